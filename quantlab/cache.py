@@ -1,0 +1,66 @@
+"""The cache folder, and the one way anything gets into it: whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CODE = Path(__file__).parent
+
+
+def cache_dir() -> Path:
+    """``$QUANTLAB_CACHE``, or ``quantlab`` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quantlab"
+    return Path(os.environ.get("QUANTLAB_CACHE", default)).absolute()
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """SHA-256 over the parts, each with its length before it, so that ``["ab", "c"]`` is not ``["a", "bc"]``."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_digest() -> str:
+    """One digest of quantlab's own source, a part of every key: other code, other results."""
+    sources = sorted(CODE.rglob("*.py"))
+    return digest(part for path in sources for part in (path.relative_to(CODE).as_posix(), path.read_bytes()))
+
+
+@contextmanager
+def published(target: Path) -> Iterator[Path]:
+    """A fresh folder to write in, renamed to ``target`` when the block ends well and removed when it does not.
+
+    Renaming is atomic, so a reader sees all of ``target`` or nothing. Where another process has published the same
+    key meanwhile, its folder stays: equal keys mean equal content.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield scratch
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file by renaming a finished one over it: a reader never sees half of it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,43 @@
+"""Checks of what users write: every message says what came, what is allowed, and the nearest valid name."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the closest of ``allowed``, or nothing where none is close."""
+    matches = difflib.get_close_matches(str(name), list(allowed), n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, matches))}?)" if matches else ""
+
+
+def one_of(field: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Raises ValueError unless ``value`` is one of ``allowed``."""
+    allowed = list(allowed)
+    if value not in allowed:
+        names = ", ".join(map(str, allowed))
+        raise ValueError(f"{field} must be one of {names}; got {value!r}{nearest(value, map(str, allowed))}")
+
+
+def at_least(field: str, value: Any, least: float) -> None:
+    """Raises ValueError unless ``value`` is a number (not a bool) of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+        raise ValueError(f"{field} must be at least {least}, got {value!r}")
+
+
+def whole(field: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises ValueError unless ``value`` is an integer in ``[least, most]``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        bound = f"of at least {least}" if most is None else f"in {least}..{most}"
+        raise ValueError(f"{field} must be a whole number {bound}, got {value!r}")
+
+
+def freeze(component: Any) -> None:
+    """Turns the lists of a frozen dataclass (YAML has no tuples) into tuples, so that it can be hashed."""
+    for field in fields(component):
+        object.__setattr__(component, field.name, _frozen(getattr(component, field.name)))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
