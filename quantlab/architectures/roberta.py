@@ -1,0 +1,11 @@
+"""RoBERTa: BERT's layers, the dense layer inside the classifier."""
+
+from quantlab.architectures.bert import LAYER, embeddings, head
+from quantlab.placement.architecture import Family
+
+FAMILY = Family(
+    layers="roberta.encoder.layer",
+    embed=embeddings("roberta"),
+    layer=LAYER,
+    head=head("classifier.dense", "classifier.out_proj"),
+)

@@ -1,0 +1,87 @@
+"""From texts to batches of tokens."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from quantlab.tasks.base import Examples
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokenized:
+    """Examples as token ids, one row each, without padding; ``features`` are the tokenizer's other per-token inputs."""
+
+    rows: tuple[dict[str, list[int]], ...]
+    labels: np.ndarray
+    max_length: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        return np.array([len(row["input_ids"]) for row in self.rows])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Padded rows, each tensor of shape (rows, tokens), and where the rows stand among the examples."""
+
+    inputs: dict[str, Tensor]
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
+    """Each example's sentences as one row, cut to ``max_length`` tokens."""
+    columns = [list(column) for column in zip(*examples.texts, strict=True)]
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+    rows = tuple(
+        dict(zip(encoded.keys(), values, strict=True)) for values in zip(*encoded.values(), strict=True)
+    )
+    return Tokenized(rows=rows, labels=examples.labels, max_length=max_length)
+
+
+def in_file_order(data: Tokenized, tokenizer: PreTrainedTokenizerBase, size: int, full_length: bool) -> list[Batch]:
+    """Batches of ``size`` consecutive rows, padded to the longest of each, or all to ``max_length``."""
+    return _batches(data, tokenizer, np.arange(len(data)), size, data.max_length if full_length else None)
+
+
+def by_length(data: Tokenized, tokenizer: PreTrainedTokenizerBase, size: int) -> list[Batch]:
+    """Batches of rows of like length, longest first (what does not fit in memory fails at once), padded to their own
+    longest row: next to no work is spent on padding."""
+    return _batches(data, tokenizer, np.argsort(-data.lengths(), kind="stable"), size, None)
+
+
+def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The batch's inputs on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+
+
+def _batches(
+    data: Tokenized, tokenizer: PreTrainedTokenizerBase, order: np.ndarray, size: int, length: int | None
+) -> list[Batch]:
+    return [
+        Batch(inputs=_pad([data.rows[i] for i in indices], tokenizer, length), indices=indices)
+        for indices in np.split(order, range(size, len(order), size))
+    ]
+
+
+def _pad(
+    rows: Sequence[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase, length: int | None
+) -> dict[str, Tensor]:
+    padded = tokenizer.pad(
+        list(rows), padding="longest" if length is None else "max_length", max_length=length, return_tensors="pt"
+    )
+    return dict(padded)
+
+
+def total_rows(batches: Iterable[Batch]) -> int:
+    """Number of examples in the batches."""
+    return sum(map(len, batches))

@@ -1,0 +1,87 @@
+"""Answers, and what they are worth."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.progress import track
+from transformers import PreTrainedModel
+
+from quantlab.batching import Batch, on_device, total_rows
+from quantlab.checks import whole
+from quantlab.quant.errors import ratio_db
+from quantlab.significance import accuracy_drop_ci95, metric_drop_ci95
+from quantlab.tasks import metrics
+from quantlab.tasks.base import Task
+
+CONSTANT_SHARE = 0.98  # of the answers in one class: the model has stopped looking at its input
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How many of the evaluation split's first rows are answered (all, if None), and in batches of how many."""
+
+    limit: int | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        whole("evaluation.batch_size", self.batch_size, 1)
+        if self.limit is not None:
+            whole("evaluation.limit", self.limit, 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """Logits of shape (N, classes) in the examples' and the task's order, and the seconds they took."""
+
+    logits: np.ndarray
+    seconds: float
+
+
+@torch.inference_mode()
+def predict(model: PreTrainedModel, batches: Sequence[Batch], columns: Sequence[int], title: str) -> Answers:
+    """Answers to all rows of the batches; ``columns`` puts the model's classes into the task's order."""
+    logits = np.empty((total_rows(batches), len(columns)), dtype=np.float32)
+    start = time.perf_counter()
+    for batch in track(batches, title, transient=True):
+        output = model(**on_device(batch, model.device)).logits
+        logits[batch.indices] = output.float().cpu().numpy()[:, list(columns)]
+    return Answers(logits=logits, seconds=time.perf_counter() - start)
+
+
+def score(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """The task's metrics, and the differences to the FP32 logits ``reference``.
+
+    ``*_drop`` is FP32 less quantized, so a loss is positive; its interval is paired over examples. An SQNR without
+    noise is infinite.
+    """
+    primary = task.metrics[0]
+    scores = metrics.compute(task.metrics, logits, labels)
+    scores["loss"] = metrics.loss(logits, labels, task.regression)
+    scores[f"{primary}_fp32"] = metrics.compute([primary], reference, labels)[primary]
+    scores[f"{primary}_drop"] = scores[f"{primary}_fp32"] - scores[primary]
+    low, high = _drop_ci95(task, labels, logits, reference)
+    scores[f"{primary}_drop_ci95_low"], scores[f"{primary}_drop_ci95_high"] = low, high
+    if not task.regression:
+        answers = logits.argmax(-1)
+        scores["agreement_fp32"] = float(np.mean(answers == reference.argmax(-1)))
+        scores["constant_prediction"] = float(largest_share(answers) >= CONSTANT_SHARE)
+    wide = reference.astype(np.float64)
+    scores["logits_sqnr_db"] = ratio_db(float((wide**2).sum()), float(((wide - logits) ** 2).sum()))
+    return scores
+
+
+def largest_share(classes: np.ndarray) -> float:
+    """The share of the most frequent value."""
+    return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
+
+
+def _drop_ci95(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    if task.metrics[0] == "accuracy":
+        return accuracy_drop_ci95(reference.argmax(-1) == labels, logits.argmax(-1) == labels)
+    if len(labels) < 3:
+        return math.nan, math.nan
+    return metric_drop_ci95(task.metrics[0], reference, logits, labels)

@@ -1,0 +1,89 @@
+"""What all trials of one model, task and evaluation share: loaded and computed once, not once a trial."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from quantlab.batching import Batch, Tokenized, by_length, tokenize
+from quantlab.cache import cache_dir, code_digest, digest, published
+from quantlab.calibration import Calibration, observe
+from quantlab.evaluation import Answers, Evaluation, predict
+from quantlab.models import Loaded, ModelSpec
+from quantlab.placement.architecture import places
+from quantlab.placement.sites import Place, Site
+from quantlab.provenance import device_name
+from quantlab.quant.sketch import Sketch
+from quantlab.tasks.base import Examples, Task
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """A loaded model with the task's rows, ready to answer and to calibrate."""
+
+    loaded: Loaded
+    task: Task
+    train: Examples
+    rows: Tokenized
+    batches: list[Batch]
+    places: list[Place]
+    data_fingerprint: str  # of the rows that calibrate and the rows that are answered
+    key: str  # names checkpoint, data, how they are batched, machine and code
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.loaded.model
+
+    def answer(self, title: str) -> Answers:
+        """The model's answers to all evaluation rows, as it is now."""
+        return predict(self.model, self.batches, self.loaded.label_columns, title)
+
+    def calibration_batches(self, calibration: Calibration) -> list[Batch]:
+        """The rows that calibrate."""
+        return calibration.batches(self.train, self.loaded.tokenizer, self.task.max_length)
+
+
+def load(model: ModelSpec, task: Task, evaluation: Evaluation) -> Material:
+    """Reads data and checkpoint. Raises ValueError or OSError that says what is wrong with either."""
+    splits = task.load()
+    examples = splits.evaluation if evaluation.limit is None else splits.evaluation.head(evaluation.limit)
+    loaded = model.load(task)
+    rows = tokenize(examples, loaded.tokenizer, task.max_length)
+    data_fingerprint = digest([splits.train.fingerprint, examples.fingerprint])
+    device = loaded.model.device
+    setting = (task.name, str(task.max_length), str(evaluation.batch_size), device_name(device))
+    arithmetic = (torch.__version__, torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads()))
+    return Material(
+        loaded=loaded,
+        task=task,
+        train=splits.train,
+        rows=rows,
+        batches=by_length(rows, loaded.tokenizer, evaluation.batch_size),
+        places=places(loaded.model),
+        data_fingerprint=data_fingerprint,
+        key=digest([loaded.fingerprint, data_fingerprint, *setting, *arithmetic, code_digest()]),
+    )
+
+
+def fp32_answers(material: Material) -> Answers:
+    """The FP32 model's answers, from the cache folder if any process has computed them for the same key."""
+    folder = cache_dir() / "fp32" / material.key
+    if not folder.is_dir():
+        answers = material.answer("FP32 reference")
+        with published(folder) as scratch:
+            np.save(scratch / "logits.npy", answers.logits)
+            np.save(scratch / "seconds.npy", answers.seconds)
+        return answers
+    return Answers(logits=np.load(folder / "logits.npy"), seconds=float(np.load(folder / "seconds.npy")))
+
+
+def fp32_sketches(material: Material, calibration: Calibration) -> dict[str, Sketch]:
+    """Sketches of every place in the FP32 network: they serve every placement, method, estimator and bit width."""
+    sites = [
+        Site(name=place.name, channels=place.channels, tap=tap)
+        for place in material.places
+        if (tap := place.tensor or place.operand) is not None
+    ]
+    batches = material.calibration_batches(calibration)
+    return observe(material.model, sites, batches, calibration.counts_padding)

@@ -1,0 +1,102 @@
+"""What a quantization method is: a pure function from what calibration saw to a plan."""
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from quantlab.calibration import Calibration
+from quantlab.methods.bits import Bits, weight_of, weighted_modules
+from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.placement.sites import Site
+from quantlab.quant.granularity import Granularity, PerTensor
+from quantlab.quant.grid import FloatGrid, Grid
+from quantlab.quant.ranges import group_ranges, weight_range
+from quantlab.quant.sketch import Sketch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSpec:
+    """How a method wants a site quantized, before any range is known."""
+
+    grid: Grid
+    granularity: Granularity = PerTensor()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """One file and one YAML a method. Most override :meth:`site_spec` alone; those that edit weights, :meth:`plan`."""
+
+    def check(self, sites: Sequence[Site]) -> None:  # noqa: B027 (most methods have nothing to check)
+        """Raises ValueError where the method cannot do its work at these sites. Runs before anything is loaded."""
+
+    def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
+        """The grid and granularity of one site; None where it stays in FP32."""
+        grid = bits.activation_grid(site.name)
+        return None if grid is None else SiteSpec(grid=grid)
+
+    def weight_grid(self, parameter: str, module: nn.Module, bits: Bits) -> Grid | None:
+        """The grid of one weight; None where it stays in FP32."""
+        return bits.weight_grid(parameter, module)
+
+    def plan(
+        self,
+        sites: Sequence[Site],
+        sketches: Mapping[str, Sketch],
+        weights: tuple[WeightQuant, ...],
+        bits: Bits,
+        calibration: Calibration,
+    ) -> QuantPlan:
+        """The plan for these sites, from sketches by site name and the weights' plan (:func:`plan_weights`)."""
+        specs = ((site, self.site_spec(site, bits)) for site in sites)
+        return QuantPlan(
+            activations=tuple(plan_site(s, spec, sketches[s.name], calibration) for s, spec in specs if spec is not None),
+            weights=weights,
+        )
+
+
+def plan_site(site: Site, spec: SiteSpec, sketch: Sketch, calibration: Calibration) -> ActivationQuant:
+    """One site's ranges. Raises ValueError where calibration has not seen it."""
+    if isinstance(spec.grid, FloatGrid):
+        return ActivationQuant(site=site.name, tap=site.tap, grid=spec.grid)
+    if sketch.count == 0:
+        raise ValueError(f"site {site.name} was never seen in calibration: it has no range")
+    grid = calibration.grid(spec.grid)
+    lo, hi, groups = group_ranges(calibration.range(sketch, grid), sketch, spec.granularity)
+    return ActivationQuant(
+        site=site.name,
+        tap=site.tap,
+        grid=grid,
+        lo=tuple(lo.tolist()),
+        hi=tuple(hi.tolist()),
+        groups=() if len(lo) == 1 else tuple(groups.tolist()),
+    )
+
+
+def plan_weights(
+    model: PreTrainedModel, method: Method, bits: Bits, calibration: Calibration
+) -> tuple[WeightQuant, ...]:
+    """Grid and ranges of every weight that the method and the bits quantize."""
+    modules = weighted_modules(model)
+    grids = {name: method.weight_grid(name, module, bits) for name, module in modules.items()}
+    return tuple(
+        _plan_weight(name, modules[name], grid, bits, calibration) for name, grid in grids.items() if grid is not None
+    )
+
+
+def _plan_weight(
+    parameter: str, module: nn.Module, grid: Grid, bits: Bits, calibration: Calibration
+) -> WeightQuant:
+    if isinstance(grid, FloatGrid):
+        return WeightQuant(parameter=parameter, grid=grid, axis=None)
+    weight, axis = weight_of(module), bits.weight_axis(module)
+    if calibration.ranges_weights:
+        grid = calibration.grid(grid)
+        sketch = Sketch(channels=1)
+        sketch.update(weight.reshape(-1, 1))
+        low, high = calibration.range(sketch, grid)
+        return WeightQuant(parameter=parameter, grid=grid, axis=None, lo=(low,), hi=(high,))
+    lo, hi = weight_range(weight, grid, bits.weight_estimator, axis)
+    return WeightQuant(parameter=parameter, grid=grid, axis=axis, lo=tuple(lo.tolist()), hi=tuple(hi.tolist()))

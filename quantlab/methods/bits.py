@@ -1,0 +1,121 @@
+"""How many bits each kind of tensor gets, and how weights find their ranges."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quantlab.checks import freeze, one_of
+from quantlab.placement.sites import matching
+from quantlab.quant.grid import Grid, grid_of
+
+Precision = int | str
+
+WEIGHTED = (nn.Linear, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All sites and parameters whose name matches the glob get these bits."""
+
+    match: str
+    bits: Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """Precisions are numbers of bits (2 to 16, and 32 for untouched) or ``fp16``, ``bf16``, ``fp32``.
+
+    ``embeddings`` None: as ``weights``. ``norms``: LayerNorm weights, per tensor as in Bondarenko's code.
+    ``symmetric`` is about activations; weights are symmetric unless ``weight_symmetric`` is false. ``rules`` override
+    the rest by name (a site like ``*.ffn.sum`` or a parameter like ``*.layer.0.*weight``), the last match wins.
+    """
+
+    weights: Precision = 8
+    activations: Precision = 8
+    embeddings: Precision | None = None
+    norms: Precision = 32
+    symmetric: bool = False
+    weight_symmetric: bool = True
+    weight_granularity: str = "tensor"
+    weight_estimator: str = "minmax"
+    rules: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        freeze(self)
+        for field in ("symmetric", "weight_symmetric"):
+            one_of(f"bits.{field}", getattr(self, field), (True, False))
+        one_of("bits.weight_granularity", self.weight_granularity, ("tensor", "channel"))
+        one_of("bits.weight_estimator", self.weight_estimator, ("minmax", "mse"))
+        object.__setattr__(self, "rules", tuple(_rule(rule) for rule in self.rules))
+        precisions = {"weights": self.weights, "activations": self.activations, "norms": self.norms}
+        if self.embeddings is not None:
+            precisions["embeddings"] = self.embeddings
+        precisions |= {f"rules[{rule.match}]": rule.bits for rule in self.rules}
+        for name, precision in precisions.items():
+            _check_precision(f"bits.{name}", precision)
+
+    def activation_grid(self, site: str) -> Grid | None:
+        """The grid of a site's tensor; None where it stays as it is."""
+        return grid_of(self._ruled(site, self.activations), self.symmetric)
+
+    def weight_grid(self, parameter: str, module: nn.Module) -> Grid | None:
+        """The grid of a module's weight; None where it stays as it is."""
+        return grid_of(self._ruled(parameter, self._by_kind(module)), self.weight_symmetric)
+
+    def weight_axis(self, module: nn.Module) -> int | None:
+        """The dimension of a weight whose slices have ranges of their own: its output channels; None per tensor."""
+        if self.weight_granularity == "tensor" or isinstance(module, nn.LayerNorm):
+            return None
+        return 1 if isinstance(module, nn.Embedding) else 0
+
+    def check_rules(self, names: Sequence[str]) -> None:
+        """Raises ValueError where a rule matches none of the model's sites and parameters."""
+        matching([rule.match for rule in self.rules], names, "bits.rules")
+
+    def _ruled(self, name: str, precision: Precision) -> Precision:
+        for rule in self.rules:
+            if fnmatchcase(name, rule.match):
+                precision = rule.bits
+        return precision
+
+    def _by_kind(self, module: nn.Module) -> Precision:
+        if isinstance(module, nn.LayerNorm):
+            return self.norms
+        if isinstance(module, nn.Embedding) and self.embeddings is not None:
+            return self.embeddings
+        return self.weights
+
+
+def weighted_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Modules whose weight can be quantized, by the weight's parameter name: Linear, Embedding, LayerNorm."""
+    return {
+        f"{path}.weight": module
+        for path, module in model.named_modules()
+        if isinstance(module, (*WEIGHTED, nn.LayerNorm))
+    }
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A module's weight."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.data
+
+
+def _rule(rule: Any) -> Rule:
+    if isinstance(rule, Rule):
+        return rule
+    if not isinstance(rule, Mapping) or set(rule) != {"match", "bits"}:
+        raise ValueError(f"a rule is {{match: <glob>, bits: <precision>}}, got {rule!r}")
+    return Rule(match=str(rule["match"]), bits=rule["bits"])
+
+
+def _check_precision(field: str, precision: Precision) -> None:
+    try:
+        grid_of(precision, symmetric=True)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None

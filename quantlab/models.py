@@ -1,0 +1,201 @@
+"""Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own fine-tuning."""
+
+import shlex
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from quantlab import checkpoint
+from quantlab.cache import cache_dir, digest
+from quantlab.checks import at_least, one_of, whole
+from quantlab.tasks.base import Task
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A model ready to answer, and what names it."""
+
+    model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str  # SHA-256 of config, weights and tokenizer files: the checkpoint's part of every key
+    label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
+    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, device
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(ABC):
+    """A model's YAML keys. A subclass says which folder holds the checkpoint."""
+
+    device: str = "auto"  # auto: a GPU where there is one
+
+    def __post_init__(self) -> None:
+        one_of("device", self.device, DEVICES)
+
+    @abstractmethod
+    def folder(self, task: Task) -> Path:
+        """Where config.json, weights and tokenizer lie. Raises OSError where they are not there and cannot be had."""
+
+    def title(self, task: Task) -> str:
+        """The checkpoint in words, for tags."""
+        return str(self.folder(task))
+
+    def torch_device(self) -> torch.device:
+        """The device to run on. Raises ValueError for ``cuda`` where there is no GPU."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda, but torch sees no GPU here; use auto or cpu")
+        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    def load(self, task: Task) -> Loaded:
+        """Reads the checkpoint. Raises ValueError or OSError that names the file, tensor or label that is wrong."""
+        device, folder = self.torch_device(), self.folder(task)
+        config = checkpoint.read_config(folder)
+        columns, order = checkpoint.label_columns(config, task)
+        tokenizer = checkpoint.read_tokenizer(folder)
+        check_fit(config, tokenizer, task, folder)
+        model, missing = checkpoint.read_model(folder)
+        if missing:
+            raise ValueError(
+                f"{folder} lacks {', '.join(sorted(missing)[:8])}: its head or layers were never trained for a task; "
+                f"`python -m quantlab.finetune` trains one"
+            )
+        model.requires_grad_(False).eval().to(device)  # type: ignore[no-untyped-call]
+        return Loaded(
+            model=model,
+            tokenizer=tokenizer,
+            fingerprint=checkpoint.fingerprint(folder),
+            label_columns=columns,
+            tags={"label_order": order, "checkpoint": self.title(task), "device": str(device)},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(ModelSpec):
+    """A fine-tuned sequence classifier: a folder, or a name on the Hugging Face Hub."""
+
+    path: str
+    revision: str | None = None  # a commit, tag or branch on the hub
+
+    def folder(self, task: Task) -> Path:
+        """The folder itself, or the hub's files in its local cache."""
+        return checkpoint.locate(self.path, self.revision)
+
+    def title(self, task: Task) -> str:
+        """The path or name, with its revision."""
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
+
+class Base(ABC):
+    """Where an encoder to fine-tune comes from."""
+
+    @abstractmethod
+    def folder(self) -> Path:
+        """The folder of its checkpoint. Raises OSError where it cannot be had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Base):
+    """An encoder in a folder or on the hub."""
+
+    path: str
+    revision: str | None = None
+
+    def folder(self) -> Path:
+        """The folder itself, or the hub's files in its local cache."""
+        return checkpoint.locate(self.path, self.revision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged(Base):
+    """An encoder whose files an installed Python package carries; the package is never imported."""
+
+    package: str
+    inside: str  # the folder in the package
+    extra: str  # the extra of quantlab that installs it
+
+    def folder(self) -> Path:
+        """The package's folder. Raises FileNotFoundError, naming the extra, where the package is not installed."""
+        spec = find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(f"package {self.package} is not installed: pip install 'quantlab[{self.extra}]'")
+        return Path(spec.submodule_search_locations[0]) / self.inside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a classifier is trained: AdamW, linear warm-up, then linear decay to zero."""
+
+    epochs: int = 1
+    learning_rate: float = 2e-4  # at its peak
+    batch_size: int = 32
+    warmup_fraction: float = 0.1  # of all steps
+    weight_decay: float = 0.01
+    seed: int = 0
+    bf16: bool = True  # autocast where the hardware has it; weights and optimizer stay FP32
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            whole(name, getattr(self, name), 1)
+        whole("seed", self.seed, 0)
+        for name in ("learning_rate", "warmup_fraction", "weight_decay"):
+            at_least(name, getattr(self, name), 0)
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate must be above 0, got 0")
+        if self.warmup_fraction > 1:
+            raise ValueError(f"warmup_fraction must be at most 1, got {self.warmup_fraction}")
+        one_of("bf16", self.bf16, (True, False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned(ModelSpec):
+    """A classifier that ``python -m quantlab.finetune`` trains once and stores under the cache folder."""
+
+    name: str  # of its YAML file
+    base: Base
+    recipe: Recipe
+
+    def folder(self, task: Task) -> Path:
+        """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not there."""
+        target = self.target(task)
+        if not target.is_dir():
+            raise FileNotFoundError(f"{self.name} is not fine-tuned on {task.name} yet: run {self.command(task)}")
+        return target
+
+    def target(self, task: Task) -> Path:
+        """Its place in the cache, named by all that decides its weights."""
+        content = (checkpoint.fingerprint(self.base.folder()), task.load().train.fingerprint, *task.labels)
+        settings = (repr(sorted(asdict(self.recipe).items())), str(task.max_length))
+        return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"
+
+    def command(self, task: Task) -> str:
+        """The command that trains it, with every setting that is not a default."""
+        settings = [
+            *overrides("task", task),
+            *overrides("model.recipe", self.recipe),
+            *overrides("model.base", self.base),
+        ]
+        return shlex.join(["python", "-m", "quantlab.finetune", f"model={self.name}", f"task={task.name}", *settings])
+
+
+def overrides(prefix: str, component: Any) -> list[str]:
+    """The fields of a component that differ from their defaults, as Hydra's overrides."""
+    optional = [field for field in fields(component) if field.default is not MISSING]
+    values = [(field.name, getattr(component, field.name), field.default) for field in optional]
+    return [
+        f"{prefix}.{name}={'null' if value is None else value}" for name, value, default in values if value != default
+    ]
+
+
+def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
+    """Raises ValueError where the tokenizer's ids or the task's length exceed the model's embeddings."""
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
+    positions = min(config.max_position_embeddings, tokenizer.model_max_length)
+    if task.max_length > positions:
+        raise ValueError(f"task.max_length={task.max_length}, but the model takes at most {positions} tokens")

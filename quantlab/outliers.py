@@ -1,0 +1,54 @@
+"""Outlier statistics of the hidden states, by depth."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from quantlab.placement.sites import Place
+from quantlab.quant.sketch import Sketch
+
+LAYER_METRICS = ("kurtosis", "variance", "top1pct_energy_channels", "top1pct_energy_elements")
+
+
+def hidden_states(places: Sequence[Place]) -> list[str]:
+    """The residual stream by depth: the embeddings' output, then every layer's, as in arXiv 2603.04308."""
+    return ["embed.out"] + [place.name for place in places if place.name.endswith(".layer.out")]
+
+
+def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, list[float]]:
+    """Each of :data:`LAYER_METRICS` for each of the sites. Kurtosis is Pearson's, of all elements of a site."""
+    stream = [sketches[name] for name in names]
+    return {
+        "kurtosis": [sketch.kurtosis() for sketch in stream],
+        "variance": [sketch.variance() for sketch in stream],
+        "top1pct_energy_channels": [sketch.energy_top_channels() for sketch in stream],
+        "top1pct_energy_elements": [sketch.energy_top_elements() for sketch in stream],
+    }
+
+
+def kurtosis_max(sketches: Mapping[str, Sketch]) -> float:
+    """The largest kurtosis of any site."""
+    return max((value for sketch in sketches.values() if math.isfinite(value := sketch.kurtosis())), default=math.nan)
+
+
+def plot_by_depth(layers: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
+    """Kurtosis, and the energy of the top 1 % of channels and elements, against depth, as a PNG."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    depth = range(len(layers["kurtosis"]))
+    left.plot(depth, layers["kurtosis"], "o-", color="#0072B2")
+    left.axhline(3, color="gray", linewidth=0.8, linestyle="--")
+    left.annotate("Gaussian", (0, 3), xytext=(0, 3), textcoords="offset points", color="gray", fontsize=8)
+    left.set(yscale="log", ylabel="kurtosis (Pearson's)")
+    right.plot(depth, layers["top1pct_energy_channels"], "o-", color="#0072B2", label="of channels")
+    right.plot(depth, layers["top1pct_energy_elements"], "s--", color="#D55E00", label="of elements")
+    right.set(ylim=(0, 1), ylabel="share of energy in the top 1 %")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.set(xlabel="depth (0: embeddings)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,102 @@
+"""How a model family's table of places is written, and how it unfolds over a model of any depth."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+import quantlab.architectures
+from quantlab.checks import nearest
+from quantlab.placement.sites import Place, Tap
+
+
+@dataclass(frozen=True)
+class Row:
+    """Taps of one role, module names relative to the layer (or to the model). ``optional``: where the module exists."""
+
+    tensor: Tap | None = None
+    operand: Tap | None = None
+    optional: bool = False
+
+
+def both(module: str, at: str) -> Row:
+    """A tensor that has one consumer, a matrix product: both taps are the same."""
+    return Row(tensor=Tap(module, at), operand=Tap(module, at))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The table of one model family: its layers' module path and the rows before, in and after each layer."""
+
+    layers: str
+    embed: Mapping[str, Row]
+    layer: Mapping[str, Row]
+    head: Mapping[str, Row]
+
+    def places(self, model: PreTrainedModel) -> list[Place]:
+        """Every place of the model, in the network's order."""
+        modules = dict(model.named_modules())
+        depth = sum(1 for _ in modules[self.layers].children())
+        tables = [("", "embed", self.embed)]
+        tables += [(f"{self.layers}.{index}.", str(index), self.layer) for index in range(depth)]
+        tables += [("", "head", self.head)]
+        return [
+            place
+            for prefix, scope, table in tables
+            for role, row in table.items()
+            if (place := _place(f"{scope}.{role}", row, prefix, modules, model.config)) is not None
+        ]
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The table in ``quantlab/architectures/<model type>.py``. Raises ValueError where there is none."""
+    known = sorted(module.name for module in pkgutil.iter_modules(quantlab.architectures.__path__))
+    name = config.model_type.replace("-", "_")
+    if name not in known:
+        raise ValueError(
+            f"quantlab has no site table for the architecture {config.model_type!r}{nearest(name, known)}; "
+            f"it has {', '.join(known)}. A new one is one file in quantlab/architectures"
+        )
+    family = importlib.import_module(f"quantlab.architectures.{name}").FAMILY
+    assert isinstance(family, Family)
+    return family
+
+
+def places(model: PreTrainedModel) -> list[Place]:
+    """Every named place of a model. It may be on the meta device: no weight is read."""
+    return family_of(model.config).places(model)
+
+
+def _place(
+    name: str, row: Row, prefix: str, modules: Mapping[str, nn.Module], config: PretrainedConfig
+) -> Place | None:
+    tensor, operand = (_absolute(tap, prefix, modules, row.optional) for tap in (row.tensor, row.operand))
+    known = tensor or operand
+    if known is None:
+        return None
+    return Place(name=name, channels=_channels(known, modules, config), tensor=tensor, operand=operand)
+
+
+def _absolute(tap: Tap | None, prefix: str, modules: Mapping[str, nn.Module], optional: bool) -> Tap | None:
+    if tap is None:
+        return None
+    path = prefix + tap.module
+    if path not in modules:
+        if optional:
+            return None
+        raise ValueError(f"the site table names a module {path!r} that this model lacks{nearest(path, modules)}")
+    return Tap(path, tap.at)
+
+
+def _channels(tap: Tap, modules: Mapping[str, nn.Module], config: PretrainedConfig) -> int:
+    module = modules[tap.module]
+    if tap.at in ("scores", "probs"):
+        return int(config.num_attention_heads)
+    if isinstance(module, nn.Linear):
+        return module.in_features if tap.at == "input" else module.out_features
+    if isinstance(module, nn.LayerNorm):
+        return int(module.normalized_shape[-1])
+    return int(config.hidden_size)

@@ -1,0 +1,68 @@
+"""An attention function whose scores and probabilities can be tapped, registered with transformers by name."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+NAME = "quantlab"
+TAPS = "_quantlab_taps"
+
+Function = Callable[[Tensor], Tensor]
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention over (batch, heads, tokens, head width), equal to transformers' eager one to the bit.
+
+    Scores are tapped before the mask is added: the mask is no activation, and its huge numbers would ruin any range.
+    """
+    taps: Mapping[str, Function] = getattr(module, TAPS, {})
+    scaling = query.size(-1) ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if "scores" in taps:
+        scores = taps["scores"](scores)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probs = nn.functional.softmax(scores, dim=-1)
+    if "probs" in taps:
+        probs = taps["probs"](probs)
+    dropped = nn.functional.dropout(probs, p=dropout, training=module.training)
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probs
+
+
+AttentionInterface.register(NAME, attention)
+# Without an entry of the same name here, transformers hands every layer attention_mask=None without a word.
+AttentionMaskInterface.register(NAME, eager_mask)
+
+
+@contextmanager
+def tapped_attention(model: PreTrainedModel, taps: Mapping[str, Mapping[str, Function]]) -> Iterator[None]:
+    """Runs the model's attention through :func:`attention`, with the functions for each module path, until the exit."""
+    if not taps:
+        yield
+        return
+    before = model.config._attn_implementation
+    modules = {path: model.get_submodule(path) for path in taps}
+    try:
+        model.set_attn_implementation(NAME)
+        for path, module in modules.items():
+            setattr(module, TAPS, taps[path])
+        yield
+    finally:
+        for module in modules.values():
+            if hasattr(module, TAPS):
+                delattr(module, TAPS)
+        model.set_attn_implementation(before)

@@ -1,0 +1,115 @@
+"""How functions and plans enter a model, and leave it bit for bit as it was."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quantlab.placement.attention import Function, tapped_attention
+from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
+from quantlab.placement.sites import Tap
+from quantlab.quant.grid import FloatGrid
+
+
+@dataclass
+class Inserted:
+    """What :func:`insert` put into a model: how often each site's quantizer has run since then."""
+
+    calls: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
+    """Passes each tapped tensor through its function until the exit. The function's result is what the model goes on
+    with. Raises AttributeError where a module does not exist."""
+    inside: dict[str, dict[str, Function]] = defaultdict(dict)
+    with ExitStack() as stack:
+        for tap, function in functions.items():
+            if tap.at in ("scores", "probs"):
+                inside[tap.module][tap.at] = function
+            else:
+                stack.enter_context(_hooked(model.get_submodule(tap.module), tap.at, function))
+        stack.enter_context(tapped_attention(model, inside))
+        yield
+
+
+@contextmanager
+def insert(model: PreTrainedModel, plan: QuantPlan) -> Iterator[Inserted]:
+    """Runs the model as the plan says (simulated: FP32 arithmetic on quantized values) until the exit."""
+    inserted = Inserted(calls={activation.site: 0 for activation in plan.activations})
+    functions = {item.tap: _counted(item.site, quantizer(item, model.device), inserted) for item in plan.activations}
+    with quantized_weights(model, plan.weights), tapped(model, functions):
+        yield inserted
+
+
+@contextmanager
+def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> Iterator[None]:
+    """Puts the parameters on their grids; the originals are set aside untouched and put back at the exit."""
+    originals: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for weight in weights:
+            parameter = model.get_parameter(weight.parameter)
+            originals.append((parameter, parameter.data))
+            parameter.data = snap_weight(parameter.data, weight)
+        yield
+    finally:
+        for parameter, original in originals:
+            parameter.data = original
+
+
+def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
+    """A parameter's value on its grid."""
+    if isinstance(weight.grid, FloatGrid):
+        return weight.grid.snap(value)
+    lo, hi = weight_ranges(weight, value.ndim)
+    scale, zero_point = weight.grid.parameters(lo.to(value.device), hi.to(value.device))
+    return weight.grid.snap(value, scale, zero_point)
+
+
+def quantizer(activation: ActivationQuant, device: torch.device) -> Function:
+    """The function that puts a site's tensor on its grid."""
+    grid = activation.grid
+    if isinstance(grid, FloatGrid):
+        return grid.snap
+    scale, zero_point = grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))
+    if activation.groups:
+        groups = torch.tensor(activation.groups)
+        scale, zero_point = scale[groups], zero_point[groups]
+        if activation.tap.at in ("scores", "probs"):
+            scale, zero_point = scale[:, None, None], zero_point[:, None, None]
+    scale, zero_point = scale.to(device), zero_point.to(device)
+    return lambda x: grid.snap(x, scale, zero_point)
+
+
+def _counted(site: str, function: Function, inserted: Inserted) -> Function:
+    def run(x: Tensor) -> Tensor:
+        inserted.calls[site] += 1
+        return function(x)
+
+    return run
+
+
+@contextmanager
+def _hooked(module: nn.Module, at: str, function: Function) -> Iterator[None]:
+    hook: Callable[..., Any]
+    if at == "input":
+
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (function(inputs[0]), *inputs[1:])
+
+        handle = module.register_forward_pre_hook(hook)
+    else:
+
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+            return function(output)
+
+        handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

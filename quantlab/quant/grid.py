@@ -1,0 +1,104 @@
+"""Grids: the sets of values that a quantized tensor may take."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantlab.checks import one_of, whole
+
+FLOAT_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a subnormal scale would have an infinite reciprocal
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineGrid:
+    """``s (q - z)`` for whole numbers q of ``bits`` bits (reference: Bondarenko et al. 2021, section 2).
+
+    Asymmetric: q in ``[0, 2^b - 1]``, ``s = (hi - lo) / (2^b - 1)``, z whole. Symmetric: z = 0, ``s = max|x| /
+    (2^(b-1) - 1)`` and q in ``+-(2^(b-1) - 1)``, so that -x lands on minus where x lands. Zero is exact on both.
+    """
+
+    bits: int
+    symmetric: bool
+
+    def __post_init__(self) -> None:
+        whole("bits", self.bits, 2, 16)
+        one_of("symmetric", self.symmetric, (False, True))
+
+    @property
+    def q_max(self) -> int:
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+    @property
+    def q_min(self) -> int:
+        return -self.q_max if self.symmetric else 0
+
+    def parameters(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """FP32 scale and (whole) zero point for ranges ``[lo, hi]`` of any one shape; zero is always made part of them.
+
+        A range of zero width holds only zero and gets scale 1.
+        """
+        lo, hi = lo.double().clamp(max=0), hi.double().clamp(min=0)
+        width = torch.maximum(-lo, hi) if self.symmetric else hi - lo
+        scale = (width / self.q_max).clamp(min=SMALLEST_SCALE).float()
+        scale = torch.where(width > 0, scale, torch.ones_like(scale))
+        zero_point = torch.zeros_like(scale) if self.symmetric else (-lo / scale).round().clamp(0, self.q_max).float()
+        return scale, zero_point
+
+    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """q for every element of ``x``, as float32 whole numbers; ``scale`` and ``zero_point`` broadcast against it.
+
+        ``x`` is multiplied by the reciprocal of the scale, as torch's kernels do, so the two agree to the bit.
+        """
+        return (x * scale.reciprocal()).round_().add_(zero_point).clamp_(self.q_min, self.q_max)
+
+    def snap(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """The grid's value nearest to every element of ``x``: quantize, then dequantize."""
+        # The zero point is folded into the bounds: the same whole numbers in four passes over memory, not six.
+        q = (x * scale.reciprocal()).round_()
+        return torch.clamp_(q, self.q_min - zero_point, self.q_max - zero_point).mul_(scale)
+
+    def __str__(self) -> str:
+        return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatGrid:
+    """The values of a 16-bit float format. Beyond FP16's 65504 lies infinity, as it does in hardware."""
+
+    format: str
+
+    def __post_init__(self) -> None:
+        one_of("format", self.format, FLOAT_FORMATS)
+
+    @property
+    def bits(self) -> int:
+        return 16
+
+    def snap(self, x: Tensor) -> Tensor:
+        """``x`` rounded to the format, back in its own dtype."""
+        return x.to(FLOAT_FORMATS[self.format]).to(x.dtype)
+
+    def __str__(self) -> str:
+        return self.format
+
+
+Grid = AffineGrid | FloatGrid
+PRECISIONS = ("fp32", "fp16", "bf16", "int2..int16 or the number of bits 2..16", "32")
+
+
+def grid_of(precision: int | str, symmetric: bool) -> Grid | None:
+    """The grid that ``8``, ``"int8"``, ``"fp16"``, ``"bf16"`` names; None for ``32`` and ``"fp32"``, which stay as they are.
+
+    Raises ValueError for anything else.
+    """
+    if precision in (32, "fp32"):
+        return None
+    if precision in FLOAT_FORMATS:
+        return FloatGrid(format=str(precision))
+    if isinstance(precision, str) and precision.startswith("int") and precision[3:].isdigit():
+        precision = int(precision[3:])
+    if isinstance(precision, str):
+        one_of("precision", precision, PRECISIONS)
+    return AffineGrid(bits=int(precision) if not isinstance(precision, bool) else precision, symmetric=symmetric)

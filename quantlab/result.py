@@ -1,0 +1,90 @@
+"""A trial's result, and its files: whole or not there."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from quantlab import outliers
+from quantlab.alarms import Alarm
+from quantlab.cache import write_whole
+from quantlab.placement.plan import QuantPlan
+
+RESULT = "result.json"
+
+Metric = float | list[float] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialResult:
+    """All that a trial found. A list among the metrics is one value a depth; None stands for "infinite" or "none"."""
+
+    metrics: Mapping[str, Metric]
+    config: Mapping[str, Any]
+    tags: Mapping[str, str]
+    alarms: tuple[Alarm, ...]
+    plan: QuantPlan
+    sites: pd.DataFrame
+    labels: np.ndarray
+    logits: np.ndarray  # (N, classes)
+    reference: np.ndarray  # the FP32 logits, (N, classes)
+
+    def summary(self) -> dict[str, Any]:
+        """What ``result.json`` holds."""
+        return {
+            "metrics": dict(self.metrics),
+            "config": dict(self.config),
+            "tags": dict(self.tags),
+            "alarms": [{"name": alarm.name, "message": alarm.message} for alarm in self.alarms],
+        }
+
+    def save(self, folder: Path) -> list[Path]:
+        """Writes the artifacts, and ``result.json`` last: where it is, everything is. Returns the files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False))
+        write_whole(folder / "plan.json", self.plan.to_json())
+        self._answers().to_parquet(folder / "answers.parquet", index=False)
+        self.sites.to_csv(folder / "sites.csv", index=False)
+        layers = {name: self.metrics[name] for name in outliers.LAYER_METRICS}
+        outliers.plot_by_depth(layers, f"FP32 activations, {self.tags['checkpoint']}", folder / "kurtosis.png")
+        write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
+        names = ("config.yaml", "plan.json", "answers.parquet", "sites.csv", "kurtosis.png", RESULT)
+        return [folder / name for name in names]
+
+    def _answers(self) -> pd.DataFrame:
+        columns: dict[str, np.ndarray] = {"label": self.labels}
+        columns |= {f"logit_{index}": column for index, column in enumerate(self.logits.T)}
+        columns |= {f"fp32_logit_{index}": column for index, column in enumerate(self.reference.T)}
+        return pd.DataFrame(columns)
+
+
+def describe(component: Any) -> Any:
+    """A component as plain data that Hydra can build it from again: ``_target_`` and its fields."""
+    if is_dataclass(component) and not isinstance(component, type):
+        target = f"{type(component).__module__}.{type(component).__qualname__}"
+        return {"_target_": target} | {f.name: describe(getattr(component, f.name)) for f in fields(component)}
+    if isinstance(component, tuple | list):
+        return [describe(item) for item in component]
+    return component
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON and databases know no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder and removes an older result from it. Raises OSError where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".writable", "")
+        (folder / ".writable").unlink()
+        (folder / RESULT).unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"the trial's folder {folder} cannot be written: {error}") from error

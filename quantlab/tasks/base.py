@@ -1,0 +1,98 @@
+"""What a task is: labelled texts in two splits, the names of the labels, and the metrics that count."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from quantlab.cache import digest
+from quantlab.checks import freeze, nearest, one_of, whole
+from quantlab.tasks.metrics import CLASSIFICATION, REGRESSION
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Texts with their labels, in a fixed order."""
+
+    texts: tuple[tuple[str, ...], ...]  # one or two texts an example
+    labels: np.ndarray  # (N,): int64 indices in the task's order of labels, or float32 scores
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.labels):
+            raise ValueError(f"{len(self.texts)} texts and {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of texts, labels and their order."""
+        texts = (text for row in self.texts for text in (str(len(row)), *row))
+        return digest([*texts, str(self.labels.dtype), self.labels.tobytes()])
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
+        """The examples at ``indices``, in that order."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return Examples(texts=tuple(self.texts[row] for row in rows), labels=self.labels[rows])
+
+    def head(self, count: int) -> "Examples":
+        """The first ``count`` examples, or all where there are fewer."""
+        return Examples(texts=self.texts[:count], labels=self.labels[:count])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Splits:
+    """``train`` feeds calibration and fine-tuning, ``evaluation`` is only ever answered."""
+
+    train: Examples
+    evaluation: Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A task's YAML keys. A subclass adds where its examples come from, and ``load``."""
+
+    name: str
+    labels: tuple[str, ...]  # the classes in the order of their indices; none for a regression
+    metrics: tuple[str, ...]  # the first is the primary one, which differences are taken of
+    max_length: int = 128  # in tokens; longer texts are cut
+
+    def __post_init__(self) -> None:
+        freeze(self)
+        if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(
+                f"labels must be at least two different names, or none for a regression; got {self.labels}"
+            )
+        if not self.metrics:
+            raise ValueError("metrics must name at least one metric")
+        for metric in self.metrics:
+            one_of("metrics", metric, CLASSIFICATION if self.labels else REGRESSION)
+        whole("max_length", self.max_length, 4)
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Both splits. Raises ValueError or OSError that says what is wrong with the data and where it lies."""
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are scores."""
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """The number of logits a model for this task has: 1 for a regression."""
+        return len(self.labels) or 1
+
+
+def class_indices(names: Sequence[str], labels: Sequence[str], source: str) -> np.ndarray:
+    """Maps label names, or indices written as text, to int64 indices; raises ValueError on any other value."""
+    table = {name: index for index, name in enumerate(labels)}
+    table |= {str(index): index for index in range(len(labels))}
+    unknown = sorted(set(names) - set(table))
+    if unknown:
+        allowed = ", ".join(f"{index} ({name})" for index, name in enumerate(labels))
+        hint = ", which marks the hidden labels of a test set" if "-1" in unknown else nearest(unknown[0], labels)
+        raise ValueError(f"{source}: unknown label {unknown[0]!r}{hint}; allowed are {allowed}")
+    return np.array([table[name] for name in names], dtype=np.int64)

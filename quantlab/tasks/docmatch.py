@@ -1,0 +1,164 @@
+"""The embedded task: does this text describe this function? Built from docstrings that are installed anyway.
+
+Question: "What does scipy.linalg.expm do?". Text: the first paragraph of a docstring, of that callable (match) or of
+another one in the same top-level package and split (mismatch). Every callable asks one question with each label, and
+every paragraph is given once as a match and once as a mismatch: neither half of a pair tells its label.
+"""
+
+import hashlib
+import importlib
+import inspect
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from quantlab.cache import cache_dir, digest, published
+from quantlab.tasks.base import Examples, Splits, Task
+from quantlab.tasks.docmatch_modules import MODULES
+
+MATCH, MISMATCH = 1, 0
+EVALUATION_SHARE = 0.2  # of the callables
+ROLE = re.compile(r":(?:\w+:)*\w+:`~?([^`<]+?)(?:\s*<[^`>]*>)?`")  # :func:`~torch.abs` reads torch.abs
+SIGNATURE = re.compile(r"[\w.*]+ ?\(|[^ ]+ ?->|[\w.]+ ?=")
+# What is not prose: directives, doctests, underlined headings, fields, tables.
+MARKUP = re.compile(r"\.\. |>>>|:\w|@|\W*\n|.*\n\s*[-=~^*]{3,}|[|+]")
+# Addresses and absolute paths differ from machine to machine; a mere pointer describes nothing.
+UNWANTED = re.compile(r"0x[0-9a-fA-F]{3,}|(?<![\w.])/\w+/\w|^(?:See|Alias)\b|^Deprecated")
+SHORTEST = 25  # characters of a description
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocMatch(Task):
+    """The pairs of the installed Python, numpy, scipy and torch. The same versions give the same pairs."""
+
+    def load(self) -> Splits:
+        """Both splits, built in some seconds the first time, then read from the cache folder."""
+        folder = cache_dir() / "docmatch" / _key()
+        if not folder.is_dir():
+            with published(folder) as scratch:
+                for split, frame in build().items():
+                    frame.to_parquet(scratch / f"{split}.parquet")
+        return Splits(train=_read(folder / "train.parquet"), evaluation=_read(folder / "evaluation.parquet"))
+
+
+def build() -> dict[str, pd.DataFrame]:
+    """Columns question, text, label of both splits; in each, any even number of first rows is balanced."""
+    texts = described(MODULES)
+    kept_back = {name for name in texts if _fraction(name, "split") < EVALUATION_SHARE}
+    return {
+        "train": pairs({name: text for name, text in texts.items() if name not in kept_back}),
+        "evaluation": pairs({name: text for name, text in texts.items() if name in kept_back}),
+    }
+
+
+def pairs(texts: dict[str, str]) -> pd.DataFrame:
+    """Matches and mismatches in turn, each in its own random but fixed order. ``texts``: callable to paragraph."""
+    others = dict(chain.from_iterable(_rotated(group) for group in _by_package(texts)))
+    order = [sorted(others, key=lambda name: _fraction(name, salt)) for salt in ("matches", "mismatches")]
+    rows = [
+        row
+        for right, wrong in zip(*order, strict=True)
+        for row in ((right, texts[right], MATCH), (wrong, texts[others[wrong]], MISMATCH))
+    ]
+    frame = pd.DataFrame(rows, columns=["name", "text", "label"])
+    return frame.assign(question="What does " + frame["name"] + " do?")[["question", "text", "label"]]
+
+
+def described(modules: tuple[str, ...]) -> dict[str, str]:
+    """Callable to paragraph. Of the callables that share a paragraph, the one with the shortest name has it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # modules and attributes that are deprecated say so when touched
+        found = {name: paragraph(doc) for name, doc in chain.from_iterable(map(_documented, modules))}
+    owners: dict[str, str] = {}
+    for name in sorted(found, key=lambda name: (name.count("."), len(name), name)):
+        if text := found[name]:
+            owners.setdefault(text, name)
+    return {name: text for text, name in owners.items()}
+
+
+def paragraph(doc: str) -> str | None:
+    """The first paragraph of prose in one line, or None where there is none that describes anything."""
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(doc)):
+        if SIGNATURE.match(block) or MARKUP.match(block):
+            continue
+        text = " ".join(ROLE.sub(r"\1", block).replace("`", "").split())
+        wanted = len(text) >= SHORTEST and text[0].isalpha() and not UNWANTED.search(text)
+        return text if wanted else None
+    return None
+
+
+def _documented(module_name: str) -> Iterator[tuple[str, str]]:
+    if find_spec(module_name) is None:  # not in this version of its package
+        return
+    module = importlib.import_module(module_name)
+    for name, value in _public(module):
+        yield from _docs(f"{module_name}.{name}", value)
+        if inspect.isclass(value):
+            for owner in _own(value):
+                for method, function in vars(owner).items():
+                    if not method.startswith("_"):
+                        yield from _docs(f"{module_name}.{name}.{method}", getattr(function, "__func__", function))
+
+
+def _docs(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    doc = getattr(value, "__doc__", None)
+    if callable(value) and isinstance(doc, str):
+        yield name.removeprefix("builtins."), doc
+
+
+def _public(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    listed = getattr(module, "__all__", None)
+    for name in sorted(set(vars(module) if listed is None else listed)):
+        value = getattr(module, name, None)
+        if not name.startswith("_") and not inspect.ismodule(value) and (listed is not None or _owns(module, value)):
+            yield name, value
+
+
+def _owns(module: ModuleType, value: Any) -> bool:
+    """Whether the value is at home in the module's package, or in the C code behind it."""
+    home = str(getattr(value, "__module__", None) or "_").partition(".")[0]
+    return home.startswith("_") or home == module.__name__.partition(".")[0]
+
+
+def _own(kind: type) -> list[type]:
+    """The class and its private bases, such as torch._C.TensorBase: what a public base has is that base's."""
+    return [base for base in kind.__mro__ if base is kind or "._" in f".{base.__module__}"]
+
+
+def _by_package(names: dict[str, str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: _fraction(name, "partner")):
+        groups.setdefault(name.partition(".")[0] if "." in name else "builtins", []).append(name)
+    return [group for group in groups.values() if len(group) > 1]  # a lone callable has no other's text to be given
+
+
+def _rotated(group: list[str]) -> Iterator[tuple[str, str]]:
+    return zip(group, [*group[1:], group[0]], strict=True)
+
+
+def _fraction(name: str, salt: str) -> float:
+    """A number in [0, 1) that looks random but is the name's own, in every process."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def _key() -> str:
+    packages = (importlib.import_module(name).__version__ for name in ("numpy", "scipy", "torch"))
+    code = (Path(__file__).read_bytes(), "\n".join(MODULES))
+    return digest([sys.platform, platform.python_version(), *packages, *code])[:16]
+
+
+def _read(path: Path) -> Examples:
+    frame = pd.read_parquet(path)
+    texts = tuple(zip(frame["question"].tolist(), frame["text"].tolist(), strict=True))
+    return Examples(texts=texts, labels=frame["label"].to_numpy(np.int64))

@@ -1,0 +1,184 @@
+"""A trial: quantize, evaluate, profile. It knows nothing of Hydra, MLflow or Optuna."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from quantlab.alarms import Finding, raised
+from quantlab.cache import code_digest, digest
+from quantlab.calibration import Calibration, Requantize, observe
+from quantlab.checkpoint import read_config
+from quantlab.diagnosis import site_table
+from quantlab.evaluation import Answers, Evaluation, score
+from quantlab.material import Material, fp32_answers, fp32_sketches, load
+from quantlab.memo import Memo
+from quantlab.methods.base import Method, plan_site, plan_weights
+from quantlab.methods.bits import Bits, weighted_modules
+from quantlab.models import ModelSpec
+from quantlab.outliers import by_depth, hidden_states, kurtosis_max
+from quantlab.placement.architecture import places
+from quantlab.placement.attention import Function
+from quantlab.placement.insert import insert, quantized_weights, quantizer
+from quantlab.placement.plan import QuantPlan, WeightQuant
+from quantlab.placement.sites import Placement, Site
+from quantlab.profiling import Measured, Profile
+from quantlab.provenance import machine_tags
+from quantlab.quant.sketch import Sketch
+from quantlab.result import Metric, TrialResult, describe, finite_or_none
+from quantlab.size import size_bytes, size_fp32_bytes
+from quantlab.tasks.base import Task
+
+ENGINE = "simulated"
+DIAGNOSED_BATCHES = 32
+
+Sketches = Mapping[str, Sketch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """All that decides a trial's numbers."""
+
+    model: ModelSpec
+    task: Task
+    placement: Placement
+    calibration: Calibration
+    bits: Bits
+    method: Method
+    evaluation: Evaluation
+    profile: Profile
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What a trial's steps found."""
+
+    plan: QuantPlan
+    fp32: Sketches  # of every place, seen in the FP32 network
+    calibrated: Sketches  # of the trial's sites, as its ranges saw them
+    answers: Answers
+    reference: Answers
+    measured: Measured
+    seconds: dict[str, float]
+
+
+def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
+    """One trial. What ``memo`` holds of earlier ones is not computed again; the numbers are the same either way.
+
+    Raises ValueError or OSError, before anything is loaded where that is possible, on what cannot be right.
+    """
+    sites = check(config)
+    shared = (config.model, config.task, config.evaluation)
+    material = memo.get("material", shared, lambda: load(*shared))
+    reference = memo.get("reference", shared, lambda: fp32_answers(material))
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "calibrate_s"):
+        seen = (*shared, *config.calibration.data)
+        fp32 = memo.get("sketches", seen, lambda: fp32_sketches(material, config.calibration))
+        plan, calibrated = make_plan(config, material, sites, fp32)
+    with insert(material.model, plan) as inserted:
+        answers = material.answer("evaluating") if plan != QuantPlan() else reference
+        with _timed(seconds, "profile_s"):
+            measured = config.profile.measure(material.model, inserted, material.rows, material.loaded.tokenizer)
+    return report(config, material, sites, Outcome(
+        plan=plan, fp32=fp32, calibrated=calibrated, answers=answers, reference=reference, measured=measured,
+        seconds={**seconds, "evaluate_s": answers.seconds},
+    ))  # fmt: skip
+
+
+def check(config: TrialConfig) -> list[Site]:
+    """The sites of this trial, found from the checkpoint's config alone: no weight is read yet.
+
+    Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right.
+    """
+    config.model.torch_device()
+    with torch.device("meta"):
+        skeleton = AutoModelForSequenceClassification.from_config(read_config(config.model.folder(config.task)))
+    sites = config.placement.select(places(skeleton))
+    config.method.check(sites)
+    config.bits.check_rules([*(site.name for site in sites), *weighted_modules(skeleton)])
+    return sites
+
+
+def make_plan(
+    config: TrialConfig, material: Material, sites: Sequence[Site], fp32: Sketches
+) -> tuple[QuantPlan, Sketches]:
+    """The plan, and the sketches that its ranges come from."""
+    weights = plan_weights(material.model, config.method, config.bits, config.calibration)
+    as_fp32 = config.calibration.through == "fp32"
+    sketches = fp32 if as_fp32 else sketches_as_run(config, material, sites, weights)
+    return config.method.plan(sites, sketches, weights, config.bits, config.calibration), sketches
+
+
+def sketches_as_run(
+    config: TrialConfig, material: Material, sites: Sequence[Site], weights: Sequence[WeightQuant]
+) -> dict[str, Sketch]:
+    """Sketches of the sites in the network with quantized weights, and with earlier sites quantized where so set."""
+
+    def requantize(site: Site, sketch: Sketch) -> Function | None:
+        spec = config.method.site_spec(site, config.bits)
+        return quantizer(plan_site(site, spec, sketch, config.calibration), material.model.device) if spec else None
+
+    calibration = config.calibration
+    through: Requantize | None = requantize if calibration.through == "quantized" else None
+    with quantized_weights(material.model, weights):
+        batches = material.calibration_batches(calibration)
+        return observe(material.model, sites, batches, calibration.counts_padding, through)
+
+
+def report(config: TrialConfig, material: Material, sites: Sequence[Site], outcome: Outcome) -> TrialResult:
+    """Everything that a trial says about itself."""
+    logits, reference, labels = outcome.answers.logits, outcome.reference.logits, material.rows.labels
+    described = {field.name: describe(getattr(config, field.name)) for field in fields(TrialConfig)}
+    alarms = raised(Finding(
+        plan=outcome.plan, sketches=outcome.calibrated, model=material.model, tags=material.loaded.tags,
+        logits=logits, reference=reference, labels=labels, regression=config.task.regression,
+    ))  # fmt: skip
+    tags = {
+        **material.loaded.tags,
+        **machine_tags(material.model.device),
+        **outcome.measured.tags,
+        "engine": ENGINE,
+        "checkpoint_fingerprint": material.loaded.fingerprint,
+        "data_fingerprint": material.data_fingerprint,
+        "plan_fingerprint": outcome.plan.fingerprint,
+        "key": digest([repr(described), material.loaded.fingerprint, material.data_fingerprint, code_digest()]),
+        "alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms)),
+    }
+    batches = material.calibration_batches(config.calibration)[:DIAGNOSED_BATCHES]
+    return TrialResult(
+        metrics=metrics(config, material, outcome),
+        config=described,
+        tags=tags,
+        alarms=alarms,
+        plan=outcome.plan,
+        sites=site_table(material.model, outcome.plan, sites, outcome.calibrated, batches),
+        labels=labels,
+        logits=logits,
+        reference=reference,
+    )
+
+
+def metrics(config: TrialConfig, material: Material, outcome: Outcome) -> dict[str, Metric]:
+    """Every number of the trial, under the names that MLflow and ``result.json`` share."""
+    scores = score(config.task, material.rows.labels, outcome.answers.logits, outcome.reference.logits)
+    numbers = {
+        **scores,
+        **outcome.measured.metrics,
+        "size_bytes": float(size_bytes(material.model, outcome.plan)),
+        "size_fp32_bytes": float(size_fp32_bytes(material.model)),
+        "kurtosis_max": kurtosis_max(outcome.fp32),
+        **outcome.seconds,
+    }
+    layers = by_depth(outcome.fp32, hidden_states(material.places))
+    return {name: finite_or_none(value) for name, value in numbers.items()} | layers
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
