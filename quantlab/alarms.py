@@ -58,7 +58,9 @@ def majority_accuracy(finding: Finding) -> Iterator[Alarm]:
     for name, logits in (("majority_accuracy", finding.logits), ("majority_accuracy_fp32", finding.reference)):
         accuracy = float(np.mean(logits.argmax(-1) == finding.labels))
         if accuracy <= majority + error:
-            yield Alarm(name, f"accuracy is {accuracy:.4f}, always answering the most frequent class gives {majority:.4f}")
+            yield Alarm(
+                name, f"accuracy is {accuracy:.4f}, always answering the most frequent class gives {majority:.4f}"
+            )
 
 
 def one_sided_range(finding: Finding) -> Iterator[Alarm]:

@@ -42,9 +42,7 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     """Each example's sentences as one row, cut to ``max_length`` tokens."""
     columns = [list(column) for column in zip(*examples.texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    rows = tuple(
-        dict(zip(encoded.keys(), values, strict=True)) for values in zip(*encoded.values(), strict=True)
-    )
+    rows = tuple(dict(zip(encoded.keys(), values, strict=True)) for values in zip(*encoded.values(), strict=True))
     return Tokenized(rows=rows, labels=examples.labels, max_length=max_length)
 
 

@@ -201,4 +201,3 @@ def flat(x: Tensor, mask: Tensor | None, site: Site) -> Tensor:
     if kept is None or bool(kept.all()):
         return x.reshape(-1, x.shape[-1])
     return x[kept]
-

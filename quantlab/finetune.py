@@ -71,7 +71,8 @@ def finetune(spec: FineTuned, task: Task, folder: Path) -> dict[str, float]:
     rows = tokenize(data.train, tokenizer, task.max_length)
     with torch.random.fork_rng():  # the caller's random state is its own
         torch.manual_seed(spec.recipe.seed)
-        model = with_head(base, task).to(device)
+        model = with_head(base, task)
+        model.to(device)  # type: ignore[arg-type]
         train(model, tokenizer, rows, spec.recipe)
     scores = evaluate(model, tokenizer, task, data)
     with checkpoint.quiet():
@@ -100,7 +101,8 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Toke
     """Trains in place by the recipe. Raises FloatingPointError where the loss is no longer finite."""
     steps = recipe.epochs * sum(1 for _ in shuffled(rows, tokenizer, recipe, 0))
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(recipe.warmup_fraction * steps), steps)
+    warmup = round(recipe.warmup_fraction * steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]
     model.train()
     with progress() as bar:
         shown = bar.add_task("fine-tuning", total=steps, loss=float("nan"), rate=recipe.learning_rate)
@@ -161,8 +163,8 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether the hardware multiplies in BF16 itself rather than in emulation."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("bf16"))
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits) -> dict[str, float]:

@@ -111,7 +111,7 @@ def _wall_ms(run: Callable[[], None]) -> float:
 
 
 def _cuda_ms(run: Callable[[], None]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     run()
     end.record()
@@ -137,7 +137,8 @@ def _cuda_memory(run: Callable[[], None]) -> Measured:
 
 
 def _process_memory(run: Callable[[], None]) -> Measured:
-    process, done, peak = psutil.Process(), threading.Event(), [0]
+    process, peak = psutil.Process(), [0]
+    done = threading.Event()
 
     def watch() -> None:
         while not done.wait(SAMPLING_INTERVAL_S):

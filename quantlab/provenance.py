@@ -38,7 +38,7 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def git_commit() -> str:
-    """The commit of quantlab's working tree, ``-dirty`` where files differ from it; ``unknown`` outside a repository."""
+    """The commit of quantlab's working tree, ``-dirty`` where files differ; ``unknown`` outside a repository."""
     command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         described = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -51,11 +51,14 @@ class TrialResult:
         write_whole(folder / "plan.json", self.plan.to_json())
         self._answers().to_parquet(folder / "answers.parquet", index=False)
         self.sites.to_csv(folder / "sites.csv", index=False)
-        layers = {name: self.metrics[name] for name in outliers.LAYER_METRICS}
-        outliers.plot_by_depth(layers, f"FP32 activations, {self.tags['checkpoint']}", folder / "kurtosis.png")
+        outliers.plot_by_depth(self.layers(), f"FP32 activations, {self.tags['checkpoint']}", folder / "kurtosis.png")
         write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
         names = ("config.yaml", "plan.json", "answers.parquet", "sites.csv", "kurtosis.png", RESULT)
         return [folder / name for name in names]
+
+    def layers(self) -> dict[str, list[float]]:
+        """The metrics that have one value a depth."""
+        return {name: values for name, values in self.metrics.items() if isinstance(values, list)}
 
     def _answers(self) -> pd.DataFrame:
         columns: dict[str, np.ndarray] = {"label": self.labels}

@@ -5,9 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-import torch
-from transformers import AutoModelForSequenceClassification
-
 from quantlab.alarms import Finding, raised
 from quantlab.cache import code_digest, digest
 from quantlab.calibration import Calibration, Requantize, observe
@@ -20,7 +17,7 @@ from quantlab.methods.base import Method, plan_site, plan_weights
 from quantlab.methods.bits import Bits, weighted_modules
 from quantlab.models import ModelSpec
 from quantlab.outliers import by_depth, hidden_states, kurtosis_max
-from quantlab.placement.architecture import places
+from quantlab.placement.architecture import places, skeleton_of
 from quantlab.placement.attention import Function
 from quantlab.placement.insert import insert, quantized_weights, quantizer
 from quantlab.placement.plan import QuantPlan, WeightQuant
@@ -95,8 +92,7 @@ def check(config: TrialConfig) -> list[Site]:
     Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right.
     """
     config.model.torch_device()
-    with torch.device("meta"):
-        skeleton = AutoModelForSequenceClassification.from_config(read_config(config.model.folder(config.task)))
+    skeleton = skeleton_of(read_config(config.model.folder(config.task)))
     sites = config.placement.select(places(skeleton))
     config.method.check(sites)
     config.bits.check_rules([*(site.name for site in sites), *weighted_modules(skeleton)])

@@ -52,7 +52,9 @@ class Method(ABC):
         """The plan for these sites, from sketches by site name and the weights' plan (:func:`plan_weights`)."""
         specs = ((site, self.site_spec(site, bits)) for site in sites)
         return QuantPlan(
-            activations=tuple(plan_site(s, spec, sketches[s.name], calibration) for s, spec in specs if spec is not None),
+            activations=tuple(
+                plan_site(s, spec, sketches[s.name], calibration) for s, spec in specs if spec is not None
+            ),
             weights=weights,
         )
 
@@ -86,9 +88,7 @@ def plan_weights(
     )
 
 
-def _plan_weight(
-    parameter: str, module: nn.Module, grid: Grid, bits: Bits, calibration: Calibration
-) -> WeightQuant:
+def _plan_weight(parameter: str, module: nn.Module, grid: Grid, bits: Bits, calibration: Calibration) -> WeightQuant:
     if isinstance(grid, FloatGrid):
         return WeightQuant(parameter=parameter, grid=grid, axis=None)
     weight, axis = weight_of(module), bits.weight_axis(module)

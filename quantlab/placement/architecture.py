@@ -5,8 +5,9 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 import quantlab.architectures
 from quantlab.checks import nearest
@@ -68,6 +69,18 @@ def family_of(config: PretrainedConfig) -> Family:
 def places(model: PreTrainedModel) -> list[Place]:
     """Every named place of a model. It may be on the meta device: no weight is read."""
     return family_of(model.config).places(model)
+
+
+def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
+    """The sequence classifier that a config describes, on the meta device: modules and shapes, no weights.
+
+    Raises ValueError where quantlab has no site table for its architecture.
+    """
+    family_of(config)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def _place(

@@ -25,7 +25,7 @@ def attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention over (batch, heads, tokens, head width), equal to transformers' eager one to the bit.
+    """Scaled dot-product attention over (batch, heads, tokens, width), equal to transformers' eager one to the bit.
 
     Scores are tapped before the mask is added: the mask is no activation, and its huge numbers would ruin any range.
     """

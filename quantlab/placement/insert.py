@@ -82,8 +82,7 @@ def quantizer(activation: ActivationQuant, device: torch.device) -> Function:
         scale, zero_point = scale[groups], zero_point[groups]
         if activation.tap.at in ("scores", "probs"):
             scale, zero_point = scale[:, None, None], zero_point[:, None, None]
-    scale, zero_point = scale.to(device), zero_point.to(device)
-    return lambda x: grid.snap(x, scale, zero_point)
+    return grid.snapper(scale.to(device), zero_point.to(device))
 
 
 def _counted(site: str, function: Function, inserted: Inserted) -> Function:

@@ -71,7 +71,7 @@ def mse(sketch: Sketch, grid: AffineGrid) -> Range:
 
 
 def group_ranges(tensor_range: Range, sketch: Sketch, granularity: Granularity) -> tuple[Tensor, Tensor, Tensor]:
-    """``lo``, ``hi`` of every group, and the group of every channel: the tensor's range, cut to the group's extremes."""
+    """``lo``, ``hi`` of every group, and every channel's group: the tensor's range, cut to the group's extremes."""
     groups = granularity.assign(sketch.min, sketch.max)
     lo, hi = group_extremes(sketch.min, sketch.max, groups)
     return lo.clamp(min=tensor_range[0]), hi.clamp(max=tensor_range[1]), groups

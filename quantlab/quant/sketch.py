@@ -109,7 +109,8 @@ class Sketch:
         """Number of elements in each bucket of |x|, in the order of :data:`MAGNITUDES`."""
         signed = self.histogram.numpy()
         half, finite = BUCKETS // 2, len(MAGNITUDES)
-        return (signed[half : half + finite] + signed[:finite]).astype(np.float64)
+        counts: Array = (signed[half : half + finite] + signed[:finite]).astype(np.float64)
+        return counts
 
     def values(self) -> tuple[Array, Array]:
         """Ascending midpoints of the buckets that hold elements, and how many each holds."""
