@@ -1,14 +1,13 @@
 """Calibration: what each site's values looked like, and the ranges that follow."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +15,7 @@ from quantlab.batching import Batch, in_file_order, on_device, tokenize
 from quantlab.checks import one_of, whole
 from quantlab.placement.insert import tapped
 from quantlab.placement.sites import Site
+from quantlab.progress import progress
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
@@ -157,7 +157,7 @@ def check_percentile(p: float) -> None:
 def observe(
     model: PreTrainedModel,
     sites: Sequence[Site],
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     count_padding: bool = False,
     requantize: Requantize | None = None,
 ) -> dict[str, Sketch]:
@@ -180,7 +180,7 @@ def observe(
 
     functions = {site.tap: partial(look, site) for site in sites}
     with tapped(model, functions):
-        for batch in track(list(batches), "calibrating", transient=True):
+        for batch in progress(batches, "calibrating"):
             inputs = on_device(batch, model.device)
             mask = inputs["attention_mask"].bool()
             model(**inputs)

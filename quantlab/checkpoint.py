@@ -40,6 +40,12 @@ SILENT = 50  # the level CRITICAL
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
+def require_path(path: object) -> None:
+    """Raises ValueError where a model's path is no text."""
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"model path must be a folder or a name on the hub, got {path!r}")
+
+
 def locate(path: str, revision: str | None) -> Path:
     """The folder of a local path or a hub name; of the hub, only the files that are read are downloaded.
 

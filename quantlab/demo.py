@@ -19,6 +19,7 @@ from rich.table import Table
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig
 from quantlab.memo import Memo
+from quantlab.placement.plan import QuantPlan
 from quantlab.result import TrialResult, check_writable
 from quantlab.trial import run_trial
 
@@ -73,11 +74,12 @@ def result_table() -> Table:
 def cells(result: TrialResult) -> list[str]:
     """A trial's row."""
     numbers = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
+    unchanged = result.plan == QuantPlan()
     drop, low, high = (100 * numbers[f"accuracy_drop{part}"] for part in ("", "_ci95_low", "_ci95_high"))
     timed = "latency_p50_ms" in numbers
     return [
         f"{100 * numbers['accuracy']:.2f}",
-        f"{drop:+.2f} ({low:+.2f} to {high:+.2f})",
+        "" if unchanged else f"{drop:+.2f} ({low:+.2f} to {high:+.2f})",
         f"{100 * numbers['agreement_fp32']:.1f}",
         f"{numbers['latency_p50_ms']:.0f} / {numbers['latency_p95_ms']:.0f}" if timed else "",
         f"{numbers['peak_memory_mb']:.0f}" if timed else "",

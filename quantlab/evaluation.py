@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.progress import track
 from transformers import PreTrainedModel
 
 from quantlab.batching import Batch, on_device, total_rows
 from quantlab.checks import whole
+from quantlab.progress import progress
 from quantlab.quant.errors import ratio_db
 from quantlab.significance import accuracy_drop_ci95, metric_drop_ci95
 from quantlab.tasks import metrics
@@ -46,7 +46,7 @@ def predict(model: PreTrainedModel, batches: Sequence[Batch], columns: Sequence[
     """Answers to all rows of the batches; ``columns`` puts the model's classes into the task's order."""
     logits = np.empty((total_rows(batches), len(columns)), dtype=np.float32)
     start = time.perf_counter()
-    for batch in track(batches, title, transient=True):
+    for batch in progress(batches, title):
         output = model(**on_device(batch, model.device)).logits
         logits[batch.indices] = output.float().cpu().numpy()[:, list(columns)]
     return Answers(logits=logits, seconds=time.perf_counter() - start)

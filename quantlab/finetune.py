@@ -100,7 +100,7 @@ def with_head(base: Path, task: Task) -> PreTrainedModel:
 def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Tokenized, recipe: Recipe) -> None:
     """Trains in place by the recipe. Raises FloatingPointError where the loss is no longer finite."""
     steps = recipe.epochs * sum(1 for _ in shuffled(rows, tokenizer, recipe, 0))
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
     warmup = round(recipe.warmup_fraction * steps)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]
     model.train()

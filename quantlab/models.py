@@ -82,6 +82,10 @@ class Checkpoint(ModelSpec):
     path: str
     revision: str | None = None  # a commit, tag or branch on the hub
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checkpoint.require_path(self.path)
+
     def folder(self, task: Task) -> Path:
         """The folder itself, or the hub's files in its local cache."""
         return checkpoint.locate(self.path, self.revision)
@@ -105,6 +109,9 @@ class Pretrained(Base):
 
     path: str
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        checkpoint.require_path(self.path)
 
     def folder(self) -> Path:
         """The folder itself, or the hub's files in its local cache."""

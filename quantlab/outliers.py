@@ -28,11 +28,6 @@ def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, 
     }
 
 
-def kurtosis_max(sketches: Mapping[str, Sketch]) -> float:
-    """The largest kurtosis of any site."""
-    return max((value for sketch in sketches.values() if math.isfinite(value := sketch.kurtosis())), default=math.nan)
-
-
 def plot_by_depth(layers: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
     """Kurtosis, and the energy of the top 1 % of channels and elements, against depth, as a PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -41,7 +36,9 @@ def plot_by_depth(layers: Mapping[str, Sequence[float]], title: str, path: Path)
     left.plot(depth, layers["kurtosis"], "o-", color="#0072B2")
     left.axhline(3, color="gray", linewidth=0.8, linestyle="--")
     left.annotate("Gaussian", (0, 3), xytext=(0, 3), textcoords="offset points", color="gray", fontsize=8)
-    left.set(yscale="log", ylabel="kurtosis (Pearson's)")
+    top = 10.0 ** math.ceil(math.log10(1.1 * max(10.0, *filter(math.isfinite, layers["kurtosis"]))))
+    left.set(yscale="log", ylim=(1, top), ylabel="kurtosis (Pearson's)")
+    left.yaxis.set_major_formatter("{x:g}")
     right.plot(depth, layers["top1pct_energy_channels"], "o-", color="#0072B2", label="of channels")
     right.plot(depth, layers["top1pct_energy_elements"], "s--", color="#D55E00", label="of elements")
     right.set(ylim=(0, 1), ylabel="share of energy in the top 1 %")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
-from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantlab.batching import Tokenized
 from quantlab.checks import whole
 from quantlab.placement.insert import Inserted
+from quantlab.progress import progress
 
 MB = 2**20
 SAMPLING_INTERVAL_S = 0.001
@@ -81,7 +81,7 @@ class Timed(Profile):
             run()
         before = dict(inserted.calls)
         clock = _cuda_ms if model.device.type == "cuda" else _wall_ms
-        times = np.array([clock(run) for _ in track(range(self.iterations), "profiling", transient=True)])
+        times = np.array([clock(run) for _ in progress(range(self.iterations), "profiling")])
         _require_ran(before, inserted.calls, self.iterations)
         memory = _cuda_memory(run) if model.device.type == "cuda" else _process_memory(run)
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()

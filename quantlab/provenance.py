@@ -39,9 +39,15 @@ def device_name(device: torch.device) -> str:
 @cache
 def git_commit() -> str:
     """The commit of quantlab's working tree, ``-dirty`` where files differ; ``unknown`` outside a repository."""
-    command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    # site-packages may lie inside somebody else's repository: only a tracked file speaks for its commit
+    tracked = _git("ls-files", "--error-unmatch", "__init__.py")
+    return (_git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") if tracked else "") or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; nothing where it fails or is not installed."""
     try:
-        described = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(CODE), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return "unknown"
-    return described.stdout.strip() or "unknown"
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

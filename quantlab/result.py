@@ -51,7 +51,8 @@ class TrialResult:
         write_whole(folder / "plan.json", self.plan.to_json())
         self._answers().to_parquet(folder / "answers.parquet", index=False)
         self.sites.to_csv(folder / "sites.csv", index=False)
-        outliers.plot_by_depth(self.layers(), f"FP32 activations, {self.tags['checkpoint']}", folder / "kurtosis.png")
+        title = f"FP32 activations of {Path(self.tags['checkpoint']).name}"
+        outliers.plot_by_depth(self.layers(), title, folder / "kurtosis.png")
         write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
         names = ("config.yaml", "plan.json", "answers.parquet", "sites.csv", "kurtosis.png", RESULT)
         return [folder / name for name in names]

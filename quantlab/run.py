@@ -2,10 +2,13 @@
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -21,14 +24,24 @@ MEMO = Memo()  # shared by the trials of one multirun
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(settings: DictConfig) -> None:
-    config: RunConfig = instantiate(settings)
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    check_writable(folder)
-    with config.tracking.start(hydra_config.job.override_dirname or "default", config.params()) as run:
-        result = run_trial(config, MEMO)
-        run.log(result, result.save(folder))
-    print_summary(result, folder)
+    """Builds the components, runs the trial, records it."""
+    with compact_errors():
+        config: RunConfig = instantiate(settings)
+        job, folder = HydraConfig.get().job, Path(HydraConfig.get().runtime.output_dir)
+        check_writable(folder)
+        with config.tracking.start(job.override_dirname or "default", config.params()) as run:
+            result = run_trial(config, MEMO)
+            run.log(result, result.save(folder))
+        print_summary(result, folder)
+
+
+@contextmanager
+def compact_errors() -> Iterator[None]:
+    """What is wrong with the input is said in one line; HYDRA_FULL_ERROR=1 shows where it was found."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise CompactHydraException(str(error)) from error
 
 
 if __name__ == "__main__":

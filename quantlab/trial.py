@@ -16,7 +16,7 @@ from quantlab.memo import Memo
 from quantlab.methods.base import Method, plan_site, plan_weights
 from quantlab.methods.bits import Bits, weighted_modules
 from quantlab.models import ModelSpec
-from quantlab.outliers import by_depth, hidden_states, kurtosis_max
+from quantlab.outliers import by_depth, hidden_states
 from quantlab.placement.architecture import places, skeleton_of
 from quantlab.placement.attention import Function
 from quantlab.placement.insert import insert, quantized_weights, quantizer
@@ -160,16 +160,16 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
 
 def metrics(config: TrialConfig, material: Material, outcome: Outcome) -> dict[str, Metric]:
     """Every number of the trial, under the names that MLflow and ``result.json`` share."""
+    layers = by_depth(outcome.fp32, hidden_states(material.places))
     scores = score(config.task, material.rows.labels, outcome.answers.logits, outcome.reference.logits)
     numbers = {
         **scores,
         **outcome.measured.metrics,
         "size_bytes": float(size_bytes(material.model, outcome.plan)),
         "size_fp32_bytes": float(size_fp32_bytes(material.model)),
-        "kurtosis_max": kurtosis_max(outcome.fp32),
+        "kurtosis_max": max(layers["kurtosis"]),
         **outcome.seconds,
     }
-    layers = by_depth(outcome.fp32, hidden_states(material.places))
     return {name: finite_or_none(value) for name, value in numbers.items()} | layers
 
 

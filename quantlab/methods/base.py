@@ -1,6 +1,5 @@
 """What a quantization method is: a pure function from what calibration saw to a plan."""
 
-from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from quantlab.calibration import Calibration
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.placement.sites import Site
-from quantlab.quant.granularity import Granularity, PerTensor
+from quantlab.quant.granularity import PER_TENSOR, Granularity
 from quantlab.quant.grid import FloatGrid, Grid
 from quantlab.quant.ranges import group_ranges, weight_range
 from quantlab.quant.sketch import Sketch
@@ -22,14 +21,14 @@ class SiteSpec:
     """How a method wants a site quantized, before any range is known."""
 
     grid: Grid
-    granularity: Granularity = PerTensor()
+    granularity: Granularity = PER_TENSOR
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method:
     """One file and one YAML a method. Most override :meth:`site_spec` alone; those that edit weights, :meth:`plan`."""
 
-    def check(self, sites: Sequence[Site]) -> None:  # noqa: B027 (most methods have nothing to check)
+    def check(self, sites: Sequence[Site]) -> None:
         """Raises ValueError where the method cannot do its work at these sites. Runs before anything is loaded."""
 
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:

@@ -20,6 +20,9 @@ class PerTensor:
         return "per tensor"
 
 
+PER_TENSOR = PerTensor()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PerChannel:
     """One range a channel."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlab.checks import one_of, whole
+from quantlab.checks import nearest, one_of, whole
 
 FLOAT_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a subnormal scale would have an infinite reciprocal
@@ -94,7 +94,8 @@ class FloatGrid:
 
 
 Grid = AffineGrid | FloatGrid
-PRECISIONS = ("fp32", "fp16", "bf16", "int2..int16 or the number of bits 2..16", "32")
+PRECISIONS = "fp32, fp16, bf16, int2..int16, or the number of bits 2..16 or 32"
+NAMED = ("fp32", *FLOAT_FORMATS, *(f"int{bits}" for bits in range(2, 17)))
 
 
 def grid_of(precision: int | str, symmetric: bool) -> Grid | None:
@@ -109,5 +110,5 @@ def grid_of(precision: int | str, symmetric: bool) -> Grid | None:
     if isinstance(precision, str) and precision.startswith("int") and precision[3:].isdigit():
         precision = int(precision[3:])
     if isinstance(precision, str):
-        one_of("precision", precision, PRECISIONS)
-    return AffineGrid(bits=int(precision) if not isinstance(precision, bool) else precision, symmetric=symmetric)
+        raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}{nearest(precision, NAMED)}")
+    return AffineGrid(bits=precision, symmetric=symmetric)

@@ -79,7 +79,9 @@ def described(modules: tuple[str, ...]) -> dict[str, str]:
     """Callable to paragraph. Of the callables that share a paragraph, the one with the shortest name has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # modules and attributes that are deprecated say so when touched
-        found = {name: paragraph(doc) for name, doc in chain.from_iterable(map(_documented, modules))}
+        # All are imported before any is read: some replace functions of others.
+        imported = [importlib.import_module(name) for name in modules if find_spec(name)]  # versions differ in modules
+        found = {name: paragraph(doc) for module in imported for name, doc in _documented(module)}
     owners: dict[str, str] = {}
     for name in sorted(found, key=lambda name: (name.count("."), len(name), name)):
         if text := found[name]:
@@ -98,37 +100,30 @@ def paragraph(doc: str) -> str | None:
     return None
 
 
-def _documented(module_name: str) -> Iterator[tuple[str, str]]:
-    if find_spec(module_name) is None:  # not in this version of its package
-        return
-    module = importlib.import_module(module_name)
-    for name, value in _public(module):
-        yield from _docs(f"{module_name}.{name}", value)
-        if inspect.isclass(value):
-            for owner in _own(value):
-                for method, function in vars(owner).items():
-                    if not method.startswith("_"):
-                        yield from _docs(f"{module_name}.{name}.{method}", getattr(function, "__func__", function))
+def _documented(module: ModuleType) -> Iterator[tuple[str, str]]:
+    for name in sorted(getattr(module, "__all__", vars(module))):
+        value = getattr(module, name, None)
+        path = f"{module.__name__}.{name}".removeprefix("builtins.")
+        if name.startswith("_") or not _at_home(value, module):
+            continue
+        yield from _doc(path, value)
+        for kind in _own(value) if inspect.isclass(value) else ():
+            for method, function in vars(kind).items():
+                if not method.startswith("_") and _at_home(function, module):
+                    yield from _doc(f"{path}.{method}", getattr(function, "__func__", function))
 
 
-def _docs(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def _doc(name: str, value: Any) -> Iterator[tuple[str, str]]:
     doc = getattr(value, "__doc__", None)
     if callable(value) and isinstance(doc, str):
-        yield name.removeprefix("builtins."), doc
+        yield name, doc
 
 
-def _public(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    listed = getattr(module, "__all__", None)
-    for name in sorted(set(vars(module) if listed is None else listed)):
-        value = getattr(module, name, None)
-        if not name.startswith("_") and not inspect.ismodule(value) and (listed is not None or _owns(module, value)):
-            yield name, value
-
-
-def _owns(module: ModuleType, value: Any) -> bool:
-    """Whether the value is at home in the module's package, or in the C code behind it."""
+def _at_home(value: Any, module: ModuleType) -> bool:
+    """Whether a value comes from the module's own package or its C code: other packages add methods to classes."""
     home = str(getattr(value, "__module__", None) or "_").partition(".")[0]
-    return home.startswith("_") or home == module.__name__.partition(".")[0]
+    root = module.__name__.partition(".")[0]
+    return home.startswith("_") or home == root or {home, root} <= sys.stdlib_module_names
 
 
 def _own(kind: type) -> list[type]:

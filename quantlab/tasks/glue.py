@@ -1,6 +1,7 @@
 """GLUE (Wang et al. 2018, arXiv 1804.07461): from the hub, or from a folder of files in the hub's columns."""
 
 import csv
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ SCORES = (0.0, 5.0)  # the bounds of STS-B's similarity, GLUE's one regression
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+    # Not by pandas, which guesses at types: a text such as "007" must stay one.
+    with path.open(encoding="utf-8") as file:
+        return pd.DataFrame([json.loads(line) for line in file if line.strip()])
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:

@@ -1,0 +1,36 @@
+"""What the property tests draw: arrays of FP32 numbers at every scale, and how often they draw."""
+
+import numpy as np
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+
+# The same examples every time, and no limit on an example's seconds: a slow machine is no failure.
+properties = settings(deadline=None, derandomize=True, max_examples=60, database=None)
+
+LARGEST = float(np.float32(1e38))  # beyond it, the ends of a range are further apart than FP32 reaches
+
+
+def floats(largest: float = LARGEST) -> st.SearchStrategy[float]:
+    """Finite FP32 numbers up to ``largest``, subnormals and both zeros among them."""
+    largest = float(np.float32(largest))
+    return st.floats(-largest, largest, width=32, allow_nan=False)
+
+
+def arrays(least: int = 1, most: int = 40, largest: float = LARGEST) -> st.SearchStrategy[Tensor]:
+    """FP32 vectors."""
+    shape = st.integers(least, most)
+    return hnp.arrays(np.float32, shape, elements=floats(largest)).map(torch.from_numpy)
+
+
+def matrices(rows: int = 8, columns: int = 12, largest: float = LARGEST) -> st.SearchStrategy[Tensor]:
+    """FP32 matrices of shape (elements, channels), at least one of each."""
+    shape = st.tuples(st.integers(1, rows), st.integers(1, columns))
+    return hnp.arrays(np.float32, shape, elements=floats(largest)).map(torch.from_numpy)
+
+
+def heavy_tailed(*shape: int, seed: int = 0) -> Tensor:
+    """FP32 numbers with outliers: Student's t with three degrees of freedom."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_t(3, shape).astype(np.float32))
