@@ -94,7 +94,9 @@ def brute_force(x: Tensor, grid: AffineGrid) -> float:
     """The least squared error of any range on a fine net of shrunken ones."""
     lo, hi = x.min().item(), x.max().item()
     steps = np.geomspace(1, 1 / 128, 60)
-    ends = [(-s, s) for s in max(-lo, hi) * steps] if grid.symmetric else [(a * lo, b * hi) for a in steps for b in steps]
+    ends = (
+        [(-s, s) for s in max(-lo, hi) * steps] if grid.symmetric else [(a * lo, b * hi) for a in steps for b in steps]
+    )
     return min(squared_error(x, low, high, grid) for low, high in ends)
 
 
@@ -110,7 +112,9 @@ def test_mse_is_the_best_range(name: str, symmetric: bool, bits: int) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("values", [[[0.0], [0.0]], [[2.0], [2.0]], [[-1e-30], [1e-30]], [[0.0], [5.0]], [[-1e37], [1.0]]])
+@pytest.mark.parametrize(
+    "values", [[[0.0], [0.0]], [[2.0], [2.0]], [[-1e-30], [1e-30]], [[0.0], [5.0]], [[-1e37], [1.0]]]
+)
 def test_mse_of_degenerate_data(values: list[list[float]], symmetric: bool) -> None:
     x, grid = torch.tensor(values), AffineGrid(bits=8, symmetric=symmetric)
     lo, hi = ranges.mse(sketched(x), grid)

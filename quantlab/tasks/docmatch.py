@@ -104,7 +104,9 @@ def _documented(module: ModuleType) -> Iterator[tuple[str, str]]:
     for name in sorted(getattr(module, "__all__", vars(module))):
         value = getattr(module, name, None)
         path = f"{module.__name__}.{name}".removeprefix("builtins.")
-        if name.startswith("_") or not _at_home(value, module):
+        if (
+            name.startswith("_") or name.endswith("hook") or not _at_home(value, module)
+        ):  # hooks are there to be replaced
             continue
         yield from _doc(path, value)
         for kind in _own(value) if inspect.isclass(value) else ():
@@ -120,10 +122,10 @@ def _doc(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _at_home(value: Any, module: ModuleType) -> bool:
-    """Whether a value comes from the module's own package or its C code: other packages add methods to classes."""
-    home = str(getattr(value, "__module__", None) or "_").partition(".")[0]
+    """Whether a value comes from the module's own package: other packages add methods to its classes."""
     root = module.__name__.partition(".")[0]
-    return home.startswith("_") or home == root or {home, root} <= sys.stdlib_module_names
+    home = str(getattr(value, "__module__", None) or root).partition(".")[0]  # some built-in functions tell none
+    return home == root or {home, root} <= sys.stdlib_module_names
 
 
 def _own(kind: type) -> list[type]:

@@ -1,7 +1,7 @@
 """The modules whose callables the task ``docmatch`` asks about.
 
 Named one by one, so that no optional dependency, build option or platform decides what is found, and nothing is
-imported that prints, opens a window, warns or was removed from a later version.
+imported that prints, opens a window, warns or was removed from a later version, and nothing that debuggers replace.
 """
 
 STANDARD_LIBRARY = """
@@ -13,7 +13,7 @@ getpass gettext glob graphlib heapq hmac html html.parser http http.client http.
 imaplib importlib importlib.abc importlib.machinery importlib.metadata importlib.resources importlib.util inspect io
 ipaddress itertools json keyword linecache locale logging logging.config logging.handlers mailbox marshal math
 mimetypes modulefinder multiprocessing multiprocessing.connection multiprocessing.managers multiprocessing.pool
-multiprocessing.queues multiprocessing.shared_memory netrc numbers operator optparse os os.path pathlib pdb pickle
+multiprocessing.queues multiprocessing.shared_memory netrc numbers operator optparse os os.path pathlib pickle
 pickletools pkgutil platform plistlib poplib pprint profile pstats py_compile pyclbr pydoc queue quopri random re
 reprlib runpy sched secrets select selectors shelve shlex shutil signal smtplib socket socketserver stat statistics
 string stringprep struct subprocess symtable sys sysconfig tarfile tempfile textwrap threading time timeit token

@@ -1,0 +1,45 @@
+"""README says what is so: its commands exist and its configs compose."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from quantlab.conf_dir import CONF
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[str]:
+    blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
+    joined = [block.replace("\\\n", " ") for block in blocks]
+    return [line.strip() for block in joined for line in block.splitlines() if line.strip() and line[0] != "#"]
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if "quantlab." in line])
+def test_a_command_composes(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    module = words[words.index("-m") + 1]
+    config = {"quantlab.run": "config", "quantlab.demo": "config", "quantlab.finetune": "finetune"}[module]
+    overrides = [word for word in words[words.index(module) + 1 :] if word != "-m"]
+    first = [re.sub(r"(?<=\d),[\d,]+$", "", word) for word in overrides if not word.startswith("hydra.")]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        compose(config, first)
+
+
+@pytest.mark.parametrize("target", re.findall(r"make (\w+)", "\n".join(commands())))
+def test_a_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) >= 4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link
