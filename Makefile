@@ -4,23 +4,27 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test check style
 
-$(VENV)/installed: pyproject.toml constraints-cpu.txt
+$(VENV)/demo: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints-cpu.txt -e '.[demo,dev]'
+	$(BIN)/pip install -c constraints-cpu.txt -e '.[demo]'
 	touch $@
 
-demo: $(VENV)/installed
+$(VENV)/dev: $(VENV)/demo
+	$(BIN)/pip install -c constraints-cpu.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/demo
 	$(BIN)/python -m quantlab.finetune
 	$(BIN)/python -m quantlab.demo
 
-test: $(VENV)/installed
+test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2
 
-check: $(VENV)/installed
+check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-style: $(VENV)/installed
+style: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -1,12 +1,14 @@
 """A run of the command line: a trial, and where it is recorded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from quantlab.result import describe
 from quantlab.tracking.base import Tracker
 from quantlab.trial import TrialConfig
+
+NAMING = ("method", "bits", "placement", "calibration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,14 @@ class RunConfig(TrialConfig):
         """The trial's settings as flat names and values: ``bits.weights: 8``."""
         tree = {field.name: describe(getattr(self, field.name)) for field in fields(TrialConfig)}
         return dict(_flat(tree, ""))
+
+
+def run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) -> str:
+    """``peg w8a8 all minmax k=4``: the choices of the groups that decide a trial, and what was overridden in them."""
+    changed = [
+        item.split(".", 1) for item in overrides if item.split(".", 1)[0] in NAMING and "." in item.split("=")[0]
+    ]
+    return " ".join([*(str(choices[group]) for group in NAMING), *(setting for _, setting in changed)])
 
 
 def _flat(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:

@@ -40,12 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     rows = [Row(row.name, list(row.overrides)) for row in OmegaConf.load(TABLE).rows]
     folder = Path.cwd() / "outputs" / f"demo-{datetime.now():%Y-%m-%d-%H-%M-%S}"
     uri = f"sqlite:///{Path.cwd()}/mlflow.db"
-    tracking = [f"tracking.uri={uri}", f"tracking.artifacts={Path.cwd()}/mlartifacts"]
     table, memo, start = result_table(), Memo(), time.perf_counter()
     with initialize_config_dir(CONF, version_base="1.3"):
         for number, row in enumerate(rows):
             console.print(f"[{number + 1}/{len(rows)}] {row.name}")
-            config: RunConfig = instantiate(compose("config", [*tracking, *row.overrides, *arguments]))
+            config: RunConfig = instantiate(compose("config", [f"tracking.uri={uri}", *row.overrides, *arguments]))
             table.add_row(row.name, *cells(run(config, row.name, folder / str(number), memo)))
     console.print(table)
     console.print(f"{len(rows)} trials in {time.perf_counter() - start:.0f} s, in {folder}", soft_wrap=True)

@@ -1,11 +1,9 @@
 """Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own fine-tuning."""
 
-import shlex
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from quantlab import checkpoint
 from quantlab.cache import cache_dir, digest
 from quantlab.checks import at_least, one_of, whole
+from quantlab.command_line import command
 from quantlab.tasks.base import Task
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -171,7 +170,8 @@ class FineTuned(ModelSpec):
         """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not there."""
         target = self.target(task)
         if not target.is_dir():
-            raise FileNotFoundError(f"{self.name} is not fine-tuned on {task.name} yet: run {self.command(task)}")
+            training = command("quantlab.finetune", model=replace(self, device="auto"), task=task)
+            raise FileNotFoundError(f"{self.name} is not fine-tuned on {task.name} yet: run {training}")
         return target
 
     def target(self, task: Task) -> Path:
@@ -179,24 +179,6 @@ class FineTuned(ModelSpec):
         content = (checkpoint.fingerprint(self.base.folder()), task.load().train.fingerprint, *task.labels)
         settings = (repr(sorted(asdict(self.recipe).items())), str(task.max_length))
         return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"
-
-    def command(self, task: Task) -> str:
-        """The command that trains it, with every setting that is not a default."""
-        settings = [
-            *overrides("task", task),
-            *overrides("model.recipe", self.recipe),
-            *overrides("model.base", self.base),
-        ]
-        return shlex.join(["python", "-m", "quantlab.finetune", f"model={self.name}", f"task={task.name}", *settings])
-
-
-def overrides(prefix: str, component: Any) -> list[str]:
-    """The fields of a component that differ from their defaults, as Hydra's overrides."""
-    optional = [field for field in fields(component) if field.default is not MISSING]
-    values = [(field.name, getattr(component, field.name), field.default) for field in optional]
-    return [
-        f"{prefix}.{name}={'null' if value is None else value}" for name, value, default in values if value != default
-    ]
 
 
 def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from quantlab.conf_dir import CONF
-from quantlab.config import RunConfig
+from quantlab.config import RunConfig, run_name
 from quantlab.memo import Memo
 from quantlab.result import check_writable
 from quantlab.summary import print_summary
@@ -27,9 +27,11 @@ def main(settings: DictConfig) -> None:
     """Builds the components, runs the trial, records it."""
     with compact_errors():
         config: RunConfig = instantiate(settings)
-        job, folder = HydraConfig.get().job, Path(HydraConfig.get().runtime.output_dir)
+        composed = HydraConfig.get()
+        folder = Path(composed.runtime.output_dir)
         check_writable(folder)
-        with config.tracking.start(job.override_dirname or "default", config.params()) as run:
+        name = run_name(composed.runtime.choices, composed.overrides.task)
+        with config.tracking.start(name, config.params()) as run:
             result = run_trial(config, MEMO)
             run.log(result, result.save(folder))
         print_summary(result, folder)

@@ -1,4 +1,4 @@
-"""What the property tests draw: arrays of FP32 numbers at every scale, and how often they draw."""
+"""What the tests of tensor math draw: arrays of FP32 numbers at every scale, and how often they draw."""
 
 import numpy as np
 import torch
@@ -6,6 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
+
+from quantlab.quant.sketch import Sketch
 
 # The same examples every time, and no limit on an example's seconds: a slow machine is no failure.
 properties = settings(deadline=None, derandomize=True, max_examples=60, database=None)
@@ -34,3 +36,11 @@ def matrices(rows: int = 8, columns: int = 12, largest: float = LARGEST) -> st.S
 def heavy_tailed(*shape: int, seed: int = 0) -> Tensor:
     """FP32 numbers with outliers: Student's t with three degrees of freedom."""
     return torch.from_numpy(np.random.default_rng(seed).standard_t(3, shape).astype(np.float32))
+
+
+def sketched(*batches: Tensor) -> Sketch:
+    """A sketch of batches of shape (elements, channels)."""
+    sketch = Sketch(channels=batches[0].shape[1])
+    for batch in batches:
+        sketch.update(batch)
+    return sketch

@@ -211,7 +211,6 @@ def test_the_command_line_trains_what_the_trial_asks_for(
         spec.load(task)
     command = str(missing.value).partition(": run python ")[2].split()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    command += [f"model.base.path={headless}"] if not any("base.path" in part for part in command) else []
     subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert spec.load(task).tags["label_order"] == "matched"
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """Groups of channels: any K partitions them evenly, and its ends are the two usual granularities."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -61,7 +63,7 @@ def test_permuted_groups_are_ordered_by_range(x: Tensor, data: st.DataObject) ->
     k = data.draw(st.integers(1, x.shape[1]))
     groups = PerGroup(k=k).assign(lo, hi)
     widths = [(hi - lo)[groups == group] for group in range(k)]
-    assert all(before.max() <= after.min() for before, after in zip(widths, widths[1:], strict=False))
+    assert all(before.max() <= after.min() for before, after in pairwise(widths))
 
 
 @properties

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from quantlab import checkpoint
-from quantlab.models import Checkpoint, FineTuned, Packaged, Pretrained, Recipe, overrides
+from quantlab.command_line import as_shipped, command, written
+from quantlab.models import Checkpoint, FineTuned, Packaged, Pretrained, Recipe
 from quantlab.tasks.base import Task
 from quantlab.tasks.glue import Glue
 
@@ -298,23 +300,30 @@ def test_recipes_check_themselves(settings: dict, message: str) -> None:
 
 
 def test_a_model_that_is_not_trained_yet_names_the_command(tiny_bert: Path, tiny_glue: Path) -> None:
-    spec = FineTuned(name="minilm", base=Pretrained(path=str(tiny_bert)), recipe=Recipe(epochs=2))
-    task = Glue(
-        name="qnli",
-        config="qnli",
-        text=("question", "sentence"),
-        labels=QNLI,
-        metrics=("accuracy",),
-        data_dir=str(tiny_glue),
-    )
-    command = f"model=minilm task=qnli task.data_dir={tiny_glue} model.recipe.epochs=2"
-    with pytest.raises(FileNotFoundError, match=f"run python -m quantlab.finetune {command}"):
+    recipe = Recipe(epochs=3, learning_rate=5e-5, batch_size=8, warmup_fraction=0, weight_decay=0, seed=1, bf16=False)
+    spec = FineTuned(name="bert_base", base=Pretrained(path=str(tiny_bert)), recipe=recipe)
+    task = replace(task_of(), name="qnli", data_dir=str(tiny_glue), max_length=128)
+    settings = f"model.base.path={tiny_bert} model.recipe.seed=1 task.data_dir={tiny_glue}"
+    with pytest.raises(
+        FileNotFoundError, match=f"run python -m quantlab.finetune model=bert_base task=qnli {settings}$"
+    ):
         spec.load(task)
 
 
-def test_overrides_are_the_fields_that_differ() -> None:
-    assert overrides("r", Recipe()) == []
-    assert overrides("r", Recipe(bf16=False, seed=3)) == ["r.seed=3", "r.bf16=False"]
+def test_the_command_of_a_model_as_shipped_is_short() -> None:
+    assert command("m", model=as_shipped("model", "minilm"), task=as_shipped("task", "docmatch")) == (
+        "python -m m model=minilm task=docmatch"
+    )
+
+
+def test_values_are_written_as_overrides() -> None:
+    task = as_shipped("task", "stsb")
+    changed = replace(task, labels=("a", "b"), metrics=("accuracy",), max_length=64, data_dir="a folder")
+    wanted = "task=stsb 'task.labels=[a,b]' 'task.metrics=[accuracy]' task.max_length=64 'task.data_dir=a folder'"
+    assert command("m", task=changed) == f"python -m m {wanted}"
+    assert written(None) == "null"
+    assert written(True) == "true"
+    assert command("m", task=replace(task, name="mine")) == "python -m m task=mine"  # no such file: nothing to compare
 
 
 def test_the_real_checkpoint_loads(shared: Path) -> None:

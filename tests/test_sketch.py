@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from properties import heavy_tailed, matrices, properties
+from properties import floats, heavy_tailed, matrices, properties, sketched
 from scipy import stats
 from torch import Tensor
 
@@ -36,13 +36,6 @@ PERCENTILES = (0, 0.01, 0.1, 1, 25, 50, 75, 99, 99.9, 99.99, 100)
 RESOLUTION = 0.005  # what the sketch promises of a percentile; a bucket's midpoint is within 0.4 %
 
 data = pytest.mark.parametrize("name", DATA)
-
-
-def sketched(*batches: Tensor) -> Sketch:
-    sketch = Sketch(channels=batches[0].shape[1])
-    for batch in batches:
-        sketch.update(batch)
-    return sketch
 
 
 def wide(x: Tensor) -> NDArray[np.float64]:
@@ -76,8 +69,9 @@ def test_percentiles(name: str, p: float) -> None:
     sketch, x = sketched(DATA[name]), wide(DATA[name])
     expected = np.percentile(x, p, method="inverted_cdf")
     assert sketch.percentile(p) == pytest.approx(expected, rel=RESOLUTION)
-    magnitude = np.percentile(np.abs(x), p, method="inverted_cdf")
-    assert sketch.magnitude_percentile(p) == pytest.approx(magnitude, rel=RESOLUTION)
+    if p > 0:
+        magnitude = np.percentile(np.abs(x), p, method="inverted_cdf")
+        assert sketch.magnitude_percentile(p) == pytest.approx(magnitude, rel=RESOLUTION)
 
 
 @data
@@ -121,7 +115,7 @@ def test_every_bucket_holds_its_midpoint() -> None:
 
 
 @properties
-@given(st.floats(-1e30, 1e30, width=32), st.integers(1, 50), st.integers(1, 5))
+@given(floats(1e30), st.integers(1, 50), st.integers(1, 5))
 def test_equal_elements_have_no_kurtosis(value: float, rows: int, channels: int) -> None:
     sketch = sketched(torch.full((rows, channels), value))
     assert np.isnan(sketch.kurtosis())

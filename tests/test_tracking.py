@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlab.config import RunConfig
+from quantlab.config import RunConfig, run_name
 from quantlab.tracking.mlflow import MLflow
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> MLflow:
-    return MLflow(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tests", artifacts=str(tmp_path / "artifacts"))
+    return MLflow(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tests")
 
 
 def runs(tracker: MLflow) -> list:
@@ -31,7 +31,7 @@ def quantlab_run(tiny_bert: Path, tiny_glue: Path, tmp_path: Path, *overrides: s
     return [
         sys.executable, "-m", "quantlab.run", "model=hf", f"model.path={tiny_bert}", "task=qnli", "task.max_length=32",
         f"task.data_dir={tiny_glue}", "calibration.samples=4", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
-        "tracking.experiment=tests", f"tracking.artifacts={tmp_path}/artifacts", f"hydra.run.dir={tmp_path}/out",
+        "tracking.experiment=tests", f"hydra.run.dir={tmp_path}/out",
         *overrides,
     ]  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_a_terminated_process_leaves_a_failed_run(
     arguments = quantlab_run(tiny_bert, tiny_glue, tmp_path, "profile.iterations=100000")
     process = subprocess.Popen(arguments, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 90
-    while not (tmp_path / "mlflow.db").exists() or not _running(tmp_path / "mlflow.db"):
+    while not (tmp_path / "mlflow.db").exists() or not _started(tmp_path / "mlflow.db"):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
@@ -76,12 +76,12 @@ def test_a_terminated_process_leaves_a_failed_run(
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def _running(database: Path) -> bool:
+def _started(database: Path) -> bool:
     import sqlite3
 
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
         try:
-            return bool(connection.execute("select 1 from runs where status = 'RUNNING'").fetchall())
+            return bool(connection.execute("select 1 from params").fetchall())
         except sqlite3.OperationalError:  # the tables are being made
             return False
 
@@ -103,6 +103,12 @@ def test_an_unreachable_server_is_an_error_within_seconds() -> None:
 def test_a_uri_that_cannot_be_right(uri: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MLflow(uri=uri, experiment="tests")
+
+
+def test_a_run_is_named_by_what_decides_it() -> None:
+    choices = {"method": "peg", "bits": "w8a8", "placement": "all", "calibration": "minmax", "model": "hf"}
+    overrides = ["method=peg", "method.k=4", "model.path=/some/path.with.dots", "bits.symmetric=true"]
+    assert run_name(choices, overrides) == "peg w8a8 all minmax k=4 symmetric=true"
 
 
 def test_params_are_flat_and_leave_tracking_out() -> None:

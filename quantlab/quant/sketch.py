@@ -89,7 +89,8 @@ class Sketch:
     def kurtosis(self) -> float:
         """Pearson's kurtosis m4 / m2^2 of all elements: 3 for a Gaussian; NaN where they are all equal."""
         _, m2, m4 = self.moments()
-        return m4 / m2**2 if m2 > 0 else float("nan")
+        all_equal = bool(self.min.min() == self.max.max())  # m2 is then no more than rounding
+        return m4 / m2**2 if m2 > 0 and not all_equal else float("nan")
 
     def energy_top_channels(self, share: float = 0.01) -> float:
         """Share of sum x^2 in the ceil(share) of channels that hold most of it."""
@@ -103,7 +104,7 @@ class Sketch:
         counts = self.magnitude_counts()[::-1]
         energy = counts * MAGNITUDES[::-1] ** 2
         taken = np.clip(share * self.elements - (np.cumsum(counts) - counts), 0, counts)
-        return float((taken * MAGNITUDES[::-1] ** 2).sum() / energy.sum())
+        return float((taken * MAGNITUDES[::-1] ** 2).sum() / energy.sum()) if energy.any() else float("nan")
 
     def magnitude_counts(self) -> Array:
         """Number of elements in each bucket of |x|, in the order of :data:`MAGNITUDES`."""
@@ -122,6 +123,8 @@ class Sketch:
 
     def percentile(self, p: float) -> float:
         """The p-th percentile of all elements, within 0.4 % of its magnitude; 0 and 100 are exact."""
+        if p <= 0:
+            return self.min.min().item()
         return _percentile(*self.values(), p, self.min.min().item(), self.max.max().item())
 
     def magnitude_percentile(self, p: float) -> float:

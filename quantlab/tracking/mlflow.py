@@ -25,12 +25,11 @@ ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETR
 class MLflow(Tracker):
     """Records trials in an MLflow store, by absolute URI: ``sqlite:////...`` or ``http://...``.
 
-    ``artifacts`` is the folder for artifacts of an SQLite store; a server keeps them where it was told to.
+    A server keeps artifacts where it was told to; those of an SQLite file lie in ``mlartifacts`` beside it.
     """
 
     uri: str
     experiment: str
-    artifacts: str | None = None
 
     def __post_init__(self) -> None:
         if not self.uri.startswith((SQLITE, "http://", "https://", "postgresql")):
@@ -44,8 +43,8 @@ class MLflow(Tracker):
         client = self._client()
         run = client.create_run(self._experiment_id(client), run_name=name)
         run_id = run.info.run_id
-        _log_params(client, run_id, params)
         try:
+            _log_params(client, run_id, params)
             yield MLflowRun(client, run_id)
         except BaseException as error:
             client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:5000])
@@ -64,14 +63,17 @@ class MLflow(Tracker):
 
         return MlflowClient(tracking_uri=self.uri)
 
+    def _artifacts(self) -> str | None:
+        database = Path(self.uri.removeprefix(SQLITE))
+        return (database.parent / "mlartifacts").as_uri() if self.uri.startswith(SQLITE) else None
+
     def _experiment_id(self, client: "MlflowClient") -> str:
         from mlflow.exceptions import MlflowException
 
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
-            artifacts = None if self.artifacts is None else Path(self.artifacts).absolute().as_uri()
             try:
-                return client.create_experiment(self.experiment, artifact_location=artifacts)
+                return client.create_experiment(self.experiment, artifact_location=self._artifacts())
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
