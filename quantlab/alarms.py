@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from quantlab.evaluation import CONSTANT_SHARE, largest_share
@@ -65,12 +66,11 @@ def majority_accuracy(finding: Finding) -> Iterator[Alarm]:
 
 def one_sided_range(finding: Finding) -> Iterator[Alarm]:
     """Ranges that end at zero where values go on beyond it."""
-    shares = [(item.site, item.grid, item.lo, item.hi, _negative_share(finding.sketches[item.site]))
+    shares = [(item.site, item.grid, item.lo, item.hi, _sketch_shares(finding.sketches[item.site]))
               for item in finding.plan.activations]  # fmt: skip
-    shares += [(item.parameter, item.grid, item.lo, item.hi,
-                float((finding.model.get_parameter(item.parameter) < 0).float().mean()))
+    shares += [(item.parameter, item.grid, item.lo, item.hi, _shares(finding.model.get_parameter(item.parameter)))
                for item in finding.plan.weights]  # fmt: skip
-    cut = [name for name, grid, lo, hi, negative in shares if _cuts_a_side(grid, lo, hi, negative)]
+    cut = [name for name, grid, lo, hi, sides in shares if _cuts_a_side(grid, lo, hi, *sides)]
     if cut:
         names = ", ".join(cut[:3]) + (", ..." if len(cut) > 3 else "")
         yield Alarm("one_sided_range", f"{len(cut)} of {len(shares)} ranges leave out one side of zero: {names}")
@@ -94,11 +94,17 @@ def label_order_assumed(finding: Finding) -> Iterator[Alarm]:
 ALARMS = (constant_prediction, majority_accuracy, one_sided_range, fp16_overflow, label_order_assumed)
 
 
-def _cuts_a_side(grid: Grid, lo: tuple[float, ...], hi: tuple[float, ...], negative: float) -> bool:
+def _cuts_a_side(grid: Grid, lo: tuple[float, ...], hi: tuple[float, ...], negative: float, positive: float) -> bool:
     if not isinstance(grid, AffineGrid) or grid.symmetric:
         return False
-    return (min(lo) >= 0 and negative > CUT_SHARE) or (max(hi) <= 0 and 1 - negative > CUT_SHARE)
+    return (min(lo) >= 0 and negative > CUT_SHARE) or (max(hi) <= 0 and positive > CUT_SHARE)
 
 
-def _negative_share(sketch: Sketch) -> float:
-    return float(sketch.histogram[: BUCKETS // 2].sum()) / max(sketch.elements, 1)
+def _shares(x: Tensor) -> tuple[float, float]:
+    """The shares of negative and of positive elements; zeros are neither."""
+    return float((x < 0).float().mean()), float((x > 0).float().mean())
+
+
+def _sketch_shares(sketch: Sketch) -> tuple[float, float]:
+    negative, positive = sketch.histogram[1 : BUCKETS // 2], sketch.histogram[BUCKETS // 2 + 1 :]  # less their zeros
+    return float(negative.sum()) / max(sketch.elements, 1), float(positive.sum()) / max(sketch.elements, 1)

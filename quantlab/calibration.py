@@ -44,6 +44,8 @@ class Calibration(ABC):
     def __post_init__(self) -> None:
         whole("calibration.samples", self.samples, 1)
         whole("calibration.batch_size", self.batch_size, 1)
+        if self.seed is not None:
+            whole("calibration.seed", self.seed, 0)
         one_of("calibration.padding", self.padding, ("masked", "included"))
         one_of("calibration.through", self.through, ("fp32", "quantized_weights", "quantized"))
 
@@ -94,7 +96,7 @@ class RunningMinMax(Calibration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum < 1:
+        if isinstance(self.momentum, bool) or not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
             raise ValueError(f"calibration.momentum must be in [0, 1), got {self.momentum!r}")
 
     def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:

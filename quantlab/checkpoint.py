@@ -1,4 +1,4 @@
-"""Reading a checkpoint folder: its files, config, weights, tokenizer and order of labels. Nothing in it is ever run."""
+"""Reading a checkpoint folder: its files, config, weights and tokenizer. Nothing in it is ever run."""
 
 import json
 import pickle
@@ -23,7 +23,6 @@ from transformers import (
 from transformers.utils import logging
 
 from quantlab.cache import digest, file_digest
-from quantlab.tasks.base import Task
 
 SAFETENSORS = ("model*.safetensors", "model*.safetensors.index.json")
 PICKLES = ("pytorch_model*.bin", "pytorch_model*.bin.index.json")
@@ -136,25 +135,6 @@ def read_model(folder: Path, **config: Any) -> tuple[PreTrainedModel, set[str]]:
     return model, info["missing_keys"]
 
 
-def label_columns(config: PretrainedConfig, task: Task) -> tuple[tuple[int, ...], str]:
-    """Which logit belongs to each of the task's labels, and how that is known: matched, assumed or regression.
-
-    Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError where they contradict.
-    """
-    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    theirs, ours = [[_plain(name) for name in side] for side in (names, task.labels)]
-    both = f"the checkpoint answers {names}, task {task.name} wants {list(task.labels) or 'one score'}"
-    if len(names) != task.num_labels:
-        raise ValueError(f"{len(names)} labels, {task.num_labels} wanted: {both}")
-    if task.regression:
-        return (0,), "regression"
-    if sorted(theirs) == sorted(ours) and len(set(ours)) == len(ours):
-        return tuple(theirs.index(name) for name in ours), "matched"
-    if all(name in (f"label{index}", str(index)) for index, name in enumerate(theirs)):
-        return tuple(range(len(names))), "assumed"
-    raise ValueError(f"label names contradict: {both}")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences transformers' loading reports and bars: what matters of them is raised as an error here."""
@@ -196,7 +176,3 @@ def _require_sound(model: PreTrainedModel, info: dict[str, Any]) -> None:
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern)})
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]", "", str(name)).lower()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from quantlab.conf_dir import CONF
 
@@ -31,7 +31,7 @@ def as_shipped(group: str, name: str) -> Any:
     path = Path(CONF, group, f"{name}.yaml")
     if not path.is_file():
         return None
-    tree = OmegaConf.load(path)
+    tree = DictConfig(OmegaConf.load(path))
     for entry in tree.pop("defaults", []):
         if entry != "_self_":  # {"/recipe@recipe": "quick"}
             ((place, choice),) = entry.items()

@@ -12,6 +12,7 @@ from quantlab import checkpoint
 from quantlab.cache import cache_dir, digest
 from quantlab.checks import at_least, one_of, whole
 from quantlab.command_line import command
+from quantlab.labels import label_columns
 from quantlab.tasks.base import Task
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -55,7 +56,7 @@ class ModelSpec(ABC):
         """Reads the checkpoint. Raises ValueError or OSError that names the file, tensor or label that is wrong."""
         device, folder = self.torch_device(), self.folder(task)
         config = checkpoint.read_config(folder)
-        columns, order = checkpoint.label_columns(config, task)
+        columns, order = label_columns(config, task)
         tokenizer = checkpoint.read_tokenizer(folder)
         check_fit(config, tokenizer, task, folder)
         model, missing = checkpoint.read_model(folder)

@@ -69,11 +69,11 @@ def test_taps_change_what_the_network_goes_on_with(family: str) -> None:
 
 def test_uniform_scores_average_the_values() -> None:
     model, batch, seen = tiny_model(), padded((5, 3)), []
-    first, second = attention_modules(model)
-    with tapped_attention(model, {first: {"scores": torch.zeros_like, "probs": lambda x: seen.append(x) or x}}):
+    taps = {"scores": torch.zeros_like, "probs": lambda x: seen.append(x) or x}
+    with tapped_attention(model, {attention_modules(model)[0]: taps}):
         logits(model, batch)
     assert torch.equal(seen[0][1, :, :, :3], torch.full((4, 5, 3), 1 / 3))
-    assert second
+    assert torch.equal(seen[0][1, :, :, 3:], torch.zeros(4, 5, 2))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

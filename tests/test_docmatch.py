@@ -140,3 +140,8 @@ def test_another_process_builds_the_same(splits: Splits, tmp_path: Path) -> None
     )
     assert run.stdout.split() == [splits.train.fingerprint, splits.evaluation.fingerprint]
     assert not list(tmp_path.iterdir())
+
+
+def test_its_labels_are_its_own() -> None:
+    with pytest.raises(ValueError, match=r"labels of docmatch are \['mismatch', 'match'\], got \['no', 'yes'\]"):
+        DocMatch(name="docmatch", labels=("no", "yes"), metrics=("accuracy",))

@@ -15,7 +15,7 @@ from conftest import MakeModel, qnli_rows
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from quantlab import checkpoint, finetune
+from quantlab import checkpoint, finetune, training
 from quantlab.batching import tokenize
 from quantlab.finetune import FineTuning
 from quantlab.models import Checkpoint, FineTuned, Pretrained, Recipe
@@ -158,7 +158,7 @@ def test_a_regression_trains_with_its_own_loss(headless: Path, tmp_path: Path) -
 def test_an_epoch_has_every_row_once_in_batches_of_like_length(tiny_bert: Path, tiny_glue: Path) -> None:
     tokenizer = checkpoint.read_tokenizer(tiny_bert)
     rows = tokenize(qnli(tiny_glue).load().train, tokenizer, 32)
-    epochs = [list(finetune.shuffled(rows, tokenizer, RECIPE, epoch)) for epoch in (0, 0, 1)]
+    epochs = [list(training.shuffled(rows, tokenizer, RECIPE, epoch)) for epoch in (0, 0, 1)]
     lengths = rows.lengths()
     for batches in epochs:
         found = sorted(int(length) for batch, _ in batches for length in batch.inputs["attention_mask"].sum(1))
@@ -172,7 +172,7 @@ def test_an_epoch_has_every_row_once_in_batches_of_like_length(tiny_bert: Path, 
 
 def test_biases_and_norms_do_not_decay(tiny_bert: Path) -> None:
     model, _ = checkpoint.read_model(tiny_bert)
-    decayed, kept = finetune.parameter_groups(model, 0.1)
+    decayed, kept = training.parameter_groups(model, 0.1)
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0.0
     still = {id(parameter) for parameter in kept["params"]}

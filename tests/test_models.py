@@ -14,6 +14,7 @@ from transformers import BertModel
 
 from quantlab import checkpoint
 from quantlab.command_line import as_shipped, command, written
+from quantlab.labels import label_columns
 from quantlab.models import Checkpoint, FineTuned, Packaged, Pretrained, Recipe
 from quantlab.tasks.base import Task
 from quantlab.tasks.glue import Glue
@@ -91,7 +92,7 @@ def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(ti
 )
 def test_label_order(make_model: MakeModel, model: tuple, task: tuple, columns: tuple, order: str) -> None:
     config = checkpoint.read_config(make_model(labels=model))
-    assert checkpoint.label_columns(config, task_of(task)) == (columns, order)
+    assert label_columns(config, task_of(task)) == (columns, order)
 
 
 @pytest.mark.parametrize(

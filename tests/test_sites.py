@@ -35,18 +35,13 @@ def test_counts(family: str, layers: int) -> None:
 
 
 def test_names_of_berts_sites() -> None:
-    names = [site.name for site in sites_of(skeleton_of(tiny_config("bert", 1)), ALL)]
-    assert (
-        names
-        == """embed.sum embed.out 0.attn.query 0.attn.key 0.attn.value 0.attn.scores 0.attn.probs
-        0.attn.context 0.attn.out 0.attn.sum 0.ffn.in 0.ffn.mid 0.ffn.out 0.ffn.sum 0.layer.out head.mid
-        head.out""".split()
+    model = skeleton_of(tiny_config("bert", 1))
+    assert " ".join(site.name for site in sites_of(model, ALL)) == (
+        "embed.sum embed.out 0.attn.query 0.attn.key 0.attn.value 0.attn.scores 0.attn.probs 0.attn.context 0.attn.out "
+        "0.attn.sum 0.ffn.in 0.ffn.mid 0.ffn.out 0.ffn.sum 0.layer.out head.mid head.out"
     )
-    names = [site.name for site in sites_of(skeleton_of(tiny_config("bert", 1)), GEMM)]
-    assert (
-        names
-        == """0.attn.in 0.attn.query 0.attn.key 0.attn.value 0.attn.probs 0.attn.context 0.ffn.in 0.ffn.mid
-        head.in head.mid""".split()
+    assert " ".join(site.name for site in sites_of(model, GEMM)) == (
+        "0.attn.in 0.attn.query 0.attn.key 0.attn.value 0.attn.probs 0.attn.context 0.ffn.in 0.ffn.mid head.in head.mid"
     )
 
 
@@ -104,14 +99,22 @@ def test_operands_cover_everything_that_enters_a_product(family: str) -> None:
 
 
 @families
-def test_attention_products_read_only_tapped_operands(family: str) -> None:
-    model, batch = tiny_model(family), padded()
-    plain = logits(model, batch)
-    for role in ("attn.query", "attn.key", "attn.value", "attn.probs"):
-        sites = [site for site in sites_of(model, GEMM) if site.name == f"1.{role}"]
-        assert len(sites) == 1
-        with tapped(model, {sites[0].tap: torch.zeros_like}):
-            assert not torch.equal(logits(model, batch), plain), role
+def test_attention_products_read_their_operands(family: str) -> None:
+    model, batch, seen = tiny_model(family), padded((6, 6)), {}
+    taps = {site.name: site.tap for site in sites_of(model, GEMM)}
+    scores = next(site.tap for site in sites_of(model, ALL) if site.name == "1.attn.scores")
+
+    def keep(name: str, x: Tensor) -> Tensor:
+        seen[name] = x.unique().tolist()
+        return x
+
+    constants = {"query": 2.0, "key": 3.0, "value": 5.0, "probs": 0.5}
+    functions = {taps[f"1.attn.{role}"]: partial(torch.full_like, fill_value=v) for role, v in constants.items()}
+    kept = {scores: partial(keep, "scores"), taps["1.attn.context"]: partial(keep, "context")}
+    with tapped(model, functions | kept):
+        logits(model, batch)
+    width, tokens = 8, 6  # of a head, and of a row
+    assert seen == {"scores": [pytest.approx(2 * 3 * width * width**-0.5)], "context": [0.5 * 5 * tokens]}
 
 
 @families
@@ -202,7 +205,7 @@ def test_unknown_architecture(config: PretrainedConfig, message: str) -> None:
 def test_table_that_does_not_fit_the_model() -> None:
     missing = Row(tensor=Tap("bert.embeddings.LayerNom", "output"))
     family = Family(layers="bert.encoder.layer", embed={"out": missing}, layer={}, head={})
-    with pytest.raises(ValueError, match="module 'bert.embeddings.LayerNom' that this model lacks.*LayerNorm'"):
+    with pytest.raises(ValueError, match=r"module 'bert.embeddings.LayerNom' that this model lacks.*LayerNorm'"):
         family.places(tiny_model())
 
 

@@ -16,8 +16,6 @@ ALL, GEMM = Placement(at="tensor"), Placement(at="operand")
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "electra without projection")
 LENGTHS = (9, 4, 1, 9, 6, 2)  # of rows that are padded together
 
-every_family = {"argnames": "family", "argvalues": FAMILIES}
-
 
 def tiny_config(family: str = "bert", layers: int = 2) -> PretrainedConfig:
     """The config of a small classifier of any of :data:`FAMILIES`."""

@@ -56,16 +56,15 @@ class QuantPlan:
     def from_json(cls, text: str) -> "QuantPlan":
         """Raises ValueError on another version or unknown fields."""
         data = json.loads(text)
-        if data.pop("version", None) != 1:
+        if not isinstance(data, dict) or data.pop("version", None) != 1:
             raise ValueError("not a quantlab plan of version 1")
         try:
-            return cls(
-                activations=tuple(
-                    ActivationQuant(**{**_common(item), "tap": Tap(**item["tap"]), "groups": tuple(item["groups"])})
-                    for item in data["activations"]
-                ),
-                weights=tuple(WeightQuant(**_common(item)) for item in data["weights"]),
+            activations = tuple(
+                ActivationQuant(**{**_common(item), "tap": Tap(**item["tap"]), "groups": tuple(item["groups"])})
+                for item in data.pop("activations")
             )
+            weights = tuple(WeightQuant(**_common(item)) for item in data.pop("weights"))
+            return cls(activations=activations, weights=weights, **data)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a quantlab plan: {error}") from error
 

@@ -27,7 +27,8 @@ from quantlab.cache import cache_dir, digest, published
 from quantlab.tasks.base import Examples, Splits, Task
 from quantlab.tasks.docmatch_modules import MODULES
 
-MATCH, MISMATCH = 1, 0
+LABELS = ("mismatch", "match")
+MISMATCH, MATCH = 0, 1
 EVALUATION_SHARE = 0.2  # of the callables
 ROLE = re.compile(r":(?:\w+:)*\w+:`~?([^`<]+?)(?:\s*<[^`>]*>)?`")  # :func:`~torch.abs` reads torch.abs
 SIGNATURE = re.compile(r"[\w.*]+ ?\(|[^ ]+ ?->|[\w.]+ ?=")
@@ -41,6 +42,11 @@ SHORTEST = 25  # characters of a description
 @dataclass(frozen=True, kw_only=True)
 class DocMatch(Task):
     """The pairs of the installed Python, numpy, scipy and torch. The same versions give the same pairs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels != LABELS:
+            raise ValueError(f"labels of docmatch are {list(LABELS)}, got {list(self.labels)}")
 
     def load(self) -> Splits:
         """Both splits, built in some seconds the first time, then read from the cache folder."""
@@ -104,9 +110,7 @@ def _documented(module: ModuleType) -> Iterator[tuple[str, str]]:
     for name in sorted(getattr(module, "__all__", vars(module))):
         value = getattr(module, name, None)
         path = f"{module.__name__}.{name}".removeprefix("builtins.")
-        if (
-            name.startswith("_") or name.endswith("hook") or not _at_home(value, module)
-        ):  # hooks are there to be replaced
+        if name.startswith("_") or name.endswith("hook") or not _at_home(value, module):  # hooks get replaced
             continue
         yield from _doc(path, value)
         for kind in _own(value) if inspect.isclass(value) else ():

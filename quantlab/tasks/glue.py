@@ -24,8 +24,9 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 def _read_tsv(path: Path) -> pd.DataFrame:
     # GLUE's own files hold stray quotes and texts such as "null": neither quoting nor missing values exist in them.
-    plain = {"quoting": csv.QUOTE_NONE, "keep_default_na": False, "index_col": False, "dtype": str}
-    return pd.read_csv(path, sep="\t", encoding="utf-8-sig", **plain)
+    return pd.read_csv(
+        path, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False, index_col=False, dtype=str, encoding="utf-8-sig"
+    )
 
 
 # Read directly, not through a library's cache of converted files, so that a changed file can never be read stale.

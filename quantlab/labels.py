@@ -1,0 +1,30 @@
+"""Which of a checkpoint's logits stands for which of a task's labels."""
+
+import re
+
+from transformers import PretrainedConfig
+
+from quantlab.tasks.base import Task
+
+
+def label_columns(config: PretrainedConfig, task: Task) -> tuple[tuple[int, ...], str]:
+    """Which logit belongs to each of the task's labels, and how that is known: matched, assumed or regression.
+
+    Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError where they contradict.
+    """
+    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    theirs, ours = [[_plain(name) for name in side] for side in (names, task.labels)]
+    both = f"the checkpoint answers {names}, task {task.name} wants {list(task.labels) or 'one score'}"
+    if len(names) != task.num_labels:
+        raise ValueError(f"{len(names)} labels, {task.num_labels} wanted: {both}")
+    if task.regression:
+        return (0,), "regression"
+    if sorted(theirs) == sorted(ours) and len(set(ours)) == len(ours):
+        return tuple(theirs.index(name) for name in ours), "matched"
+    if all(name in (f"label{index}", str(index)) for index, name in enumerate(theirs)):
+        return tuple(range(len(names))), "assumed"
+    raise ValueError(f"label names contradict: {both}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", str(name)).lower()
