@@ -1,7 +1,7 @@
 """Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own fine-tuning."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from quantlab import checkpoint
 from quantlab.cache import cache_dir, digest
 from quantlab.checks import at_least, one_of, whole
-from quantlab.command_line import command
 from quantlab.labels import label_columns
 from quantlab.tasks.base import Task
 
@@ -171,8 +170,10 @@ class FineTuned(ModelSpec):
         """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not there."""
         target = self.target(task)
         if not target.is_dir():
-            training = command("quantlab.finetune", model=replace(self, device="auto"), task=task)
-            raise FileNotFoundError(f"{self.name} is not fine-tuned on {task.name} yet: run {training}")
+            raise FileNotFoundError(
+                f"{self.name} is not fine-tuned on {task.name} yet: run python -m quantlab.finetune model={self.name} "
+                f"task={task.name}, with this command's other model. and task. settings"
+            )
         return target
 
     def target(self, task: Task) -> Path:

@@ -209,7 +209,9 @@ def test_the_command_line_trains_what_the_trial_asks_for(
     task = qnli(tiny_glue)
     with pytest.raises(FileNotFoundError) as missing:
         spec.load(task)
-    command = str(missing.value).partition(": run python ")[2].split()
+    command = str(missing.value).partition(": run python ")[2].partition(",")[0].split()
+    command += [f"model.base.path={headless}", "recipe@model.recipe=quick", "model.recipe.seed=3"]
+    command += [f"task.data_dir={tiny_glue}", f"task.max_length={task.max_length}"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert spec.load(task).tags["label_order"] == "matched"

@@ -173,6 +173,8 @@ def test_globs(sites: list[str], exclude: list[str], names: list[str]) -> None:
         ({"sites": ["*.ffn.sun"]}, r"placement.sites: '\*.ffn.sun' matches nothing \(did you mean '\*.ffn.sum'"),
         ({"sites": ["*.ffn.sum", "5.ffn.sum"]}, "placement.sites: '5.ffn.sum' matches nothing.*; layers are 0 to 2"),
         ({"exclude": ["attention"]}, "placement.exclude: 'attention' matches nothing"),
+        ({"sites": "*.ffn.sum"}, r"placement.sites must be a list of globs, got '\*.ffn.sum'"),
+        ({"sites": "*"}, r"placement.sites must be a list of globs, got '\*'"),
         ({"exclude": ["*.attn.in"]}, r"placement.exclude: '\*.attn.in' matches nothing"),  # no tensor, an operand only
     ],
     ids=str,

@@ -72,6 +72,8 @@ class Placement:
 
 def matching(patterns: Sequence[str], names: Sequence[str], field: str) -> set[str]:
     """The names that any glob matches. Raises ValueError for a glob that matches none, with the nearest names."""
+    if isinstance(patterns, str):  # its letters would pass for globs
+        raise ValueError(f"{field} must be a list of globs, got {patterns!r}")
     matched: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)

@@ -84,14 +84,11 @@ def test_groups_of_heads_run() -> None:
 
 
 def test_groups_are_cut_to_a_clipped_range() -> None:
-    clipped = planned(Peg(sites=XHY, k=HIDDEN), calibration=Percentile(percentile=90))["0.ffn.sum"]
-    whole = planned(Peg(sites=XHY, k=HIDDEN))["0.ffn.sum"]
-    lo, hi = (
-        planned(Uniform(), calibration=Percentile(percentile=90))["0.ffn.sum"].__getattribute__(e)[0]
-        for e in ("lo", "hi")
-    )
-    assert clipped.lo == tuple(max(lo, end) for end in whole.lo)
-    assert clipped.hi == tuple(min(hi, end) for end in whole.hi)
+    clip, name = Percentile(percentile=90), "0.ffn.sum"
+    clipped, whole = (planned(Peg(sites=XHY, k=HIDDEN), calibration=c)[name] for c in (clip, MinMax()))
+    tensor = planned(Uniform(), calibration=clip)[name]
+    assert clipped.lo == tuple(max(tensor.lo[0], end) for end in whole.lo)
+    assert clipped.hi == tuple(min(tensor.hi[0], end) for end in whole.hi)
 
 
 def test_sites_without_integers_stay_as_they_are() -> None:

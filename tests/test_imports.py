@@ -1,0 +1,138 @@
+"""Imports point one way: tensor math, placement, models and tasks, methods, evaluation, trial, tracking, commands."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from quantlab.cache import CODE
+
+# From the bottom up: a module imports from its own layer and from those before it.
+LAYERS = (
+    ("quantlab", "quantlab.checks", "quantlab.cache", "quantlab.memo", "quantlab.progress", "quantlab.provenance",
+     "quantlab.conf_dir"),
+    ("quantlab.quant", "quantlab.quant.*"),
+    ("quantlab.placement", "quantlab.placement.*", "quantlab.architectures", "quantlab.architectures.*"),
+    ("quantlab.tasks", "quantlab.tasks.*", "quantlab.labels", "quantlab.checkpoint", "quantlab.models",
+     "quantlab.batching", "quantlab.calibration"),
+    ("quantlab.methods", "quantlab.methods.*"),
+    ("quantlab.evaluation", "quantlab.profiling", "quantlab.diagnosis", "quantlab.outliers", "quantlab.significance",
+     "quantlab.alarms", "quantlab.size"),
+    ("quantlab.material", "quantlab.trial", "quantlab.result"),
+    ("quantlab.tracking", "quantlab.tracking.*"),
+    ("quantlab.config", "quantlab.run", "quantlab.demo", "quantlab.finetune", "quantlab.training", "quantlab.summary"),
+)  # fmt: skip
+COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(CODE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): ast.parse(path.read_text()) for path in sorted(CODE.rglob("*.py"))}
+
+
+def imported(tree: ast.AST, everywhere: bool = True) -> Iterator[str]:
+    """Full names of what a module imports; without ``everywhere``, only what importing the module itself imports."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in names)
+        elif everywhere or not (is_type_checking(node) or isinstance(node, ast.FunctionDef)):
+            yield from imported(node, everywhere)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def layer(module: str) -> int:
+    layers = [i for i, names in enumerate(LAYERS) if any(fnmatchcase(module, name) for name in names)]
+    assert len(layers) == 1, f"{module} has no layer, or several, in tests/test_imports.py"
+    return layers[0]
+
+
+def ours(module: str) -> set[str]:
+    """The modules of quantlab that a module imports anywhere."""
+    return {name for name in imported(MODULES[module]) if name.split(".")[0] == "quantlab"}
+
+
+def roots(module: str) -> set[str]:
+    """The libraries that a module imports anywhere."""
+    return {name.split(".")[0] for name in imported(MODULES[module])} - {"quantlab"} - set(sys.stdlib_module_names)
+
+
+def reached(module: str) -> dict[str, str]:
+    """Everything that importing a module imports of quantlab, each with the module that asks for it."""
+    found, waiting = {module: ""}, [module]
+    while waiting:
+        asking = waiting.pop()
+        for name in imported(MODULES[asking], everywhere=False):
+            if name in MODULES and name not in found:
+                found[name] = asking
+                waiting.append(name)
+    return found
+
+
+def test_modules_are_found() -> None:
+    assert {"quantlab.trial", "quantlab.quant.grid", "quantlab.tasks.base"} <= MODULES.keys()
+    assert "quantlab.quant.sketch" in ours("quantlab.calibration")
+    assert "quantlab.quant.ranges" in ours("quantlab.calibration")  # from quantlab.quant import ranges
+    assert "mlflow" in roots("quantlab.tracking.mlflow")
+    assert "mlflow" not in {name.split(".")[0] for name in imported(MODULES["quantlab.tracking.mlflow"], False)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    assert not {name for name in ours(module) if layer(name) > layer(module)}
+
+
+def test_every_layer_exists() -> None:
+    for patterns in LAYERS:
+        for pattern in patterns:
+            assert any(fnmatchcase(module, pattern) for module in MODULES), pattern
+
+
+def test_no_cycles() -> None:
+    """Modules can be sorted so that each comes after all that it imports."""
+    waiting = {module: ours(module) - {module} for module in MODULES}
+    while waiting:
+        ready = [module for module, needs in waiting.items() if not needs & waiting.keys()]
+        assert ready, f"an import cycle runs through {sorted(waiting)}"
+        for module in ready:
+            del waiting[module]
+
+
+def test_tensor_math_needs_no_model() -> None:
+    for module in MODULES:
+        if layer(module) == layer("quantlab.quant"):
+            assert roots(module) <= {"torch", "numpy", "scipy"}, module
+
+
+def test_a_trial_knows_nothing_of_the_command_line() -> None:
+    reaching = {
+        f"{' <- '.join(path(module))}: {name}"
+        for module in reached("quantlab.trial")
+        for name in {name.split(".")[0] for name in imported(MODULES[module], everywhere=False)} & COMMANDS_ONLY
+    }
+    assert not reaching
+
+
+def path(module: str) -> list[str]:
+    """How importing quantlab.trial comes to a module."""
+    asked_by = reached("quantlab.trial")
+    steps = [module]
+    while asked_by[steps[-1]]:
+        steps.append(asked_by[steps[-1]])
+    return steps
+
+
+def test_only_the_tracker_knows_mlflow() -> None:
+    assert {module for module in MODULES if "mlflow" in roots(module)} == {"quantlab.tracking.mlflow"}
