@@ -1,5 +1,6 @@
 """Which machine, libraries and code a number came from."""
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -20,6 +21,7 @@ def machine_tags(device: torch.device) -> dict[str, str]:
         "device_name": device_name(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "version.python": platform.python_version(),
         "git_commit": git_commit(),
         **versions,

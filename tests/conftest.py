@@ -1,6 +1,9 @@
 """Tiny models and data, made here: the tests need neither network nor downloads."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the tests run side by side
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -136,6 +136,14 @@ def test_snap_is_the_integers_dequantized(grid: AffineGrid, x: Tensor, clip: flo
     assert torch.equal(grid.snap(x, scale, zero_point), (q - zero_point) * scale)
 
 
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_integers_and_snap_round_alike(grid: AffineGrid) -> None:
+    """Of 300,000 numbers, some lie so near the middle between two levels that another formula rounds elsewhere."""
+    x = torch.linspace(-1.7, 3.1, 300_001)
+    scale, zero_point = fitted(grid, x)
+    assert torch.equal(grid.snap(x, scale, zero_point), (grid.integers(x, scale, zero_point) - zero_point) * scale)
+
+
 @properties
 @given(grids, arrays())
 def test_one_range_runs_as_many_equal_ranges_do(grid: AffineGrid, x: Tensor) -> None:

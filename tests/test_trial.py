@@ -120,16 +120,18 @@ def test_a_failed_trial_exits_non_zero_with_one_clear_line(lab: Lab, tmp_path: P
     ],
     ids=lambda overrides: " ".join(overrides),
 )
-def test_reuse_changes_no_bit_of_any_metric(lab: Lab, overrides: list[str], own_cache: Path, tmp_path: Path) -> None:
+def test_reuse_changes_no_bit_of_any_metric(
+    lab: Lab, overrides: list[str], own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared = Memo()
     lab.trial("bits=w6a6", memo=shared)  # leaves model, data, sketches and FP32 answers behind
     reused = lab.trial(*overrides, memo=shared)
-    os.environ["QUANTLAB_CACHE"] = str(tmp_path / "empty")
+    monkeypatch.setenv("QUANTLAB_CACHE", str(tmp_path / "empty"))
     fresh = lab.trial(*overrides)
     assert untimed(reused) == untimed(fresh)
     np.testing.assert_array_equal(reused.logits, fresh.logits)
     assert reused.tags["key"] == fresh.tags["key"]
-    os.environ["QUANTLAB_CACHE"] = str(own_cache)
+    monkeypatch.setenv("QUANTLAB_CACHE", str(own_cache))
     stored = lab.trial(*overrides)  # a new process finds the FP32 answers on disk
     assert untimed(stored) == untimed(fresh)
 

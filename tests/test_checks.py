@@ -1,0 +1,76 @@
+"""Messages about bad values: what came, what is allowed, what was probably meant."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from quantlab.checks import at_least, freeze, nearest, one_of, whole
+
+
+@pytest.mark.parametrize(
+    "name, allowed, hint",
+    [
+        ("minmx", ["minmax", "mse", "percentile"], " (did you mean 'minmax'?)"),
+        ("qqqq", ["minmax", "mse"], ""),
+        ("fp17", ["fp16", "fp32", "bf16"], " (did you mean 'fp16' or 'fp32' or 'bf16'?)"),
+        ("", ["a"], ""),
+    ],
+)
+def test_nearest(name: str, allowed: list[str], hint: str) -> None:
+    assert nearest(name, allowed) == hint
+
+
+def test_one_of() -> None:
+    one_of("field", "a", ("a", "b"))
+    one_of("field", "a", (name for name in ("b", "a")))
+    with pytest.raises(ValueError, match=r"^field must be one of apple, kiwi; got 'aple' \(did you mean 'apple'\?\)$"):
+        one_of("field", "aple", (name for name in ("apple", "kiwi")))
+    with pytest.raises(ValueError, match=r"^field must be one of 1, 2; got 3$"):
+        one_of("field", 3, (1, 2))
+
+
+@pytest.mark.parametrize(
+    "value, least, fits",
+    [(0, 0, True), (0.5, 0, True), (-1, 0, False), (True, 0, False), ("1", 0, False), (None, 0, False)],
+)
+def test_at_least(value: Any, least: float, fits: bool) -> None:
+    if fits:
+        at_least("field", value, least)
+        return
+    with pytest.raises(ValueError, match=f"^field must be at least {least}, got {value!r}$"):
+        at_least("field", value, least)
+
+
+@pytest.mark.parametrize(
+    "value, most, bound",
+    [
+        (2, None, None),
+        (16, 16, None),
+        (17, 16, r"in 2\.\.16"),
+        (1, 16, r"in 2\.\.16"),
+        (1, None, "of at least 2"),
+        (2.0, None, "of at least 2"),
+        (True, None, "of at least 2"),
+        ("3", None, "of at least 2"),
+        (None, None, "of at least 2"),
+    ],
+)
+def test_whole(value: Any, most: int | None, bound: str | None) -> None:
+    if bound is None:
+        whole("field", value, 2, most)
+        return
+    with pytest.raises(ValueError, match=f"^field must be a whole number {bound}, got {value!r}$"):
+        whole("field", value, 2, most)
+
+
+def test_freeze() -> None:
+    @dataclass(frozen=True)
+    class Component:
+        names: Any
+        number: int
+
+    component = Component(names=["a", ["b", ("c",)]], number=1)
+    freeze(component)
+    assert component == Component(names=("a", ("b", ("c",))), number=1)
+    assert isinstance(hash(component), int)
