@@ -97,7 +97,7 @@ def test_bootstrap_covers() -> None:
     large = answered("pearson", 200_000, 0.7, seed=99)
     true = METRICS["pearson"](large[0], large[2]) - METRICS["pearson"](large[1], large[2])
     covered = []
-    for seed in range(30):
+    for seed in range(20):
         low, high = metric_drop_ci95("pearson", *answered("pearson", 150, 0.7, seed), resamples=99)
         covered.append(low <= true <= high)
-    assert np.mean(covered) >= 0.83  # two standard errors of 30 intervals are 0.08, and 99 resamples cost a little
+    assert np.mean(covered) >= 0.8  # two standard errors of 20 intervals are 0.1, and 99 resamples cost a little

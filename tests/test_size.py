@@ -49,13 +49,11 @@ def test_weights(plan: QuantPlan, packed: int) -> None:
     assert size_bytes(tiny_model(), plan) == 4 * (PARAMETERS - CLASSIFIER) + packed
 
 
-def test_bits_that_do_not_fill_a_byte() -> None:
-    """32 numbers at 5 bits are 20 bytes; at 3 bits, 12."""
-    for bits, packed in ((5, 20), (3, 12)):
-        item = WeightQuant(
-            parameter="bert.embeddings.LayerNorm.weight", grid=affine(bits), axis=None, lo=(0.0,), hi=(1.0,)
-        )
-        assert size_bytes(tiny_model(), QuantPlan(weights=(item,))) == 4 * (PARAMETERS - 32) + packed + 4
+@pytest.mark.parametrize("bits, packed", [(3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
+def test_bits_that_do_not_fill_a_byte(bits: int, packed: int) -> None:
+    """Two numbers of 5 bits are 10 bits: 2 bytes."""
+    item = WeightQuant(parameter="classifier.bias", grid=affine(bits), axis=None, lo=(0.0,), hi=(1.0,))
+    assert size_bytes(tiny_model(), QuantPlan(weights=(item,))) == 4 * (PARAMETERS - 2) + packed + 4
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,11 @@ def test_fits_every_site_of_the_default_placement(yaml: Path) -> None:
 
 
 @methods
-@placements
-@pytest.mark.parametrize("calibration", CALIBRATIONS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "placement, calibration",
+    [*((ALL, calibration) for calibration in CALIBRATIONS), (GEMM, MinMax())],
+    ids=lambda value: getattr(value, "at", type(value).__name__),
+)
 def test_plans_existing_sites_and_runs(yaml: Path, placement: Placement, calibration: Calibration) -> None:
     model = tiny_model()
     sites = {site.name: site for site in sites_of(model, placement)}
