@@ -34,7 +34,7 @@ class Calibration(ABC):
     """
 
     samples: int = 64
-    batch_size: int = 1
+    batch_size: int = 8
     seed: int | None = None
     padding: str = "masked"
     through: str = "fp32"

@@ -13,9 +13,11 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from quantlab.allocator import keep_freed_memory
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig
 from quantlab.memo import Memo
@@ -23,6 +25,7 @@ from quantlab.placement.plan import QuantPlan
 from quantlab.result import TrialResult, check_writable
 from quantlab.trial import run_trial
 
+LOG_WIDTH = 120  # columns, where the output goes to a file
 TABLE = Path(__file__).parents[1] / "sweeps" / "paper_table.yaml"
 
 
@@ -36,8 +39,11 @@ class Row:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs all rows in this process, so that model, data, sketches and FP32 answers are computed once."""
+    keep_freed_memory()
     console = Console(highlight=False)
-    rows = [Row(row.name, list(row.overrides)) for row in OmegaConf.load(TABLE).rows]
+    console = console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+    sweep = OmegaConf.load(TABLE)
+    rows = [Row(row.name, [*sweep.common, *row.overrides]) for row in sweep.rows]
     folder = Path.cwd() / "outputs" / f"demo-{datetime.now():%Y-%m-%d-%H-%M-%S}"
     uri = f"sqlite:///{Path.cwd()}/mlflow.db"
     table, memo, start = result_table(), Memo(), time.perf_counter()
@@ -62,11 +68,12 @@ def run(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:
 
 def result_table() -> Table:
     """The table's columns."""
-    table = Table(title="W8A8 of arXiv 2603.04308, engine: simulated (FP32 arithmetic; latency is not INT8's)")
-    table.add_column("method")
-    names = ("accuracy %", "drop, 95 % interval", "same answers %", "p50 / p95 ms", "memory MB", "size MB", "alarms")
-    for name in names:
-        table.add_column(name, justify="right" if name != "alarms" else "left")
+    title = "The rows of arXiv 2603.04308, engine: simulated (FP32 arithmetic: its latency is not INT8's)"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("\nmethod")
+    for name in ("accuracy\n%", "drop in points\n(95 % interval)", "same\n%", "p50/p95\nms", "memory\nMB", "size\nMB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("\nalarms", overflow="fold")
     return table
 
 
@@ -80,7 +87,7 @@ def cells(result: TrialResult) -> list[str]:
         f"{100 * numbers['accuracy']:.2f}",
         "" if unchanged else f"{drop:+.2f} ({low:+.2f} to {high:+.2f})",
         f"{100 * numbers['agreement_fp32']:.1f}",
-        f"{numbers['latency_p50_ms']:.0f} / {numbers['latency_p95_ms']:.0f}" if timed else "",
+        f"{numbers['latency_p50_ms']:.0f}/{numbers['latency_p95_ms']:.0f}" if timed else "",
         f"{numbers['peak_memory_mb']:.0f}" if timed else "",
         f"{numbers['size_bytes'] / 1e6:.1f}",
         result.tags["alarms"],

@@ -25,7 +25,7 @@ class Evaluation:
     """How many of the evaluation split's first rows are answered (all, if None), and in batches of how many."""
 
     limit: int | None = None
-    batch_size: int = 32
+    batch_size: int = 16
 
     def __post_init__(self) -> None:
         whole("evaluation.batch_size", self.batch_size, 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quantlab.allocator import release_freed_memory
 from quantlab.batching import Tokenized
 from quantlab.checks import whole
 from quantlab.placement.insert import Inserted
@@ -144,6 +145,7 @@ def _process_memory(run: Callable[[], None]) -> Measured:
         while not done.wait(SAMPLING_INTERVAL_S):
             peak[0] = max(peak[0], process.memory_info().rss)
 
+    release_freed_memory()  # what earlier work has freed is not this model's
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:

@@ -18,7 +18,7 @@ from quantlab.placement.plan import QuantPlan
 
 RESULT = "result.json"
 
-Metric = float | list[float] | None
+Metric = float | list[float | None] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,8 +58,9 @@ class TrialResult:
         return [folder / name for name in names]
 
     def layers(self) -> dict[str, list[float]]:
-        """The metrics that have one value a depth."""
-        return {name: values for name, values in self.metrics.items() if isinstance(values, list)}
+        """The metrics that have one value a depth; NaN where there is none."""
+        lists = {name: values for name, values in self.metrics.items() if isinstance(values, list)}
+        return {name: [math.nan if value is None else value for value in values] for name, values in lists.items()}
 
     def _answers(self) -> pd.DataFrame:
         columns: dict[str, np.ndarray] = {"label": self.labels}

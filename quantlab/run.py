@@ -12,6 +12,7 @@ from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from quantlab.allocator import keep_freed_memory
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig, run_name
 from quantlab.memo import Memo
@@ -25,6 +26,7 @@ MEMO = Memo()  # shared by the trials of one multirun
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(settings: DictConfig) -> None:
     """Builds the components, runs the trial, records it."""
+    keep_freed_memory()
     with compact_errors():
         config: RunConfig = instantiate(settings)
         composed = HydraConfig.get()

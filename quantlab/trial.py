@@ -1,5 +1,6 @@
 """A trial: quantize, evaluate, profile. It knows nothing of Hydra, MLflow or Optuna."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,10 +168,11 @@ def metrics(config: TrialConfig, material: Material, outcome: Outcome) -> dict[s
         **outcome.measured.metrics,
         "size_bytes": float(size_bytes(material.model, outcome.plan)),
         "size_fp32_bytes": float(size_fp32_bytes(material.model)),
-        "kurtosis_max": max(layers["kurtosis"]),
+        "kurtosis_max": max(filter(math.isfinite, layers["kurtosis"]), default=math.nan),
         **outcome.seconds,
     }
-    return {name: finite_or_none(value) for name, value in numbers.items()} | layers
+    listed = {name: [finite_or_none(value) for value in values] for name, values in layers.items()}
+    return {name: finite_or_none(value) for name, value in numbers.items()} | listed
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class AffineGrid:
     def parameters(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """FP32 scale and (whole) zero point for ranges ``[lo, hi]`` of any one shape; zero is always made part of them.
 
-        A range of zero width holds only zero and gets scale 1.
+        A range of zero width (nothing but zero was seen) gets scale 1.
         """
         lo, hi = lo.double().clamp(max=0), hi.double().clamp(min=0)
         width = torch.maximum(-lo, hi) if self.symmetric else hi - lo
