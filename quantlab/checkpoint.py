@@ -154,9 +154,8 @@ def _clear_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        reason = (
-            str(error).partition("source.")[2].strip().partition("\n\n")[0]
-        )  # the rest advises to unpickle it anyway
+        # torch's message goes on to advise unpickling it anyway
+        reason = str(error).partition("source.")[2].strip().partition("\n\n")[0]
         raise ValueError(f"{path} is corrupt, or holds code, which is never run: {reason or error}") from error
     except (OSError, ValueError, TypeError, RuntimeError, EOFError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quantlab import checkpoint
 from quantlab.batching import by_length, tokenize
 from quantlab.cache import published
+from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
 from quantlab.evaluation import predict
 from quantlab.models import FineTuned, ModelSpec, check_fit
@@ -114,8 +115,9 @@ def write_card(folder: Path, spec: FineTuned, task: Task, data: Splits, scores: 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="finetune")
 def main(settings: DictConfig) -> None:
-    config: FineTuning = instantiate(settings)
-    config.run(Console())
+    with compact_errors():
+        config: FineTuning = instantiate(settings)
+        config.run(Console())
 
 
 if __name__ == "__main__":

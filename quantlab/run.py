@@ -2,17 +2,15 @@
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from quantlab.allocator import keep_freed_memory
+from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig, run_name
 from quantlab.memo import Memo
@@ -37,15 +35,6 @@ def main(settings: DictConfig) -> None:
             result = run_trial(config, MEMO)
             run.log(result, result.save(folder))
         print_summary(result, folder)
-
-
-@contextmanager
-def compact_errors() -> Iterator[None]:
-    """What is wrong with the input is said in one line; HYDRA_FULL_ERROR=1 shows where it was found."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise CompactHydraException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ LAYERS = (
      "quantlab.alarms", "quantlab.size"),
     ("quantlab.material", "quantlab.trial", "quantlab.result"),
     ("quantlab.tracking", "quantlab.tracking.*"),
-    ("quantlab.config", "quantlab.run", "quantlab.demo", "quantlab.finetune", "quantlab.training", "quantlab.summary"),
+    ("quantlab.compact", "quantlab.config", "quantlab.run", "quantlab.demo", "quantlab.finetune", "quantlab.training",
+     "quantlab.summary"),
 )  # fmt: skip
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
 

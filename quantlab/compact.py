@@ -1,0 +1,15 @@
+"""What is wrong with the input, said in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import CompactHydraException
+
+
+@contextmanager
+def compact_errors() -> Iterator[None]:
+    """Lets Hydra print the message alone; HYDRA_FULL_ERROR=1 shows where it was found."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise CompactHydraException(str(error)) from error
