@@ -18,6 +18,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantlab import checkpoint
+from quantlab.allocator import keep_freed_memory
 from quantlab.batching import by_length, tokenize
 from quantlab.cache import published
 from quantlab.compact import compact_errors
@@ -115,6 +116,7 @@ def write_card(folder: Path, spec: FineTuned, task: Task, data: Splits, scores: 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="finetune")
 def main(settings: DictConfig) -> None:
+    keep_freed_memory()
     with compact_errors():
         config: FineTuning = instantiate(settings)
         config.run(Console())
