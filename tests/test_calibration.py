@@ -202,7 +202,7 @@ def first_words(settings: Calibration, max_length: int = 8) -> list[list[int]]:
 
 
 def test_rows_in_file_order() -> None:
-    assert first_words(MinMax(samples=5)) == [[0], [1], [2], [3], [4]]
+    assert first_words(MinMax(samples=5, batch_size=1)) == [[0], [1], [2], [3], [4]]
     assert first_words(MinMax(samples=5, batch_size=2)) == [[0, 1], [2, 3], [4]]
 
 
@@ -215,7 +215,7 @@ def test_rows_by_seed() -> None:
 
 def test_padding_included_is_the_tasks_full_length() -> None:
     for padding, length in (("masked", 3), ("included", 8)):
-        batches = MinMax(samples=2, padding=padding).batches(examples(), tokenizer(), max_length=8)
+        batches = MinMax(samples=2, batch_size=1, padding=padding).batches(examples(), tokenizer(), max_length=8)
         assert [batch.inputs["input_ids"].shape for batch in batches] == [(1, length), (1, length)]
 
 
