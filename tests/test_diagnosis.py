@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, GEMM, logits, padded, sites_of, tiny_model
-from torch import Tensor
 
 from quantlab.calibration import MinMax, Percentile, observe
 from quantlab.diagnosis import site_sqnr_db, site_table
@@ -16,7 +15,7 @@ from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.placement.insert import quantizer, snap_weight
 from quantlab.placement.plan import QuantPlan
-from quantlab.quant.errors import energy, finite, ratio_db, sqnr_db
+from quantlab.quant.errors import energy, ratio_db, sqnr_db
 
 BATCHES = [padded(), padded((3, 7, 5), seed=1)]
 BITS = Bits(weights=4, activations=4)
@@ -147,11 +146,3 @@ def test_energy_is_summed_in_float64() -> None:
     x = torch.full((1000,), 1e30)  # its square is beyond FP32
     assert energy(x) == pytest.approx(1e63)
     assert ratio_db(energy(x), energy(x / 10)) == pytest.approx(20)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_finite(bad: float) -> None:
-    x: Tensor = torch.ones(3, 4)
-    assert finite(x)
-    x[1, 2] = bad
-    assert not finite(x)

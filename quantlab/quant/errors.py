@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 
@@ -21,8 +20,3 @@ def ratio_db(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-def finite(x: Tensor) -> bool:
-    """Whether no element is NaN or infinite."""
-    return bool(torch.isfinite(x).all())
