@@ -86,6 +86,13 @@ def _started(database: Path) -> bool:
             return False
 
 
+def test_a_long_error_says_that_it_was_cut(tracker: MLflow) -> None:
+    with pytest.raises(ValueError), tracker.start("doomed", {}):
+        raise ValueError("x" * 9000)
+    (run,) = runs(tracker)
+    assert len(run.data.tags["error"]) == 8000 and run.data.tags["error"].endswith("has all of it]")
+
+
 def test_an_unreachable_server_is_an_error_within_seconds() -> None:
     start = time.monotonic()
     with (

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 HEALTH_TIMEOUT_S = 4.0
-PARAM_LIMIT, PARAMS_A_BATCH = 6000, 100  # MLflow's own
+PARAM_LIMIT, PARAMS_A_BATCH, TAG_LIMIT = 6000, 100, 8000  # MLflow's own
+CUT = " [cut short: the terminal has all of it]"
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 
@@ -47,7 +48,7 @@ class MLflow(Tracker):
             _log_params(client, run_id, params)
             yield MLflowRun(client, run_id)
         except BaseException as error:
-            client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:5000])
+            client.set_tag(run_id, "error", _fitting(f"{type(error).__name__}: {error}"))
             client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id, "FINISHED")
@@ -111,6 +112,11 @@ def require_healthy(uri: str) -> None:
         f"no MLflow server answers at {uri} ({problem}); start one with `mlflow server --port 5000`, or use "
         "tracking=sqlite or tracking=off"
     )
+
+
+def _fitting(message: str) -> str:
+    """A message as a tag's value; what had to be cut off says so."""
+    return message if len(message) <= TAG_LIMIT else f"{message[: TAG_LIMIT - len(CUT)]}{CUT}"
 
 
 def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
