@@ -6,9 +6,15 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 CODE = Path(__file__).parent
+# What starts, records and compares trials decides none of their numbers (tests/test_imports.py holds it to that).
+NO_NUMBERS = frozenset({
+    "tracking", "sweeping", "conf_dir.py", "compact.py", "config.py", "summary.py", "run.py", "sync.py", "demo.py",
+    "finetune.py", "training.py",
+})  # fmt: skip
 
 
 def cache_dir() -> Path:
@@ -33,9 +39,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
 def code_digest() -> str:
-    """One digest of quantlab's own source, a part of every key: other code, other results."""
-    sources = sorted(CODE.rglob("*.py"))
+    """One digest of the source that decides a trial's numbers, a part of every key: other code, other results.
+
+    It is taken once a process, so that a source file edited while a sweep runs does not name results of the old code.
+    """
+    sources = sorted(path for path in CODE.rglob("*.py") if path.relative_to(CODE).parts[0] not in NO_NUMBERS)
     return digest(part for path in sources for part in (path.relative_to(CODE).as_posix(), path.read_bytes()))
 
 

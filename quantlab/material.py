@@ -46,24 +46,29 @@ class Material:
 
 def load(model: ModelSpec, task: Task, evaluation: Evaluation) -> Material:
     """Reads data and checkpoint. Raises ValueError or OSError that says what is wrong with either."""
-    splits = task.load()
-    examples = splits.evaluation if evaluation.limit is None else splits.evaluation.head(evaluation.limit)
+    train, examples, data_fingerprint = rows_of(task, evaluation)
     loaded = model.load(task)
     rows = tokenize(examples, loaded.tokenizer, task.max_length)
-    data_fingerprint = digest([splits.train.fingerprint, examples.fingerprint])
     device = loaded.model.device
     setting = (task.name, str(task.max_length), str(evaluation.batch_size), device_name(device))
     arithmetic = (torch.__version__, torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads()))
     return Material(
         loaded=loaded,
         task=task,
-        train=splits.train,
+        train=train,
         rows=rows,
         batches=by_length(rows, loaded.tokenizer, evaluation.batch_size),
         places=places(loaded.model),
         data_fingerprint=data_fingerprint,
         key=digest([loaded.fingerprint, data_fingerprint, *setting, *arithmetic, code_digest()]),
     )
+
+
+def rows_of(task: Task, evaluation: Evaluation) -> tuple[Examples, Examples, str]:
+    """The rows that calibrate, the rows that are answered, and the fingerprint of both."""
+    splits = task.load()
+    examples = splits.evaluation if evaluation.limit is None else splits.evaluation.head(evaluation.limit)
+    return splits.train, examples, digest([splits.train.fingerprint, examples.fingerprint])
 
 
 def fp32_answers(material: Material) -> Answers:

@@ -23,7 +23,7 @@ class Loaded:
 
     model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
     tokenizer: PreTrainedTokenizerBase
-    fingerprint: str  # SHA-256 of config, weights and tokenizer files: the checkpoint's part of every key
+    fingerprint: str  # of its files
     label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
     tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, device
 
@@ -44,6 +44,10 @@ class ModelSpec(ABC):
     def title(self, task: Task) -> str:
         """The checkpoint in words, for tags."""
         return str(self.folder(task))
+
+    def fingerprint(self, task: Task) -> str:
+        """SHA-256 of config, weights and tokenizer files: the checkpoint's part of every key."""
+        return checkpoint.fingerprint(self.folder(task))
 
     def torch_device(self) -> torch.device:
         """The device to run on. Raises ValueError for ``cuda`` where there is no GPU."""
@@ -68,7 +72,7 @@ class ModelSpec(ABC):
         return Loaded(
             model=model,
             tokenizer=tokenizer,
-            fingerprint=checkpoint.fingerprint(folder),
+            fingerprint=self.fingerprint(task),
             label_columns=columns,
             tags={"label_order": order, "checkpoint": self.title(task), "device": str(device)},
         )

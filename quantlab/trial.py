@@ -5,14 +5,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 from quantlab.alarms import Finding, raised
-from quantlab.cache import code_digest, digest
 from quantlab.calibration import Calibration, Requantize, observe
 from quantlab.checkpoint import read_config
 from quantlab.diagnosis import site_table
 from quantlab.evaluation import Answers, Evaluation, score
-from quantlab.material import Material, fp32_answers, fp32_sketches, load
+from quantlab.identity import key_of
+from quantlab.material import Material, fp32_answers, fp32_sketches, load, rows_of
 from quantlab.memo import Memo
 from quantlab.methods.base import Method, plan_site, plan_weights
 from quantlab.methods.bits import Bits, weighted_modules
@@ -68,7 +69,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
 
     Raises ValueError or OSError, before anything is loaded where that is possible, on what cannot be right.
     """
-    sites = check(config)
+    sites = check(config, memo)
     shared = (config.model, config.task, config.evaluation)
     material = memo.get("material", shared, lambda: load(*shared))
     reference = memo.get("reference", shared, lambda: fp32_answers(material))
@@ -87,17 +88,33 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
     ))  # fmt: skip
 
 
-def check(config: TrialConfig) -> list[Site]:
+def check(config: TrialConfig, memo: Memo) -> list[Site]:
     """The sites of this trial, found from the checkpoint's config alone: no weight is read yet.
 
     Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right.
     """
     config.model.torch_device()
-    skeleton = skeleton_of(read_config(config.model.folder(config.task)))
+    model, task = config.model, config.task
+    skeleton = memo.get("skeleton", (model, task), lambda: skeleton_of(read_config(model.folder(task))))
     sites = config.placement.select(places(skeleton))
     config.method.check(sites)
     config.bits.check_rules([*(site.name for site in sites), *weighted_modules(skeleton)])
     return sites
+
+
+def trial_key(config: TrialConfig, memo: Memo) -> str:
+    """What names the trial's numbers, found without running it: files are read, no weight is loaded."""
+    shared = (config.model, config.task, config.evaluation)
+
+    def read() -> tuple[str, str]:
+        return config.model.fingerprint(config.task), rows_of(config.task, config.evaluation)[2]
+
+    return key_of(described(config), *memo.get("fingerprints", shared, read))
+
+
+def described(config: TrialConfig) -> dict[str, Any]:
+    """The config as plain data."""
+    return {field.name: describe(getattr(config, field.name)) for field in fields(TrialConfig)}
 
 
 def make_plan(
@@ -129,7 +146,6 @@ def sketches_as_run(
 def report(config: TrialConfig, material: Material, sites: Sequence[Site], outcome: Outcome) -> TrialResult:
     """Everything that a trial says about itself."""
     logits, reference, labels = outcome.answers.logits, outcome.reference.logits, material.rows.labels
-    described = {field.name: describe(getattr(config, field.name)) for field in fields(TrialConfig)}
     alarms = raised(Finding(
         plan=outcome.plan, sketches=outcome.calibrated, model=material.model, tags=material.loaded.tags,
         logits=logits, reference=reference, labels=labels, regression=config.task.regression,
@@ -142,13 +158,13 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": outcome.plan.fingerprint,
-        "key": digest([repr(described), material.loaded.fingerprint, material.data_fingerprint, code_digest()]),
+        "key": key_of(described(config), material.loaded.fingerprint, material.data_fingerprint),
         "alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms)),
     }
     batches = material.calibration_batches(config.calibration)[:DIAGNOSED_BATCHES]
     return TrialResult(
         metrics=metrics(config, material, outcome),
-        config=described,
+        config=described(config),
         tags=tags,
         alarms=alarms,
         plan=outcome.plan,

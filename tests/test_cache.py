@@ -41,13 +41,23 @@ def test_file_digest(tmp_path: Path) -> None:
 
 def test_code_is_part_of_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("quantlab.cache.CODE", tmp_path)
+    digest_now = code_digest.__wrapped__
     (tmp_path / "quant").mkdir()
     (tmp_path / "quant" / "grid.py").write_text("bits = 8")
-    before = code_digest()
+    before = digest_now()
     (tmp_path / "notes.txt").write_text("not code")
-    assert code_digest() == before
+    (tmp_path / "run.py").write_text("starts trials, and decides none of their numbers")
+    assert digest_now() == before
     (tmp_path / "quant" / "grid.py").write_text("bits = 4")
-    assert code_digest() != before
+    assert digest_now() != before
+
+
+def test_code_that_is_edited_while_a_process_runs_does_not_rename_its_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = code_digest()
+    monkeypatch.setattr("quantlab.cache.CODE", tmp_path)
+    assert code_digest() == before
 
 
 def test_published_whole(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlab.cache import CODE
+from quantlab.cache import CODE, NO_NUMBERS
 
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
@@ -21,7 +21,7 @@ LAYERS = (
     ("quantlab.methods", "quantlab.methods.*"),
     ("quantlab.evaluation", "quantlab.profiling", "quantlab.diagnosis", "quantlab.outliers", "quantlab.significance",
      "quantlab.alarms", "quantlab.size"),
-    ("quantlab.material", "quantlab.trial", "quantlab.result"),
+    ("quantlab.identity", "quantlab.material", "quantlab.trial", "quantlab.result"),
     ("quantlab.tracking", "quantlab.tracking.*"),
     ("quantlab.compact", "quantlab.config", "quantlab.run", "quantlab.demo", "quantlab.finetune", "quantlab.training",
      "quantlab.summary"),
@@ -137,3 +137,11 @@ def path(module: str) -> list[str]:
 
 def test_only_the_tracker_knows_mlflow() -> None:
     assert {module for module in MODULES if "mlflow" in roots(module)} == {"quantlab.tracking.mlflow"}
+
+
+def test_what_is_left_out_of_keys_is_what_lies_above_a_trial() -> None:
+    left_out = {
+        module for module in MODULES if set(module.split(".")) & {name.removesuffix(".py") for name in NO_NUMBERS}
+    }
+    assert left_out - {"quantlab.conf_dir"} == {module for module in MODULES if layer(module) > layer("quantlab.trial")}
+    assert not left_out & reached("quantlab.trial").keys()
