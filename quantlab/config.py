@@ -1,12 +1,12 @@
-"""A run of the command line: a trial, and where it is recorded."""
+"""A run of the command line: a trial, where it is recorded, and the sweep that it belongs to."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from quantlab.result import describe
+from quantlab.sweeping.spec import Sweep
 from quantlab.tracking.base import Tracker
-from quantlab.trial import TrialConfig
+from quantlab.trial import TrialConfig, described
 
 NAMING = ("method", "bits", "placement", "calibration")
 
@@ -16,11 +16,11 @@ class RunConfig(TrialConfig):
     """What ``conf/config.yaml`` builds."""
 
     tracking: Tracker
+    sweep: Sweep
 
     def params(self) -> dict[str, Any]:
         """The trial's settings as flat names and values: ``bits.weights: 8``."""
-        tree = {field.name: describe(getattr(self, field.name)) for field in fields(TrialConfig)}
-        return dict(_flat(tree, ""))
+        return dict(_flat(described(self), ""))
 
 
 def run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) -> str:

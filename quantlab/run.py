@@ -1,8 +1,9 @@
-"""``python -m quantlab.run``: one trial, or with ``-m`` a multirun of them."""
+"""``python -m quantlab.run``: one trial; with ``-m``, a sweep of them."""
 
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,29 +15,31 @@ from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig, run_name
 from quantlab.memo import Memo
-from quantlab.result import check_writable
-from quantlab.summary import print_summary
-from quantlab.trial import run_trial
+from quantlab.summary import print_member, print_summary
+from quantlab.sweeping.catalogue import register
+from quantlab.sweeping.member import run_member, run_single
 
-MEMO = Memo()  # shared by the trials of one multirun
+MEMO = Memo()  # shared by the trials that one process runs
+
+register()
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(settings: DictConfig) -> None:
-    """Builds the components, runs the trial, records it."""
+def main(settings: DictConfig) -> Any:
+    """Builds the components and runs the trial; as a member of a sweep, returns what it found."""
     keep_freed_memory()
     with compact_errors():
         config: RunConfig = instantiate(settings)
         composed = HydraConfig.get()
         folder = Path(composed.runtime.output_dir)
-        check_writable(folder)
-        name = run_name(composed.runtime.choices, composed.overrides.task)
-        with config.tracking.start(name, config.params()) as run:
-            result = run_trial(config, MEMO)
-            run.log(result, result.save(folder))
-        print_summary(result, folder)
+        if config.sweep.member:
+            summary = run_member(config, config.sweep.member, folder, MEMO)
+            print_member(config.sweep.member, summary)
+            return summary
+        result = run_single(config, run_name(composed.runtime.choices, composed.overrides.task), folder, MEMO)
+        return print_summary(result, folder)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the run is closed as failed
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the run is closed as killed
     main()

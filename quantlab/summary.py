@@ -1,10 +1,26 @@
 """A trial on the terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from quantlab.result import RESULT, TrialResult
+from quantlab.sweeping.spec import Member
+
+
+def print_member(member: Member, summary: Mapping[str, Any]) -> None:
+    """A sweep's trial in one line: its place, its name, its answer."""
+    metrics = summary["metrics"]
+    primary = next(name.removesuffix("_drop") for name in metrics if name.endswith("_drop"))
+    drop, low, high = (metrics[f"{primary}_drop{part}"] for part in ("", "_ci95_low", "_ci95_high"))
+    alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"]))
+    Console(highlight=False, soft_wrap=True).print(
+        f"\\[{member.number}/{member.total}] {escape(member.name)}: {primary} {metrics[primary]:.4f}, "
+        f"drop {drop:+.4f} ({low:+.4f} to {high:+.4f}) [bold red]{alarms}[/]"
+    )
 
 
 def print_summary(result: TrialResult, folder: Path) -> None:

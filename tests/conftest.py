@@ -24,6 +24,8 @@ from quantlab.checkpoint import quiet
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+pytest_plugins = ["servers"]
+
 SHARED = Path(__file__).parents[2] / "shared"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("what", "where", "who", "is", "was", "the", "a", "cat", "dog", "bird", "tree", "house", "red", "blue", "old")

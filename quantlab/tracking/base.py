@@ -1,35 +1,70 @@
-"""Where trials are recorded."""
+"""Where runs are recorded: a trial's, or a whole sweep's."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantlab.result import TrialResult
+from quantlab.result import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is known of a run before it starts. Two starts with one identity are one run, continued."""
+
+    identity: str
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    parent: str | None = None  # the id of the run that this one belongs under
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run found. A list among the metrics is one value a step; files are names in the run's folder."""
+
+    metrics: Mapping[str, Metric]
+    tags: Mapping[str, str]
+    files: tuple[str, ...]
 
 
 class Run(ABC):
-    """One trial's record, open while the trial runs."""
+    """One run's record, open while the run lasts."""
+
+    id: str | None = None
+    problem: str | None = None  # why the record did not arrive; its file in the run's folder waits for quantlab.sync
 
     @abstractmethod
-    def log(self, result: TrialResult, files: Sequence[Path]) -> None:
-        """Records a finished trial with its files."""
+    def log(self, outcome: Outcome) -> None:
+        """Takes what a finished run found. It is sent when the run ends."""
 
 
 class Tracker(ABC):
-    """Opens records. A record whose block raises is closed as failed."""
+    """Opens records. A record whose block raises is closed as failed, or as killed where a signal ended it."""
 
     @abstractmethod
-    def start(self, name: str, params: dict[str, Any]) -> AbstractContextManager[Run]:
-        """Raises ConnectionError or OSError, within seconds, where nothing can be recorded."""
+    def start(self, entry: Entry, folder: Path) -> AbstractContextManager[Run]:
+        """Opens a run whose files lie in ``folder``.
+
+        Raises ConnectionError or OSError, within seconds, where nothing can be recorded; but a run under a parent goes
+        on, and says in ``problem`` what was not recorded.
+        """
+
+    @abstractmethod
+    def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
+        """Records a run that finished before, unless it has arrived already. Returns the problem, if there is one."""
+
+    @abstractmethod
+    def tidy(self) -> None:
+        """Ends, as killed, the runs whose processes ended without a word."""
 
 
 class Unrecorded(Run):
-    """Nothing is kept but the trial's own files."""
+    """Nothing is kept but the run's own files."""
 
-    def log(self, result: TrialResult, files: Sequence[Path]) -> None:
+    def log(self, outcome: Outcome) -> None:
         """Does nothing."""
 
 
@@ -38,5 +73,11 @@ class Off(Tracker):
     """No tracking."""
 
     @contextmanager
-    def start(self, name: str, params: dict[str, Any]) -> Iterator[Run]:
+    def start(self, entry: Entry, folder: Path) -> Iterator[Run]:
         yield Unrecorded()
+
+    def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
+        return None
+
+    def tidy(self) -> None:
+        """Does nothing."""

@@ -1,30 +1,40 @@
-"""MLflow: an SQLite file by default, or a server."""
+"""MLflow: an SQLite file by default, or a server. A run's record is on disk first; what MLflow has follows from it."""
 
 import os
-import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantlab.result import Metric, TrialResult
-from quantlab.tracking.base import Run, Tracker
+from quantlab.result import Metric
+from quantlab.tracking import record as records
+from quantlab.tracking.base import Entry, Outcome, Run, Tracker
+from quantlab.tracking.database import first_use
+from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Owner, Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowEntity
 
 SQLITE = "sqlite:///"
 HEALTH_TIMEOUT_S = 4.0
-PARAM_LIMIT, PARAMS_A_BATCH, TAG_LIMIT = 6000, 100, 8000  # MLflow's own
-CUT = " [cut short: the terminal has all of it]"
-ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters, MLflow's own
+CUT = " [cut short: the run's files have all of it]"
+UNSEEN = "the process ended without a word: killed, or the power failed"
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+Step = Callable[["MlflowClient", Record, Path], Record]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLflow(Tracker):
-    """Records trials in an MLflow store, by absolute URI: ``sqlite:////...`` or ``http://...``.
+    """Records runs in an MLflow store, by absolute URI: ``sqlite:////...``, ``http://...`` or ``postgresql://...``.
 
     A server keeps artifacts where it was told to; those of an SQLite file lie in ``mlartifacts`` beside it.
     """
@@ -39,64 +49,145 @@ class MLflow(Tracker):
             raise ValueError(f"tracking.uri must name an absolute path (four slashes), got {self.uri!r}")
 
     @contextmanager
-    def start(self, name: str, params: dict[str, Any]) -> Iterator[Run]:
-        """Raises ConnectionError where the server does not answer within seconds."""
-        client = self._client()
-        run = client.create_run(self._experiment_id(client), run_name=name)
-        run_id = run.info.run_id
+    def start(self, entry: Entry, folder: Path) -> Iterator[Run]:
+        record = Record(
+            uri=self.uri, experiment=self.experiment, entry=entry, owner=Owner.me(), started_ms=records.now_ms()
+        )
+        before = records.earlier(record, folder)
+        record = replace(record, run_id=before.run_id if before else None)
+        record.save(folder)
+        run = MLflowRun()
         try:
-            _log_params(client, run_id, params)
-            yield MLflowRun(client, run_id)
+            record, run.problem = attempt(begin if before is None else resume, record, folder)
+            if run.problem and entry.parent is None:
+                raise ConnectionError(run.problem)
+            run.id = record.run_id
+            if entry.parent is None:
+                self.tidy()
+            yield run
         except BaseException as error:
-            client.set_tag(run_id, "error", _fitting(f"{type(error).__name__}: {error}"))
-            client.set_terminated(run_id, "FAILED")
+            status = FAILED if isinstance(error, Exception) else KILLED
+            attempt(deliver, record.ended(status, f"{type(error).__name__}: {error}"), folder)
             raise
-        client.set_terminated(run_id, "FINISHED")
+        _, run.problem = attempt(deliver, replace(record.ended(FINISHED), outcome=run.outcome), folder)
 
-    def _client(self) -> "MlflowClient":
-        for variable, value in ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
-        if self.uri.startswith("http"):
-            require_healthy(self.uri)
-        elif self.uri.startswith(SQLITE):
-            Path(self.uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-        from mlflow import MlflowClient  # seconds to import: not paid where tracking is off
+    def tidy(self) -> None:
+        for folder, record in list(records.orphans(self.uri)):
+            attempt(deliver, abandoned(record), folder)
 
-        return MlflowClient(tracking_uri=self.uri)
-
-    def _artifacts(self) -> str | None:
-        database = Path(self.uri.removeprefix(SQLITE))
-        return (database.parent / "mlartifacts").as_uri() if self.uri.startswith(SQLITE) else None
-
-    def _experiment_id(self, client: "MlflowClient") -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = client.get_experiment_by_name(self.experiment)
-        if found is None:
-            try:
-                return client.create_experiment(self.experiment, artifact_location=self._artifacts())
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = client.get_experiment_by_name(self.experiment)  # another process was quicker
-        assert found is not None
-        return found.experiment_id
+    def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
+        now = records.now_ms()
+        record = Record(
+            uri=self.uri, experiment=self.experiment, entry=entry, owner=Owner.me(), started_ms=now, ended_ms=now,
+            status=FINISHED, outcome=outcome,
+        )  # fmt: skip
+        before = records.earlier(record, folder)
+        if before is not None and before.sent and before.status == FINISHED:
+            return None
+        return attempt(deliver, replace(record, run_id=before.run_id if before else None), folder)[1]
 
 
 class MLflowRun(Run):
-    """One MLflow run."""
+    """One open MLflow run."""
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
-        self._client, self._run_id = client, run_id
+    outcome: Outcome | None = None
 
-    def log(self, result: TrialResult, files: Sequence[Path]) -> None:
-        """All metrics and tags in one request, then the files."""
-        from mlflow.entities import RunTag
+    def log(self, outcome: Outcome) -> None:
+        """Keeps it until the run ends."""
+        self.outcome = outcome
 
-        tags = [RunTag(name, value) for name, value in result.tags.items()]
-        self._client.log_batch(self._run_id, metrics=list(_entities(result.metrics)), tags=tags)
-        for file in files:
-            self._client.log_artifact(self._run_id, str(file))
+
+def attempt(step: Step, record: Record, folder: Path) -> tuple[Record, str | None]:
+    """A step of recording. Whether or not MLflow takes it, the record on disk says so; returns what went wrong."""
+    from mlflow.exceptions import MlflowException
+
+    record.save(folder)
+    try:
+        record = step(connection(record.uri, record.experiment)[0], record, folder)
+    except (MlflowException, OSError) as error:  # requests' and the database's errors arrive as one of these
+        return record, f"{error}"
+    record.save(folder)
+    return record, None
+
+
+def begin(client: "MlflowClient", record: Record, folder: Path) -> Record:
+    """Creates the run."""
+    entry = record.entry
+    tags = {"identity": entry.identity, **entry.tags} | ({"mlflow.parentRunId": entry.parent} if entry.parent else {})
+    _, experiment_id = connection(record.uri, record.experiment)
+    run = client.create_run(experiment_id, record.started_ms, {k: _fitting(v) for k, v in tags.items()}, entry.name)
+    return replace(record, run_id=run.info.run_id)
+
+
+def resume(client: "MlflowClient", record: Record, folder: Path) -> Record:
+    """Finds the run that was begun before, or creates it: an answer may have been lost on its way."""
+    run = _found(client, record)
+    if run is None:
+        return begin(client, record, folder)
+    client.update_run(run.info.run_id, RUNNING)
+    if "error" in run.data.tags:
+        client.delete_tag(run.info.run_id, "error")
+    return replace(record, run_id=run.info.run_id)
+
+
+def deliver(client: "MlflowClient", record: Record, folder: Path) -> Record:
+    """Sends all that the record holds, and closes the run. Sent twice, it is there once."""
+    from mlflow.entities import Param, RunTag
+
+    if record.run_id is None:
+        record = resume(client, record, folder)
+    assert record.run_id is not None and record.ended_ms is not None
+    outcome = record.outcome or Outcome(metrics={}, tags={}, files=())
+    for name in outcome.files:
+        client.log_artifact(record.run_id, str(folder / name))
+    tags = outcome.tags if record.error is None else {**outcome.tags, "error": record.error}
+    client.log_batch(
+        record.run_id,
+        metrics=list(_entities(outcome.metrics, record.ended_ms)),
+        params=[Param(name, _fitting(str(value), PARAM_LIMIT)) for name, value in record.entry.params.items()],
+        tags=[RunTag(name, _fitting(value)) for name, value in tags.items()],
+    )
+    client.set_terminated(record.run_id, record.status, record.ended_ms)
+    return replace(record, sent=True)
+
+
+def abandoned(record: Record) -> Record:
+    """The record of a run whose process is gone."""
+    return record if record.status != RUNNING else record.ended(KILLED, UNSEEN)
+
+
+@cache
+def connection(uri: str, experiment: str) -> tuple["MlflowClient", str]:
+    """A client and the experiment's id, found once a process.
+
+    Raises ConnectionError, within seconds, where nothing answers or lets us in.
+    """
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    if uri.startswith("http"):
+        require_healthy(uri)
+    from mlflow import MlflowClient  # seconds to import: not paid where tracking is off
+
+    with first_use(uri):
+        client = MlflowClient(tracking_uri=uri)
+        experiment_id = _experiment_id(client, uri, experiment)
+    return client, experiment_id
+
+
+def _experiment_id(client: "MlflowClient", uri: str, experiment: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    artifacts = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        try:
+            return client.create_experiment(experiment, artifact_location=artifacts)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(experiment)  # another process was quicker
+    assert found is not None
+    return found.experiment_id
 
 
 def require_healthy(uri: str) -> None:
@@ -114,25 +205,21 @@ def require_healthy(uri: str) -> None:
     )
 
 
-def _fitting(message: str) -> str:
-    """A message as a tag's value; what had to be cut off says so."""
-    return message if len(message) <= TAG_LIMIT else f"{message[: TAG_LIMIT - len(CUT)]}{CUT}"
+def _found(client: "MlflowClient", record: Record) -> "MlflowEntity | None":
+    _, experiment_id = connection(record.uri, record.experiment)
+    runs = client.search_runs([experiment_id], f"tags.identity = '{record.entry.identity}'", max_results=1)
+    return runs[0] if runs else None
 
 
-def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
-    """The config's values as params. What is too long for one is in the config artifact, and is not cut short here."""
-    from mlflow.entities import Param
-
-    fitting = [Param(name, str(value)) for name, value in params.items() if len(str(value)) <= PARAM_LIMIT]
-    for start in range(0, len(fitting), PARAMS_A_BATCH):
-        client.log_batch(run_id, params=fitting[start : start + PARAMS_A_BATCH])
+def _fitting(text: str, limit: int = TAG_LIMIT) -> str:
+    """A text as a tag's or a param's value; what had to be cut off says so."""
+    return text if len(text) <= limit else f"{text[: limit - len(CUT)]}{CUT}"
 
 
-def _entities(metrics: Mapping[str, Metric]) -> Iterator[Any]:
+def _entities(metrics: Mapping[str, Metric], time_ms: int) -> Iterator[Any]:
     from mlflow.entities import Metric as Entity
 
-    now = int(1000 * time.time())
     for name, value in metrics.items():
         for step, number in enumerate(value if isinstance(value, list) else [value]):
             if number is not None:
-                yield Entity(name, number, now, step)
+                yield Entity(name, number, time_ms, step)

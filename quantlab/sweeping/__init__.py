@@ -1,0 +1,1 @@
+"""Sweeps: many trials of one question, and what they show."""

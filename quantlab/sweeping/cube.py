@@ -1,0 +1,102 @@
+"""The tables of a cube of trials: ways from one setting to another where every mixture of the two was tried."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from quantlab.checks import one_of
+from quantlab.sweeping import effects
+from quantlab.sweeping.results import Results, markdown, points, setting, short_names
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cube:
+    """Trials of every subset of some changes: bit i of a trial's index says whether change i is made.
+
+    Tables have a row a change: ``path``, ``step`` from 1, ``change``, ``gain_points`` with its interval, and
+    ``reached_percent``, the score once the change is made.
+    """
+
+    scores: np.ndarray  # (2 ** changes, examples): fractions
+    changes: tuple[str, ...]
+
+    def full(self) -> pd.DataFrame:
+        """All changes, each next one that which gains most."""
+        return self._path("full", effects.greedy(self.scores.mean(axis=1), range(len(self.changes))))
+
+    def shortest(self) -> pd.DataFrame:
+        """The fewest changes that are as good as all of them, in the sense of :func:`effects.shortest`."""
+        return self._path("shortest", effects.shortest(self.scores))
+
+    def shapley(self) -> pd.DataFrame:
+        """Each change's gain averaged over all orders of making them, the largest first; nothing is reached."""
+        values = effects.shapley(self.scores)
+        order = np.argsort(-values.mean(axis=1), kind="stable")
+        return self._table("order-free", order.tolist(), values[order])
+
+    def report(self) -> str:
+        """The three tables as Markdown, under one sentence on the ends and one on the shortest path."""
+        shortest = self.shortest()
+        made = sum(1 << self.changes.index(change) for change in shortest["change"])
+        start, reached, end = 100 * self.scores[[0, made, -1]].mean(axis=1)
+        gain, behind = (points(*100 * effects.mean_ci95(self.scores[-1] - self.scores[index])) for index in (0, made))
+        steps = pd.concat([shortest, self.full(), self.shapley()])
+        gains = steps[["gain_points", "gain_points_ci95_low", "gain_points_ci95_high"]].itertuples(index=False)
+        shown = pd.DataFrame(
+            {
+                "path": steps["path"],
+                "step": steps["step"].astype(str),
+                "change": steps["change"],
+                "gain in points (95 % interval)": [points(*gain) for gain in gains],
+                "reached (%)": steps["reached_percent"].map("{:.2f}".format, na_action="ignore").fillna(""),
+            }
+        )
+        return (
+            f"All {len(self.changes)} changes lead from {start:.2f} % to {end:.2f} %: {gain} points.\n"
+            f"The shortest path makes {len(shortest)} and reaches {reached:.2f} %; the rest adds {behind} points.\n\n"
+            + markdown(shown)
+        )
+
+    def _path(self, path: str, order: Sequence[int]) -> pd.DataFrame:
+        gains = effects.gains(self.scores, order)
+        reached = 100 * (self.scores[0].mean() + gains.mean(axis=1).cumsum())
+        return self._table(path, order, gains).assign(reached_percent=reached)
+
+    def _table(self, path: str, order: Sequence[int], gains: np.ndarray) -> pd.DataFrame:
+        mean, low, high = 100 * effects.mean_ci95(gains)
+        return pd.DataFrame(
+            {
+                "path": path,
+                "step": np.arange(1, len(order) + 1),
+                "change": [self.changes[change] for change in order],
+                "gain_points": mean,
+                "gain_points_ci95_low": low,
+                "gain_points_ci95_high": high,
+                "reached_percent": np.nan,
+            }
+        )
+
+
+def cube_of(block: Results, start: Mapping[str, str], end: Mapping[str, str]) -> Cube:
+    """The block's trials whose settings are each as in ``start`` or as in ``end``.
+
+    Raises ValueError where an override or a value does not occur, a trial failed, or the trials are not one for each
+    subset of the changes.
+    """
+    for name in start:
+        one_of("start and end", name, block.swept)
+        for value in (start[name], end[name]):
+            one_of(name, value, block.table[name].unique())
+    rows = block.where(block.table[list(start)].isin({name: [start[name], end[name]] for name in start}).all(axis=1))
+    rows.require_finished()
+    changed = [name for name in start if start[name] != end[name]]
+    made = np.column_stack([rows.table[name] == end[name] for name in changed]) @ (1 << np.arange(len(changed)))
+    if not np.array_equal(np.sort(made), np.arange(1 << len(changed))):
+        raise ValueError(
+            f"a path over {', '.join(changed)} needs one trial for each of the {1 << len(changed)} mixtures of start "
+            f"and end; the block has {len(np.unique(made))} of them in {len(made)} trials"
+        )
+    short = short_names(changed)
+    return Cube(scores=rows.scores()[np.argsort(made)], changes=tuple(setting(short[n], end[n]) for n in changed))

@@ -1,0 +1,137 @@
+"""The end of a sweep: its table, its plots, its best trial, and what did not go well."""
+
+import math
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from quantlab.sweeping.prepare import Sweeping, Trial
+from quantlab.sweeping.results import Results, best, concise, write_tables
+from quantlab.sweeping.spec import varying
+from quantlab.sweeping.store import right_answers
+from quantlab.tracking.record import unsent
+
+LOG_WIDTH = 160  # columns, where the output goes to a file
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ended:
+    """What a sweep has to show."""
+
+    results: Results | None  # None where no trial finished
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    files: tuple[Path, ...]
+    errors: Mapping[str, str]  # by key
+    undrawn: tuple[str, ...]  # why a plot is missing
+
+    def complaint(self, sweeping: Sweeping) -> str:
+        """What failed, and what did not reach the tracker; nothing where all went well."""
+        lost = sum(len(unsent(folder)) for folder in [sweeping.folder, *map(sweeping.store.folder, sweeping.unique)])
+        first = next(iter(self.errors.values()), "").strip().split("\n")[0]
+        failed = f"{len(self.errors)} of {len(sweeping.unique)} trials failed, the first with: {first}"
+        again = "the same command runs what is missing"
+        waiting = f"{lost} runs were not recorded; send them with: python -m quantlab.sync {sweeping.store.root}"
+        lines = ([f"{failed}; {again}"] if self.errors else []) + ([waiting] if lost else [])
+        return "\n".join([*lines, *self.undrawn])
+
+
+def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> Ended:
+    """Tables and plots in the sweep's folder."""
+    results = gathered(sweeping, reused, errors)
+    files: list[Path] = [sweeping.folder / "multirun.yaml"]
+    undrawn = []
+    if results is not None:
+        files += write_tables(results, sweeping.folder)
+        for view in sweeping.sweep.views:
+            try:
+                files += view.draw(results, sweeping.folder)
+            except ValueError as error:
+                undrawn.append(f"{type(view).__name__} was not drawn: {error}")
+    total = len(sweeping.unique)
+    counts = {"trials": total, "trials_reused": len(reused), "trials_failed": len(errors)}
+    counts["trials_done"] = total - len(reused) - len(errors)
+    return Ended(
+        results=results, files=tuple(files), errors=errors, undrawn=tuple(undrawn),
+        metrics={name: float(count) for name, count in counts.items()} | _best_metric(results),
+        tags=_best_tags(results),
+    )  # fmt: skip
+
+
+def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
+    """The table on the terminal, the best trial, and where the rest is."""
+    wide = console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+    if ended.results is not None:
+        frame = concise(ended.results)
+        table = Table(title=sweeping.sweep.question or None, box=SIMPLE, padding=(0, 1, 0, 0))
+        for name in frame.columns:
+            table.add_column(name, justify="left" if name in ("name", "alarms", "status") else "right", overflow="fold")
+        for row in frame.itertuples(index=False):
+            table.add_row(*map(str, row))
+        wide.print(table)
+    counts = [f"{ended.metrics[f'trials_{what}']:.0f} {what}" for what in ("done", "reused", "failed")]
+    console.print(", ".join(counts))
+    if "best" in ended.tags:
+        console.print(f"best: {ended.tags['best']}")
+    console.print(f"tables and plots: {sweeping.folder}")
+
+
+def gathered(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> Results | None:
+    """Every row of the sweep with what its trial found; None where no trial finished."""
+    trials = sweeping.trials
+    summaries = {key: sweeping.store.summary(key) for key in sweeping.unique}
+    finished = [summary for summary in summaries.values() if summary]
+    if not finished:
+        return None
+    swept = varying([trial.row for trial in trials])
+    rows = [
+        _row(number, trial, swept, summaries[trial.key], trial.key in reused, errors.get(trial.key, ""))
+        for number, trial in enumerate(trials, start=1)
+    ]
+    primary = next(name.removesuffix("_drop") for name in finished[0]["metrics"] if name.endswith("_drop"))
+    right = [right_answers(sweeping.store.folder(trial.key)) if summaries[trial.key] else None for trial in trials]
+    return Results(
+        table=pd.DataFrame(rows), primary=primary, swept=swept, correct=_stacked(right),
+        title=sweeping.sweep.question or sweeping.sweep.name,
+    )  # fmt: skip
+
+
+def _row(
+    number: int, trial: Trial, swept: tuple[str, ...], summary: Mapping[str, Any] | None, reused: bool, error: str
+) -> dict[str, Any]:
+    row = trial.row
+    known = {"number": number, "block": row.block, "name": row.name, "key": trial.key}
+    known["status"] = "failed" if summary is None else "reused" if reused else "done"
+    metrics = summary["metrics"] if summary else {}
+    single = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+    scalars = {name: math.nan if value is None else value for name, value in single.items()}
+    alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"])) if summary else ""
+    return known | {key: row.overrides.get(key, "") for key in swept} | scalars | {"alarms": alarms, "error": error}
+
+
+def _stacked(right: list[np.ndarray | None]) -> np.ndarray | None:
+    """(rows, examples), NaN for trials that failed; None where the trials did not answer the same examples."""
+    lengths = {len(answers) for answers in right if answers is not None}
+    if len(lengths) != 1:
+        return None
+    nothing = np.full(lengths.pop(), math.nan)
+    return np.stack([nothing if answers is None else answers for answers in right])
+
+
+def _best_metric(results: Results | None) -> dict[str, float]:
+    row = best(results) if results else None
+    return {} if row is None or results is None else {f"best_{results.primary}": float(row[results.primary])}
+
+
+def _best_tags(results: Results | None) -> dict[str, str]:
+    row = best(results) if results else None
+    if row is None or results is None:
+        return {}
+    return {"best": f"{row['name']}: {results.primary} {row[results.primary]:.4f}", "best_key": str(row["key"])}

@@ -1,0 +1,114 @@
+"""The tables of a balanced full factorial: what each level of a factor does, and each pair of levels together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from quantlab.checks import one_of
+from quantlab.sweeping import effects
+from quantlab.sweeping.results import Results, markdown, ordered, points, short_names
+
+INTERVAL = ["effect_points", "effect_points_ci95_low", "effect_points_ci95_high"]
+PAIR = ["factor_a", "factor_b", "variance_share", "level_a", "level_b", *INTERVAL]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Factorial:
+    """Trials of every combination of the factors' levels, all combinations equally often."""
+
+    scores: np.ndarray  # (trials, examples): fractions
+    codes: np.ndarray  # (trials, factors): numbers of levels
+    levels: dict[str, list[str]]  # by factor, in the order of the columns of codes
+
+    def shares(self) -> dict[tuple[str, ...], float]:
+        """Shares of the variance among trials: of each factor, of each pair, and under ``()`` of the rest."""
+        names, shares = list(self.levels), effects.variance_shares(self.scores.mean(axis=1), self.codes)
+        return {tuple(names[factor] for factor in factors): share for factors, share in shares.items()}
+
+    def main_effects(self) -> pd.DataFrame:
+        """A row a level: its mean, and how far that is from the mean of all, with the 95 % interval of the distance."""
+        return pd.concat([self._levels(factor) for factor in self.levels], ignore_index=True)
+
+    def interactions(self) -> pd.DataFrame:
+        """A row a pair, by its share of the variance: the cell that is furthest from the sum of its main effects."""
+        largest = [self._largest(*pair) for pair in combinations(self.levels, 2)]
+        return pd.DataFrame(largest, columns=PAIR).sort_values(
+            "variance_share", ascending=False, kind="stable", ignore_index=True
+        )
+
+    def cells(self, a: str, b: str) -> pd.DataFrame:
+        """Means in percent, a's levels down, b's across."""
+        means = 100 * effects.cell_means(self.scores, self._codes(a), self._codes(b)).mean(axis=-1)
+        table = pd.DataFrame(means, index=self.levels[a], columns=self.levels[b])
+        return table.rename_axis(index=short_names(self.levels)[a], columns=short_names(self.levels)[b])
+
+    def report(self) -> str:
+        """Markdown: where the variance among trials comes from, the largest share first, and every level's effect."""
+        shares, levels, short = self.shares(), self.main_effects(), short_names(self.levels)
+        ranges = levels.groupby("factor")["range_points"].first()
+        by_share = sorted(shares, key=lambda names: (not names, -shares[names]))
+        sources = {
+            "source": [" × ".join(short[name] for name in names) or "higher orders" for names in by_share],
+            "share of variance (%)": [f"{100 * shares[names]:.1f}" for names in by_share],
+            "range of means (points)": [f"{ranges[names[0]]:.2f}" if len(names) == 1 else "" for names in by_share],
+        }
+        effects = {
+            "factor": levels["factor"].map(short),
+            "level": levels["level"],
+            "mean (%)": levels["mean_percent"].map("{:.2f}".format),
+            "effect in points (95 % interval)": [points(*row) for row in levels[INTERVAL].to_numpy()],
+        }
+        return markdown(pd.DataFrame(sources)) + "\n" + markdown(pd.DataFrame(effects))
+
+    def _levels(self, factor: str) -> pd.DataFrame:
+        effect, low, high = 100 * effects.mean_ci95(effects.main_effects(self.scores, self._codes(factor)))
+        return pd.DataFrame(
+            {
+                "factor": factor,
+                "level": self.levels[factor],
+                "mean_percent": 100 * self.scores.mean() + effect,
+                "effect_points": effect,
+                "effect_points_ci95_low": low,
+                "effect_points_ci95_high": high,
+                "range_points": np.ptp(effect),
+                "variance_share": self.shares()[factor,],
+            }
+        )
+
+    def _largest(self, a: str, b: str) -> dict[str, str | float]:
+        cells = 100 * effects.mean_ci95(effects.interactions(self.scores, self._codes(a), self._codes(b)))
+        row, column = np.unravel_index(np.abs(cells[0]).argmax(), cells[0].shape)
+        mean, low, high = cells[:, row, column]
+        return {
+            "factor_a": a,
+            "factor_b": b,
+            "variance_share": self.shares()[a, b],
+            "level_a": self.levels[a][row],
+            "level_b": self.levels[b][column],
+            "effect_points": mean,
+            "effect_points_ci95_low": low,
+            "effect_points_ci95_high": high,
+        }
+
+    def _codes(self, factor: str) -> np.ndarray:
+        return np.asarray(self.codes[:, list(self.levels).index(factor)])
+
+
+def factorial_of(block: Results, factors: Sequence[str]) -> Factorial:
+    """The block's trials. Raises ValueError where some failed, or not all levels meet equally often."""
+    for name in factors:
+        one_of("factors", name, block.swept)
+    block.require_finished()
+    levels = {name: ordered(block.table[name]) for name in factors}
+    codes = np.column_stack([block.table[name].map(levels[name].index) for name in factors])
+    if min(map(len, levels.values())) < 2 or not effects.is_balanced(codes):
+        counts = ", ".join(f"{name} ({len(values)} levels)" for name, values in levels.items())
+        raise ValueError(
+            f"a full factorial has two or more levels a factor and each combination of them equally often; these are "
+            f"{len(codes)} trials of {counts}"
+        )
+    shown = {name: [level or "default" for level in values] for name, values in levels.items()}
+    return Factorial(scores=block.scores(), codes=codes, levels=shown)

@@ -1,0 +1,58 @@
+"""A trial on its own, and as a member of a sweep: run and recorded, files first."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from quantlab.config import RunConfig
+from quantlab.memo import Memo
+from quantlab.result import RESULT, TrialResult, check_writable
+from quantlab.sweeping.spec import Member
+from quantlab.sweeping.store import finished, held, outcome
+from quantlab.tracking.base import Entry
+from quantlab.trial import run_trial
+
+
+def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:
+    """One trial. Raises ConnectionError, with the way to send it later, where the tracker did not take it."""
+    result, problem = _recorded(
+        config, Entry(identity=uuid.uuid4().hex, name=name, params=config.params()), folder, memo
+    )
+    if problem:
+        raise ConnectionError(
+            f"the trial is done and in {folder / RESULT}, but was not recorded: {problem}; send it later with "
+            f"python -m quantlab.sync {folder}"
+        )
+    return result
+
+
+def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> dict[str, Any]:
+    """A trial of a sweep, unless another process has finished it meanwhile: ``result.json``'s content."""
+    with held(folder, f"trial {member.name}", wait=True):
+        summary = finished(folder, member.key)
+        if summary is None:
+            result, _ = _recorded(config, entry(member), folder, memo)
+            summary = result.summary()
+        else:
+            config.tracking.replay(entry(member), folder, outcome(folder, summary))
+        return summary
+
+
+def entry(member: Member) -> Entry:
+    """What the tracker is told of a sweep's trial before it runs: one run for each trial of each sweep."""
+    return Entry(
+        identity=f"{member.sweep}/{member.key}",
+        name=member.name,
+        params=dict(item.split("=", 1) for item in member.swept),
+        tags={"sweep": member.sweep, "trial": f"{member.number} of {member.total}"},
+        parent=member.parent,
+    )
+
+
+def _recorded(config: RunConfig, entry: Entry, folder: Path, memo: Memo) -> tuple[TrialResult, str | None]:
+    check_writable(folder)
+    with config.tracking.start(entry, folder) as run:
+        result = run_trial(config, memo)
+        result.save(folder)
+        run.log(outcome(folder, result.summary()))
+    return result, run.problem

@@ -1,0 +1,147 @@
+"""What a sweep asks: its YAML keys, and the trials that follow."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from quantlab.checks import nearest, one_of
+from quantlab.sweeping.views import View
+
+LAYER, DEEPEST = "{layer}", "{deepest}"  # each layer's number in turn; those of the deepest 1, 2, 3, ... layers
+
+Axes = Mapping[str, Sequence[str]]  # override keys, each with its values as Hydra reads them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Overrides to cross: a list holds an axis' values, anything else is one value. A value may itself be a list."""
+
+    over: tuple[tuple[str, tuple[Any, ...]], ...]
+    name: str = ""
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> "Block":
+        """From YAML: ``{name: ..., over: {method.k: [2, 3]}}``. Raises ValueError on any other key."""
+        for key in content:
+            one_of("a key of sweep.trials", key, [field.name for field in fields(cls)])
+        over = content.get("over", {})
+        if not isinstance(over, Mapping):
+            raise ValueError(f"sweep.trials: over must map overrides to values, got {over!r}")
+        return cls(over=tuple((str(key), _axis(value)) for key, value in over.items()), name=content.get("name", ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A trial's place in its sweep. The sweep fills it in for each of its trials."""
+
+    number: int
+    total: int
+    name: str
+    key: str
+    sweep: str  # the identity of the sweep, the tag that all of its trials have
+    parent: str | None  # the id of the sweep's own run
+    swept: tuple[str, ...]  # "method.k=4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep's YAML keys: ``python -m quantlab.run -m +sweeps=<file>``."""
+
+    name: str = "multirun"
+    question: str = ""
+    trials: tuple[Any, ...] = ()
+    views: tuple[View, ...] = ()
+    fresh: bool = False  # true: repeat what is there already
+    member: Member | None = None
+
+    def __post_init__(self) -> None:
+        one_of("sweep.fresh", self.fresh, (True, False))
+        for view in self.views:
+            if not isinstance(view, View):
+                raise ValueError(
+                    f"sweep.views: each needs a _target_ such as quantlab.sweeping.views.Dots; got {view!r}"
+                )
+        object.__setattr__(self, "trials", tuple(b if isinstance(b, Block) else Block.read(b) for b in self.trials))
+        object.__setattr__(self, "views", tuple(self.views))
+        if isinstance(self.member, Mapping):
+            object.__setattr__(self, "member", Member(**{**self.member, "swept": tuple(self.member["swept"])}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One trial of a sweep, as Hydra overrides by key."""
+
+    block: str
+    name: str
+    overrides: Mapping[str, str]
+
+
+def rows(sweep: Sweep, asked: Axes, layers: Callable[[], int]) -> list[Row]:
+    """The sweep's trials in order, each once. ``asked`` is what the command line sets; it wins over the file.
+
+    ``layers`` is called if a value speaks of layers. Raises ValueError where that leaves nothing to run.
+    """
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], Row] = {}
+    for block in sweep.trials or (Block(over=()),):
+        own = {key: [text for value in values for text in _texts(value, layers)] for key, values in block.over}
+        axes = {**own, **{key: values for key, values in asked.items() if key in own or len(values) > 1}}
+        for values in itertools.product(*axes.values()):
+            overrides = dict(zip(axes, values, strict=True))
+            row = Row(block=block.name, name=_name(block.name, overrides, axes), overrides=overrides)
+            found.setdefault((block.name, tuple(overrides.items())), row)
+    if not found:
+        raise ValueError(f"sweep {sweep.name} has no trials")
+    return list(found.values())
+
+
+def varying(found: Sequence[Row]) -> tuple[str, ...]:
+    """The override keys that tell the rows apart."""
+    keys = dict.fromkeys(key for row in found for key in row.overrides)
+    return tuple(key for key in keys if len({row.overrides.get(key) for row in found}) > 1)
+
+
+def check_name(name: str, known: Sequence[str]) -> None:
+    """Raises ValueError where there is no sweep of that name."""
+    if name not in known:
+        raise ValueError(f"there is no sweep {name!r}{nearest(name, known)}; there are {', '.join(sorted(known))}")
+
+
+def _axis(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _texts(value: Any, layers: Callable[[], int]) -> Iterator[str]:
+    """A value as Hydra reads it on the command line; one text for each layer where it speaks of layers."""
+    text = json.dumps(value)
+    if LAYER in text:
+        yield from (_text(_filled(value, LAYER, [layer])) for layer in range(layers()))
+    elif DEEPEST in text:
+        depth = layers()
+        yield from (_text(_filled(value, DEEPEST, range(depth - count, depth))) for count in range(1, depth + 1))
+    else:
+        yield _text(value)
+
+
+def _filled(value: Any, mark: str, numbers: Sequence[int]) -> Any:
+    if isinstance(value, list | tuple):
+        return [filled for item in value for filled in _copies(item, mark, numbers)]
+    if len(numbers) > 1:
+        raise ValueError(f"{mark} stands for several layers: use it in a list, got {value!r}")
+    return value.replace(mark, str(numbers[0]))
+
+
+def _copies(item: Any, mark: str, numbers: Sequence[int]) -> list[Any]:
+    return [item.replace(mark, str(number)) for number in numbers] if mark in str(item) else [item]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _name(block: str, overrides: Mapping[str, str], axes: Axes) -> str:
+    """``peg k=4 permute=range``; in a named block, the block's name and what varies in it."""
+    shown = {key: value for key, value in overrides.items() if not block or len(axes[key]) > 1}
+    words = [value if "." not in key else f"{key.rsplit('.', 1)[1]}={value}" for key, value in shown.items()]
+    return " ".join([block, *words] if block else words) or "trial"

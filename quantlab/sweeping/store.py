@@ -1,0 +1,73 @@
+"""Finished trials on disk, by key: what a sweep need not run again."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from quantlab.result import RESULT
+from quantlab.tracking.base import Outcome
+
+LOCK = ".lock"
+NOT_SENT = (LOCK, ".writable")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder with one folder a trial."""
+
+    root: Path
+
+    def folder(self, key: str) -> Path:
+        """Where a trial's files lie, or will."""
+        return self.root / "trials" / key
+
+    def summary(self, key: str) -> dict[str, Any] | None:
+        """What ``result.json`` says, or None where the trial has not finished."""
+        return finished(self.folder(key), key)
+
+
+def finished(folder: Path, key: str) -> dict[str, Any] | None:
+    """What the ``result.json`` of a trial's folder says; None unless it is there and of that key."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary if summary["tags"].get("key") == key else None
+
+
+def outcome(folder: Path, summary: Mapping[str, Any]) -> Outcome:
+    """What a tracker is told of a finished trial."""
+    files = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return Outcome(metrics=summary["metrics"], tags=summary["tags"], files=tuple(files))
+
+
+def right_answers(folder: Path) -> np.ndarray | None:
+    """1 where a finished trial's answer is right, else 0, (examples,); None for a regression."""
+    answers = pd.read_parquet(folder / "answers.parquet")
+    if answers["label"].dtype.kind == "f":
+        return None
+    logits = answers.filter(regex=r"^logit_\d+$").to_numpy()
+    right: np.ndarray = (logits.argmax(axis=1) == answers["label"].to_numpy()).astype(float)
+    return right
+
+
+@contextmanager
+def held(folder: Path, what: str, wait: bool) -> Iterator[None]:
+    """Keeps a folder for this process; the lock ends with the process, however that ends.
+
+    Raises BlockingIOError where another process holds it and we do not ``wait``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise BlockingIOError(f"{what} is being run by another process ({folder / LOCK} is locked)") from None

@@ -1,0 +1,120 @@
+"""A sweep from its first line to its table: what is there is reused, what is missing is run, all of it is shown."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from quantlab.cache import write_whole
+from quantlab.compact import compact_errors
+from quantlab.result import RESULT
+from quantlab.sweeping.ending import Ended, show, write
+from quantlab.sweeping.member import entry
+from quantlab.sweeping.prepare import Sweeping, Trial, prepare
+from quantlab.sweeping.spec import Member, varying
+from quantlab.sweeping.store import held, outcome
+from quantlab.tracking.base import Entry, Outcome
+
+Launch = Callable[[Sequence[Sequence[str]]], Sequence[JobReturn]]
+
+
+def run_sweep(context: HydraContext, task: TaskFunction, master: DictConfig, arguments: Sequence[str]) -> None:
+    """Everything between ``-m`` and the table. Raises where a trial cannot run, failed, or was not recorded."""
+    console = Console(highlight=False, soft_wrap=True)
+    with compact_errors():
+        sweeping = prepare(context.config_loader, master, arguments)
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+        with held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
+            OmegaConf.save(master, sweeping.folder / "multirun.yaml")
+            ended = _recorded(sweeping, partial(launcher.launch, initial_job_idx=0), console)
+    show(ended, sweeping, console)
+    if complaint := ended.complaint(sweeping):
+        raise CompactHydraException(complaint)
+
+
+def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
+    """Reuses, runs and closes the sweep, under its own run."""
+    sweep, tracking = sweeping.sweep, sweeping.tracking
+    identity = _identity(sweeping)
+    own = Entry(identity=identity, name=sweep.name, tags={"sweep_parent": identity, "question": sweep.question})
+    with tracking.start(own, sweeping.folder) as run:
+        members = _members(sweeping, identity, run.id)
+        reused = _reused(sweeping, members)
+        missing = [trial for key, trial in sweeping.unique.items() if key not in reused]
+        console.print(f"sweep {identity}: {len(members)} trials, {len(reused)} reused, {len(missing)} to run")
+        console.print(f"in {sweeping.folder}; in MLflow: tags.sweep = '{identity}'")
+        try:
+            returns = launch([_job(sweeping, trial, members[trial.key]) for trial in missing]) if missing else []
+        finally:
+            tracking.tidy()
+        ended = write(sweeping, reused, _errors(sweeping, missing, returns))
+        run.log(Outcome(metrics=ended.metrics, tags=ended.tags, files=tuple(path.name for path in ended.files)))
+    return ended
+
+
+def _identity(sweeping: Sweeping) -> str:
+    """Names the sweep in tags: the same each time it is started, but new for one that repeats everything."""
+    path = sweeping.folder / "identity"
+    if sweeping.sweep.fresh or not path.is_file():
+        write_whole(path, f"{sweeping.folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    return path.read_text(encoding="utf-8")
+
+
+def _members(sweeping: Sweeping, identity: str, parent: str | None) -> dict[str, Member]:
+    swept = varying([trial.row for trial in sweeping.trials])
+    return {
+        trial.key: Member(
+            number=number, total=len(sweeping.unique), name=trial.row.name, key=trial.key, sweep=identity, parent=parent,
+            swept=tuple(f"{key}={trial.row.overrides[key]}" for key in swept if key in trial.row.overrides),
+        )
+        for number, trial in enumerate(sweeping.unique.values(), start=1)
+    }  # fmt: skip
+
+
+def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
+    """The trials that are there already, recorded under this sweep too; a fresh sweep has none."""
+    reused = set()
+    for key, member in members.items():
+        folder = sweeping.store.folder(key)
+        if sweeping.sweep.fresh:
+            (folder / RESULT).unlink(missing_ok=True)
+        elif summary := sweeping.store.summary(key):
+            sweeping.tracking.replay(entry(member), folder, outcome(folder, summary))
+            reused.add(key)
+    return reused
+
+
+def _job(sweeping: Sweeping, trial: Trial, member: Member) -> list[str]:
+    folders = [f"hydra.sweep.dir={_text(str(sweeping.store.root))}", f"hydra.sweep.subdir=trials/{trial.key}"]
+    return [*trial.overrides, f"sweep.member={_text(asdict(member))}", *folders]
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's override grammar: JSON but for its keys, which stand without quotes."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_text, value)) + "]"
+    return json.dumps(value)
+
+
+def _errors(sweeping: Sweeping, missing: Sequence[Trial], returns: Sequence[JobReturn]) -> dict[str, str]:
+    """What went wrong, by key. A result that a machine with other disks sent back is written here."""
+    errors = {}
+    for trial, job in zip(missing, returns, strict=True):
+        if job.status != JobStatus.COMPLETED:
+            errors[trial.key] = str(job._return_value)
+        elif sweeping.store.summary(trial.key) is None:
+            folder = sweeping.store.folder(trial.key)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / RESULT, json.dumps(job.return_value, indent=2))
+    return errors

@@ -1,0 +1,121 @@
+"""The plot that fits a sweep, and the numbers behind it. A sweep's file names its views."""
+
+import pathlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from quantlab.checks import freeze, one_of
+from quantlab.sweeping import plots
+from quantlab.sweeping.cube import cube_of
+from quantlab.sweeping.factorial import factorial_of
+from quantlab.sweeping.results import Results, override_text, setting, short_names, write_texts
+
+PANELS = 3  # pairs of factors that the figure of interactions shows
+Settings = Mapping[str, str] | tuple[tuple[str, str], ...]  # a mapping in YAML; pairs once built, to be hashable
+
+
+class View(ABC):
+    """One way to look at a finished sweep."""
+
+    @abstractmethod
+    def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
+        """Writes figures and tables; returns the files. Raises ValueError where the sweep does not fit the view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve(View):
+    """The primary metric against one swept override, a line for each combination of the others that vary."""
+
+    x: str
+
+    def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
+        one_of("x", self.x, results.swept)
+        rows = results.where(results.table[self.x] != "")
+        others = [name for name in rows.swept if name != self.x and rows.table[name].nunique() > 1]
+        percent = rows.percent().assign(x=rows.table[self.x])
+        labels = [_label(short_names(others), row) for _, row in rows.table[others].iterrows()]
+        lines = {str(label): line for label, line in percent.groupby(labels, sort=False)}
+        figure = plots.curve(lines, percent["fp32"].dropna().unique(), xlabel=self.x, ylabel=results.axis)
+        return [plots.save(figure, results.title, folder / f"curve_{self.x}.png")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dots(View):
+    """The primary metric of every row, in the table's order."""
+
+    def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
+        figure = plots.dots(list(results.table["name"]), results.percent(), xlabel=results.axis)
+        return [plots.save(figure, results.title, folder / "dots.png")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects(View):
+    """Main effects and two-way interactions of factors all of whose levels a block combines, all equally often."""
+
+    block: str
+    factors: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        freeze(self)
+        if not isinstance(self.factors, tuple) or not self.factors or len(set(self.factors)) < len(self.factors):
+            raise ValueError(f"factors must be a list of distinct overrides, got {self.factors!r}")
+
+    def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
+        factorial = factorial_of(results.block(self.block), self.factors)
+        levels, pairs = factorial.main_effects(), factorial.interactions()
+        tables = {
+            "main_effects.csv": levels.to_csv(index=False),
+            "interactions.csv": pairs.to_csv(index=False),
+            "main_effects.md": factorial.report(),
+        }
+        figures = {"main_effects.png": plots.main_effects(levels, ylabel=results.axis)}
+        if len(pairs):
+            cells = [factorial.cells(a, b) for a, b in zip(pairs["factor_a"], pairs["factor_b"], strict=True)]
+            panels = zip(cells[:PANELS], pairs["variance_share"], strict=False)
+            figures["interactions.png"] = plots.interactions(list(panels), ylabel=results.axis)
+        drawn = [plots.save(figure, results.title, folder / name) for name, figure in figures.items()]
+        return [*write_texts(folder, tables), *drawn]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path(View):
+    """Which changes lead from one setting to another, in a block that has every mixture of the two.
+
+    ``start`` and ``end`` give the same overrides a value each. Where the two agree, they pick trials of the block.
+    """
+
+    block: str
+    start: Settings
+    end: Settings
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            object.__setattr__(self, name, _pairs(name, getattr(self, name)))
+        start, end = dict(self.start), dict(self.end)
+        if start.keys() != end.keys() or start == end:
+            raise ValueError(f"start and end must set the same overrides, not all alike; got {start} and {end}")
+
+    def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
+        cube = cube_of(results.block(self.block), dict(self.start), dict(self.end))
+        shortest, full, order_free = cube.shortest(), cube.full(), cube.shapley()
+        steps = pd.concat([shortest, full, order_free])
+        figure = plots.path(full, order_free, marked=set(shortest["change"]), xlabel=results.axis)
+        tables = {"path.csv": steps.to_csv(index=False), "path.md": cube.report()}
+        return [*write_texts(folder, tables), plots.save(figure, results.title, folder / "path.png")]
+
+
+def _label(names: Mapping[str, str], row: pd.Series) -> str:
+    return ", ".join(setting(short, row[name]) for name, short in names.items() if row[name]) or "default"
+
+
+def _pairs(name: str, settings: Any) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple((str(key), override_text(value)) for key, value in dict(settings).items())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must map overrides to values, got {settings!r}") from error
+
+
