@@ -15,6 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig
 from quantlab.finetune import FineTuning
+from quantlab.sweeping.catalogue import register
+
+register()
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "base")
@@ -44,7 +47,7 @@ def with_option(group: str, option: str) -> DictConfig:
 
 def test_groups_are_found() -> None:
     assert {"uniform", "peg", "mixed_precision", "fp32"} <= set(GROUPS["method"])
-    assert GROUPS.keys() - {"recipe"} == {field.name for field in fields(RunConfig)}
+    assert GROUPS.keys() - {"recipe", "launcher"} == {field.name for field in fields(RunConfig)} - {"sweep"}
 
 
 @options

@@ -13,7 +13,7 @@ from quantlab.cache import CODE, NO_NUMBERS
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
     ("quantlab", "quantlab.checks", "quantlab.cache", "quantlab.memo", "quantlab.progress", "quantlab.provenance",
-     "quantlab.conf_dir", "quantlab.allocator"),
+     "quantlab.allocator"),
     ("quantlab.quant", "quantlab.quant.*"),
     ("quantlab.placement", "quantlab.placement.*", "quantlab.architectures", "quantlab.architectures.*"),
     ("quantlab.tasks", "quantlab.tasks.*", "quantlab.labels", "quantlab.checkpoint", "quantlab.models",
@@ -23,8 +23,8 @@ LAYERS = (
      "quantlab.alarms", "quantlab.size"),
     ("quantlab.identity", "quantlab.material", "quantlab.trial", "quantlab.result"),
     ("quantlab.tracking", "quantlab.tracking.*"),
-    ("quantlab.compact", "quantlab.config", "quantlab.run", "quantlab.demo", "quantlab.finetune", "quantlab.training",
-     "quantlab.summary"),
+    ("quantlab.conf_dir", "quantlab.compact", "quantlab.config", "quantlab.sweeping", "quantlab.sweeping.*"),
+    ("quantlab.run", "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary"),
 )  # fmt: skip
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
 
@@ -143,5 +143,5 @@ def test_what_is_left_out_of_keys_is_what_lies_above_a_trial() -> None:
     left_out = {
         module for module in MODULES if set(module.split(".")) & {name.removesuffix(".py") for name in NO_NUMBERS}
     }
-    assert left_out - {"quantlab.conf_dir"} == {module for module in MODULES if layer(module) > layer("quantlab.trial")}
+    assert left_out == {module for module in MODULES if layer(module) > layer("quantlab.trial")}
     assert not left_out & reached("quantlab.trial").keys()
