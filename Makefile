@@ -15,7 +15,7 @@ $(VENV)/dev: $(VENV)/demo
 
 demo: $(VENV)/demo
 	$(BIN)/python -m quantlab.finetune
-	$(BIN)/python -m quantlab.demo
+	$(BIN)/python -m quantlab.run -m +sweeps=paper_table
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2

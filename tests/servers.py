@@ -56,11 +56,9 @@ class Service:
 def service(name: str, settings: Mapping[str, str], here: Mapping[str, str]) -> Service:
     """A service with the settings of an ``.env``; ``here`` maps its addresses and folders to those of the test."""
     compose = yaml.safe_load(COMPOSE.read_text())
-    contents = {
-        config["target"]: compose["configs"][config["source"]]
-        for config in compose["services"][name].get("configs", [])
-    }
-    parts = {**compose["services"][name], "configs": {target: config["content"] for target, config in contents.items()}}
+    mounts = compose["services"][name].get("configs", [])
+    contents = {mount["target"]: compose["configs"][mount["source"]]["content"] for mount in mounts}
+    parts = {**compose["services"][name], "configs": contents}
     if absent := [text for text in here if text not in str(parts)]:
         raise ValueError(f"the service {name} of {COMPOSE.name} does not name {absent}")
     parts = _changed(_changed(parts, lambda text: interpolated(text, settings)), lambda text: _replaced(text, here))
@@ -158,10 +156,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(server: Server, end: int = signal.SIGTERM) -> Iterator[Server]:
+def serving(server: Server, end: int = signal.SIGKILL) -> Iterator[Server]:
     """Starts it, and leaves none of its processes behind."""
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill(end)

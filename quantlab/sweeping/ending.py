@@ -80,7 +80,6 @@ def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
     console.print(", ".join(counts))
     if "best" in ended.tags:
         console.print(f"best: {ended.tags['best']}")
-    console.print(f"tables and plots: {sweeping.folder}")
 
 
 def gathered(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> Results | None:

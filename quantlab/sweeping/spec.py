@@ -18,7 +18,7 @@ Axes = Mapping[str, Sequence[str]]  # override keys, each with its values as Hyd
 class Block:
     """Overrides to cross: a list holds an axis' values, anything else is one value. A value may itself be a list."""
 
-    over: tuple[tuple[str, tuple[Any, ...]], ...]
+    over: tuple[tuple[str, tuple[str, ...]], ...]  # values as JSON, so that a block can be hashed
     name: str = ""
 
     @classmethod
@@ -108,20 +108,29 @@ def check_name(name: str, known: Sequence[str]) -> None:
         raise ValueError(f"there is no sweep {name!r}{nearest(name, known)}; there are {', '.join(sorted(known))}")
 
 
-def _axis(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+def in_hydra(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides: JSON but for its keys, which stand without quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{in_hydra(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(in_hydra, value)) + "]"
+    return json.dumps(value)
 
 
-def _texts(value: Any, layers: Callable[[], int]) -> Iterator[str]:
-    """A value as Hydra reads it on the command line; one text for each layer where it speaks of layers."""
-    text = json.dumps(value)
+def _axis(value: Any) -> tuple[str, ...]:
+    return tuple(map(json.dumps, value)) if isinstance(value, list | tuple) else (json.dumps(value),)
+
+
+def _texts(text: str, layers: Callable[[], int]) -> Iterator[str]:
+    """A value as the command line has it; one text for each layer where it speaks of layers."""
+    value = json.loads(text)
     if LAYER in text:
-        yield from (_text(_filled(value, LAYER, [layer])) for layer in range(layers()))
+        yield from (_bare(_filled(value, LAYER, [layer])) for layer in range(layers()))
     elif DEEPEST in text:
         depth = layers()
-        yield from (_text(_filled(value, DEEPEST, range(depth - count, depth))) for count in range(1, depth + 1))
+        yield from (_bare(_filled(value, DEEPEST, range(depth - count, depth))) for count in range(1, depth + 1))
     else:
-        yield _text(value)
+        yield _bare(value)
 
 
 def _filled(value: Any, mark: str, numbers: Sequence[int]) -> Any:
@@ -136,8 +145,8 @@ def _copies(item: Any, mark: str, numbers: Sequence[int]) -> list[Any]:
     return [item.replace(mark, str(number)) for number in numbers] if mark in str(item) else [item]
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+def _bare(value: Any) -> str:
+    return value if isinstance(value, str) else in_hydra(value)
 
 
 def _name(block: str, overrides: Mapping[str, str], axes: Axes) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -20,7 +19,7 @@ from quantlab.result import RESULT
 from quantlab.sweeping.ending import Ended, show, write
 from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import Sweeping, Trial, prepare
-from quantlab.sweeping.spec import Member, varying
+from quantlab.sweeping.spec import Member, in_hydra, varying
 from quantlab.sweeping.store import held, outcome
 from quantlab.tracking.base import Entry, Outcome
 
@@ -51,7 +50,9 @@ def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
         reused = _reused(sweeping, members)
         missing = [trial for key, trial in sweeping.unique.items() if key not in reused]
         console.print(f"sweep {identity}: {len(members)} trials, {len(reused)} reused, {len(missing)} to run")
-        console.print(f"in {sweeping.folder}; in MLflow: tags.sweep = '{identity}'")
+        console.print(f"results: {sweeping.folder}")
+        if tracking.ui():
+            console.print(f"MLflow: {tracking.ui()}, filter: tags.sweep = '{identity}'")
         try:
             returns = launch([_job(sweeping, trial, members[trial.key]) for trial in missing]) if missing else []
         finally:
@@ -73,7 +74,8 @@ def _members(sweeping: Sweeping, identity: str, parent: str | None) -> dict[str,
     swept = varying([trial.row for trial in sweeping.trials])
     return {
         trial.key: Member(
-            number=number, total=len(sweeping.unique), name=trial.row.name, key=trial.key, sweep=identity, parent=parent,
+            number=number, total=len(sweeping.unique), name=trial.row.name, key=trial.key,
+            sweep=identity, parent=parent,
             swept=tuple(f"{key}={trial.row.overrides[key]}" for key in swept if key in trial.row.overrides),
         )
         for number, trial in enumerate(sweeping.unique.values(), start=1)
@@ -94,17 +96,8 @@ def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
 
 
 def _job(sweeping: Sweeping, trial: Trial, member: Member) -> list[str]:
-    folders = [f"hydra.sweep.dir={_text(str(sweeping.store.root))}", f"hydra.sweep.subdir=trials/{trial.key}"]
-    return [*trial.overrides, f"sweep.member={_text(asdict(member))}", *folders]
-
-
-def _text(value: Any) -> str:
-    """A value in Hydra's override grammar: JSON but for its keys, which stand without quotes."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_text, value)) + "]"
-    return json.dumps(value)
+    folders = [f"hydra.sweep.dir={in_hydra(str(sweeping.store.root))}", f"hydra.sweep.subdir=trials/{trial.key}"]
+    return [*trial.overrides, f"sweep.member={in_hydra(asdict(member))}", *folders]
 
 
 def _errors(sweeping: Sweeping, missing: Sequence[Trial], returns: Sequence[JobReturn]) -> dict[str, str]:

@@ -57,6 +57,10 @@ class Tracker(ABC):
         """Records a run that finished before, unless it has arrived already. Returns the problem, if there is one."""
 
     @abstractmethod
+    def ui(self) -> str:
+        """How to look at the runs; nothing where there is nothing to look at."""
+
+    @abstractmethod
     def tidy(self) -> None:
         """Ends, as killed, the runs whose processes ended without a word."""
 
@@ -78,6 +82,9 @@ class Off(Tracker):
 
     def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
         return None
+
+    def ui(self) -> str:
+        return ""
 
     def tidy(self) -> None:
         """Does nothing."""

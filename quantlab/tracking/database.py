@@ -36,6 +36,13 @@ def first_use(uri: str) -> Iterator[None]:
         yield
 
 
+def shown(uri: str) -> str:
+    """A database's URI without its password."""
+    from sqlalchemy import make_url
+
+    return make_url(uri).render_as_string(hide_password=True)
+
+
 def _file_lock(uri: str) -> FileLock:
     path = cache_dir() / "locks" / digest([uri])[:16]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +63,7 @@ def _open(uri: str, arguments: dict[str, object]) -> Iterator["Connection"]:
         connection = engine.connect()
         inspect(connection).get_table_names()
     except (SQLAlchemyError, ImportError) as error:
-        shown = url.render_as_string(hide_password=True)
-        raise ConnectionError(f"the database {shown} cannot be opened: {getattr(error, 'orig', error)}") from error
+        raise ConnectionError(f"the database {shown(uri)} cannot be opened: {getattr(error, 'orig', error)}") from error
     try:
         yield connection
     finally:

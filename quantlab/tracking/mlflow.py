@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantlab.result import Metric
 from quantlab.tracking import record as records
 from quantlab.tracking.base import Entry, Outcome, Run, Tracker
-from quantlab.tracking.database import first_use
+from quantlab.tracking.database import first_use, shown
 from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Owner, Record
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ class MLflow(Tracker):
         )
         before = records.earlier(record, folder)
         record = replace(record, run_id=before.run_id if before else None)
-        record.save(folder)
         run = MLflowRun()
         try:
             record, run.problem = attempt(begin if before is None else resume, record, folder)
@@ -70,6 +69,9 @@ class MLflow(Tracker):
             attempt(deliver, record.ended(status, f"{type(error).__name__}: {error}"), folder)
             raise
         _, run.problem = attempt(deliver, replace(record.ended(FINISHED), outcome=run.outcome), folder)
+
+    def ui(self) -> str:
+        return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {shown(self.uri)}"
 
     def tidy(self) -> None:
         for folder, record in list(records.orphans(self.uri)):
@@ -101,13 +103,21 @@ def attempt(step: Step, record: Record, folder: Path) -> tuple[Record, str | Non
     """A step of recording. Whether or not MLflow takes it, the record on disk says so; returns what went wrong."""
     from mlflow.exceptions import MlflowException
 
-    record.save(folder)
+    _saved(record, folder)
     try:
         record = step(connection(record.uri, record.experiment)[0], record, folder)
     except (MlflowException, OSError) as error:  # requests' and the database's errors arrive as one of these
         return record, f"{error}"
-    record.save(folder)
-    return record, None
+    return record, _saved(record, folder)
+
+
+def _saved(record: Record, folder: Path) -> str | None:
+    """Saves the record; a disk that is full does not keep MLflow from hearing of it."""
+    try:
+        record.save(folder)
+    except OSError as error:
+        return f"{folder}: {error}"
+    return None
 
 
 def begin(client: "MlflowClient", record: Record, folder: Path) -> Record:

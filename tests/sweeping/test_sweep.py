@@ -1,0 +1,239 @@
+"""Sweeps through the command line on a tiny model: one tree in MLflow, resumed after anything, whoever runs it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from quantlab.tracking.record import FOLDER
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A working folder with a tiny model, its data, and a database."""
+
+    cwd: Path
+    overrides: tuple[str, ...]
+
+    def command(self, *more: str) -> list[str]:
+        return [sys.executable, "-m", "quantlab.run", "-m", *self.overrides, *more]
+
+    def sweep(self, *more: str, status: int = 0) -> str:
+        done = subprocess.run(
+            self.command(*more), cwd=self.cwd, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def killed(self, seconds: float, *more: str) -> None:
+        """Starts a sweep and ends it with SIGKILL."""
+        process = subprocess.Popen(
+            self.command(*more), cwd=self.cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+
+    @property
+    def results(self) -> list[Path]:
+        return sorted(self.cwd.glob("multirun/trials/*/result.json"))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        (path,) = self.cwd.glob("multirun/sweeps/*/results.csv")
+        return pd.read_csv(path, keep_default_na=False)
+
+    def tree(self) -> tuple[list, list]:
+        """The parents, and their children, in MLflow."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=f"sqlite:///{self.cwd}/mlflow.db")
+        runs = list(client.search_runs([client.get_experiment_by_name("quantlab").experiment_id]))
+        children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {run.info.run_id for run in parents}
+        return parents, children
+
+
+@pytest.fixture
+def bench(tiny_bert: Path, tiny_glue: Path, tmp_path: Path) -> Bench:
+    return Bench(tmp_path, (
+        "model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
+        "evaluation.limit=32", "calibration.samples=4", "profile=off",
+    ))  # fmt: skip
+
+
+PEG = ("method=peg", "method.k=2,4", "bits.symmetric=true,false")
+
+
+def statuses(runs: Sequence) -> list[str]:
+    return [run.info.status for run in runs]
+
+
+def test_a_sweep_is_one_tree_and_its_second_start_runs_nothing(bench: Bench) -> None:
+    said = bench.sweep(*PEG)
+    assert "4 trials, 0 reused, 4 to run" in said and "4 done, 0 reused, 0 failed" in said
+    (parent,), children = bench.tree()
+    assert statuses([parent, *children]) == ["FINISHED"] * 5
+    assert {run.info.run_name for run in children} == {
+        f"k={k} symmetric={symmetric}" for k in (2, 4) for symmetric in ("true", "false")
+    }
+    assert all(set(run.data.params) == {"method.k", "bits.symmetric"} for run in children)
+    assert {run.data.tags["trial"] for run in children} == {f"{number} of 4" for number in range(1, 5)}
+    (tag,) = {run.data.tags["sweep"] for run in children}
+    assert parent.data.tags["sweep_parent"] == tag and tag in said  # the filter is shown
+    assert parent.data.metrics["trials_done"] == 4 and parent.data.tags["best"]
+    files = {path.name for path in bench.cwd.glob("mlartifacts/**/*") if path.is_file()}
+    assert {"results.csv", "results.md", "results.tex", "config.yaml", "result.json"} <= files
+    assert set(bench.table["status"]) == {"done"} and len(bench.table) == 4
+
+    said = bench.sweep(*PEG)
+    assert "4 trials, 4 reused, 0 to run" in said
+    (again,), same = bench.tree()
+    assert again.info.run_id == parent.info.run_id and again.data.metrics["trials_reused"] == 4
+    assert {run.info.run_id for run in same} == {run.info.run_id for run in children}
+    assert set(bench.table["status"]) == {"reused"}
+
+    said = bench.sweep(*PEG, "sweep.fresh=true")
+    assert "4 trials, 0 reused, 4 to run" in said
+    parents, everything = bench.tree()
+    assert len(parents) == 2 and len(everything) == 8
+    assert len({run.data.tags["sweep"] for run in everything}) == 2  # each filter lists its own children only
+
+
+def test_a_larger_sweep_reuses_the_smaller_ones_trials_under_its_own_parent(bench: Bench) -> None:
+    bench.sweep("method=peg", "method.k=2,4")
+    said = bench.sweep("method=peg", "method.k=2,4,8")
+    assert "3 trials, 2 reused, 1 to run" in said
+    parents, children = bench.tree()
+    assert len(parents) == 2 and sorted(run.info.run_name for run in children) == ["k=2", "k=2", "k=4", "k=4", "k=8"]
+    assert statuses(children) == ["FINISHED"] * 5
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_launchers_give_the_same_results(bench: Bench, launcher: str) -> None:
+    pytest.importorskip("ray" if launcher == "ray" else "joblib", reason="needs ray: pip install -e '.[ray]'")
+    bench.sweep(*PEG)
+    alone = {path.parent.name: json.loads(path.read_text())["metrics"] for path in bench.results}
+    bench.sweep(*PEG, f"launcher={launcher}", "sweep.fresh=true")
+    together = {path.parent.name: json.loads(path.read_text())["metrics"] for path in bench.results}
+    assert len(alone) == 4 and alone.keys() == together.keys()
+    for key, metrics in alone.items():
+        untimed = {name: value for name, value in metrics.items() if not name.endswith("_s")}
+        assert untimed == {name: together[key][name] for name in untimed}
+    parents, children = bench.tree()
+    assert statuses([*parents, *children]) == ["FINISHED"] * 10
+
+
+def test_a_trial_that_fails_does_not_stop_the_others(bench: Bench) -> None:
+    rows = "calibration.samples=4,200,8"  # the training split has 96 rows
+    said = bench.sweep(rows, status=1)
+    assert "1 of 3 trials failed" in said and "the training split has 96 rows" in said
+    assert sorted(bench.table["status"]) == ["done", "done", "failed"]
+    (parent,), children = bench.tree()
+    assert sorted(statuses(children)) == ["FAILED", "FINISHED", "FINISHED"]
+    assert parent.data.metrics["trials_failed"] == 1
+    said = bench.sweep(rows, status=1)
+    assert "3 trials, 2 reused, 1 to run" in said  # what failed is tried again, as the same run
+    assert len(bench.tree()[1]) == 3
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_whole(bench: Bench) -> None:
+    axis = f"calibration.samples={','.join(map(str, range(1, 9)))}"
+    chance = random.Random(0)
+    for _ in range(3):
+        bench.killed(chance.uniform(6, 12), axis)
+    bench.sweep(axis)
+    (parent,), children = bench.tree()
+    assert len(bench.results) == 8 == len(children)
+    assert set(statuses([parent, *children])) == {"FINISHED"}
+    assert [run.data.metrics["accuracy"] for run in children] and len(bench.table) == 8
+
+
+def test_a_terminated_sweep_is_killed_and_goes_on_later(bench: Bench) -> None:
+    axis = f"calibration.samples={','.join(map(str, range(1, 30)))}"
+    process = subprocess.Popen(bench.command(axis, "launcher=joblib", "hydra.launcher.n_jobs=2"), cwd=bench.cwd)
+    deadline = time.monotonic() + 120
+    while len(bench.results) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    (parent,), children = bench.tree()
+    assert parent.info.status == "KILLED" and "RUNNING" not in statuses(children)
+
+
+def test_two_starts_of_one_sweep_do_not_mix(bench: Bench) -> None:
+    from filelock import FileLock
+
+    bench.sweep("method=peg", "method.k=2")
+    (folder,) = bench.cwd.glob("multirun/sweeps/*")
+    with FileLock(folder / ".lock"):
+        assert "is being run by another process" in bench.sweep("method=peg", "method.k=2", status=1)
+
+
+def test_ones_own_sweep(bench: Bench) -> None:
+    (bench.cwd / "mine" / "sweeps").mkdir(parents=True)
+    sweep = {
+        "name": "mine",
+        "question": "Which K?",
+        "trials": [{"name": "FP32", "over": {"method": "fp32"}}, {"over": {"method": "peg", "method.k": [2, 4]}}],
+        "views": [{"_target_": "quantlab.sweeping.views.Curve", "x": "method.k"}],
+    }
+    path = bench.cwd / "mine" / "sweeps" / "mine.yaml"
+    path.write_text(f"# @package _global_\n{yaml.safe_dump({'sweep': sweep})}")
+    bench.sweep("+sweeps=mine", "--config-dir", str(bench.cwd / "mine"))
+    (folder,) = bench.cwd.glob("multirun/sweeps/mine-*")
+    assert (folder / "curve_method.k.png").stat().st_size > 1000
+    assert [run.info.run_name for run in bench.tree()[0]] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+sweeps=peg_kk"], "Could not find 'sweeps/peg_kk'"),
+        (["method=peg", "method.kk=2,3"], "Could not override 'method.kk'"),
+        (["method=peg", "method.k=2,100000"], "trial 'k=100000'"),
+        (["placement.sites=[nowhere],[*.ffn.in]"], "trial"),
+        (["method.k=2,3"], "Could not override 'method.k'"),
+        (["method=peg", "method.k=2,3", "model.path=/nowhere"], "'/nowhere' is no folder"),
+    ],
+    ids=str,
+)
+def test_what_cannot_run_is_said_before_anything_runs(bench: Bench, overrides: list[str], message: str) -> None:
+    said = bench.sweep(*overrides, status=1)
+    assert message in said and "Traceback" not in said
+    assert not bench.results and not (bench.cwd / "mlflow.db").exists()
+
+
+def test_other_code_is_another_trial(bench: Bench, tmp_path: Path) -> None:
+    """A method of one's own is part of the key, though it lies outside quantlab."""
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "own.yaml").write_text("_target_: own.Own\n")
+    code = "from dataclasses import dataclass\nfrom quantlab.methods.uniform import Uniform\n\n\n"
+    own = tmp_path / "own.py"
+    own.write_text(f"{code}@dataclass(frozen=True, kw_only=True)\nclass Own(Uniform):\n    pass\n")
+    arguments = ("method=own", "bits.symmetric=true,false", "--config-dir", str(tmp_path / "conf"))
+    assert "0 reused, 2 to run" in bench.sweep(*arguments)
+    assert "2 reused, 0 to run" in bench.sweep(*arguments)
+    own.write_text(f"{own.read_text()}\n# changed\n")
+    assert "0 reused, 2 to run" in bench.sweep(*arguments)
+
+
+def test_records_name_no_other_place_than_the_runs_own(bench: Bench) -> None:
+    bench.sweep("method=peg", "method.k=2,4")
+    records = [json.loads(path.read_text()) for path in bench.cwd.glob(f"multirun/**/{FOLDER}/*.json")]
+    assert len(records) == 3 and all(record["sent"] for record in records)
