@@ -109,9 +109,7 @@ def test_a_wrong_password_is_an_error_within_seconds(postgres: Postgres, tmp_pat
 def test_the_dashboard_shows_a_study(databases: dict[str, str], tmp_path: Path) -> None:
     import optuna
 
-    optuna.create_study(storage=databases["optuna"], study_name="which bits")
-    with (
-        optuna_dashboard(databases["optuna"], tmp_path) as server,
-        urllib.request.urlopen(f"{server.uri}/api/studies", timeout=10) as answer,
-    ):
-        assert b"which bits" in answer.read()
+    with optuna_dashboard(databases["optuna"], tmp_path) as server:
+        optuna.create_study(storage=databases["optuna"], study_name="which bits")
+        with urllib.request.urlopen(f"{server.uri}/api/studies", timeout=10) as answer:
+            assert b"which bits" in answer.read()

@@ -32,7 +32,7 @@ def level_means(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 def main_effects(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Each level's mean less the mean of all trials, (levels, examples)."""
-    return level_means(scores, codes) - scores.mean(axis=0)
+    return level_means(scores - scores.mean(axis=0), codes)
 
 
 def cell_means(scores: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -43,14 +43,14 @@ def cell_means(scores: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def interactions(scores: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """What each pair of levels does beyond the sum of its main effects, (levels of a, levels of b, examples)."""
-    effects_a, effects_b = main_effects(scores, a)[:, None], main_effects(scores, b)[None]
-    return cell_means(scores, a, b) - effects_a - effects_b - scores.mean(axis=0)
+    rest = scores - scores.mean(axis=0) - main_effects(scores, a)[a] - main_effects(scores, b)[b]
+    return cell_means(rest, a, b)
 
 
 def is_balanced(codes: np.ndarray) -> bool:
     """Whether every combination of levels occurs, and all equally often; ``codes`` are (trials, factors)."""
     counts = np.unique(codes, axis=0, return_counts=True)[1]
-    return len(counts) == np.prod(codes.max(axis=0) + 1) and np.ptp(counts) == 0
+    return bool(len(counts) == np.prod(codes.max(axis=0) + 1) and np.ptp(counts) == 0)
 
 
 def variance_shares(values: np.ndarray, codes: np.ndarray) -> dict[tuple[int, ...], float]:
@@ -59,7 +59,7 @@ def variance_shares(values: np.ndarray, codes: np.ndarray) -> dict[tuple[int, ..
     ``values`` (trials,), ``codes`` (trials, factors), balanced: the shares sum to 1. All are NaN where nothing varies.
     """
     scores, factors = values[:, None], range(codes.shape[1])
-    parts = {(a,): main_effects(scores, codes[:, a])[codes[:, a]] for a in factors}
+    parts: dict[tuple[int, ...], np.ndarray] = {(a,): main_effects(scores, codes[:, a])[codes[:, a]] for a in factors}
     for a, b in combinations(factors, 2):
         parts[a, b] = interactions(scores, codes[:, a], codes[:, b])[codes[:, a], codes[:, b]]
     total = np.sum((values - values.mean()) ** 2)
@@ -84,7 +84,7 @@ def greedy(values: np.ndarray, changes: Iterable[int]) -> list[int]:
 def gains(cube: np.ndarray, order: Iterable[int]) -> np.ndarray:
     """What each change adds when made in this order from no change on, (steps, examples); ``cube`` (2**d, examples)."""
     made = list(accumulate((1 << change for change in order), or_, initial=0))
-    return cube[made[1:]] - cube[made[:-1]]
+    return np.diff(cube[made], axis=0)
 
 
 def shortest(cube: np.ndarray) -> list[int]:

@@ -16,7 +16,6 @@ from quantlab.sweeping.prepare import Sweeping, Trial
 from quantlab.sweeping.results import Results, best, concise, write_tables
 from quantlab.sweeping.spec import varying
 from quantlab.sweeping.store import right_answers
-from quantlab.tracking.record import unsent
 
 LOG_WIDTH = 160  # columns, where the output goes to a file
 
@@ -34,7 +33,8 @@ class Ended:
 
     def complaint(self, sweeping: Sweeping) -> str:
         """What failed, and what did not reach the tracker; nothing where all went well."""
-        lost = sum(len(unsent(folder)) for folder in [sweeping.folder, *map(sweeping.store.folder, sweeping.unique)])
+        folders = [sweeping.folder, *map(sweeping.store.folder, sweeping.unique)]
+        lost = sum(map(sweeping.tracking.unsent, folders))
         first = next(iter(self.errors.values()), "").strip().split("\n")[0]
         failed = f"{len(self.errors)} of {len(sweeping.unique)} trials failed, the first with: {first}"
         again = "the same command runs what is missing"

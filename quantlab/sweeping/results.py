@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,10 +119,9 @@ def concise(results: Results) -> pd.DataFrame:
 
 
 def untold(results: Results) -> list[str]:
-    """The swept overrides that vary and whose values the rows' names do not all spell out."""
-    words = [set(re.findall(r"[^\s,=]+", name)) | {""} for name in results.table["name"]]
-    told = {name: all(map(set.__contains__, words, results.table[name])) for name in results.swept}
-    return [name for name in results.swept if results.table[name].nunique() > 1 and not told[name]]
+    """The swept overrides in which rows of one name differ."""
+    names = results.table.groupby("name")
+    return [name for name in results.swept if (names[name].nunique() > 1).any()]
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:

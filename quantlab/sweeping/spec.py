@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from quantlab.checks import nearest, one_of
+from quantlab.checks import one_of
 from quantlab.sweeping.views import View
 
 LAYER, DEEPEST = "{layer}", "{deepest}"  # each layer's number in turn; those of the deepest 1, 2, 3, ... layers
@@ -100,12 +100,6 @@ def varying(found: Sequence[Row]) -> tuple[str, ...]:
     """The override keys that tell the rows apart."""
     keys = dict.fromkeys(key for row in found for key in row.overrides)
     return tuple(key for key in keys if len({row.overrides.get(key) for row in found}) > 1)
-
-
-def check_name(name: str, known: Sequence[str]) -> None:
-    """Raises ValueError where there is no sweep of that name."""
-    if name not in known:
-        raise ValueError(f"there is no sweep {name!r}{nearest(name, known)}; there are {', '.join(sorted(known))}")
 
 
 def in_hydra(value: Any) -> str:

@@ -15,7 +15,6 @@ from quantlab.result import RESULT
 from quantlab.tracking.base import Outcome
 
 LOCK = ".lock"
-NOT_SENT = (LOCK, ".writable")
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,14 @@ def outcome(folder: Path, summary: Mapping[str, Any]) -> Outcome:
 
 
 def right_answers(folder: Path) -> np.ndarray | None:
-    """1 where a finished trial's answer is right, else 0, (examples,); None for a regression."""
-    answers = pd.read_parquet(folder / "answers.parquet")
+    """1 where a finished trial's answer is right, else 0, (examples,); None for a regression.
+
+    None, too, where only the summary came back from another machine.
+    """
+    path = folder / "answers.parquet"
+    if not path.is_file():
+        return None
+    answers = pd.read_parquet(path)
     if answers["label"].dtype.kind == "f":
         return None
     logits = answers.filter(regex=r"^logit_\d+$").to_numpy()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from quantlab.checks import freeze, one_of
@@ -37,8 +38,8 @@ class Curve(View):
         rows = results.where(results.table[self.x] != "")
         others = [name for name in rows.swept if name != self.x and rows.table[name].nunique() > 1]
         percent = rows.percent().assign(x=rows.table[self.x])
-        labels = [_label(short_names(others), row) for _, row in rows.table[others].iterrows()]
-        lines = {str(label): line for label, line in percent.groupby(labels, sort=False)}
+        labels = [_label(short_names(others), row) or results.primary for _, row in rows.table.iterrows()]
+        lines = {str(label): line for label, line in percent.groupby(np.array(labels), sort=False)}
         figure = plots.curve(lines, percent["fp32"].dropna().unique(), xlabel=self.x, ylabel=results.axis)
         return [plots.save(figure, results.title, folder / f"curve_{self.x}.png")]
 
@@ -109,7 +110,7 @@ class Path(View):
 
 
 def _label(names: Mapping[str, str], row: pd.Series) -> str:
-    return ", ".join(setting(short, row[name]) for name, short in names.items() if row[name]) or "default"
+    return ", ".join(setting(short, row[name]) for name, short in names.items() if row[name])
 
 
 def _pairs(name: str, settings: Any) -> tuple[tuple[str, str], ...]:
@@ -117,5 +118,3 @@ def _pairs(name: str, settings: Any) -> tuple[tuple[str, str], ...]:
         return tuple((str(key), override_text(value)) for key, value in dict(settings).items())
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must map overrides to values, got {settings!r}") from error
-
-

@@ -61,6 +61,10 @@ class Tracker(ABC):
         """How to look at the runs; nothing where there is nothing to look at."""
 
     @abstractmethod
+    def unsent(self, folder: Path) -> int:
+        """How many runs under ``folder`` are over and did not arrive."""
+
+    @abstractmethod
     def tidy(self) -> None:
         """Ends, as killed, the runs whose processes ended without a word."""
 
@@ -85,6 +89,9 @@ class Off(Tracker):
 
     def ui(self) -> str:
         return ""
+
+    def unsent(self, folder: Path) -> int:
+        return 0
 
     def tidy(self) -> None:
         """Does nothing."""

@@ -73,6 +73,10 @@ class MLflow(Tracker):
     def ui(self) -> str:
         return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {shown(self.uri)}"
 
+    def unsent(self, folder: Path) -> int:
+        mine = [record for _, record in records.unsent(folder) if record.uri == self.uri]
+        return len(mine)
+
     def tidy(self) -> None:
         for folder, record in list(records.orphans(self.uri)):
             attempt(deliver, abandoned(record), folder)
