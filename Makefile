@@ -10,7 +10,7 @@ $(VENV)/demo: pyproject.toml constraints-cpu.txt
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo
-	$(BIN)/pip install -c constraints-cpu.txt -e '.[dev]'
+	$(BIN)/pip install -c constraints-cpu.txt -e '.[dev,server,dashboard,ray,slurm]'
 	touch $@
 
 demo: $(VENV)/demo

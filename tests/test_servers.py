@@ -19,7 +19,7 @@ RUNS = "/api/2.0/mlflow/experiments/search?max_results=1"
 @pytest.fixture(scope="module")
 def databases(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The URIs of the databases, made and filled as the first start of docker-compose.yml does it."""
-    pytest.importorskip("optuna", reason="needs optuna: pip install -e .")
+    pytest.importorskip("optuna", reason="needs optuna: pip install -e '.[dashboard]'")
     settings = {"POSTGRES_PASSWORD": postgres.password}
     first = service("postgres", settings, {})
     postgres.sql(f"CREATE DATABASE {first.environment['POSTGRES_DB']}")
@@ -39,7 +39,7 @@ def mlflow(databases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 def status(url: str, **headers: str) -> int:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         error.close()
@@ -95,7 +95,7 @@ def test_a_login_can_be_asked_for(databases: dict[str, str], tmp_path: Path) -> 
 
 
 def test_a_wrong_password_is_an_error_within_seconds(postgres: Postgres, tmp_path: Path) -> None:
-    pytest.importorskip("optuna", reason="needs optuna: pip install -e .")
+    pytest.importorskip("optuna", reason="needs optuna: pip install -e '.[dashboard]'")
     address, _ = without_password(postgres.uri("postgres"))
     schema = service(
         "schema", {"POSTGRES_PASSWORD": "wrong"}, {f"{BACKEND}/optuna": address, f"{BACKEND}/mlflow": address}
@@ -103,7 +103,7 @@ def test_a_wrong_password_is_an_error_within_seconds(postgres: Postgres, tmp_pat
     start = time.monotonic()
     done = schema.run(schema.command, tmp_path)
     assert done.returncode != 0 and "password authentication failed" in done.stderr
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
 
 
 def test_the_dashboard_shows_a_study(databases: dict[str, str], tmp_path: Path) -> None:
@@ -111,5 +111,5 @@ def test_the_dashboard_shows_a_study(databases: dict[str, str], tmp_path: Path) 
 
     with optuna_dashboard(databases["optuna"], tmp_path) as server:
         optuna.create_study(storage=databases["optuna"], study_name="which bits")
-        with urllib.request.urlopen(f"{server.uri}/api/studies", timeout=10) as answer:
+        with urllib.request.urlopen(f"{server.uri}/api/studies", timeout=30) as answer:
             assert b"which bits" in answer.read()

@@ -290,7 +290,12 @@ def test_a_wrong_password_is_an_error_within_seconds_and_is_not_shown(postgres: 
 
 @pytest.mark.parametrize(
     ("uri", "message"),
-    [("sqlite:///mlflow.db", "absolute path"), ("mlruns", "must start with"), ("ftp://host", "must start with")],
+    [
+        ("sqlite:///mlflow.db", "absolute path"),
+        ("mlruns", "must start with"),
+        ("ftp://host", "must start with"),
+        ("postgresql://me:sesame@host/db", r"got 'postgresql://me:\*\*\*@host/db' .did you mean postgresql.psycopg2"),
+    ],
 )
 def test_a_uri_that_cannot_be_right(uri: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra_plugins.quantlab_sweeper import QuantlabSweeper
 from omegaconf import OmegaConf
 
+from hydra_plugins.quantlab_sweeper import QuantlabSweeper
 from quantlab.conf_dir import CONF
 
 SWEEPS = Path(CONF).parent / "sweeps"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from quantlab.checks import one_of
 from quantlab.sweeping import effects
-from quantlab.sweeping.results import Results, markdown, points, setting, short_names
+from quantlab.sweeping.results import Results, markdown, points, setting, short_names, texts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ class Cube:
                 "step": steps["step"].astype(str),
                 "change": steps["change"],
                 "gain in points (95 % interval)": [points(*gain) for gain in gains],
-                "reached (%)": steps["reached_percent"].map("{:.2f}".format, na_action="ignore").fillna(""),
+                "reached (%)": texts(steps["reached_percent"], ".2f"),
             }
         )
         return (

@@ -62,9 +62,9 @@ def variance_shares(values: np.ndarray, codes: np.ndarray) -> dict[tuple[int, ..
     parts: dict[tuple[int, ...], np.ndarray] = {(a,): main_effects(scores, codes[:, a])[codes[:, a]] for a in factors}
     for a, b in combinations(factors, 2):
         parts[a, b] = interactions(scores, codes[:, a], codes[:, b])[codes[:, a], codes[:, b]]
-    total = np.sum((values - values.mean()) ** 2)
-    shares = {names: float(np.sum(part**2) / total) if total > 0 else np.nan for names, part in parts.items()}
-    return shares | {(): max(0.0, 1 - sum(shares.values()))}
+    total = np.sum((values - values.mean()) ** 2) if np.ptp(values) else np.nan
+    shares = {names: float(np.sum(part**2) / total) for names, part in parts.items()}
+    return shares | {(): float(np.maximum(0, 1 - sum(shares.values())))}
 
 
 def greedy(values: np.ndarray, changes: Iterable[int]) -> list[int]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from quantlab.checks import one_of
 from quantlab.sweeping import effects
-from quantlab.sweeping.results import Results, markdown, ordered, points, short_names
+from quantlab.sweeping.results import Results, markdown, ordered, points, short_names, texts
 
 INTERVAL = ["effect_points", "effect_points_ci95_low", "effect_points_ci95_high"]
 PAIR = ["factor_a", "factor_b", "variance_share", "level_a", "level_b", *INTERVAL]
@@ -52,13 +52,13 @@ class Factorial:
         by_share = sorted(shares, key=lambda names: (not names, -shares[names]))
         sources = {
             "source": [" × ".join(short[name] for name in names) or "higher orders" for names in by_share],
-            "share of variance (%)": [f"{100 * shares[names]:.1f}" for names in by_share],
+            "share of variance (%)": texts(pd.Series([100 * shares[names] for names in by_share]), ".1f"),
             "range of means (points)": [f"{ranges[names[0]]:.2f}" if len(names) == 1 else "" for names in by_share],
         }
         effects = {
             "factor": levels["factor"].map(short),
             "level": levels["level"],
-            "mean (%)": levels["mean_percent"].map("{:.2f}".format),
+            "mean (%)": texts(levels["mean_percent"], ".2f"),
             "effect in points (95 % interval)": [points(*row) for row in levels[INTERVAL].to_numpy()],
         }
         return markdown(pd.DataFrame(sources)) + "\n" + markdown(pd.DataFrame(effects))

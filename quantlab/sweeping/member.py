@@ -15,6 +15,8 @@ from quantlab.trial import run_trial
 
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:
     """One trial. Raises ConnectionError, with the way to send it later, where the tracker did not take it."""
+    if config.sweep.trials:
+        raise ValueError(f"{config.sweep.name} is a sweep: it needs -m, as in python -m quantlab.run -m +sweeps=...")
     result, problem = _recorded(
         config, Entry(identity=uuid.uuid4().hex, name=name, params=config.params()), folder, memo
     )

@@ -59,7 +59,7 @@ def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
         axes.text(0.01, row, "failed", color=COLOURS[1], fontsize=8, va="center", transform=axes.get_yaxis_transform())
     for value in percent["fp32"].dropna().unique():
         axes.axvline(value, **REFERENCE)
-        axes.annotate("FP32", (value, 1), xycoords=("data", "axes fraction"), fontsize=8, color="gray", ha="center")
+        axes.text(value, 1, "FP32", fontsize=8, color="gray", ha="center", transform=axes.get_xaxis_transform())
     axes.set_yticks(rows, labels=list(names), fontsize=min(8.0, 60 * height / len(names)))
     axes.set(xlabel=xlabel, ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", color="0.93")
@@ -78,7 +78,7 @@ def main_effects(levels: pd.DataFrame, ylabel: str) -> Figure:
         axes.axhline(mean.iloc[0], **REFERENCE)
         _line(axes, range(len(group)), (group["mean_percent"], *ends), STYLES[0])
         _ticks(axes, range(len(group)), list(group["level"]), width)
-        axes.set_title(f"{short[factor]}\n{_percent(group['variance_share'].iloc[0])} of variance")
+        axes.set_title(f"{short[factor]}\n{_share(group['variance_share'].iloc[0])}")
         axes.margins(x=0.5 / len(group))
     panels[0].set_ylabel(ylabel)
     return figure
@@ -93,9 +93,7 @@ def interactions(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) -> Fi
         for (level, values), (colour, marker, dash) in zip(along.items(), cycle(STYLES), strict=False):
             axes.plot(values.to_numpy(), color=colour, marker=marker, linestyle=dash, markersize=5, label=level)
         _ticks(axes, range(len(along)), list(along.index), 3)
-        axes.set(
-            xlabel=along.index.name, title=f"{along.index.name} × {along.columns.name}\n{_percent(share)} of variance"
-        )
+        axes.set(xlabel=along.index.name, title=f"{along.index.name} × {along.columns.name}\n{_share(share)}")
         axes.margins(x=0.15)
         axes.legend(title=along.columns.name, frameon=False, fontsize=8, title_fontsize=8)
     panels[0].set_ylabel(ylabel)
@@ -170,5 +168,5 @@ def _line(axes: Axes, x: Any, line: tuple[Any, Any, Any], style: tuple[str, str,
     axes.plot(x, value, color=colour, marker=marker, linestyle=dash, markersize=5, label=label)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _share(share: float) -> str:
+    return "nothing varies" if math.isnan(share) else f"{100 * share:.1f} % of variance"

@@ -1,11 +1,9 @@
 """What a finished sweep holds, and its tables."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,12 +88,8 @@ def best(results: Results) -> pd.Series | None:
 def write_tables(results: Results, folder: Path) -> list[Path]:
     """``results.csv`` with everything; ``results.md`` and ``results.tex`` (needs booktabs) with what a paper shows."""
     shown = concise(results)
-    texts = {
-        "results.csv": results.table.to_csv(index=False),
-        "results.md": markdown(shown),
-        "results.tex": latex(shown),
-    }
-    return write_texts(folder, texts)
+    tables = {"csv": results.table.to_csv(index=False), "md": markdown(shown), "tex": latex(shown)}
+    return write_texts(folder, {f"results.{suffix}": text for suffix, text in tables.items()})
 
 
 def concise(results: Results) -> pd.DataFrame:
@@ -106,11 +100,11 @@ def concise(results: Results) -> pd.DataFrame:
     columns = {
         "name": table["name"],
         **{short: table[name] for name, short in short_names(untold(results)).items()},
-        results.axis: _texts(percent["value"], ".2f"),
+        results.axis: texts(percent["value"], ".2f"),
         "drop in points (95 % interval)": pd.Series(map(points, *drops), table.index).mask(results.reference, ""),
-        "same as FP32 (%)": _texts(100 * results.metric("agreement_fp32"), ".1f"),
-        "p50 (ms)": _texts(results.metric("latency_p50_ms"), ".1f"),
-        "size (MB)": _texts(results.metric("size_bytes") / 1e6, ".1f"),
+        "same as FP32 (%)": texts(100 * results.metric("agreement_fp32"), ".1f"),
+        "p50 (ms)": texts(results.metric("latency_p50_ms"), ".1f"),
+        "size (MB)": texts(results.metric("size_bytes") / 1e6, ".1f"),
         "alarms": table["alarms"],
         "status": table["status"].mask(results.failed, "failed: " + first_lines),
     }
@@ -131,11 +125,6 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
 
 
-def override_text(value: Any) -> str:
-    """A value of YAML as it stands in a Hydra override: ``true``, ``null``, ``["*.ffn.sum"]``."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
 def setting(name: str, value: str) -> str:
     """``k=4``, or ``k=default`` where a row leaves the override out."""
     return f"{name}={value or 'default'}"
@@ -154,6 +143,11 @@ def points(mean: float, low: float, high: float) -> str:
     return "" if math.isnan(mean) else f"{mean:+z.2f}{interval}"
 
 
+def texts(values: pd.Series, spec: str) -> pd.Series:
+    """Numbers as a format has them; "" for NaN."""
+    return values.map(f"{{:{spec}}}".format, na_action="ignore").astype(object).fillna("")
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """A table of text, numbers to the right."""
     sides = ["right" if numeric else "left" for numeric in _numeric(frame)]
@@ -167,15 +161,11 @@ def latex(frame: pd.DataFrame) -> str:
     return frame.to_latex(index=False, escape=True, column_format=sides)
 
 
-def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+def write_texts(folder: Path, contents: Mapping[str, str]) -> list[Path]:
     """Writes text files by name; returns them."""
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    return [folder / name for name in texts]
-
-
-def _texts(values: pd.Series, spec: str) -> pd.Series:
-    return values.map(f"{{:{spec}}}".format, na_action="ignore").astype(object).fillna("")
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def _numeric(frame: pd.DataFrame) -> list[bool]:

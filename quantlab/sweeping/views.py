@@ -1,5 +1,6 @@
 """The plot that fits a sweep, and the numbers behind it. A sweep's file names its views."""
 
+import json
 import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from quantlab.checks import freeze, one_of
 from quantlab.sweeping import plots
 from quantlab.sweeping.cube import cube_of
 from quantlab.sweeping.factorial import factorial_of
-from quantlab.sweeping.results import Results, override_text, setting, short_names, write_texts
+from quantlab.sweeping.results import Results, setting, short_names, write_texts
 
 PANELS = 3  # pairs of factors that the figure of interactions shows
 Settings = Mapping[str, str] | tuple[tuple[str, str], ...]  # a mapping in YAML; pairs once built, to be hashable
@@ -115,6 +116,11 @@ def _label(names: Mapping[str, str], row: pd.Series) -> str:
 
 def _pairs(name: str, settings: Any) -> tuple[tuple[str, str], ...]:
     try:
-        return tuple((str(key), override_text(value)) for key, value in dict(settings).items())
+        return tuple((str(key), _text(value)) for key, value in dict(settings).items())
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must map overrides to values, got {settings!r}") from error
+
+
+def _text(value: Any) -> str:
+    """A value of YAML as a sweep's table has it: ``true``, ``8``, ``["*.ffn.sum"]``."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,5 +1,6 @@
 """The first use of a database: its tables are made once, by one process."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,10 +38,8 @@ def first_use(uri: str) -> Iterator[None]:
 
 
 def shown(uri: str) -> str:
-    """A database's URI without its password."""
-    from sqlalchemy import make_url
-
-    return make_url(uri).render_as_string(hide_password=True)
+    """A URI without its password."""
+    return re.sub(r"(://[^/@]*?):[^@]*@", r"\1:***@", uri)
 
 
 def _file_lock(uri: str) -> FileLock:

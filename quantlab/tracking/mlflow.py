@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowEntity
 
-SQLITE = "sqlite:///"
+SQLITE, POSTGRES = "sqlite:///", "postgresql+psycopg2://"  # a plain postgresql:// means another driver by now
 HEALTH_TIMEOUT_S = 4.0
 PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters, MLflow's own
 CUT = " [cut short: the run's files have all of it]"
@@ -34,7 +34,7 @@ Step = Callable[["MlflowClient", Record, Path], Record]
 
 @dataclass(frozen=True, kw_only=True)
 class MLflow(Tracker):
-    """Records runs in an MLflow store, by absolute URI: ``sqlite:////...``, ``http://...`` or ``postgresql://...``.
+    """Records runs in an MLflow store, by absolute URI: ``sqlite:////...``, ``http://...`` or ``postgresql+psycopg2://...``.
 
     A server keeps artifacts where it was told to; those of an SQLite file lie in ``mlartifacts`` beside it.
     """
@@ -43,8 +43,10 @@ class MLflow(Tracker):
     experiment: str
 
     def __post_init__(self) -> None:
-        if not self.uri.startswith((SQLITE, "http://", "https://", "postgresql")):
-            raise ValueError(f"tracking.uri must start with {SQLITE}/, http:// or https://, got {self.uri!r}")
+        if not self.uri.startswith((SQLITE, "http://", "https://", POSTGRES)):
+            hint = " (did you mean postgresql+psycopg2://?)" if self.uri.startswith("postgres") else ""
+            kinds = f"{SQLITE}/, http://, https:// or {POSTGRES}"
+            raise ValueError(f"tracking.uri must start with {kinds}, got {shown(self.uri)!r}{hint}")
         if self.uri.startswith(SQLITE) and not Path(self.uri.removeprefix(SQLITE)).is_absolute():
             raise ValueError(f"tracking.uri must name an absolute path (four slashes), got {self.uri!r}")
 
