@@ -55,13 +55,13 @@ class Factorial:
             "share of variance (%)": texts(pd.Series([100 * shares[names] for names in by_share]), ".1f"),
             "range of means (points)": [f"{ranges[names[0]]:.2f}" if len(names) == 1 else "" for names in by_share],
         }
-        effects = {
+        rows = {
             "factor": levels["factor"].map(short),
             "level": levels["level"],
             "mean (%)": texts(levels["mean_percent"], ".2f"),
             "effect in points (95 % interval)": [points(*row) for row in levels[INTERVAL].to_numpy()],
         }
-        return markdown(pd.DataFrame(sources)) + "\n" + markdown(pd.DataFrame(effects))
+        return markdown(pd.DataFrame(sources)) + "\n" + markdown(pd.DataFrame(rows))
 
     def _levels(self, factor: str) -> pd.DataFrame:
         effect, low, high = 100 * effects.mean_ci95(effects.main_effects(self.scores, self._codes(factor)))

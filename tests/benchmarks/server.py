@@ -1,4 +1,4 @@
-"""How many trials a minute one tracking server takes: ``python tests/benchmarks/server.py <a finished trial's folder>``.
+"""How many trials a minute one tracking server takes: ``python tests/benchmarks/server.py <finished trial>``.
 
 Clients replay the logging of a real trial, as a sweep's workers do it, without pause, against ``mlflow server`` with
 one worker on a throw-away Postgres. They all share this machine, so a server of its own takes more.
