@@ -1,0 +1,90 @@
+"""A trial on its own and as a sweep's member, in this process."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from quantlab.conf_dir import CONF
+from quantlab.config import RunConfig
+from quantlab.memo import Memo
+from quantlab.sweeping.catalogue import SWEEPS, register
+from quantlab.sweeping.member import entry, run_member, run_single
+from quantlab.sweeping.spec import Member, rows
+from quantlab.sweeping.store import Store, finished, held
+from quantlab.trial import trial_key
+
+register()
+
+
+@pytest.fixture
+def config(tiny_bert: Path, tiny_glue: Path) -> RunConfig:
+    return configured("model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}",
+                      "task.max_length=32", "calibration.samples=4", "profile=off")  # fmt: skip
+
+
+def configured(*overrides: str) -> RunConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        built: RunConfig = instantiate(compose("config", ["tracking=off", *overrides]))
+    return built
+
+
+def member(key: str) -> Member:
+    return Member(number=1, total=2, name="k=4", key=key, sweep="s", parent="p", swept=("method.k=4", "a.b=c=d"))
+
+
+def test_the_key_is_known_before_the_trial_runs(config: RunConfig, tmp_path: Path) -> None:
+    key = trial_key(config, Memo())
+    result = run_single(config, "alone", tmp_path, Memo())
+    assert result.tags["key"] == key and finished(tmp_path, key) is not None
+
+
+def test_a_result_of_another_key_is_not_reused(config: RunConfig, tmp_path: Path) -> None:
+    run_single(config, "alone", tmp_path, Memo())
+    assert finished(tmp_path, "another") is None
+
+
+def test_what_another_process_finished_is_taken(config: RunConfig, tmp_path: Path) -> None:
+    key, memo = trial_key(config, Memo()), Memo()
+    folder = Store(tmp_path).folder(key)
+    first = run_member(config, member(key), folder, memo)
+    written = (folder / "result.json").stat().st_mtime_ns
+    assert run_member(config, member(key), folder, memo)["metrics"] == first["metrics"]
+    assert (folder / "result.json").stat().st_mtime_ns == written
+
+
+def test_a_sweep_without_m_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="peg_k is a sweep: it needs -m"):
+        run_single(configured("+sweeps=peg_k"), "alone", tmp_path, Memo())
+
+
+def test_what_the_tracker_is_told() -> None:
+    told = entry(member("key"))
+    assert told.params == {"method.k": "4", "a.b": "c=d"} and told.tags == {"sweep": "s", "trial": "1 of 2"}
+    assert (told.parent, told.identity) == ("p", "s/key")
+
+
+def test_a_held_folder_is_held(tmp_path: Path) -> None:
+    sweep = "sweep x"
+    with (
+        held(tmp_path, sweep, wait=False),
+        pytest.raises(BlockingIOError, match="sweep x is being run by another process"),
+        held(tmp_path, sweep, wait=False),
+    ):
+        pass
+    with held(tmp_path, sweep, wait=False):
+        pass
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_composes_into_distinct_trials(path: Path) -> None:
+    """The layer sets are counted for six layers; how many trials each has, its first lines say."""
+    config = configured(f"+sweeps={path.stem}")
+    assert config.sweep.name == path.stem and config.sweep.question and config.sweep.views
+    found = rows(config.sweep, {}, lambda: 6)
+    head = path.read_text().split("sweep:")[0]
+    assert f"{len(found)} " in head, len(found)
+    assert len({row.name for row in found}) == len(found)
+    for row in found[:: max(1, len(found) // 6)]:
+        configured(f"+sweeps={path.stem}", *(f"{key}={value}" for key, value in row.overrides.items()))
