@@ -59,7 +59,8 @@ def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
         axes.text(0.01, row, "failed", color=COLOURS[1], fontsize=8, va="center", transform=axes.get_yaxis_transform())
     for value in percent["fp32"].dropna().unique():
         axes.axvline(value, **REFERENCE)
-        axes.text(value, 1, "FP32", fontsize=8, color="gray", ha="center", transform=axes.get_xaxis_transform())
+        top = axes.get_xaxis_transform()
+        axes.text(value, 1, "FP32", color="gray", fontsize=8, ha="center", va="bottom", transform=top)
     axes.set_yticks(rows, labels=list(names), fontsize=min(8.0, 60 * height / len(names)))
     axes.set(xlabel=xlabel, ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", color="0.93")

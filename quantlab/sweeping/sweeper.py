@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 
+import psutil
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
@@ -22,6 +24,8 @@ from quantlab.sweeping.prepare import Sweeping, Trial, prepare
 from quantlab.sweeping.spec import Member, in_hydra, varying
 from quantlab.sweeping.store import held, outcome
 from quantlab.tracking.base import Entry, Outcome
+
+WORKERS_END_S = 3.0
 
 Launch = Callable[[Sequence[Sequence[str]]], Sequence[JobReturn]]
 
@@ -55,6 +59,9 @@ def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
             console.print(f"MLflow: {tracking.ui()}, filter: tags.sweep = '{identity}'")
         try:
             returns = launch([_job(sweeping, trial, members[trial.key]) for trial in missing]) if missing else []
+        except BaseException:
+            _end_workers()
+            raise
         finally:
             tracking.tidy()
         ended = write(sweeping, reused, _errors(sweeping, missing, returns))
@@ -98,6 +105,15 @@ def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
 def _job(sweeping: Sweeping, trial: Trial, member: Member) -> list[str]:
     folders = [f"hydra.sweep.dir={in_hydra(str(sweeping.store.root))}", f"hydra.sweep.subdir=trials/{trial.key}"]
     return [*trial.overrides, f"sweep.member={in_hydra(asdict(member))}", *folders]
+
+
+def _end_workers() -> None:
+    """Ends the processes that a stopped launcher leaves running for a while: they would write to a closed sweep."""
+    workers = psutil.Process().children(recursive=True)
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.terminate()
+    psutil.wait_procs(workers, timeout=WORKERS_END_S)
 
 
 def _errors(sweeping: Sweeping, missing: Sequence[Trial], returns: Sequence[JobReturn]) -> dict[str, str]:
