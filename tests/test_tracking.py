@@ -150,6 +150,21 @@ def test_the_next_start_ends_what_a_kill_left_open(tracker: MLflow, tmp_path: Pa
     assert found["doomed"].info.status == "KILLED" and "without a word" in found["doomed"].data.tags["error"]
 
 
+def test_the_next_start_sends_what_a_process_had_no_time_for(tracker: MLflow, tmp_path: Path) -> None:
+    lines = (
+        "import quantlab.tracking.mlflow as tracking",
+        "tracking.deliver = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+        "with tracker.start(Entry(identity='one', name='done'), folder) as run:",
+        "    run.log(Outcome(metrics={'accuracy': 0.5}, tags={}, files=()))",
+    )
+    subprocess.run(script(tracker, tmp_path / "done", *lines), check=False, timeout=60)
+    assert [run.info.status for run in runs(tracker)] == ["RUNNING"]
+    with tracker.start(entry("two"), tmp_path):
+        pass
+    found = {run.info.run_name: run for run in runs(tracker)}
+    assert found["done"].info.status == "FINISHED" and found["done"].data.metrics == {"accuracy": 0.5}
+
+
 def test_a_run_that_still_goes_on_is_left_alone(tracker: MLflow, tmp_path: Path) -> None:
     with tracker.start(entry("one"), tmp_path / "a"), tracker.start(entry("two"), tmp_path / "b"):
         assert [run.info.status for run in runs(tracker)] == ["RUNNING", "RUNNING"]

@@ -66,7 +66,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def tidy(self) -> None:
-        """Ends, as killed, the runs whose processes ended without a word."""
+        """Sends what processes that are gone did not; a run in whose middle its process ended was killed."""
 
 
 class Unrecorded(Run):

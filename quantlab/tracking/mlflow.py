@@ -1,5 +1,6 @@
 """MLflow: an SQLite file by default, or a server. A run's record is on disk first; what MLflow has follows from it."""
 
+import logging
 import os
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,8 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
+log = logging.getLogger(__name__)
+
 Step = Callable[["MlflowClient", Record, Path], Record]
 
 
@@ -81,7 +84,8 @@ class MLflow(Tracker):
 
     def tidy(self) -> None:
         for folder, record in list(records.orphans(self.uri)):
-            attempt(deliver, abandoned(record), folder)
+            if problem := attempt(deliver, abandoned(record), folder)[1]:
+                log.warning("run %s could not be closed: %s", record.run_id, problem)
 
     def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
         now = records.now_ms()

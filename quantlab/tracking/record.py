@@ -66,21 +66,21 @@ class Record:
         return folder / FOLDER / f"{digest([self.uri, self.experiment, self.entry.identity])[:16]}.json"
 
     def save(self, folder: Path) -> None:
-        """Writes it whole. While the run lasts, the cache folder points to it, for whoever starts next."""
+        """Writes it whole. Until it has arrived, the cache folder points to it, for whoever starts next."""
         path = self.file(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(asdict(self), indent=2))
-        pointer = running_dir() / path.name
-        if self.status == RUNNING:
+        pointer = waiting_dir() / path.name
+        if self.sent:
+            pointer.unlink(missing_ok=True)
+        else:
             pointer.parent.mkdir(parents=True, exist_ok=True)
             write_whole(pointer, str(folder.absolute()))
-        else:
-            pointer.unlink(missing_ok=True)
 
 
-def running_dir() -> Path:
-    """Where records of runs are pointed to while they last."""
-    return cache_dir() / "running"
+def waiting_dir() -> Path:
+    """Where records are pointed to that have not arrived."""
+    return cache_dir() / "waiting"
 
 
 def now_ms() -> int:
@@ -115,15 +115,15 @@ def unsent(folder: Path) -> list[tuple[Path, Record]]:
 
 
 def orphans(uri: str) -> Iterator[tuple[Path, Record]]:
-    """Folder and record of every run that its process left without a word."""
-    for pointer in sorted(running_dir().glob("*.json")):
+    """Folder and record of every run that its process left without a word, or could not send."""
+    for pointer in sorted(waiting_dir().glob("*.json")):
         folder = Path(pointer.read_text(encoding="utf-8"))
         path = folder / FOLDER / pointer.name
         if not path.is_file():
             pointer.unlink(missing_ok=True)  # its folder was removed
             continue
         record = read(path)
-        if record.uri == uri and record.status == RUNNING and record.owner.gone():
+        if record.uri == uri and not record.sent and record.owner.gone():
             yield folder, record
 
 
