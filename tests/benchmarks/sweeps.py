@@ -123,28 +123,33 @@ def processes(model: list[str], uri: str, folder: Path) -> None:
 
 
 def kills(model: list[str], folder: Path) -> None:
-    """SIGKILL at random moments; the same command again."""
+    """SIGKILL at random moments, of the start and between trials; the same command again."""
     place, axis = folder / "work", f"calibration.samples={','.join(map(str, range(1, 21)))}"
-    chance, before, moments = random.Random(), 0, []
-    for _ in range(10):
+    chance, moments = random.Random(), []
+    for number in range(10):
+        before = results(place)
         process = start(place, *model, axis)
-        wait = chance.uniform(2, 14)
-        time.sleep(wait)
+        while number % 3 and results(place) == before and process.poll() is None:
+            time.sleep(0.01)  # two of three kills wait for a new result first
+        time.sleep(chance.uniform(0, 2 if number % 3 else 10))
         process.kill()
         process.communicate()
-        now = len(list(place.glob("multirun/trials/*/result.json")))
-        moments.append(f"{wait:.1f} s: +{now - before}")
-        before = now
+        moments.append(f"+{results(place) - before}")
     end(start(place, *model, axis))
     found = runs(f"sqlite:///{place}/mlflow.db", "quantlab")
     children = [run for run in found if "sweep" in run.data.tags]
-    print(f"killed after {', '.join(moments)}")
+    print(f"new results before each kill: {', '.join(moments)}")
     print(
-        f"{len(list(place.glob('multirun/trials/*/result.json')))} results, {len(found) - len(children)} parent, "
+        f"{results(place)} results, {len(found) - len(children)} parent, "
         f"{len(children)} children with {len({run.info.run_name for run in children})} names, "
         f"{dict(Counter(run.info.status for run in found))}",
         flush=True,
     )
+
+
+def results(place: Path) -> int:
+    """How many trials have finished."""
+    return len(list(place.glob("multirun/trials/*/result.json")))
 
 
 def workers(folder: Path) -> None:
