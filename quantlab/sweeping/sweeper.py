@@ -1,8 +1,9 @@
 """A sweep from its first line to its table: what is there is reused, what is missing is run, all of it is shown."""
 
+import errno
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -36,12 +37,23 @@ def run_sweep(context: HydraContext, task: TaskFunction, master: DictConfig, arg
     with compact_errors():
         sweeping = prepare(context.config_loader, master, arguments)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
-        with held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
+        with _room(sweeping), held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
             OmegaConf.save(master, sweeping.folder / "multirun.yaml")
             ended = _recorded(sweeping, partial(launcher.launch, initial_job_idx=0), console)
     show(ended, sweeping, console)
     if complaint := ended.complaint(sweeping):
         raise CompactHydraException(complaint)
+
+
+@contextmanager
+def _room(sweeping: Sweeping) -> Iterator[None]:
+    """Says which disk it is that is full, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(f"{sweeping.store.root}: the disk is full; what is done is kept, start again later") from error
 
 
 def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
