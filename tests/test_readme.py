@@ -30,7 +30,7 @@ def test_a_command_composes(line: str) -> None:
         return
     config = {"quantlab.run": "config", "quantlab.finetune": "finetune"}[module]
     overrides = [word for word in words[words.index(module) + 1 :] if word != "-m"]
-    first = [re.sub(r"(?<=\d),[\d,]+$", "", word) for word in overrides if not word.startswith("hydra.")]
+    first = [re.sub(r"=([\w.]+),[\w.,]+$", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
     with initialize_config_dir(CONF, version_base="1.3"):
         compose(config, first)
 
