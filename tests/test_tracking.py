@@ -219,6 +219,7 @@ def test_an_unreachable_server_is_an_error_within_seconds(tmp_path: Path) -> Non
     ):
         pass
     assert time.monotonic() - start < 5
+    assert records.unsent(tmp_path) == [] and not list(records.waiting_dir().glob("*"))  # nothing ran
 
 
 def test_a_server_that_goes_away_stops_nothing_and_gets_everything_later(tmp_path: Path) -> None:

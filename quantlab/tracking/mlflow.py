@@ -62,11 +62,12 @@ class MLflow(Tracker):
         before = records.earlier(record, folder)
         record = replace(record, run_id=before.run_id if before else None)
         run = MLflowRun()
+        record, run.problem = attempt(begin if before is None else resume, record, folder)
+        if run.problem and entry.parent is None:
+            record.forget(folder, before)  # nothing has run, so there is nothing to send later
+            raise ConnectionError(run.problem)
+        run.id = record.run_id
         try:
-            record, run.problem = attempt(begin if before is None else resume, record, folder)
-            if run.problem and entry.parent is None:
-                raise ConnectionError(run.problem)
-            run.id = record.run_id
             if entry.parent is None:
                 self.tidy()
             yield run

@@ -77,6 +77,14 @@ class Record:
             pointer.parent.mkdir(parents=True, exist_ok=True)
             write_whole(pointer, str(folder.absolute()))
 
+    def forget(self, folder: Path, before: "Record | None") -> None:
+        """Leaves things as they were before this record."""
+        if before is not None:
+            before.save(folder)
+            return
+        self.file(folder).unlink(missing_ok=True)
+        (waiting_dir() / self.file(folder).name).unlink(missing_ok=True)
+
 
 def waiting_dir() -> Path:
     """Where records are pointed to that have not arrived."""
