@@ -109,4 +109,4 @@ def test_dropout_is_eagers_while_training() -> None:
         torch.manual_seed(0)
         with tapped_attention(model, {path: {} for path in paths}):
             answers.append(logits(model, batch))
-    assert torch.equal(*answers)
+    torch.testing.assert_close(*answers)  # another mask would be far away; the last bit depends on how memory lies
