@@ -7,34 +7,36 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from quantlab.result import RESULT, TrialResult
+from quantlab.result import RESULT, Metric, TrialResult
 from quantlab.sweeping.spec import Member
+
+
+def answer(metrics: Mapping[str, Metric]) -> str:
+    """The primary metric, FP32's and the drop; a correlation that does not exist is ``none``."""
+    primary = next(name.removesuffix("_drop") for name in metrics if name.endswith("_drop"))
+    names = (primary, *(f"{primary}_{part}" for part in ("fp32", "drop", "drop_ci95_low", "drop_ci95_high")))
+    value, fp32, drop, low, high = (
+        f"{number:.4f}" if isinstance(number := metrics[name], float) else "none" for name in names
+    )
+    return f"{primary} {value}, FP32 {fp32}, drop {drop} (95 % interval {low} to {high})"
 
 
 def print_member(member: Member, summary: Mapping[str, Any]) -> None:
     """A sweep's trial in one line: its place, its name, its answer."""
-    metrics = summary["metrics"]
-    primary = next(name.removesuffix("_drop") for name in metrics if name.endswith("_drop"))
-    drop, low, high = (metrics[f"{primary}_drop{part}"] for part in ("", "_ci95_low", "_ci95_high"))
     alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"]))
     Console(highlight=False, soft_wrap=True).print(
-        f"\\[{member.number}/{member.total}] {escape(member.name)}: {primary} {metrics[primary]:.4f}, "
-        f"drop {drop:+.4f} ({low:+.4f} to {high:+.4f}) [bold red]{alarms}[/]"
+        f"\\[{member.number}/{member.total}] {escape(member.name)}: {answer(summary['metrics'])} [bold red]{alarms}[/]"
     )
 
 
 def print_summary(result: TrialResult, folder: Path) -> None:
     """The answer first, then the alarms, then where the rest is."""
     console = Console(highlight=False)
-    metrics = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
-    primary = next(name.removesuffix("_drop") for name in metrics if name.endswith("_drop"))
-    drop, low, high = (metrics[f"{primary}_drop{part}"] for part in ("", "_ci95_low", "_ci95_high"))
-    console.print(
-        f"{primary} {metrics[primary]:.4f}, FP32 {metrics[f'{primary}_fp32']:.4f}, "
-        f"drop {drop:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
-    )
-    if "latency_p50_ms" in metrics:
-        console.print(f"p50 {metrics['latency_p50_ms']:.1f} ms ({result.tags['engine']}: not an integer latency)")
+    console.print(answer(result.metrics))
+    if "latency_p50_ms" in result.metrics:
+        console.print(
+            f"p50 {result.metrics['latency_p50_ms']:.1f} ms ({result.tags['engine']}: not an integer latency)"
+        )
     for alarm in result.alarms:
         console.print(f"[bold red]alarm[/] {alarm.name}: {alarm.message}")
     console.print(str(folder / RESULT), soft_wrap=True)

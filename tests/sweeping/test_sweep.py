@@ -236,7 +236,7 @@ def test_other_code_is_another_trial(bench: Bench, tmp_path: Path) -> None:
     assert "0 reused, 2 to run" in bench.sweep(*arguments)
 
 
-def test_records_name_no_other_place_than_the_runs_own(bench: Bench) -> None:
+def test_every_run_of_a_sweep_arrives(bench: Bench) -> None:
     bench.sweep("method=peg", "method.k=2,4")
     records = [json.loads(path.read_text()) for path in bench.cwd.glob(f"multirun/**/{FOLDER}/*.json")]
     assert len(records) == 3 and all(record["sent"] for record in records)
