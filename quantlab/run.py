@@ -1,7 +1,5 @@
 """``python -m quantlab.run``: one trial; with ``-m``, a sweep of them."""
 
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from quantlab.allocator import keep_freed_memory
 from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig, run_name
+from quantlab.interrupts import end_on_sigterm
 from quantlab.memo import Memo
 from quantlab.summary import print_member, print_summary
 from quantlab.sweeping.catalogue import register
@@ -41,5 +40,5 @@ def main(settings: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the run is closed as killed
+    end_on_sigterm()
     main()

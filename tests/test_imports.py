@@ -23,7 +23,8 @@ LAYERS = (
      "quantlab.alarms", "quantlab.size"),
     ("quantlab.identity", "quantlab.material", "quantlab.trial", "quantlab.result"),
     ("quantlab.tracking", "quantlab.tracking.*"),
-    ("quantlab.conf_dir", "quantlab.compact", "quantlab.config", "quantlab.sweeping", "quantlab.sweeping.*"),
+    ("quantlab.conf_dir", "quantlab.compact", "quantlab.interrupts", "quantlab.config", "quantlab.sweeping",
+     "quantlab.sweeping.*"),
     ("quantlab.run", "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary"),
 )  # fmt: skip
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}

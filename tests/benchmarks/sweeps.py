@@ -154,7 +154,13 @@ def results(place: Path) -> int:
 
 def workers(folder: Path) -> None:
     """Wall time of the same sweep, both ways in turn."""
-    axis = ["bits.weights=4,6,8,10", "bits.symmetric=true,false", "evaluation.limit=300", "profile=off", "tracking=off"]
+    axis = [
+        "bits.weights=4,6,8,10",
+        "bits.symmetric=true,false",
+        "evaluation.limit=2000",
+        "profile=off",
+        "tracking=off",
+    ]
     seconds = {}
     for count in (1, 2):
         begun = time.perf_counter()
