@@ -45,7 +45,8 @@ def code_digest() -> str:
 
     It is taken once a process, so that a source file edited while a sweep runs does not name results of the old code.
     """
-    sources = sorted(path for path in CODE.rglob("*.py") if path.relative_to(CODE).parts[0] not in NO_NUMBERS)
+    files = (path for pattern in ("*.py", "*.c") for path in CODE.rglob(pattern))
+    sources = sorted(path for path in files if path.relative_to(CODE).parts[0] not in NO_NUMBERS)
     return digest(part for path in sources for part in (path.relative_to(CODE).as_posix(), path.read_bytes()))
 
 

@@ -30,6 +30,7 @@ class TrialResult:
     tags: Mapping[str, str]
     alarms: tuple[Alarm, ...]
     plan: QuantPlan
+    linears: Mapping[str, str]  # path: the integer kernel it ran on, or why it ran in FP32
     sites: pd.DataFrame
     labels: np.ndarray
     logits: np.ndarray  # (N, classes)
@@ -51,10 +52,11 @@ class TrialResult:
         write_whole(folder / "plan.json", self.plan.to_json())
         self._answers().to_parquet(folder / "answers.parquet", index=False)
         self.sites.to_csv(folder / "sites.csv", index=False)
+        pd.DataFrame(self.linears.items(), columns=["linear", "ran_on"]).to_csv(folder / "linears.csv", index=False)
         title = f"FP32 activations of {Path(self.tags['checkpoint']).name}"
         outliers.plot_by_depth(self.layers(), title, folder / "kurtosis.png")
         write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
-        names = ("config.yaml", "plan.json", "answers.parquet", "sites.csv", "kurtosis.png", RESULT)
+        names = ("config.yaml", "plan.json", "answers.parquet", "sites.csv", "linears.csv", "kurtosis.png", RESULT)
         return [folder / name for name in names]
 
     def layers(self) -> dict[str, list[float]]:

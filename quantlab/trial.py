@@ -10,6 +10,7 @@ from typing import Any
 from quantlab.alarms import Finding, raised
 from quantlab.calibration import Calibration, Requantize, observe
 from quantlab.checkpoint import read_config
+from quantlab.checks import one_of
 from quantlab.diagnosis import site_table
 from quantlab.evaluation import Answers, Evaluation, score
 from quantlab.identity import key_of
@@ -21,7 +22,8 @@ from quantlab.models import ModelSpec
 from quantlab.outliers import by_depth, hidden_states
 from quantlab.placement.architecture import places, skeleton_of
 from quantlab.placement.attention import Function
-from quantlab.placement.insert import insert, quantized_weights, quantizer
+from quantlab.placement.insert import ENGINES, insert, quantized_weights, quantizer
+from quantlab.placement.integer import FP32
 from quantlab.placement.plan import QuantPlan, WeightQuant
 from quantlab.placement.sites import Placement, Site
 from quantlab.profiling import Measured, Profile
@@ -31,7 +33,6 @@ from quantlab.result import Metric, TrialResult, describe, finite_or_none
 from quantlab.size import size_bytes, size_fp32_bytes
 from quantlab.tasks.base import Task
 
-ENGINE = "simulated"
 DIAGNOSED_BATCHES = 32
 
 Sketches = Mapping[str, Sketch]
@@ -49,6 +50,10 @@ class TrialConfig:
     method: Method
     evaluation: Evaluation
     profile: Profile
+    engine: str = "integer"  # or simulated: what computes the answers and is timed
+
+    def __post_init__(self) -> None:
+        one_of("engine", self.engine, ENGINES)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +66,7 @@ class Outcome:
     answers: Answers
     reference: Answers
     measured: Measured
+    linears: Mapping[str, str]  # what each Linear ran on, by path; empty unless the integer engine ran
     seconds: dict[str, float]
 
 
@@ -78,12 +84,13 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
         seen = (*shared, *config.calibration.data)
         fp32 = memo.get("sketches", seen, lambda: fp32_sketches(material, config.calibration))
         plan, calibrated = make_plan(config, material, sites, fp32)
-    with insert(material.model, plan) as inserted:
+    with insert(material.model, plan, config.engine) as inserted:
         answers = material.answer("evaluating") if plan != QuantPlan() else reference
         with _timed(seconds, "profile_s"):
             measured = config.profile.measure(material.model, inserted, material.rows, material.loaded.tokenizer)
     return report(config, material, sites, Outcome(
         plan=plan, fp32=fp32, calibrated=calibrated, answers=answers, reference=reference, measured=measured,
+        linears=inserted.linears,
         seconds={**seconds, "evaluate_s": answers.seconds},
     ))  # fmt: skip
 
@@ -154,7 +161,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         **material.loaded.tags,
         **machine_tags(material.model.device),
         **outcome.measured.tags,
-        "engine": ENGINE,
+        **engine_tags(outcome.plan, outcome.linears),
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": outcome.plan.fingerprint,
@@ -168,11 +175,26 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         tags=tags,
         alarms=alarms,
         plan=outcome.plan,
+        linears=outcome.linears,
         sites=site_table(material.model, outcome.plan, sites, outcome.calibrated, batches),
         labels=labels,
         logits=logits,
         reference=reference,
     )
+
+
+def engine_tags(plan: QuantPlan, linears: Mapping[str, str]) -> dict[str, str]:
+    """What computed the answers: FP32, FP32 arithmetic on quantized values, or integers in how many Linears."""
+    if plan == QuantPlan():
+        return {"engine": "fp32"}
+    kernels = [kernel for kernel in linears.values() if not kernel.startswith(FP32)]
+    if not kernels:
+        return {"engine": "simulated"}
+    return {
+        "engine": "integer",
+        "integer_linears": f"{len(kernels)} of {len(linears)}",
+        "integer_kernels": ", ".join(sorted(set(kernels))),
+    }
 
 
 def metrics(config: TrialConfig, material: Material, outcome: Outcome) -> dict[str, Metric]:

@@ -1,9 +1,10 @@
 """How functions and plans enter a model, and leave it bit for bit as it was."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantlab.placement.attention import Function, tapped_attention
+from quantlab.placement.integer import Carrying, integer_linears, integer_weights
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
 from quantlab.placement.sites import Tap
-from quantlab.quant.grid import FloatGrid
+from quantlab.quant.grid import AffineGrid, FloatGrid
+from quantlab.quant.integer import BITS, Weight
+from quantlab.quant.snapper import Snapper
+
+ENGINES = ("integer", "simulated")
 
 
 @dataclass
 class Inserted:
-    """What :func:`insert` put into a model: how often each site's quantizer has run since then."""
+    """What :func:`insert` put into a model: how often each site's quantizer has run since then, and of the integer
+    engine what each Linear ran on."""
 
     calls: dict[str, int] = field(default_factory=dict)
+    linears: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -39,11 +47,19 @@ def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterato
 
 
 @contextmanager
-def insert(model: PreTrainedModel, plan: QuantPlan) -> Iterator[Inserted]:
-    """Runs the model as the plan says (simulated: FP32 arithmetic on quantized values) until the exit."""
+def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -> Iterator[Inserted]:
+    """Runs the model as the plan says until the exit: ``simulated`` in FP32 arithmetic on quantized values, ``integer``
+    with integer matrix products wherever these are exact."""
     inserted = Inserted(calls={activation.site: 0 for activation in plan.activations})
-    functions = {item.tap: _counted(item.site, quantizer(item, model.device), inserted) for item in plan.activations}
-    with quantized_weights(model, plan.weights), tapped(model, functions):
+    weights = integer_weights(model, plan.weights) if engine == "integer" else {}
+    only_products = {Tap(path, "input") for path, weight in weights.items() if isinstance(weight, Weight)}
+    make = partial(carrying, only_products) if engine == "integer" else quantizer
+    functions = {item.tap: _counted(item.site, make(item, model.device), inserted) for item in plan.activations}
+    with (
+        quantized_weights(model, plan.weights),
+        integer_linears(model, weights, inserted.linears),
+        tapped(model, functions),
+    ):
         yield inserted
 
 
@@ -76,13 +92,25 @@ def quantizer(activation: ActivationQuant, device: torch.device) -> Function:
     grid = activation.grid
     if isinstance(grid, FloatGrid):
         return grid.snap
-    scale, zero_point = grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))
+    scale, zero_point = _parameters(activation, grid)
     if activation.groups:
         groups = torch.tensor(activation.groups)
         scale, zero_point = scale[groups], zero_point[groups]
         if activation.tap.at in ("scores", "probs"):
             scale, zero_point = scale[:, None, None], zero_point[:, None, None]
     return grid.snapper(scale.to(device), zero_point.to(device))
+
+
+def carrying(only_products: Container[Tap], activation: ActivationQuant, device: torch.device) -> Function:
+    """:func:`quantizer`, and its results carry their integers where these fit into bytes."""
+    function = quantizer(activation, device)
+    if not isinstance(function, Snapper) or activation.grid.bits > BITS:
+        return function
+    return Carrying(function, activation.groups, values=activation.tap not in only_products)
+
+
+def _parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:
+    return grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))
 
 
 def _counted(site: str, function: Function, inserted: Inserted) -> Function:

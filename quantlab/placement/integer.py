@@ -1,0 +1,143 @@
+"""Runs Linears in integers where their input and their weight are on integer grids: the other half of ``insert``.
+
+Which Linears these are shows in the run itself: a quantized tensor carries its integers, and a Linear that is handed
+one multiplies them. A tensor that was changed on its way (sliced, added to) is another tensor, and carries none.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quantlab.placement.plan import WeightQuant, weight_ranges
+from quantlab.quant.grid import AffineGrid
+from quantlab.quant.integer import BITS, OnGrid, Product, Weight, has_exact_kernel, product
+from quantlab.quant.snapper import MIDDLE, Snapper
+
+FP32 = "fp32: "  # begins the reason why a Linear did not run in integers
+CARRIED = "_quantlab_carried"
+
+Groups = tuple[int, ...]  # of each channel; empty: all are in one
+
+
+class Carrying:
+    """A site's quantizer whose results carry their integers, or what makes them, once for all that read them.
+
+    With ``values`` false the result's own values stay as they were: nothing but an integer product reads them.
+    """
+
+    def __init__(self, snapper: Snapper, groups: Groups, values: bool):
+        self.snapper, self.groups, self.values = snapper, groups, values
+        self.wanted = not values  # from the first time on that a Linear asks
+        self.channels = members(groups)
+        firsts = [int(channels[0]) for channels in self.channels] or [0]
+        self.scales = [snapper.scale.flatten()[first].item() for first in firsts]
+        self.zero_points = [int(snapper.byte_zero_point.flatten()[first]) for first in firsts]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.wanted:
+            snapped, integers = self.snapper.integers(x, self.values)
+            y, parts = x.detach() if snapped is None else snapped, self._parts(integers)
+        else:
+            y, parts = self.snapper(x), None
+        setattr(y, CARRIED, _Carried(self, parts))
+        return y
+
+    def encode(self, y: Tensor) -> list[OnGrid]:
+        """The integers of a tensor that lies on the grid, group by group."""
+        self.wanted = True
+        return self._parts(self.snapper.integers(y, values=False)[1])
+
+    def _parts(self, integers: Tensor) -> list[OnGrid]:
+        parts = [integers[..., channels] for channels in self.channels] or [integers]
+        return [
+            OnGrid(integers=part, scale=scale, zero_point=zero_point)
+            for part, scale, zero_point in zip(parts, self.scales, self.zero_points, strict=True)
+        ]
+
+
+@dataclass
+class _Carried:
+    by: Carrying
+    parts: list[OnGrid] | None
+
+
+def members(groups: Groups) -> list[Tensor]:
+    """The channels of each group; none where there are no groups."""
+    index = torch.tensor(groups)
+    return [(index == group).nonzero().flatten() for group in range(max(groups, default=-1) + 1)]
+
+
+def integer_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> dict[str, Weight | str]:
+    """Every Linear's weight in integers, by path, or the reason why it has none. The model is in FP32."""
+    planned = {weight.parameter: weight for weight in weights}
+    linears = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {path: _integers(linear.weight.data, planned.get(f"{path}.weight")) for path, linear in linears}
+
+
+@contextmanager
+def integer_linears(model: PreTrainedModel, weights: Mapping[str, Weight | str], ran: dict[str, str]) -> Iterator[None]:
+    """Inside, Linears multiply integers where their input carries them and ``weights`` has theirs.
+
+    ``ran`` gets, for every Linear that ran, the kernel or the reason why it was FP32.
+    """
+    linears = {path: model.get_submodule(path) for path in weights}
+    try:
+        for path, linear in linears.items():
+            assert isinstance(linear, nn.Linear)
+            vars(linear)["forward"] = _forward(linear, weights[path], partial(ran.__setitem__, path))
+        yield
+    finally:
+        for linear in linears.values():
+            vars(linear).pop("forward", None)
+
+
+def _forward(linear: nn.Linear, weight: Weight | str, report: Callable[[str], None]) -> Callable[[Tensor], Tensor]:
+    ready: dict[Groups, list[Product]] = {}
+
+    def forward(x: Tensor) -> Tensor:
+        carried: _Carried | None = getattr(x, CARRIED, None)
+        if isinstance(weight, str) or carried is None:
+            report(weight if isinstance(weight, str) else f"{FP32}its input is not on an integer grid")
+            return nn.Linear.forward(linear, x)
+        groups = carried.by.groups
+        if groups not in ready:
+            ready[groups] = _products(weight, groups)
+            report(_named(ready[groups]))
+        if carried.parts is None:
+            carried.parts = carried.by.encode(x)
+        y = ready[groups][0](carried.parts[0], linear.bias)
+        for multiply, part in zip(ready[groups][1:], carried.parts[1:], strict=True):
+            y += multiply(part, None)
+        return y
+
+    return forward
+
+
+def _named(products: list[Product]) -> str:
+    counts = Counter(one.kernel for one in products)
+    return ", ".join(f"{count} x {kernel}" if count > 1 else kernel for kernel, count in counts.items())
+
+
+def _products(weight: Weight, groups: Groups) -> list[Product]:
+    return [product(weight.inputs(channels)) for channels in members(groups)] or [product(weight)]
+
+
+def _integers(value: Tensor, weight: WeightQuant | None) -> Weight | str:
+    if weight is None:
+        return f"{FP32}its weight is not quantized"
+    if not isinstance(weight.grid, AffineGrid) or weight.grid.bits > BITS:
+        return f"{FP32}its weight is {weight.grid}"
+    scale, zero_point = weight.grid.parameters(*(bound.to(value.device) for bound in weight_ranges(weight, 2)))
+    shift = 0 if weight.grid.symmetric else MIDDLE
+    found = Weight(
+        integers=(weight.grid.integers(value, scale, zero_point) - shift).to(torch.int8),
+        scale=scale.flatten().expand(len(value)).contiguous(),
+        zero_point=(zero_point.flatten() - shift).int().expand(len(value)).contiguous(),
+    )
+    return found if has_exact_kernel(found) else f"{FP32}no integer kernel is exact on this processor"

@@ -1,0 +1,63 @@
+"""Puts tensors on one grid, fast: what can be computed beforehand is done once."""
+
+import torch
+from torch import Tensor
+
+from quantlab.quant import native
+
+MIDDLE = 128  # signed integers travel as unsigned bytes, shifted by this
+
+
+class Snapper:
+    """``AffineGrid.snap`` for one scale and zero point, which broadcast against the tensors: the same bits.
+
+    The zero point is folded into the bounds. On a CPU one pass over memory does it all (:mod:`quantlab.quant.native`);
+    in torch, a single range becomes plain numbers, which it clamps to three times as fast as to one-element tensors.
+    """
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int):
+        self.scale = scale
+        self.terms = (scale.reciprocal(), q_min - zero_point, q_max - zero_point, scale)
+        self.numbers = [term.item() for term in self.terms] if scale.numel() == 1 else None
+        self.byte_zero_point = (zero_point + (MIDDLE if q_min < 0 else 0)).int()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The grid's value nearest to every element."""
+        if self._is_native(x):
+            values, _ = self._native(x, values=True, integers=False)
+            assert values is not None
+            return values
+        inverse, lower, upper, step = self.numbers or self.terms
+        return (x * inverse).round_().clamp_(lower, upper).mul_(step)  # type: ignore[arg-type]
+
+    def integers(self, x: Tensor, values: bool) -> tuple[Tensor | None, Tensor]:
+        """The values if they are asked for, and the integers as bytes (of a grid of up to 8 bits): the values are
+        ``scale (bytes - byte_zero_point)``."""
+        if self._is_native(x):
+            snapped, integers = self._native(x, values, integers=True)
+            assert integers is not None
+            return snapped, integers
+        inverse, lower, upper, step = self.numbers or self.terms
+        whole = (x * inverse).round_().clamp_(lower, upper)  # type: ignore[arg-type]
+        return whole * step if values else None, (whole + self.byte_zero_point).to(torch.uint8)
+
+    def _is_native(self, x: Tensor) -> bool:
+        plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
+        return plain and (self.numbers is not None or self.terms[0].ndim == 1) and native.library() is not None
+
+    def _native(self, x: Tensor, values: bool, integers: bool) -> tuple[Tensor | None, Tensor | None]:
+        library, x = native.library(), x.contiguous()
+        assert library is not None
+        snapped = torch.empty_like(x) if values else None
+        bytes_ = torch.empty(x.shape, dtype=torch.uint8) if integers else None
+        to = [x.data_ptr(), _address(snapped), _address(bytes_)]
+        if self.numbers is not None:
+            library.snap(*to, x.numel(), *self.numbers, self.byte_zero_point.item(), torch.get_num_threads())
+        else:
+            channels = [term.data_ptr() for term in (*self.terms, self.byte_zero_point)]
+            library.snap_channels(*to, x.numel() // x.shape[-1], x.shape[-1], *channels, torch.get_num_threads())
+        return snapped, bytes_
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
