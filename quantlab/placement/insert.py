@@ -92,7 +92,7 @@ def quantizer(activation: ActivationQuant, device: torch.device) -> Function:
     grid = activation.grid
     if isinstance(grid, FloatGrid):
         return grid.snap
-    scale, zero_point = _parameters(activation, grid)
+    scale, zero_point = activation_parameters(activation, grid)
     if activation.groups:
         groups = torch.tensor(activation.groups)
         scale, zero_point = scale[groups], zero_point[groups]
@@ -109,7 +109,8 @@ def carrying(only_products: Container[Tap], activation: ActivationQuant, device:
     return Carrying(function, activation.groups, values=activation.tap not in only_products)
 
 
-def _parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:
+def activation_parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each of a site's ranges, shape (ranges,)."""
     return grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))
 
 

@@ -1,0 +1,1 @@
+"""A plan outside torch: an ONNX file, and the runtimes that run it."""

@@ -1,0 +1,186 @@
+"""A plan as a standard ONNX model: QuantizeLinear and DequantizeLinear around float operators, weights in integers.
+
+Runtimes turn ``MatMul(DequantizeLinear(x), DequantizeLinear(w))`` into integer products. Activations of 8 bits travel
+as unsigned bytes, symmetric ones with zero point 128: there ONNX's grid has one level more than quantlab's (-128).
+A site in groups is split into them, each with its one range, so that its products are integer ones too.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from quantlab.placement.attention import Function
+from quantlab.placement.insert import activation_parameters, quantized_weights, tapped
+from quantlab.placement.integer import members
+from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
+from quantlab.quant.grid import AffineGrid
+from quantlab.quant.snapper import MIDDLE
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+FLOAT_BITS, WEIGHT_BITS = 16, 8
+EXTERNAL_BYTES = 1_800_000_000  # protobuf holds no more than 2 GB
+GROUPED = "_quantlab_grouped"
+
+
+def check_exportable(plan: QuantPlan) -> None:
+    """Raises ValueError, naming sites and what can be done, where ONNX has no integers of a grid's width."""
+    odd = [item for item in plan.activations if item.grid.bits not in (8, FLOAT_BITS)]
+    if odd:
+        names = ", ".join(f"{item.site} ({item.grid})" for item in odd[:3]) + (", ..." if len(odd) > 3 else "")
+        raise ValueError(
+            f"{len(odd)} sites have no integer equivalent in ONNX: {names}. Runtimes multiply 8-bit activations: use "
+            f"bits.activations=8, or keep them in 16 bits: bits.rules=[{{match: '{odd[0].site}', bits: fp16}}]"
+        )
+
+
+def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
+    """Raises ValueError where a plan names modules or channels that the model lacks: it is another model's."""
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    strange = [item.site for item in plan.activations if item.tap.module not in modules]
+    for weight in plan.weights:
+        shape = parameters[weight.parameter].shape if weight.parameter in parameters else None
+        if shape is None or (weight.axis is not None and len(weight.lo) != shape[weight.axis]):
+            strange.append(weight.parameter)
+    if strange:
+        raise ValueError(f"the plan is of another model: this one has no {', '.join(strange[:3])} as the plan has it")
+
+
+def export(model: PreTrainedModel, plan: QuantPlan, example: Mapping[str, Tensor], path: Path) -> None:
+    """Writes the quantized model, with dynamic batch and length, inputs named as the tokenizer names them.
+
+    ``example`` is one batch. Raises ValueError where the plan has no equivalent or is another model's.
+    """
+    check_exportable(plan)
+    check_fits(model, plan)
+    inputs = {name: example[name] for name in INPUTS if name in example}
+    dynamic = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")} for name in inputs}
+    with quantize_dequantize(model, plan), _quietly():
+        program = torch.onnx.export(
+            _Logits(model).eval(), (), kwargs=inputs, dynamo=True, dynamic_shapes=dynamic, output_names=["logits"],
+            verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    large = sum(value.numel() * value.element_size() for value in model.parameters()) > EXTERNAL_BYTES
+    program.save(path, external_data=large)
+
+
+@contextmanager
+def quantize_dequantize(model: PreTrainedModel, plan: QuantPlan) -> Iterator[None]:
+    """Inside, tracing the model writes ONNX's operators where the plan quantizes. They compute nothing themselves."""
+    weights = {weight.parameter: weight for weight in plan.weights}
+    integers = {
+        name: weight for name, weight in weights.items()
+        if isinstance(weight.grid, AffineGrid) and weight.grid.bits <= WEIGHT_BITS
+    }  # fmt: skip
+    changed: list[nn.Module] = []
+    with ExitStack() as stack:
+        stack.callback(lambda: [vars(module).pop("forward", None) for module in changed])
+        stack.enter_context(quantized_weights(model, [w for name, w in weights.items() if name not in integers]))
+        for path, module in model.named_modules():
+            weight = integers.get(f"{path}.weight")
+            if weight is not None:
+                vars(module)["forward"] = _forward(module, weight)
+                changed.append(module)
+        sites = (item for item in plan.activations if item.grid.bits != FLOAT_BITS)
+        stack.enter_context(tapped(model, {item.tap: _activation(item) for item in sites}))
+        yield
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        logits: Tensor = self.model(**{name: value for name, value in given.items() if value is not None}).logits
+        return logits
+
+
+def _activation(item: ActivationQuant) -> Function:
+    assert isinstance(item.grid, AffineGrid)
+    scale, zero_point = activation_parameters(item, item.grid)
+    unsigned = (zero_point + (MIDDLE if item.grid.symmetric else 0)).to(torch.uint8)
+    if not item.groups:
+        return lambda x: _qdq(x, scale[0], unsigned[0])
+    axis = 1 if item.tap.at in ("scores", "probs") else -1
+    channels = members(item.groups)
+    back = torch.cat(channels).argsort()
+
+    def grouped(x: Tensor) -> Tensor:
+        parts = [_qdq(x.index_select(axis, chosen), *at) for chosen, *at in zip(channels, scale, unsigned, strict=True)]
+        y = torch.cat(parts, axis).index_select(axis, back)
+        setattr(y, GROUPED, list(zip(channels, parts, strict=True)))
+        return y
+
+    return grouped
+
+
+def _forward(module: nn.Module, weight: WeightQuant) -> Callable[[Tensor], Tensor]:
+    """The module's forward, with its weight stored as integers."""
+    value = module.weight
+    assert isinstance(value, Tensor) and isinstance(weight.grid, AffineGrid)
+    scale, zero_point = weight.grid.parameters(*weight_ranges(weight, value.ndim))
+    shift = 0 if weight.grid.symmetric else MIDDLE
+    q = (weight.grid.integers(value.data.cpu(), scale, zero_point) - shift).to(torch.int8)
+    scale, zero_point = scale.flatten(), (zero_point.flatten() - shift).to(torch.int8)
+    if weight.axis is None:
+        scale, zero_point = scale[0], zero_point[0]
+    if isinstance(module, nn.Linear):
+        return _linear(module, q.t().contiguous(), scale, zero_point, weight.axis)
+    if isinstance(module, nn.Embedding):
+        return lambda ids: _dequantized(functional.embedding(ids, q), scale, zero_point, weight.axis and -1)
+    assert isinstance(module, nn.LayerNorm)
+    shape, bias, eps = module.normalized_shape, module.bias, module.eps
+    return lambda x: functional.layer_norm(x, shape, _dequantized(q, scale, zero_point, None), bias, eps)
+
+
+def _linear(
+    linear: nn.Linear, q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None
+) -> Callable[[Tensor], Tensor]:
+    """One product, or one for each group of the input's channels: a runtime multiplies by one scale an input."""
+
+    def product(x: Tensor, integers: Tensor) -> Tensor:
+        return torch.matmul(x, _dequantized(integers, scale, zero_point, None if axis is None else 1))
+
+    def forward(x: Tensor) -> Tensor:
+        parts: list[tuple[Tensor, Tensor]] = getattr(x, GROUPED, [])
+        y = sum(product(part, q[channels]) for channels, part in parts) if parts else product(x, q)
+        return y if linear.bias is None else y + linear.bias
+
+    return forward
+
+
+def _qdq(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    q = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, zero_point), dtype=zero_point.dtype, shape=x.shape)
+    return _dequantized(q, scale, zero_point, None)
+
+
+def _dequantized(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+    y: Tensor = torch.onnx.ops.symbolic(
+        "DequantizeLinear", (q, scale, zero_point), attributes, dtype=torch.float32, shape=q.shape
+    )
+    return y
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter warns of torchvision, which nobody here needs, and of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
