@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from quantlab.deployment.runtime import INTEGER
 from quantlab.evaluation import CONSTANT_SHARE, largest_share
 from quantlab.placement.plan import QuantPlan
 from quantlab.quant.grid import AffineGrid, FloatGrid, Grid
@@ -91,7 +92,17 @@ def label_order_assumed(finding: Finding) -> Iterator[Alarm]:
         yield Alarm("label_order_assumed", "the checkpoint has no label names: its order is taken to be the task's")
 
 
-ALARMS = (constant_prediction, majority_accuracy, one_sided_range, fp16_overflow, label_order_assumed)
+def runtime_fell_back(finding: Finding) -> Iterator[Alarm]:
+    """A runtime that runs products in float that its file has in integers."""
+    if finding.tags.get("deployed_arithmetic", INTEGER) != INTEGER and finding.plan != QuantPlan():
+        yield Alarm(
+            "runtime_fell_back", f"{finding.tags['runtime']} runs {finding.tags['deployed_products']}: no INT8 latency"
+        )
+
+
+ALARMS = (
+    constant_prediction, majority_accuracy, one_sided_range, fp16_overflow, label_order_assumed, runtime_fell_back,
+)  # fmt: skip
 
 
 def _cuts_a_side(grid: Grid, lo: tuple[float, ...], hi: tuple[float, ...], negative: float, positive: float) -> bool:

@@ -1,30 +1,34 @@
-"""Latency and memory of one model on one machine."""
+"""Latency and memory of one model on one machine, so measured that they cannot mislead.
 
-import threading
-import time
+Each subject runs in a fresh process of its own. Next to FP32 the two take turns (A B A B), so that whatever else the
+machine does slows both alike, and the ratio has an interval over the turns.
+"""
+
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from scipy import stats
+from transformers import PreTrainedTokenizerBase
 
-from quantlab.allocator import release_freed_memory
 from quantlab.batching import Tokenized
-from quantlab.checks import whole
-from quantlab.placement.insert import Inserted
-from quantlab.progress import progress
+from quantlab.checks import at_least, whole
+from quantlab.timing import Inputs, Subject, started
 
-MB = 2**20
-SAMPLING_INTERVAL_S = 0.001
+TURN_S = 0.5
+STABLE = 0.05  # two turns in a row whose medians differ by less end the warm-up
+MOST_WARM_UP_TURNS = 20
+FEWEST_TURNS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Latencies of one batch in ms, examples a second, and peak memory in MB (2^20 bytes)."""
+    """Latencies of one batch in ms, examples a second, the ratio to FP32, and memory in MB (2^20 bytes)."""
 
     metrics: dict[str, float]
     tags: dict[str, str]
@@ -35,9 +39,9 @@ class Profile(ABC):
 
     @abstractmethod
     def measure(
-        self, model: PreTrainedModel, inserted: Inserted, data: Tokenized, tokenizer: PreTrainedTokenizerBase
+        self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
     ) -> Measured:
-        """Runs the model on real rows and measures it."""
+        """Times the subject on real rows, in turns with ``reference`` where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,46 +49,43 @@ class Off(Profile):
     """No measurement."""
 
     def measure(
-        self, model: PreTrainedModel, inserted: Inserted, data: Tokenized, tokenizer: PreTrainedTokenizerBase
+        self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
     ) -> Measured:
         return Measured(metrics={}, tags={})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Profile):
-    """``warmup`` untimed and ``iterations`` timed runs of ``batch_size`` rows of ``length`` tokens.
+    """At least ``warmup`` runs and until they are stable, then at least ``iterations`` runs and ``seconds`` of them.
 
-    A GPU is timed with CUDA events, and its peak allocated memory taken; a CPU with the wall clock, and the peak
-    resident memory of the whole process taken in a run of its own, so that looking does not slow what is timed.
+    A run is one batch of ``batch_size`` rows of ``length`` tokens on ``threads`` threads (null: as many as torch uses).
+    A GPU is timed with CUDA events, a CPU with the wall clock.
     """
 
     warmup: int
     iterations: int
+    seconds: float
     batch_size: int
     length: int
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         whole("profile.warmup", self.warmup, 0)
+        at_least("profile.seconds", self.seconds, 0)
         for field in ("iterations", "batch_size", "length"):
             whole(f"profile.{field}", getattr(self, field), 1)
+        if self.threads is not None:
+            whole("profile.threads", self.threads, 1, os.cpu_count())
 
-    @torch.inference_mode()
     def measure(
-        self, model: PreTrainedModel, inserted: Inserted, data: Tokenized, tokenizer: PreTrainedTokenizerBase
+        self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
     ) -> Measured:
-        """Raises RuntimeError where a quantizer of the plan did not run in every timed iteration."""
-        inputs = self._inputs(data, tokenizer, model.device)
-
-        def run() -> None:
-            model(**inputs)
-
-        for _ in range(self.warmup):
-            run()
-        before = dict(inserted.calls)
-        clock = _cuda_ms if model.device.type == "cuda" else _wall_ms
-        times = np.array([clock(run) for _ in progress(range(self.iterations), "profiling")])
-        _require_ran(before, inserted.calls, self.iterations)
-        memory = _cuda_memory(run) if model.device.type == "cuda" else _process_memory(run)
+        """Raises RuntimeError where a quantizer of the plan did not run in every run, and what a process raised."""
+        inputs, threads = self.inputs(data, tokenizer), self.threads or torch.get_num_threads()
+        load = psutil.getloadavg()[0]
+        subjects = [subject] if reference is None else [subject, reference]
+        timed, memory = self._in_turns(subjects, inputs, threads)
+        times = np.concatenate(timed[0])
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
         return Measured(
             metrics={
@@ -92,67 +93,56 @@ class Timed(Profile):
                 "latency_p95_ms": p95,
                 "latency_p99_ms": p99,
                 "examples_per_s": float(1000 * self.batch_size / times.mean()),
-                **memory.metrics,
+                **({} if reference is None else speedup(timed[1], timed[0])),
+                **memory,
             },
-            tags=memory.tags,
+            tags={"profile_threads": str(threads), "load_average_1m": f"{load:.2f}", "timed_runs": str(len(times))},
         )
 
-    def _inputs(self, data: Tokenized, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, Tensor]:
-        """Real rows, cut or padded to ``length``; fewer than a batch are repeated."""
+    def inputs(self, data: Tokenized, tokenizer: PreTrainedTokenizerBase) -> Inputs:
+        """One batch of the first rows, cut or padded to ``length``; fewer than a batch are repeated."""
         rows = [data.rows[index % len(data)] for index in range(self.batch_size)]
         cut = [{name: values[: self.length] for name, values in row.items()} for row in rows]
-        padded = tokenizer.pad(cut, padding="max_length", max_length=self.length, return_tensors="pt")
-        return {name: tensor.to(device) for name, tensor in padded.items()}
+        padded = tokenizer.pad(cut, padding="max_length", max_length=self.length, return_tensors="np")
+        return {name: np.asarray(values) for name, values in padded.items()}
+
+    def _in_turns(
+        self, subjects: Sequence[Subject], inputs: Inputs, threads: int
+    ) -> tuple[list[list[np.ndarray]], dict[str, float]]:
+        """Each subject's times, turn by turn, and the first one's memory."""
+        with ExitStack() as stack:
+            starting = [stack.enter_context(started(one, inputs, threads)) for one in subjects]
+            workers = [loaded() for loaded in starting]
+            counts = [self._warm_up(worker.times) for worker in workers]
+            turns: list[list[np.ndarray]] = [[] for _ in workers]
+            while not all(map(self._enough, turns)):
+                for worker, count, taken in zip(workers, counts, turns, strict=True):
+                    taken.append(np.array(worker.times(count)))
+            return turns, {**workers[0].memory, **workers[0].peak_memory()}
+
+    def _warm_up(self, times: Callable[[int], list[float]]) -> int:
+        """Runs until two turns are alike; returns how many runs make a turn."""
+        done = times(max(1, self.warmup))
+        count = max(1, round(1000 * TURN_S / np.median(done)))
+        median = np.median(times(count))
+        for _ in range(MOST_WARM_UP_TURNS):
+            before, median = median, np.median(times(count))
+            if abs(median / before - 1) < STABLE:
+                break
+        return count
+
+    def _enough(self, turns: Sequence[np.ndarray]) -> bool:
+        times = np.concatenate([np.empty(0), *turns])
+        return len(turns) >= FEWEST_TURNS and len(times) >= self.iterations and times.sum() >= 1000 * self.seconds
 
 
-def _wall_ms(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return 1000 * (time.perf_counter() - start)
-
-
-def _cuda_ms(run: Callable[[], None]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    run()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end))
-
-
-def _require_ran(before: Mapping[str, int], after: Mapping[str, int], iterations: int) -> None:
-    idle = [site for site in after if after[site] - before[site] < iterations]
-    if idle:
-        raise RuntimeError(f"quantizers did not run while the model was timed: {', '.join(idle)}")
-
-
-def _cuda_memory(run: Callable[[], None]) -> Measured:
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    resident = psutil.Process().memory_info().rss / MB
-    return Measured(
-        metrics={"peak_vram_mb": torch.cuda.max_memory_allocated() / MB, "peak_memory_mb": resident},
-        tags={"peak_memory_kind": "resident memory of the process; peak_vram_mb: allocated by torch"},
-    )
-
-
-def _process_memory(run: Callable[[], None]) -> Measured:
-    process, peak = psutil.Process(), [0]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SAMPLING_INTERVAL_S):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    release_freed_memory()  # what earlier work has freed is not this model's
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    peak[0] = max(peak[0], process.memory_info().rss)
-    kind = f"resident memory of the whole process, sampled every {1000 * SAMPLING_INTERVAL_S:g} ms"
-    return Measured(metrics={"peak_memory_mb": peak[0] / MB}, tags={"peak_memory_kind": kind})
+def speedup(reference: Sequence[np.ndarray], subject: Sequence[np.ndarray]) -> dict[str, float]:
+    """The geometric mean over turns of ``reference``'s median time by ``subject``'s, with its 95 % t interval."""
+    medians = [[np.median(turn) for turn in turns] for turns in (reference, subject)]
+    logarithms = np.log(medians[0]) - np.log(medians[1])
+    low, high = stats.ttest_1samp(logarithms, 0).confidence_interval(0.95)
+    return {
+        "speedup_vs_fp32": float(np.exp(logarithms.mean())),
+        "speedup_ci95_low": float(np.exp(low)),
+        "speedup_ci95_high": float(np.exp(high)),
+    }

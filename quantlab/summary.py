@@ -21,6 +21,26 @@ def answer(metrics: Mapping[str, Metric]) -> str:
     return f"{primary} {value}, FP32 {fp32}, drop {drop} (95 % interval {low} to {high})"
 
 
+def latencies(metrics: Mapping[str, Metric], tags: Mapping[str, str]) -> list[str]:
+    """What was timed, in which arithmetic, and its ratio to FP32 where it has one."""
+    timed = {"": f"torch, {tags['engine']}"}
+    if "runtime" in tags:
+        timed["deployed_"] = f"{tags['runtime']}, {tags['deployed_arithmetic']}"
+    return [
+        f"p50 {metrics[f'{prefix}latency_p50_ms']:.1f} ms ({title}){_speedup(metrics, prefix)}"
+        for prefix, title in timed.items()
+        if f"{prefix}latency_p50_ms" in metrics
+    ]
+
+
+def _speedup(metrics: Mapping[str, Metric], prefix: str) -> str:
+    names = ("vs_fp32", "ci95_low", "ci95_high")
+    if f"{prefix}speedup_vs_fp32" not in metrics:
+        return ""
+    value, low, high = (metrics[f"{prefix}speedup_{name}"] for name in names)
+    return f", {value:.2f} times as fast as FP32 in torch (95 % interval {low:.2f} to {high:.2f})"
+
+
 def print_member(member: Member, summary: Mapping[str, Any]) -> None:
     """A sweep's trial in one line: its place, its name, its answer."""
     alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"]))
@@ -33,10 +53,8 @@ def print_summary(result: TrialResult, folder: Path) -> None:
     """The answer first, then the alarms, then where the rest is."""
     console = Console(highlight=False)
     console.print(answer(result.metrics))
-    if "latency_p50_ms" in result.metrics:
-        console.print(
-            f"p50 {result.metrics['latency_p50_ms']:.1f} ms ({result.tags['engine']}: not an integer latency)"
-        )
+    for line in latencies(result.metrics, result.tags):
+        console.print(line)
     for alarm in result.alarms:
         console.print(f"[bold red]alarm[/] {alarm.name}: {alarm.message}")
     console.print(str(folder / RESULT), soft_wrap=True)

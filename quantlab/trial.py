@@ -4,13 +4,15 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quantlab.alarms import Finding, raised
 from quantlab.calibration import Calibration, Requantize, observe
 from quantlab.checkpoint import read_config
 from quantlab.checks import one_of
+from quantlab.deployment.deploy import deployed_trial
+from quantlab.deployment.runtime import Deployment, Runtime, Torch
 from quantlab.diagnosis import site_table
 from quantlab.evaluation import Answers, Evaluation, score
 from quantlab.identity import key_of
@@ -32,6 +34,7 @@ from quantlab.quant.sketch import Sketch
 from quantlab.result import Metric, TrialResult, describe, finite_or_none
 from quantlab.size import size_bytes, size_fp32_bytes
 from quantlab.tasks.base import Task
+from quantlab.timing import TorchSubject
 
 DIAGNOSED_BATCHES = 32
 
@@ -51,6 +54,7 @@ class TrialConfig:
     evaluation: Evaluation
     profile: Profile
     engine: str = "integer"  # or simulated: what computes the answers and is timed
+    runtime: Runtime = field(default_factory=Torch)  # what answers and is timed besides
 
     def __post_init__(self) -> None:
         one_of("engine", self.engine, ENGINES)
@@ -86,11 +90,13 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
         plan, calibrated = make_plan(config, material, sites, fp32)
     with insert(material.model, plan, config.engine) as inserted:
         answers = material.answer("evaluating") if plan != QuantPlan() else reference
-        with _timed(seconds, "profile_s"):
-            measured = config.profile.measure(material.model, inserted, material.rows, material.loaded.tokenizer)
+    with _timed(seconds, "profile_s"):
+        measured = profiled(config, material, plan)
+    with _timed(seconds, "deploy_s"):
+        deployed = deploy(config, material, plan, answers)
     return report(config, material, sites, Outcome(
-        plan=plan, fp32=fp32, calibrated=calibrated, answers=answers, reference=reference, measured=measured,
-        linears=inserted.linears,
+        plan=plan, fp32=fp32, calibrated=calibrated, answers=answers, reference=reference, linears=inserted.linears,
+        measured=Measured(metrics=measured.metrics | deployed.metrics, tags=measured.tags | deployed.tags),
         seconds={**seconds, "evaluate_s": answers.seconds},
     ))  # fmt: skip
 
@@ -101,6 +107,7 @@ def check(config: TrialConfig, memo: Memo) -> list[Site]:
     Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right.
     """
     config.model.torch_device()
+    config.runtime.check()
     model, task = config.model, config.task
     skeleton = memo.get("skeleton", (model, task), lambda: skeleton_of(read_config(model.folder(task))))
     sites = config.placement.select(places(skeleton))
@@ -154,7 +161,8 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
     """Everything that a trial says about itself."""
     logits, reference, labels = outcome.answers.logits, outcome.reference.logits, material.rows.labels
     alarms = raised(Finding(
-        plan=outcome.plan, sketches=outcome.calibrated, model=material.model, tags=material.loaded.tags,
+        plan=outcome.plan, sketches=outcome.calibrated, model=material.model,
+        tags=material.loaded.tags | outcome.measured.tags,
         logits=logits, reference=reference, labels=labels, regression=config.task.regression,
     ))  # fmt: skip
     tags = {
@@ -181,6 +189,30 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         logits=logits,
         reference=reference,
     )
+
+
+def profiled(config: TrialConfig, material: Material, plan: QuantPlan) -> Measured:
+    """The trial's profile, next to FP32 where it has a speed of its own: simulated arithmetic has none."""
+    fp32 = torch_subject(config, material, QuantPlan())
+    reference = fp32 if config.engine == "integer" and plan != QuantPlan() else None
+    subject = torch_subject(config, material, plan)
+    return config.profile.measure(subject, reference, material.rows, material.loaded.tokenizer)
+
+
+def deploy(config: TrialConfig, material: Material, plan: QuantPlan, answers: Answers) -> Measured:
+    """The trial on the runtime that it names; nothing where that is torch."""
+    if not isinstance(config.runtime, Deployment):
+        return Measured(metrics={}, tags={})
+    return deployed_trial(
+        config.runtime, material.loaded, plan, material.rows, material.batches, config.task, answers.logits,
+        config.profile, torch_subject(config, material, QuantPlan()),
+    )  # fmt: skip
+
+
+def torch_subject(config: TrialConfig, material: Material, plan: QuantPlan) -> TorchSubject:
+    """What a fresh process needs to run a plan as this trial does."""
+    folder, device = config.model.folder(config.task), str(material.model.device)
+    return TorchSubject(folder=folder, plan=plan, engine=config.engine, device=device)
 
 
 def engine_tags(plan: QuantPlan, linears: Mapping[str, str]) -> dict[str, str]:

@@ -20,12 +20,12 @@ LAYERS = (
      "quantlab.batching", "quantlab.calibration"),
     ("quantlab.methods", "quantlab.methods.*"),
     ("quantlab.evaluation", "quantlab.profiling", "quantlab.diagnosis", "quantlab.outliers", "quantlab.significance",
-     "quantlab.alarms", "quantlab.size"),
+     "quantlab.alarms", "quantlab.size", "quantlab.timing", "quantlab.deployment", "quantlab.deployment.*"),
     ("quantlab.identity", "quantlab.material", "quantlab.trial", "quantlab.result"),
     ("quantlab.tracking", "quantlab.tracking.*"),
     ("quantlab.conf_dir", "quantlab.compact", "quantlab.interrupts", "quantlab.config", "quantlab.sweeping",
      "quantlab.sweeping.*"),
-    ("quantlab.run", "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary"),
+    ("quantlab.run", "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary", "quantlab.export"),
 )  # fmt: skip
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
 

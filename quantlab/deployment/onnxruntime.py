@@ -4,10 +4,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from quantlab.deployment.runtime import Products, Runtime, Session, check_model, count, require, require_device
+from quantlab.deployment.runtime import Deployment, Products, Session, check_model, count, require, require_device
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 INTEGER = ("QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "QAttention")
@@ -16,14 +17,12 @@ ERRORS_ONLY = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxRuntime(Runtime):
+class OnnxRuntime(Deployment):
     """ONNX Runtime with all its graph optimizations."""
 
-    device: str = "cpu"
+    package: ClassVar[str] = "onnxruntime"
 
-    @property
-    def package(self) -> str:
-        return "onnxruntime"
+    device: str = "cpu"
 
     def check(self) -> None:
         require("onnxruntime", "onnx")

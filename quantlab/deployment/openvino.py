@@ -3,25 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from quantlab.deployment.runtime import Products, Runtime, Session, check_model, count, require, require_device
+from quantlab.deployment.runtime import Deployment, Products, Session, check_model, count, require, require_device
 
 PRODUCTS = ("FullyConnected", "MatMul")
 INTEGER = ("u8", "i8")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenVino(Runtime):
+class OpenVino(Deployment):
     """OpenVINO, for the least latency; what is not quantized runs in FP32, not in the processor's 16 bits."""
 
-    device: str = "CPU"
+    package: ClassVar[str] = "openvino"
 
-    @property
-    def package(self) -> str:
-        return "openvino"
+    device: str = "CPU"
 
     def check(self) -> None:
         require("openvino", "openvino")

@@ -53,10 +53,13 @@ def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
         raise ValueError(f"the plan is of another model: this one has no {', '.join(strange[:3])} as the plan has it")
 
 
-def export(model: PreTrainedModel, plan: QuantPlan, example: Mapping[str, Tensor], path: Path) -> None:
+def export(
+    model: PreTrainedModel, plan: QuantPlan, example: Mapping[str, Tensor], path: Path, notes: Mapping[str, str]
+) -> None:
     """Writes the quantized model, with dynamic batch and length, inputs named as the tokenizer names them.
 
-    ``example`` is one batch. Raises ValueError where the plan has no equivalent or is another model's.
+    ``example`` is one batch; ``notes`` go into the file's metadata. Raises ValueError where the plan has no equivalent
+    or is another model's.
     """
     check_exportable(plan)
     check_fits(model, plan)
@@ -68,6 +71,7 @@ def export(model: PreTrainedModel, plan: QuantPlan, example: Mapping[str, Tensor
             verbose=False,
         )  # fmt: skip
     assert program is not None
+    program.model.metadata_props.update(notes)
     large = sum(value.numel() * value.element_size() for value in model.parameters()) > EXTERNAL_BYTES
     program.save(path, external_data=large)
 
@@ -174,13 +178,15 @@ def _dequantized(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None)
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporter warns of torchvision, which nobody here needs, and of its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter warns of torchvision, which nobody here needs, of its own deprecations, and tells all that it does."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -58,16 +59,25 @@ class Session(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime(ABC):
-    """One file and one YAML a runtime."""
-
-    @property
-    @abstractmethod
-    def package(self) -> str:
-        """The package that holds it; also the name of the extra of quantlab that installs it."""
+    """What answers besides the trial's own engine, if anything."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raises ValueError or OSError where the package or the device is not there. Runs before anything is loaded."""
+        """Raises ValueError or OSError where a package or device is not there. Runs before anything is loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torch(Runtime):
+    """The trial's own engine alone: nothing is exported."""
+
+    def check(self) -> None:
+        """torch is here."""
+
+
+class Deployment(Runtime):
+    """A runtime of exported files: one file and one YAML each."""
+
+    package: ClassVar[str]
 
     @abstractmethod
     def open(self, path: Path, threads: int) -> Session:
@@ -78,25 +88,10 @@ class Runtime(ABC):
         return f"{self.package} {version(self.package)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Torch(Runtime):
-    """The trial's own engine: nothing is exported."""
-
-    @property
-    def package(self) -> str:
-        return "torch"
-
-    def check(self) -> None:
-        pass
-
-    def open(self, path: Path, threads: int) -> Session:
-        raise NotImplementedError("a trial in torch opens no file")
-
-
 def require(package: str, extra: str) -> None:
-    """Raises ModuleNotFoundError, naming the extra, where a package is not installed."""
+    """Raises ValueError, naming the extra, where a package is not installed."""
     if find_spec(package) is None:
-        raise ModuleNotFoundError(f"{package} is not installed: pip install 'quantlab[{extra}]'")
+        raise ValueError(f"{package} is not installed: pip install 'quantlab[{extra}]'")
 
 
 def require_device(name: str, known: Iterable[str]) -> None:

@@ -1,0 +1,96 @@
+"""A trial's model as it would be deployed: exported, answered by its runtime, compared with the trial."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quantlab.batching import Batch, Tokenized
+from quantlab.deployment.qdq import export
+from quantlab.deployment.runtime import Deployment, Products, planned_products
+from quantlab.models import Loaded
+from quantlab.placement.plan import QuantPlan
+from quantlab.profiling import Measured, Profile
+from quantlab.tasks import metrics
+from quantlab.tasks.base import Task
+from quantlab.timing import RuntimeSubject, TorchSubject
+
+MODEL = "model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Deployed:
+    """What a runtime made of an exported plan."""
+
+    logits: np.ndarray  # (N, classes), in the examples' and the task's order
+    products: Products
+    planned: int  # products that the file has in integers
+    size_bytes: int
+
+    @property
+    def kind(self) -> str:
+        """What its latency may be called."""
+        return self.products.kind(self.planned)
+
+
+def write_model(
+    loaded: Loaded, plan: QuantPlan, batches: Sequence[Batch], folder: Path, notes: Mapping[str, str]
+) -> Path:
+    """Exports the plan's model into a folder, ``notes`` in its metadata. Returns the file."""
+    path = folder / MODEL
+    export(loaded.model, plan, batches[-1].inputs, path, notes)
+    return path
+
+
+def answer(runtime: Deployment, path: Path, batches: Sequence[Batch], columns: Sequence[int]) -> Deployed:
+    """All rows answered by the runtime."""
+    session = runtime.open(path, torch.get_num_threads())
+    return Deployed(
+        logits=session.answer(batches, columns),
+        products=session.products(),
+        planned=planned_products(path),
+        size_bytes=sum(file.stat().st_size for file in path.parent.glob(f"{MODEL}*")),
+    )
+
+
+def compare(task: Task, labels: np.ndarray, deployed: np.ndarray, trial: np.ndarray) -> dict[str, float]:
+    """The task's first metric of the deployed answers, and the share of them that are the trial's."""
+    primary = task.metrics[0]
+    scores = {f"{primary}_deployed": metrics.compute([primary], deployed, labels)[primary]}
+    if not task.regression:
+        scores["agreement_deployed"] = float(np.mean(deployed.argmax(-1) == trial.argmax(-1)))
+    return scores
+
+
+def deployed_trial(
+    runtime: Deployment,
+    loaded: Loaded,
+    plan: QuantPlan,
+    rows: Tokenized,
+    batches: Sequence[Batch],
+    task: Task,
+    trial: np.ndarray,
+    profile: Profile,
+    fp32: TorchSubject,
+) -> Measured:
+    """Exports, answers, and times next to torch's FP32. Numbers of the runtime have ``deployed`` in their names."""
+    with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
+        path = write_model(loaded, plan, batches, Path(folder), {})
+        found = answer(runtime, path, batches, loaded.label_columns)
+        timed = profile.measure(RuntimeSubject(path=path, runtime=runtime), fp32, rows, loaded.tokenizer)
+    return Measured(
+        metrics={
+            **compare(task, rows.labels, found.logits, trial),
+            **{f"deployed_{name}": value for name, value in timed.metrics.items()},
+            "size_onnx_bytes": float(found.size_bytes),
+        },
+        tags={
+            **{f"deployed_{name}": value for name, value in timed.tags.items()},
+            "runtime": runtime.describe(),
+            "deployed_arithmetic": found.kind,
+            "deployed_products": f"{found.products}; {found.planned} planned in integers",
+        },
+    )

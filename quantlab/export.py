@@ -1,0 +1,144 @@
+"""``python -m quantlab.export <trial>``: a trial's plan as a deployable folder, checked before it is there.
+
+``<trial>`` is the folder that a trial has written, or its plan.json. The folder ``onnx`` in it (or ``--output``) gets
+model.onnx with the trial's key in its metadata, the tokenizer, config.json with the label names, and export.json with
+what ONNX Runtime made of it. ``--plan`` exports another plan for the same checkpoint.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from rich.console import Console
+
+from quantlab.cache import published, write_whole
+from quantlab.deployment.deploy import Deployed, answer, compare, write_model
+from quantlab.deployment.onnxruntime import OnnxRuntime
+from quantlab.deployment.runtime import Deployment
+from quantlab.material import Material, load
+from quantlab.placement.plan import QuantPlan
+from quantlab.result import RESULT
+from quantlab.trial import TrialConfig
+
+LEAST_AGREEMENT = 0.95
+READABLE = 0o755  # a scratch folder is its owner's alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a trial's folder holds that an export needs."""
+
+    config: TrialConfig
+    plan: QuantPlan
+    tags: Mapping[str, str]
+    logits: np.ndarray
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quantlab.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("trial", type=Path)
+    parser.add_argument("--plan", type=Path, help="another plan.json, of the same checkpoint")
+    parser.add_argument("--output", type=Path, help="a folder that is not there yet; default: onnx in the trial's")
+    chosen = parser.parse_args(arguments)
+    try:
+        trial = read_trial(chosen.trial, chosen.plan)
+        target = chosen.output or _folder(chosen.trial) / "onnx"
+        summary = export(trial, target, OnnxRuntime(), own_plan=chosen.plan is None)
+    except (ValueError, OSError, InstantiationException) as error:
+        print(error, file=sys.stderr)
+        return 1
+    Console(highlight=False).print("\n".join(f"{name}: {value}" for name, value in summary.items()), soft_wrap=True)
+    Console(highlight=False).print(str(target), soft_wrap=True)
+    return 0
+
+
+def read_trial(path: Path, plan: Path | None) -> Trial:
+    """Reads a trial's folder. Raises ValueError or OSError where it is none, or half of one."""
+    folder = _folder(path)
+    for name in ("config.yaml", "plan.json", "answers.parquet", RESULT):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} is no finished trial: it has no {name}. A plan from elsewhere is exported with "
+                f"python -m quantlab.export <trial> --plan <plan.json>"
+            )
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    answers = pd.read_parquet(folder / "answers.parquet")
+    return Trial(
+        config=instantiate({"_target_": "quantlab.trial.TrialConfig", "_convert_": "all", **config}),
+        plan=QuantPlan.from_json((plan or folder / "plan.json").read_text(encoding="utf-8")),
+        tags=json.loads((folder / RESULT).read_text(encoding="utf-8"))["tags"],
+        logits=answers.filter(regex=r"^logit_\d+$").to_numpy(),
+    )
+
+
+def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> dict[str, Any]:
+    """Writes the folder, and only whole: ``runtime`` has answered the trial's rows with it. Returns what it found.
+
+    Raises ValueError where the checkpoint is not the trial's, the plan has no equivalent, or the answers are others.
+    """
+    if target.exists():
+        raise ValueError(f"{target} is there already: name another --output, or remove it")
+    runtime.check()
+    config = trial.config
+    fingerprint = config.model.fingerprint(config.task)
+    if fingerprint != trial.tags["checkpoint_fingerprint"]:
+        raise ValueError(
+            f"{config.model.title(config.task)} is not the checkpoint that the trial ran on: its fingerprint is "
+            f"{fingerprint[:12]}, the trial's {trial.tags['checkpoint_fingerprint'][:12]}"
+        )
+    material = load(config.model, config.task, config.evaluation)
+    notes = {
+        "quantlab_key": trial.tags["key"],
+        "quantlab_plan": trial.plan.fingerprint,
+        "quantlab_checkpoint": fingerprint,
+    }
+    with published(target) as scratch:
+        scratch.chmod(READABLE)
+        path = write_model(material.loaded, trial.plan, material.batches, scratch, notes)
+        found = answer(runtime, path, material.batches, material.loaded.label_columns)
+        summary = summarized(trial, material, found, runtime)
+        agreement = summary.get("agreement_deployed", 1.0)
+        if own_plan and agreement < LEAST_AGREEMENT:
+            raise ValueError(
+                f"{runtime.describe()} gives the trial's answer on {agreement:.1%} of the rows only: nothing is exported"
+            )
+        material.loaded.tokenizer.save_pretrained(scratch)
+        material.model.config.save_pretrained(scratch)
+        write_whole(scratch / "export.json", json.dumps({**summary, **notes}, indent=2))
+    return summary
+
+
+def summarized(trial: Trial, material: Material, found: Deployed, runtime: Deployment) -> dict[str, Any]:
+    """What the runtime made of the file, beside the trial's own answers."""
+    task, labels = trial.config.task, material.rows.labels
+    primary = task.metrics[0]
+    own = compare(task, labels, trial.logits, trial.logits)[f"{primary}_deployed"]
+    return {
+        primary: own,
+        **compare(task, labels, found.logits, trial.logits),
+        "size_onnx_bytes": found.size_bytes,
+        "runtime": runtime.describe(),
+        "arithmetic": found.kind,
+        "products": str(found.products),
+        "float_sites": ", ".join(item.site for item in trial.plan.activations if item.grid.bits == 16) or "none",
+    }
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name == "plan.json" else path
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
