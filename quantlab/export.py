@@ -112,7 +112,7 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
         agreement = summary.get("agreement_deployed", 1.0)
         if own_plan and agreement < LEAST_AGREEMENT:
             raise ValueError(
-                f"{runtime.describe()} gives the trial's answer on {agreement:.1%} of the rows only: nothing is exported"
+                f"{runtime.describe()} gives the trial's answer on {agreement:.1%} of the rows only: nothing exported"
             )
         material.loaded.tokenizer.save_pretrained(scratch)
         material.model.config.save_pretrained(scratch)

@@ -92,8 +92,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
         answers = material.answer("evaluating") if plan != QuantPlan() else reference
     with _timed(seconds, "profile_s"):
         measured = profiled(config, material, plan)
-    with _timed(seconds, "deploy_s"):
-        deployed = deploy(config, material, plan, answers)
+    deployed = deploy(config, material, plan, answers)
     return report(config, material, sites, Outcome(
         plan=plan, fp32=fp32, calibrated=calibrated, answers=answers, reference=reference, linears=inserted.linears,
         measured=Measured(metrics=measured.metrics | deployed.metrics, tags=measured.tags | deployed.tags),

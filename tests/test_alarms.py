@@ -58,6 +58,7 @@ def test_a_trial_in_order_raises_nothing() -> None:
 def test_every_alarm_is_tested_here() -> None:
     assert {check.__name__ for check in ALARMS} == {
         "constant_prediction", "majority_accuracy", "one_sided_range", "fp16_overflow", "label_order_assumed",
+        "runtime_fell_back",
     }  # fmt: skip
 
 
@@ -163,6 +164,13 @@ def test_no_fp16_overflow_of_an_integer_grid() -> None:
 @pytest.mark.parametrize("order, raises", [("assumed", True), ("matched", False), ("regression", False)])
 def test_label_order_assumed(order: str, raises: bool) -> None:
     assert names(tags={"label_order": order}) == (["label_order_assumed"] if raises else [])
+
+
+@pytest.mark.parametrize("arithmetic, raises", [("int8", False), ("int8 in part", True), ("float", True)])
+def test_runtime_fell_back(arithmetic: str, raises: bool) -> None:
+    tags = {"runtime": "some 1.0", "deployed_arithmetic": arithmetic, "deployed_products": "0 integer; 9 float"}
+    assert names(tags=tags) == (["runtime_fell_back"] if raises else [])
+    assert names(tags=tags, plan=QuantPlan()) == []
 
 
 def test_a_regression_has_no_classes() -> None:

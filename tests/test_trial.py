@@ -29,7 +29,9 @@ CLASSIFICATION = {
     "agreement_fp32", "logits_sqnr_db", "constant_prediction", "size_bytes", "size_fp32_bytes", "kurtosis_max",
     "kurtosis", "variance", "top1pct_energy_channels", "top1pct_energy_elements", *TIMINGS,
 }  # fmt: skip
-PROFILED = {"latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s", "peak_memory_mb"}
+MEMORY = {"memory_weights_mb", "memory_working_mb", "peak_memory_mb"}
+PROFILED = {"latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s", *MEMORY}
+SPEEDUP = {"speedup_vs_fp32", "speedup_ci95_low", "speedup_ci95_high"}
 XHY = '["*.ffn.in","*.ffn.out","*.ffn.sum"]'
 
 
@@ -79,7 +81,7 @@ def test_the_command_line_that_others_script_against(lab: Lab, tmp_path: Path) -
     assert set(result) == {"metrics", "config", "tags", "alarms"}
     assert set(result["metrics"]) == CLASSIFICATION
     assert len(result["metrics"]["kurtosis"]) == 3  # the embeddings and two layers
-    assert result["tags"]["engine"] == "simulated"
+    assert result["tags"]["engine"] == "integer" and result["tags"]["integer_linears"] == "13 of 14"
     answers = pd.read_parquet(out / "answers.parquet")
     accuracy = (answers[["logit_0", "logit_1"]].to_numpy().argmax(1) == answers["label"]).mean()
     assert accuracy == result["metrics"]["accuracy"]
@@ -152,10 +154,19 @@ def test_more_bits_are_closer_to_fp32(lab: Lab) -> None:
     assert sqnr == sorted(sqnr) and sqnr[-1] > 50
 
 
-def test_a_profile_is_labelled_with_its_engine(lab: Lab) -> None:
-    result = lab.trial("profile=quick", "profile.iterations=2", "profile.warmup=1", "profile.length=16")
-    assert set(result.metrics) == CLASSIFICATION | PROFILED
-    assert result.tags["engine"] == "simulated" and "resident" in result.tags["peak_memory_kind"]
+@pytest.mark.parametrize("engine", ["integer", "simulated"])
+def test_a_profile_is_labelled_with_its_engine(lab: Lab, engine: str) -> None:
+    quick = ["profile=quick", "profile.iterations=2", "profile.warmup=1", "profile.seconds=0", "profile.length=16"]
+    result = lab.trial(f"engine={engine}", *quick)
+    assert set(result.metrics) == CLASSIFICATION | PROFILED | (SPEEDUP if engine == "integer" else set())
+    assert result.tags["engine"] == engine
+
+
+def test_engines_differ_by_rounding_only(lab: Lab) -> None:
+    integer, simulated = (lab.trial(f"engine={engine}", "placement=gemm") for engine in ("integer", "simulated"))
+    assert integer.plan == simulated.plan and integer.tags["key"] != simulated.tags["key"]
+    assert integer.linears.keys() and not simulated.linears
+    np.testing.assert_allclose(integer.logits, simulated.logits, atol=1e-2 * np.ptp(simulated.logits))
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])

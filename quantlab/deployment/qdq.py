@@ -178,7 +178,7 @@ def _dequantized(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None)
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporter warns of torchvision, which nobody here needs, of its own deprecations, and tells all that it does."""
+    """The exporter warns of torchvision, which nobody here needs, and of itself, and tells all that it does."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
