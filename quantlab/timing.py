@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -100,7 +100,8 @@ class Worker:
         return cast(dict[str, float], self._ask(0))
 
     def _ask(self, count: int) -> object:
-        self._connection.send(count)
+        with suppress(ConnectionError):  # that it has ended is said where its answer is awaited
+            self._connection.send(count)
         return _received(self._connection)
 
 
@@ -131,7 +132,7 @@ def _received(connection: Link) -> object:
         raise RuntimeError(f"the process that is timed said nothing for {START_TIMEOUT_S} s")
     try:
         answer = connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise RuntimeError("the process that is timed ended without a word: was there enough memory?") from None
     if isinstance(answer, Exception):
         raise answer
@@ -139,19 +140,23 @@ def _received(connection: Link) -> object:
 
 
 def _serve(connection: Link, subject: Subject, inputs: Inputs, threads: int) -> None:
-    try:
-        with ExitStack() as stack:
+    with suppress(ConnectionError), ExitStack() as stack:  # nobody waits for the answer any more
+        try:
             pin(threads)
             before = resident_mb()
             run = subject.load(inputs, threads, stack)
             connection.send(_loaded_memory(subject.device, before))
-            while True:
-                count = connection.recv()
+            while (count := _asked(connection)) is not None:
                 connection.send(_times(run, subject.device, count) if count else _peak_memory(run, subject.device))
-    except EOFError:  # nobody asks any more
-        return
-    except Exception as error:  # noqa: BLE001  # raised again where somebody waits for the answer
-        connection.send(error)
+        except Exception as error:  # noqa: BLE001  # raised again where somebody waits for the answer
+            connection.send(error)
+
+
+def _asked(connection: Link) -> int | None:
+    try:
+        return cast(int, connection.recv())
+    except (EOFError, ConnectionError):  # nobody asks any more
+        return None
 
 
 def pin(threads: int) -> None:

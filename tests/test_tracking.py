@@ -353,3 +353,12 @@ def test_params_are_flat_and_leave_tracking_out() -> None:
     params = config.params()
     assert params["method"] == "Peg" and params["method.k"] == 4
     assert not any(name.startswith(("tracking", "sweep")) for name in params)
+
+
+def test_a_pointer_that_another_process_removes_meanwhile(tracker: MLflow, tmp_path: Path) -> None:
+    records.waiting_dir().mkdir(parents=True, exist_ok=True)
+    (records.waiting_dir() / "gone.json").symlink_to(tmp_path / "nowhere")  # listed, and not there when it is read
+    assert list(records.orphans(tracker.uri)) == []
+    with tracker.start(entry(), tmp_path):
+        pass
+    assert [run.info.status for run in runs(tracker)] == ["FINISHED"]

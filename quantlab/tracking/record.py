@@ -125,7 +125,10 @@ def unsent(folder: Path) -> list[tuple[Path, Record]]:
 def orphans(uri: str) -> Iterator[tuple[Path, Record]]:
     """Folder and record of every run that its process left without a word, or could not send."""
     for pointer in sorted(waiting_dir().glob("*.json")):
-        folder = Path(pointer.read_text(encoding="utf-8"))
+        try:
+            folder = Path(pointer.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # it has arrived meanwhile
+            continue
         path = folder / FOLDER / pointer.name
         if not path.is_file():
             pointer.unlink(missing_ok=True)  # its folder was removed
