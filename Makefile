@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check style
+.PHONY: demo test check bench style
 
 $(VENV)/demo: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# SHARED=<folder with models/minilm-qnli and data/glue/qnli>: two of the four parts need it.
+bench: $(VENV)/dev
+	$(BIN)/python tests/benchmarks/speed.py $(if $(SHARED),--shared $(SHARED))
 
 style: $(VENV)/dev
 	$(BIN)/ruff check --fix .

@@ -84,7 +84,7 @@ class Timed(Profile):
         inputs, threads = self.inputs(data, tokenizer), self.threads or torch.get_num_threads()
         load = psutil.getloadavg()[0]
         subjects = [subject] if reference is None else [subject, reference]
-        timed, memory = self._in_turns(subjects, inputs, threads)
+        timed, memory = self.in_turns(subjects, inputs, threads)
         times = np.concatenate(timed[0])
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
         return Measured(
@@ -106,7 +106,7 @@ class Timed(Profile):
         padded = tokenizer.pad(cut, padding="max_length", max_length=self.length, return_tensors="np")
         return {name: np.asarray(values) for name, values in padded.items()}
 
-    def _in_turns(
+    def in_turns(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int
     ) -> tuple[list[list[np.ndarray]], dict[str, float]]:
         """Each subject's times, turn by turn, and the first one's memory."""

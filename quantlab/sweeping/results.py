@@ -92,6 +92,9 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
     return write_texts(folder, {f"results.{suffix}": text for suffix, text in tables.items()})
 
 
+SPEED = "FP32's speed times"
+
+
 def concise(results: Results) -> pd.DataFrame:
     """The table as text for readers; a column that nothing fills is left out."""
     table, percent = results.table, results.percent()
@@ -104,6 +107,10 @@ def concise(results: Results) -> pd.DataFrame:
         "drop in points (95 % interval)": pd.Series(map(points, *drops), table.index).mask(results.reference, ""),
         "same as FP32 (%)": texts(100 * results.metric("agreement_fp32"), ".1f"),
         "p50 (ms)": texts(results.metric("latency_p50_ms"), ".1f"),
+        SPEED: speeds(results, ""),
+        f"{results.axis}, deployed": texts(100 * results.metric(f"{results.primary}_deployed"), ".2f"),
+        "p50 (ms), deployed": texts(results.metric("deployed_latency_p50_ms"), ".1f"),
+        f"{SPEED}, deployed": speeds(results, "deployed_"),
         "size (MB)": texts(results.metric("size_bytes") / 1e6, ".1f"),
         "alarms": table["alarms"],
         "status": table["status"].mask(results.failed, "failed: " + first_lines),
@@ -141,6 +148,14 @@ def points(mean: float, low: float, high: float) -> str:
     """``+0.52 (-0.10 to +1.14)``: a difference in points with its 95 % interval where there is one; "" for NaN."""
     interval = "" if math.isnan(low) else f" ({low:+z.2f} to {high:+z.2f})"
     return "" if math.isnan(mean) else f"{mean:+z.2f}{interval}"
+
+
+def speeds(results: Results, prefix: str) -> pd.Series:
+    """``2.31 (2.28 to 2.34)``: the speed in FP32's, with its 95 % interval; "" where it was not timed."""
+    value, low, high = (
+        texts(results.metric(f"{prefix}speedup_{name}"), ".2f") for name in ("vs_fp32", "ci95_low", "ci95_high")
+    )
+    return (value + " (" + low + " to " + high + ")").where(value != "", "")
 
 
 def texts(values: pd.Series, spec: str) -> pd.Series:

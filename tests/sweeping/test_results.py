@@ -54,7 +54,10 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_concise_rows() -> None:
-    results = faked(SETTINGS, RIGHT, failed={1}, latency_p50_ms=12.34)
+    speed = {"speedup_vs_fp32": 2.315, "speedup_ci95_low": 2.2, "speedup_ci95_high": 2.4}
+    deployed = {"accuracy_deployed": 0.5, "deployed_latency_p50_ms": 3.14}
+    deployed |= {f"deployed_{name}": 3 * value for name, value in speed.items()}
+    results = faked(SETTINGS, RIGHT, failed={1}, latency_p50_ms=12.34, **speed, **deployed)
     drop = "drop in points (95 % interval)"
     low, high = (100 * results.metric(f"accuracy_drop_ci95_{end}")[0] for end in ("low", "high"))
     shown = concise(results)
@@ -64,6 +67,10 @@ def test_concise_rows() -> None:
         drop: f"+50.00 ({low:+.2f} to {high:+.2f})",
         "same as FP32 (%)": "50.0",
         "p50 (ms)": "12.3",
+        "FP32's speed times": "2.31 (2.20 to 2.40)",
+        "accuracy (%), deployed": "50.00",
+        "p50 (ms), deployed": "3.1",
+        "FP32's speed times, deployed": "6.95 (6.60 to 7.20)",
         "size (MB)": "1.0",
         "status": "done",
     }

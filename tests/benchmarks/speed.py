@@ -1,0 +1,190 @@
+"""What quantization costs and gains here: ``python tests/benchmarks/speed.py [forward] [table] [deployed] [memory]``.
+
+``forward``   W8A8 on BERT-base shapes, every site quantized: integer engine, simulated engine and FP32, in turns
+``table``     the paper's table on minilm-qnli, all 5,463 pairs, from start to end
+``deployed``  BERT-base INT8 on ONNX Runtime and OpenVINO against FP32 on both and in torch, in turns
+``memory``    peak memory of a calibration pass with 32 and with 4,096 samples
+
+Weights of BERT-base are random: time does not depend on them. ``table`` and ``memory`` need ``--shared``, the folder of
+the fine-tuned checkpoint and of GLUE's data, and are skipped without it.
+"""
+
+import argparse
+import copy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
+
+from quantlab.allocator import keep_freed_memory
+from quantlab.batching import Batch
+from quantlab.calibration import MinMax, observe
+from quantlab.deployment.onnxruntime import OnnxRuntime
+from quantlab.deployment.openvino import OpenVino
+from quantlab.deployment.qdq import export
+from quantlab.methods.base import plan_weights
+from quantlab.methods.bits import Bits
+from quantlab.methods.uniform import Uniform
+from quantlab.placement.architecture import places
+from quantlab.placement.insert import insert
+from quantlab.placement.plan import QuantPlan
+from quantlab.placement.sites import Placement
+from quantlab.profiling import Timed, speedup
+from quantlab.timing import RuntimeSubject, Subject, TorchSubject, wall_ms
+
+ROWS, LENGTH, THREADS = 8, 128, torch.get_num_threads()
+ROUNDS = 15
+QNLI = ("model=hf", "task=qnli", "tracking=off", "profile=off")
+
+PEAK = """
+import sys, torch
+from quantlab.timing import sampled_peak_mb, resident_mb
+from quantlab.calibration import MinMax
+from quantlab.evaluation import Evaluation
+from quantlab.material import fp32_sketches, load
+from quantlab.models import Checkpoint
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from quantlab.conf_dir import CONF
+from quantlab.sweeping.catalogue import register
+register()
+with initialize_config_dir(CONF, version_base="1.3"):
+    config = instantiate(compose("config", sys.argv[2:]))
+material = load(config.model, config.task, config.evaluation)
+fp32_sketches(material, MinMax(samples=8))
+before = resident_mb()
+print(sampled_peak_mb(lambda: fp32_sketches(material, MinMax(samples=int(sys.argv[1])))) - before)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"forward": forward, "table": table, "deployed": deployed, "memory": memory}
+    parser.add_argument("parts", nargs="*", choices=[[], *parts], default=list(parts))
+    parser.add_argument("--shared", type=Path, help="holds models/minilm-qnli and data/glue/qnli")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    for name in arguments.parts:
+        if name in ("table", "memory") and arguments.shared is None:
+            print(f"{name}: skipped, it needs --shared")
+        else:
+            parts[name](arguments.shared)
+
+
+def forward(_: Path | None) -> None:
+    model, batch = bert_base(), one_batch()
+    runs: dict[str, Callable[[], object]] = {}
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for at in ("tensor", "operand"):
+            plan = w8a8(model, batch, at)
+            for engine in ("integer", "simulated"):
+                engined = copy.deepcopy(model)
+                stack.enter_context(insert(engined, plan, engine))
+                runs[f"{engine}, {'all sites' if at == 'tensor' else 'gemm'}"] = lambda m=engined: m(**batch.inputs)
+        runs["FP32"] = lambda: model(**batch.inputs)
+        for run in runs.values():
+            run()
+        times: dict[str, list[np.ndarray]] = {name: [] for name in runs}
+        for _ in range(ROUNDS):
+            for name, run in runs.items():
+                times[name].append(np.array([wall_ms(run)]))
+    show("forward", times, "FP32")
+
+
+def deployed(_: Path | None) -> None:
+    model, batch = bert_base(), one_batch()
+    with tempfile.TemporaryDirectory(prefix="quantlab-") as name:
+        folder = Path(name)
+        model.save_pretrained(folder / "model")
+        files = {"FP32": QuantPlan(), "INT8": w8a8(model, batch, "operand", granularity="channel")}
+        subjects: dict[str, Subject] = {
+            "torch FP32": TorchSubject(folder=folder / "model", plan=QuantPlan(), engine="simulated", device="cpu"),
+            "torch integer": TorchSubject(folder=folder / "model", plan=files["INT8"], engine="integer", device="cpu"),
+        }
+        for precision, plan in files.items():
+            path = folder / f"{precision}.onnx"
+            export(model, plan, batch.inputs, path, {})
+            for runtime in (OnnxRuntime(), OpenVino()):
+                subjects[f"{runtime.package} {precision}"] = RuntimeSubject(path=path, runtime=runtime)
+                print(f"{runtime.describe()} {precision}: {runtime.open(path, THREADS).products()}")
+        size = {precision: (folder / f"{precision}.onnx").stat().st_size for precision in files}
+        print(f"file: {size['INT8'] / size['FP32']:.3f} of FP32's {size['FP32']:,} bytes")
+        profile = Timed(warmup=3, iterations=10, seconds=5, batch_size=ROWS, length=LENGTH)
+        inputs = {name: values.numpy() for name, values in batch.inputs.items()}
+        turns, _ = profile.in_turns(list(subjects.values()), inputs, THREADS)
+    times = dict(zip(subjects, turns, strict=True))
+    for base in ("torch FP32", "onnxruntime FP32", "openvino FP32"):
+        show("deployed", times, base)
+
+
+def table(shared: Path | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
+        command = [sys.executable, "-m", "quantlab.run", "-m", "+sweeps=paper_table", "evaluation.limit=null"]
+        command += qnli(shared)
+        start = time.perf_counter()
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        print(done.stdout[-3000:] if done.returncode == 0 else done.stderr[-3000:])
+        print(f"table: {time.perf_counter() - start:.0f} s from start to end")
+
+
+def memory(shared: Path | None) -> None:
+    peaks = []
+    for samples in (32, 4096):
+        command = [sys.executable, "-c", PEAK, str(samples), *qnli(shared)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout))
+        print(f"memory: {samples} samples, {peaks[-1]:.1f} MB above what the process had before")
+
+
+def qnli(shared: Path | None) -> list[str]:
+    assert shared is not None
+    return [
+        *QNLI,
+        f"model.path={shared.absolute()}/models/minilm-qnli",
+        f"task.data_dir={shared.absolute()}/data/glue/qnli",
+    ]
+
+
+def bert_base() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = BertConfig(num_labels=2)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    return model.eval().requires_grad_(False)
+
+
+def one_batch() -> Batch:
+    ids = torch.randint(1000, 30000, (ROWS, LENGTH))
+    kinds = torch.zeros_like(ids)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": kinds}
+    return Batch(inputs=inputs, indices=np.arange(ROWS))
+
+
+def w8a8(model: PreTrainedModel, batch: Batch, at: str, granularity: str = "tensor") -> QuantPlan:
+    bits, calibration = Bits(symmetric=True, weight_granularity=granularity), MinMax()
+    sites = Placement(at=at).select(places(model))
+    weights = plan_weights(model, Uniform(), bits, calibration)
+    return Uniform().plan(sites, observe(model, sites, [batch]), weights, bits, calibration)
+
+
+def show(title: str, times: Mapping[str, Sequence[np.ndarray]], base: str) -> None:
+    """Each subject's p50, and its time by the base's, with the 95 % interval over turns."""
+    for name, taken in times.items():
+        p50 = np.median(np.concatenate(list(taken)))
+        if name == base:
+            print(f"{title}: {name}: p50 {p50:.0f} ms", flush=True)
+            continue
+        ratio = speedup(taken, times[base])
+        interval = f"{ratio['speedup_ci95_low']:.3f} to {ratio['speedup_ci95_high']:.3f}"
+        print(f"{title}: {name}: p50 {p50:.0f} ms, {ratio['speedup_vs_fp32']:.3f} of {base} ({interval})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
