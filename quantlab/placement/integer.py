@@ -34,7 +34,7 @@ class Carrying:
     def __init__(self, snapper: Snapper, groups: Groups, values: bool):
         self.snapper, self.groups, self.values = snapper, groups, values
         self.wanted = not values  # from the first time on that a Linear asks
-        self.channels = members(groups)
+        self.channels = [channels.to(snapper.scale.device) for channels in members(groups)]
         firsts = [int(channels[0]) for channels in self.channels] or [0]
         self.scales = [snapper.scale.flatten()[first].item() for first in firsts]
         self.zero_points = [int(snapper.byte_zero_point.flatten()[first]) for first in firsts]
@@ -54,7 +54,7 @@ class Carrying:
         return self._parts(self.snapper.integers(y, values=False)[1])
 
     def _parts(self, integers: Tensor) -> list[OnGrid]:
-        parts = [integers[..., channels] for channels in self.channels] or [integers]
+        parts = [integers.index_select(-1, channels) for channels in self.channels] or [integers]
         return [
             OnGrid(integers=part, scale=scale, zero_point=zero_point)
             for part, scale, zero_point in zip(parts, self.scales, self.zero_points, strict=True)
