@@ -22,7 +22,7 @@ def one_of(field: str, value: Any, allowed: Iterable[Any]) -> None:
 
 def at_least(field: str, value: Any, least: float) -> None:
     """Raises ValueError unless ``value`` is a number (not a bool) of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
         raise ValueError(f"{field} must be at least {least}, got {value!r}")
 
 

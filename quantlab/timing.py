@@ -155,7 +155,7 @@ def _serve(connection: Link, subject: Subject, inputs: Inputs, threads: int) -> 
 def _asked(connection: Link) -> int | None:
     try:
         return cast(int, connection.recv())
-    except (EOFError, ConnectionError):  # nobody asks any more
+    except EOFError:  # nobody asks any more
         return None
 
 

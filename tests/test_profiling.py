@@ -1,6 +1,12 @@
-"""Profiles: what is run, what is reported, and that a quantizer cannot have been left out."""
+"""Profiles: what is run in which order, until when, and what is reported of it."""
 
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,169 +14,216 @@ import numpy as np
 import pytest
 import torch
 from conftest import tokenizer
-from tiny import ALL, padded, sites_of, tiny_model, tokenized
+from tiny import tokenized
 
 from quantlab import profiling
-from quantlab.calibration import MinMax, observe
-from quantlab.methods.bits import Bits
-from quantlab.methods.uniform import Uniform
-from quantlab.placement.insert import Inserted, insert
-from quantlab.profiling import MB, Off, Timed
+from quantlab.placement.plan import QuantPlan
+from quantlab.profiling import FEWEST_TURNS, MOST_WARM_UP_TURNS, Off, Timed, speedup
+from quantlab.timing import Inputs, TorchSubject
 
-SMALL = Timed(warmup=2, iterations=3, batch_size=4, length=12)
+pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # turns of a script are all alike
+
+SMALL = Timed(warmup=2, iterations=1, seconds=0, batch_size=8, length=4)
 LATENCIES = {"latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s"}
+MEMORY = {"memory_weights_mb", "peak_memory_mb"}
+SPEEDUP = {"speedup_vs_fp32", "speedup_ci95_low", "speedup_ci95_high"}
 
 
-def test_fields_and_inputs() -> None:
-    model, shapes = tiny_model(), []
-    model.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append((kwargs["input_ids"].shape, kwargs["attention_mask"].sum(1).tolist())),
-        with_kwargs=True,
+def named(name: str) -> TorchSubject:
+    return TorchSubject(folder=Path(name), plan=QuantPlan(), engine="simulated", device="cpu")
+
+
+TRIAL, FP32 = named("trial"), named("fp32")
+
+
+@dataclass
+class Scripts:
+    """Workers whose runs take the milliseconds of a script, by subject, and a log of what is asked of them."""
+
+    ms: dict[str, Iterable[float]]
+    log: list[tuple[object, ...]]
+
+    @contextmanager
+    def started(self, subject: TorchSubject, inputs: Inputs, threads: int) -> Iterator[Callable[[], SimpleNamespace]]:
+        name, script = subject.folder.name, iter(self.ms[subject.folder.name])
+
+        def times(count: int) -> list[float]:
+            self.log.append((name, count))
+            return [next(script) for _ in range(count)]
+
+        def loaded() -> SimpleNamespace:
+            self.log.append((name, "loaded"))
+            return SimpleNamespace(
+                times=times,
+                memory={"memory_weights_mb": len(name)},
+                peak_memory=lambda: self.log.append((name, "peak")) or {"peak_memory_mb": 10 * len(name)},
+            )
+
+        self.log.append((name, "starts", {key: values.shape for key, values in inputs.items()}, threads))
+        try:
+            yield loaded
+        finally:
+            self.log.append((name, "ends"))
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
+    """By default a run of the trial takes 50 ms and one of FP32 100 ms: turns of half a second are 10 and 5 runs."""
+    made = Scripts({"trial": repeat(50.0), "fp32": repeat(100.0)}, [])
+    monkeypatch.setattr(profiling, "started", made.started)
+    return made
+
+
+def measure(profile: Timed, reference: TorchSubject | None = FP32) -> profiling.Measured:
+    return profile.measure(TRIAL, reference, tokenized(), tokenizer())
+
+
+def test_the_two_load_side_by_side_warm_up_and_take_turns(scripts: Scripts) -> None:
+    measured = measure(Timed(warmup=2, iterations=1, seconds=0, batch_size=8, length=4, threads=1))
+    shapes = {"input_ids": (8, 4), "attention_mask": (8, 4)}
+    assert scripts.log == [
+        ("trial", "starts", shapes, 1), ("fp32", "starts", shapes, 1), ("trial", "loaded"), ("fp32", "loaded"),
+        ("trial", 2), ("trial", 10), ("trial", 10), ("fp32", 2), ("fp32", 5), ("fp32", 5),
+        *[("trial", 10), ("fp32", 5)] * FEWEST_TURNS,
+        ("trial", "peak"), ("fp32", "ends"), ("trial", "ends"),
+    ]  # fmt: skip
+    assert measured.metrics.keys() == LATENCIES | SPEEDUP | MEMORY
+    assert measured.metrics["speedup_vs_fp32"] == pytest.approx(2)
+    assert (measured.metrics["memory_weights_mb"], measured.metrics["peak_memory_mb"]) == (5, 50)  # the trial's
+
+
+def test_alone_there_is_no_speedup(scripts: Scripts) -> None:
+    assert measure(SMALL, reference=None).metrics.keys() == LATENCIES | MEMORY
+    assert {name for name, *_ in scripts.log} == {"trial"}
+
+
+def test_percentiles_are_of_the_timed_runs_alone(scripts: Scripts) -> None:
+    """101 runs of warm-up of 5 ms and 100 more, then three turns of 100."""
+    timed = np.random.default_rng(0).permutation(np.arange(1.0, 301))
+    scripts.ms["trial"] = [5.0] * (1 + 100 + 100) + timed.tolist()
+    measured = measure(Timed(warmup=0, iterations=300, seconds=0, batch_size=8, length=4), reference=None)
+    p50, p95, p99, examples = (
+        measured.metrics[key] for key in ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s")
     )
-    measured = SMALL.measure(model, Inserted(), tokenized((9, 20, 4)), tokenizer())
-    assert measured.metrics.keys() == LATENCIES | {"peak_memory_mb"}
-    assert all(value > 0 for value in measured.metrics.values())
-    assert "whole process" in measured.tags["peak_memory_kind"]
-    # warm-up, timed runs, and one whose memory is watched; rows cut or padded to length, the first one again at the end
-    assert shapes == [(torch.Size([4, 12]), [9, 12, 4, 9])] * (2 + 3 + 1)
+    assert (p50, p95, p99) == pytest.approx((150.5, 285.05, 297.01))
+    assert examples == pytest.approx(8 * 1000 / 150.5)
+    assert measured.tags["timed_runs"] == "300"
 
 
-def test_percentiles_of_the_timed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter(range(1, 102))
-
-    def clock(run: Callable[[], None]) -> float:
-        run()
-        return float(next(times))
-
-    monkeypatch.setattr(profiling, "_wall_ms", clock)
-    profile = Timed(warmup=0, iterations=101, batch_size=8, length=4)
-    metrics = profile.measure(tiny_model(layers=1), Inserted(), tokenized((4,)), tokenizer()).metrics
-    assert (metrics["latency_p50_ms"], metrics["latency_p95_ms"], metrics["latency_p99_ms"]) == (51, 96, 100)
-    assert metrics["examples_per_s"] == pytest.approx(8 * 1000 / 51)
-
-
-def test_wall_clock_counts_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([10.0, 10.025])
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(now))
-    assert profiling._wall_ms(lambda: None) == pytest.approx(25)
+@pytest.mark.parametrize(
+    "iterations, seconds, turns",
+    [(1, 0, 3), (15, 1.5, 3), (16, 0, 4), (1, 1.6, 4), (1, 2, 4), (100, 2, 20), (1, 5.1, 11)],
+)
+def test_turns_go_on_until_runs_and_seconds_are_enough(
+    scripts: Scripts, iterations: int, seconds: float, turns: int
+) -> None:
+    """Of the slower one too, whose turns of 100 ms have 5 runs."""
+    profile = Timed(warmup=0, iterations=iterations, seconds=seconds, batch_size=8, length=4)
+    assert measure(profile).tags["timed_runs"] == str(10 * turns)
+    asked = [name for name, count, *_ in scripts.log if isinstance(count, int)]
+    assert asked[6:] == ["trial", "fp32"] * turns
 
 
-def test_peak_memory_sees_what_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The resident memory is high only while the model runs."""
-    sampled, running = profiling.threading.Event(), [False]
-
-    class Process:
-        def memory_info(self) -> SimpleNamespace:
-            if running[0]:
-                sampled.set()
-            return SimpleNamespace(rss=(500 if running[0] else 300) * MB)
-
-    def run() -> None:
-        running[0] = True
-        assert sampled.wait(30)
-        running[0] = False
-
-    monkeypatch.setattr(profiling.psutil, "Process", Process)
-    assert profiling._process_memory(run).metrics == {"peak_memory_mb": 500}
+def test_tags_say_how_it_was_measured(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling.psutil, "getloadavg", lambda: (1.239, 7, 8))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    tags = {"profile_threads": "3", "load_average_1m": "1.24", "timed_runs": "30"}
+    assert measure(SMALL).tags == tags
+    assert scripts.log[0][-1] == 3
 
 
-def test_the_watcher_ends_with_a_run_that_fails() -> None:
-    def run() -> None:
-        raise ArithmeticError
-
-    before = profiling.threading.active_count()
-    with pytest.raises(ArithmeticError):
-        profiling._process_memory(run)
-    assert profiling.threading.active_count() == before
+def test_all_end_where_one_fails(scripts: Scripts) -> None:
+    scripts.ms["fp32"] = (1 / zero for zero in [0])
+    with pytest.raises(ZeroDivisionError):
+        measure(SMALL)
+    assert scripts.log[-2:] == [("fp32", "ends"), ("trial", "ends")]
 
 
-def test_quantizers_run_while_the_model_is_timed() -> None:
-    model, sites = tiny_model(), sites_of(tiny_model(), ALL)
-    plan = Uniform().plan(sites, observe(model, sites, [padded()]), (), Bits(), MinMax())
-    with insert(model, plan) as inserted:
-        SMALL.measure(model, inserted, tokenized(), tokenizer())
-    assert set(inserted.calls.values()) == {2 + 3 + 1}
+@pytest.mark.parametrize(
+    "warmup, turns, asked",
+    [
+        (3, [100, 100], [3, 5, 5]),
+        (0, [100, 104], [1, 5, 5]),
+        (9, [100, 106, 102], [9, 5, 5, 5]),
+        (1, [400, 300, 200, 150, 149], [1, 5, 5, 5, 5, 5]),
+        (1, [100, 200] * 50, [1, *[5] * (1 + MOST_WARM_UP_TURNS)]),
+    ],
+    ids=["at once", "nearly", "the last two count", "slower at first", "never stable"],
+)
+def test_warm_up_ends_when_two_turns_are_alike(warmup: int, turns: list[float], asked: list[int]) -> None:
+    script, counts = iter([100, *turns]), []
+
+    def times(count: int) -> list[float]:
+        counts.append(count)
+        ms = next(script)
+        return [ms] * (count - count // 3) + [50 * ms] * (count // 3)  # a third of the runs is disturbed
+
+    profile = Timed(warmup=warmup, iterations=1, seconds=0, batch_size=1, length=1)
+    assert profile._warm_up(times) == 5
+    assert counts == asked
 
 
-@pytest.mark.parametrize("calls", [{"0.ffn.sum": 0}, {"0.ffn.sum": 50, "1.ffn.sum": 7}])
-def test_quantizers_that_did_not_run(calls: dict[str, int]) -> None:
-    with pytest.raises(RuntimeError, match=f"did not run while the model was timed: {', '.join(calls)}"):
-        SMALL.measure(tiny_model(), Inserted(calls=calls), tokenized(), tokenizer())
+@pytest.mark.parametrize("ms, count", [(0.1, 5000), (3, 167), (500, 1), (4000, 1)])
+def test_a_turn_is_half_a_second_and_at_least_a_run(ms: float, count: int) -> None:
+    assert SMALL._warm_up(lambda runs: [ms] * runs) == count
 
 
-def test_a_quantizer_that_ran_only_sometimes() -> None:
-    model, inserted = tiny_model(), Inserted(calls={"always": 0, "once": 0})
-
-    def count(*_: object) -> None:
-        inserted.calls["always"] += 1
-        inserted.calls["once"] = min(inserted.calls["always"], SMALL.warmup + 1)
-
-    model.register_forward_hook(count)
-    with pytest.raises(RuntimeError, match=r"did not run while the model was timed: once$"):
-        SMALL.measure(model, inserted, tokenized(), tokenizer())
-
-
-def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The steps on a GPU, with torch.cuda's clock and memory counters replaced."""
-    log: list[str] = []
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self) -> None:
-            log.append("record")
-
-        def elapsed_time(self, end: "Event") -> float:
-            assert end is not self
-            log.append("elapsed")
-            return 4.0
-
-    class OnDevice:
-        def to(self, device: torch.device) -> str:
-            log.append(f"to {device}")
-            return "tensor"
-
-    class Model:
-        device = torch.device("cuda")
-
-        def __call__(self, **inputs: Any) -> None:
-            assert inputs == {"input_ids": "tensor"}
-            log.append("run")
-
-    def reset() -> None:
-        log.append("reset")
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123 * MB)
-    pad = SimpleNamespace(pad=lambda *_, **__: {"input_ids": OnDevice()})
-    measured = Timed(warmup=1, iterations=2, batch_size=8, length=4).measure(
-        Model(),  # type: ignore[arg-type]
-        Inserted(),
-        tokenized(),
-        pad,  # type: ignore[arg-type]
-    )
-    timed = ["record", "run", "record", "synchronize", "elapsed"]
-    assert log == ["to cuda", "run", *timed, *timed, "reset", "run", "synchronize"]
-    assert measured.metrics.keys() == LATENCIES | {"peak_memory_mb", "peak_vram_mb"}
-    assert (measured.metrics["peak_vram_mb"], measured.metrics["latency_p50_ms"]) == (123, 4)
-    assert measured.metrics["examples_per_s"] == 8 * 1000 / 4
-    assert "allocated by torch" in measured.tags["peak_memory_kind"]
+def test_inputs_are_the_first_rows_cut_padded_and_repeated() -> None:
+    data = tokenized((9, 20, 4))
+    inputs = Timed(warmup=0, iterations=1, seconds=0, batch_size=4, length=12).inputs(data, tokenizer())
+    expected = [(row["input_ids"] + [0] * 12)[:12] for row in (*data.rows, data.rows[0])]
+    assert all(isinstance(values, np.ndarray) for values in inputs.values())
+    assert inputs.keys() == {"input_ids", "attention_mask"}
+    assert inputs["input_ids"].tolist() == expected
+    assert inputs["attention_mask"].sum(1).tolist() == [9, 12, 4, 9]
+    assert data.rows[1]["input_ids"][12:]  # the data are as they were
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu() -> None:
-    measured = SMALL.measure(tiny_model().to("cuda"), Inserted(), tokenized(), tokenizer())
-    assert measured.metrics["peak_vram_mb"] > 0
-    assert np.isfinite(list(measured.metrics.values())).all()
+def turns_of(medians: Iterable[float]) -> list[np.ndarray]:
+    """Turns with these medians, whose means are far away."""
+    return [np.array([median, 0.01, 900, median, median]) for median in medians]
+
+
+def test_speedup_has_a_t_interval_over_turns() -> None:
+    """Logarithms 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, and the 97.5 % quantile of t with 2 degrees is 4.30265."""
+    half = 4.3026527299 * 0.1 / math.sqrt(3)
+    found = speedup(turns_of(7 * np.exp([0.1, 0.3, 0.2])), turns_of([7, 7, 7]))
+    expected = {"speedup_vs_fp32": 0.2, "speedup_ci95_low": 0.2 - half, "speedup_ci95_high": 0.2 + half}
+    assert found == pytest.approx({key: math.exp(value) for key, value in expected.items()})
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1, 2.5])
+def test_what_slows_both_alike_leaves_speedup_alone(ratio: float) -> None:
+    drift = np.array([1, 3, 1.5, 8])
+    assert list(speedup(turns_of(ratio * drift), turns_of(drift)).values()) == pytest.approx([ratio] * 3)
+
+
+def noisy(ratio: float, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    random = np.random.default_rng(seed)
+    slow, fast = random.lognormal(sigma=0.05, size=(2, 8))
+    return turns_of(ratio * slow), turns_of(fast)
+
+
+def test_speedup_the_other_way_round_is_the_reciprocal() -> None:
+    reference, subject = noisy(1.7, seed=0)
+    there, back = (list(speedup(*pair).values()) for pair in ((reference, subject), (subject, reference)))
+    ratio, low, high = there
+    assert low < ratio < high
+    assert back == pytest.approx([1 / ratio, 1 / high, 1 / low])
+
+
+def test_intervals_hold_a_planted_speedup_19_times_of_20() -> None:
+    found = [speedup(*noisy(1.7, seed)) for seed in range(300)]
+    held = [one["speedup_ci95_low"] < 1.7 < one["speedup_ci95_high"] for one in found]
+    assert 0.92 < np.mean(held) < 0.98
 
 
 def test_off_measures_nothing() -> None:
-    measured = Off().measure(tiny_model(), Inserted(calls={"never run": 0}), tokenized(), tokenizer())
+    measured = Off().measure(TRIAL, FP32, tokenized(), tokenizer())
     assert (measured.metrics, measured.tags) == ({}, {})
+
+
+CPUS = os.cpu_count()
 
 
 @pytest.mark.parametrize(
@@ -178,10 +231,19 @@ def test_off_measures_nothing() -> None:
     [
         ({"warmup": -1}, "profile.warmup must be a whole number of at least 0, got -1"),
         ({"iterations": 0}, "profile.iterations must be a whole number of at least 1, got 0"),
+        ({"seconds": -0.5}, "profile.seconds must be at least 0, got -0.5"),
+        ({"seconds": "5"}, "profile.seconds must be at least 0, got '5'"),
+        ({"batch_size": 0}, "profile.batch_size must be a whole number of at least 1, got 0"),
         ({"batch_size": 2.5}, "profile.batch_size must be a whole number of at least 1, got 2.5"),
+        ({"length": 0}, "profile.length must be a whole number of at least 1, got 0"),
         ({"length": "128"}, "profile.length must be a whole number of at least 1, got '128'"),
+        ({"threads": 0}, f"profile.threads must be a whole number in 1..{CPUS}, got 0"),
+        ({"threads": CPUS + 1}, f"profile.threads must be a whole number in 1..{CPUS}, got {CPUS + 1}"),
     ],
+    ids=str,
 )
 def test_bad_settings(fields: dict[str, Any], message: str) -> None:
+    least = {"warmup": 0, "iterations": 1, "seconds": 0, "batch_size": 1, "length": 1, "threads": CPUS}
+    Timed(**least)
     with pytest.raises(ValueError, match=message):
-        Timed(**{"warmup": 1, "iterations": 1, "batch_size": 1, "length": 1} | fields)
+        Timed(**least | fields)
