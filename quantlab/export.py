@@ -77,7 +77,7 @@ def read_trial(path: Path, plan: Path | None) -> Trial:
     answers = pd.read_parquet(folder / "answers.parquet")
     return Trial(
         config=instantiate({"_target_": "quantlab.trial.TrialConfig", "_convert_": "all", **config}),
-        plan=QuantPlan.from_json((plan or folder / "plan.json").read_text(encoding="utf-8")),
+        plan=_read_plan(plan or folder / "plan.json"),
         tags=json.loads((folder / RESULT).read_text(encoding="utf-8"))["tags"],
         logits=answers.filter(regex=r"^logit_\d+$").to_numpy(),
     )
@@ -134,6 +134,13 @@ def summarized(trial: Trial, material: Material, found: Deployed, runtime: Deplo
         "products": str(found.products),
         "float_sites": ", ".join(item.site for item in trial.plan.activations if item.grid.bits == 16) or "none",
     }
+
+
+def _read_plan(path: Path) -> QuantPlan:
+    try:
+        return QuantPlan.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _folder(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Messages about bad values: what came, what is allowed, what was probably meant."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,15 @@ def test_one_of() -> None:
 
 @pytest.mark.parametrize(
     "value, least, fits",
-    [(0, 0, True), (0.5, 0, True), (-1, 0, False), (True, 0, False), ("1", 0, False), (None, 0, False)],
+    [
+        (0, 0, True),
+        (0.5, 0, True),
+        (-1, 0, False),
+        (True, 0, False),
+        ("1", 0, False),
+        (None, 0, False),
+        (math.nan, 0, False),
+    ],
 )
 def test_at_least(value: Any, least: float, fits: bool) -> None:
     if fits:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from quantlab.placement.architecture import places
 from quantlab.placement.attention import Function
 from quantlab.placement.insert import activation_parameters, quantized_weights, tapped
 from quantlab.placement.integer import members
@@ -43,8 +44,12 @@ def check_exportable(plan: QuantPlan) -> None:
 
 def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
     """Raises ValueError where a plan names modules or channels that the model lacks: it is another model's."""
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    strange = [item.site for item in plan.activations if item.tap.module not in modules]
+    channels = {tap: place.channels for place in places(model) for tap in (place.tensor, place.operand) if tap}
+    parameters = dict(model.named_parameters())
+    strange = [
+        item.site for item in plan.activations
+        if item.tap not in channels or len(item.groups) not in (0, channels[item.tap])
+    ]  # fmt: skip
     for weight in plan.weights:
         shape = parameters[weight.parameter].shape if weight.parameter in parameters else None
         if shape is None or (weight.axis is not None and len(weight.lo) != shape[weight.axis]):
