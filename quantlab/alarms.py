@@ -7,7 +7,6 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantlab.deployment.runtime import INTEGER
 from quantlab.evaluation import CONSTANT_SHARE, largest_share
 from quantlab.placement.plan import QuantPlan
 from quantlab.quant.grid import AffineGrid, FloatGrid, Grid
@@ -94,7 +93,7 @@ def label_order_assumed(finding: Finding) -> Iterator[Alarm]:
 
 def runtime_fell_back(finding: Finding) -> Iterator[Alarm]:
     """A runtime that runs products in float that its file has in integers."""
-    if finding.tags.get("deployed_arithmetic", INTEGER) != INTEGER and finding.plan != QuantPlan():
+    if finding.tags.get("runtime_fell_back") == "True":
         yield Alarm(
             "runtime_fell_back", f"{finding.tags['runtime']} runs {finding.tags['deployed_products']}: no INT8 latency"
         )

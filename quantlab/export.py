@@ -73,7 +73,10 @@ def read_trial(path: Path, plan: Path | None) -> Trial:
                 f"{folder} is no finished trial: it has no {name}. A plan from elsewhere is exported with "
                 f"python -m quantlab.export <trial> --plan <plan.json>"
             )
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: {error}") from error
     answers = pd.read_parquet(folder / "answers.parquet")
     return Trial(
         config=instantiate({"_target_": "quantlab.trial.TrialConfig", "_convert_": "all", **config}),

@@ -10,7 +10,7 @@ import torch
 
 from quantlab.batching import Batch, Tokenized
 from quantlab.deployment.qdq import export
-from quantlab.deployment.runtime import Deployment, Products, planned_products
+from quantlab.deployment.runtime import INTEGER, Deployment, Products, planned_products
 from quantlab.models import Loaded
 from quantlab.placement.plan import QuantPlan
 from quantlab.profiling import Measured, Profile
@@ -92,5 +92,6 @@ def deployed_trial(
             "runtime": runtime.describe(),
             "deployed_arithmetic": found.kind,
             "deployed_products": f"{found.products}; {found.planned} planned in integers",
+            "runtime_fell_back": str(found.planned > 0 and found.kind != INTEGER),
         },
     )

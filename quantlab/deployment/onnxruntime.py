@@ -8,11 +8,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from quantlab.deployment.runtime import Deployment, Products, Session, check_model, count, require, require_device
+from quantlab.deployment.runtime import (
+    Deployment,
+    Products,
+    Session,
+    check_model,
+    count,
+    require,
+    require_device,
+    stored,
+)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 INTEGER = ("QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "QAttention")
 FLOATING = ("MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention")
+WEIGHT_INPUT = {"QLinearMatMul": 3, "QGemm": 3}  # of the others the second input
 ERRORS_ONLY = 3
 
 
@@ -63,5 +73,9 @@ class _Session(Session):
 def _products(optimized: Path) -> Products:
     import onnx
 
-    nodes = onnx.load(str(optimized), load_external_data=False).graph.node
-    return count((node.op_type for node in nodes if node.op_type in {*INTEGER, *FLOATING}), INTEGER)
+    graph = onnx.load(str(optimized), load_external_data=False).graph
+    weights = stored(graph)
+    products = (node for node in graph.node if node.op_type in {*INTEGER, *FLOATING})
+    return count(
+        ((node.op_type, node.input[WEIGHT_INPUT.get(node.op_type, 1)] in weights) for node in products), INTEGER
+    )

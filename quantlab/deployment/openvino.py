@@ -9,7 +9,8 @@ import numpy as np
 
 from quantlab.deployment.runtime import Deployment, Products, Session, check_model, count, require, require_device
 
-PRODUCTS = ("FullyConnected", "MatMul")
+WITH_WEIGHT = "FullyConnected"
+PRODUCTS = (WITH_WEIGHT, "MatMul")
 INTEGER = ("u8", "i8")
 
 
@@ -52,11 +53,8 @@ class _Session(Session):
 
     def products(self) -> Products:
         nodes = [node.get_rt_info() for node in self.compiled.get_runtime_model().get_ops()]
-        kernels = [
-            f"{_text(node, 'layerType')} {_text(node, 'runtimePrecision')}"
-            for node in nodes
-            if _text(node, "layerType") in PRODUCTS
-        ]
+        products = ((_text(node, "layerType"), _text(node, "runtimePrecision")) for node in nodes)
+        kernels = [(f"{layer} {precision}", layer == WITH_WEIGHT) for layer, precision in products if layer in PRODUCTS]
         return count(kernels, (f"{layer} {precision}" for layer in PRODUCTS for precision in INTEGER))
 
 

@@ -158,7 +158,9 @@ def _linear(
     """One product, or one for each group of the input's channels: a runtime multiplies by one scale an input."""
 
     def product(x: Tensor, integers: Tensor) -> Tensor:
-        return torch.matmul(x, _dequantized(integers, scale, zero_point, None if axis is None else 1))
+        weight = _dequantized(integers, scale, zero_point, None if axis is None else 1)
+        # a product of two dimensions would become a Gemm, which runtimes do in integers only with an integer bias
+        return torch.matmul(x.unsqueeze(1), weight).squeeze(1) if x.ndim == 2 else torch.matmul(x, weight)
 
     def forward(x: Tensor) -> Tensor:
         parts: list[tuple[Tensor, Tensor]] = getattr(x, GROUPED, [])

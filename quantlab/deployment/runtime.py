@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,23 +15,25 @@ from quantlab.batching import Batch, total_rows
 from quantlab.checks import nearest
 from quantlab.progress import progress
 
+LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Gather", "Identity")
 INTEGER, MIXED, FLOAT = "int8", "int8 in part", "float"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Products:
-    """The matrix products of a runtime's own optimized graph, by the kind of kernel."""
+    """The matrix products of a runtime's own optimized graph: how many run on which kernel."""
 
-    integer: Mapping[str, int]
-    floating: Mapping[str, int]
+    integer: Mapping[str, int]  # with weights
+    floating: Mapping[str, int]  # with weights
+    attention: Mapping[str, int]  # of two activations; a kernel that fuses all of attention is not counted
 
     def kind(self, planned: int) -> str:
-        """What a latency may be called where the file has so many integer products."""
+        """What a latency may be called where the file has so many products with weights in integers."""
         found = sum(self.integer.values())
         return INTEGER if found >= planned > 0 else MIXED if found else FLOAT
 
     def __str__(self) -> str:
-        kinds = (("integer", self.integer), ("float", self.floating))
+        kinds = (("integer", self.integer), ("float", self.floating), ("in attention", self.attention))
         return "; ".join(f"{sum(kernels.values())} {name}{_listed(kernels)}" for name, kernels in kinds)
 
 
@@ -112,20 +114,37 @@ def check_model(path: Path) -> None:
 
 
 def planned_products(path: Path) -> int:
-    """The file's matrix products whose two operands are both dequantized: what a runtime can do in integers."""
+    """The file's products with weights whose two operands are dequantized: what a runtime can do in integers.
+
+    A tensor that is only reshaped, transposed or cut after DequantizeLinear is dequantized all the same.
+    """
     import onnx
 
-    nodes = onnx.load(str(path), load_external_data=False).graph.node
-    dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
-    return sum(node.op_type == "MatMul" and set(node.input) <= dequantized for node in nodes)
+    graph = onnx.load(str(path), load_external_data=False).graph
+    weights, dequantized, planned = stored(graph), set[str](), 0
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" or (node.op_type in LAYOUT and node.input[0] in dequantized):
+            dequantized.update(node.output)
+        if node.op_type in ("MatMul", "Gemm"):
+            planned += set(node.input[:2]) <= dequantized and node.input[1] in weights
+    return planned
 
 
-def count(kernels: Iterable[str], integer: Iterable[str]) -> Products:
-    """Kernels by name, split into those that ``integer`` names and the rest."""
-    counted, whole = Counter(kernels), set(integer)
+def stored(graph: Any) -> set[str]:
+    """Names of the values that an ONNX graph stores, as they are or as integers that it dequantizes."""
+    names = {value.name for value in graph.initializer}
+    unpacked = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in names)
+    return names | {node.output[0] for node in unpacked}
+
+
+def count(kernels: Iterable[tuple[str, bool]], integer: Iterable[str]) -> Products:
+    """Kernels by name and whether they read a weight, split into those that ``integer`` names and the rest."""
+    kernels, whole = list(kernels), set(integer)
+    weighted = [name for name, has_weight in kernels if has_weight]
     return Products(
-        integer={name: number for name, number in counted.items() if name in whole},
-        floating={name: number for name, number in counted.items() if name not in whole},
+        integer=Counter(name for name in weighted if name in whole),
+        floating=Counter(name for name in weighted if name not in whole),
+        attention=Counter(name for name, has_weight in kernels if not has_weight),
     )
 
 
