@@ -30,6 +30,7 @@ from quantlab.placement.plan import QuantPlan, WeightQuant
 from quantlab.placement.sites import Placement, Site
 from quantlab.profiling import Measured, Profile
 from quantlab.provenance import machine_tags
+from quantlab.quant import native
 from quantlab.quant.sketch import Sketch
 from quantlab.result import Metric, TrialResult, describe, finite_or_none
 from quantlab.size import size_bytes, size_fp32_bytes
@@ -169,6 +170,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         **machine_tags(material.model.device),
         **outcome.measured.tags,
         **engine_tags(outcome.plan, outcome.linears),
+        "snap": native.name(),
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": outcome.plan.fingerprint,
