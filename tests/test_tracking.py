@@ -89,9 +89,17 @@ def test_a_trial_arrives_whole(tracker: MLflow, tiny_bert: Path, tiny_glue: Path
     history = client.get_metric_history(run.info.run_id, "kurtosis")
     assert [point.step for point in history] == [0, 1, 2]  # the embeddings, then the layers
     assert run.data.params["bits.weights"] == "8" and run.data.params["calibration"] == "MinMax"
-    assert run.data.tags["engine"] == "simulated" and len(run.data.tags["plan_fingerprint"]) == 64
+    assert run.data.tags["engine"] == "integer" and len(run.data.tags["plan_fingerprint"]) == 64
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert files == {"config.yaml", "plan.json", "answers.parquet", "sites.csv", "kurtosis.png", "result.json"}
+    assert files == {
+        "config.yaml",
+        "plan.json",
+        "answers.parquet",
+        "sites.csv",
+        "linears.csv",
+        "kurtosis.png",
+        "result.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -105,6 +113,23 @@ def test_a_run_that_does_not_end_well(tracker: MLflow, tmp_path: Path, error: Ba
     (run,) = runs(tracker)
     assert (run.info.status, run.info.run_name, run.data.params) == (status, "named", {"method.k": "4"})
     assert type(error).__name__ in run.data.tags["error"]
+
+
+@pytest.mark.parametrize("created", [False, True])
+def test_a_run_that_is_ended_while_mlflow_makes_it(
+    tracker: MLflow, tmp_path: Path, created: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(client: object, record: records.Record, folder: Path) -> records.Record:
+        if created:
+            begin(client, record, folder)  # type: ignore[arg-type]
+        monkeypatch.setattr(tracking, "begin", begin)
+        raise SystemExit(143)
+
+    begin = tracking.begin
+    monkeypatch.setattr(tracking, "begin", ended)
+    with pytest.raises(SystemExit), tracker.start(entry(), tmp_path):
+        pytest.fail("it never began")
+    assert [run.info.status for run in runs(tracker)] == ["KILLED"]
 
 
 def test_a_terminated_process_leaves_a_killed_run(

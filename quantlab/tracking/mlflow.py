@@ -62,7 +62,11 @@ class MLflow(Tracker):
         before = records.earlier(record, folder)
         record = replace(record, run_id=before.run_id if before else None)
         run = MLflowRun()
-        record, run.problem = attempt(begin if before is None else resume, record, folder)
+        try:
+            record, run.problem = attempt(begin if before is None else resume, record, folder)
+        except BaseException as error:  # a signal while MLflow made the run, which may be there
+            _close(record, error, folder)
+            raise
         if run.problem and entry.parent is None:
             record.forget(folder, before)  # nothing has run, so there is nothing to send later
             raise ConnectionError(run.problem)
@@ -72,8 +76,7 @@ class MLflow(Tracker):
                 self.tidy()
             yield run
         except BaseException as error:
-            status = FAILED if isinstance(error, Exception) else KILLED
-            attempt(deliver, record.ended(status, f"{type(error).__name__}: {error}"), folder)
+            _close(record, error, folder)
             raise
         _, run.problem = attempt(deliver, replace(record.ended(FINISHED), outcome=run.outcome), folder)
 
@@ -109,6 +112,12 @@ class MLflowRun(Run):
     def log(self, outcome: Outcome) -> None:
         """Keeps it until the run ends."""
         self.outcome = outcome
+
+
+def _close(record: Record, error: BaseException, folder: Path) -> None:
+    """Ends a run that did not end well."""
+    status = FAILED if isinstance(error, Exception) else KILLED
+    attempt(deliver, record.ended(status, f"{type(error).__name__}: {error}"), folder)
 
 
 def attempt(step: Step, record: Record, folder: Path) -> tuple[Record, str | None]:
