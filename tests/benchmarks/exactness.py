@@ -1,17 +1,20 @@
 """Integer engine against simulated engine on real rows: ``python tests/benchmarks/exactness.py --shared <folder>``.
 
 For each setting: answers that differ, the simulated margins (difference of the two logits) where they do, and the
-largest difference of a logit. A second line compares the simulated engine with itself on one thread more or less: what
-FP32's own order of summation does to the same answers.
+difference of the logits. The other two lines put exact products (float64, rounded once) beside both engines: a quantized
+network amplifies the rounding of FP32's sums, and which engine is nearer to the truth shows there.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from torch import nn
 
 from quantlab.allocator import keep_freed_memory
 from quantlab.conf_dir import CONF
@@ -56,14 +59,28 @@ def both_engines(config: RunConfig, memo: Memo) -> None:
     material = memo.get("material", shared, lambda: load(*shared))
     fp32 = memo.get("sketches", shared, lambda: fp32_sketches(material, config.calibration))
     plan, _ = make_plan(config, material, check(config, memo), fp32)
-    threads, logits = torch.get_num_threads(), []
-    for engine, count in (("simulated", threads), ("integer", threads), ("simulated", max(1, threads - 1))):
-        torch.set_num_threads(count)
-        with insert(material.model, plan, engine):
-            logits.append(material.answer(engine).logits)
-    torch.set_num_threads(threads)
-    compare(f"  integer, {threads} threads", logits[0], logits[1])
-    compare(f"  simulated, {max(1, threads - 1)} threads", logits[0], logits[2])
+    logits = {}
+    for name, engine in (("simulated", "simulated"), ("integer", "integer"), ("exact", "simulated")):
+        with insert(material.model, plan, engine), exact_products() if name == "exact" else nullcontext():
+            logits[name] = material.answer(name).logits
+    for one, other in (("integer", "simulated"), ("exact", "simulated"), ("integer", "exact")):
+        compare(f"  {one} against {other}", logits[other], logits[one])
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Linears that sum in float64."""
+
+    def forward(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        bias = None if linear.bias is None else linear.bias.double()
+        return nn.functional.linear(x.double(), linear.weight.double(), bias).float()
+
+    before = nn.Linear.forward
+    nn.Linear.forward = forward
+    try:
+        yield
+    finally:
+        nn.Linear.forward = before
 
 
 def compare(name: str, base: np.ndarray, found: np.ndarray) -> None:
