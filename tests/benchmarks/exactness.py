@@ -1,8 +1,8 @@
 """Integer engine against simulated engine on real rows: ``python tests/benchmarks/exactness.py --shared <folder>``.
 
 For each setting: answers that differ, the simulated margins (difference of the two logits) where they do, and the
-difference of the logits. The other two lines put exact products (float64, rounded once) beside both engines: a quantized
-network amplifies the rounding of FP32's sums, and which engine is nearer to the truth shows there.
+difference of the logits. The other two lines put exact products (float64, rounded once) beside both engines: a
+quantized network amplifies the rounding of FP32's sums, and which engine is nearer to the truth shows there.
 """
 
 import argparse
