@@ -196,6 +196,26 @@ def test_the_integers_of_a_tensor_are_made_once_for_all_who_read_them(monkeypatc
             assert len(made) == 5
 
 
+@pytest.mark.parametrize("placement", [ALL, GEMM], ids=["all", "gemm"])
+def test_nan_stays_nan(placement: Placement) -> None:
+    """As FP16 that overflows makes it in the next LayerNorm; a byte in its place would hide that."""
+    model = tiny_model()
+    plan = planned(model, placement, Uniform())
+    batches = [padded((9, 4)), padded((9, 4))]
+    word = int(batches[0].inputs["input_ids"][0, 1])
+    found = {}
+    for engine in ("simulated", "integer"):
+        with insert(model, plan, engine):
+            sound = logits(model, batches[0])
+            embedding = model.get_input_embeddings().weight.data
+            kept = embedding[word].clone()
+            embedding[word] = torch.nan
+            found[engine] = logits(model, batches[1])
+            embedding[word] = kept
+            assert torch.equal(logits(model, batches[0]), sound) and sound.isfinite().all()
+    assert found["simulated"][0].isnan().all() and torch.equal(found["integer"].isnan(), found["simulated"].isnan())
+
+
 def test_exit_restores_the_forwards() -> None:
     model, batch = tiny_model(), padded()
     eager, plan = logits(model, batch), planned(model, ALL, Uniform())

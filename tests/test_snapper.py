@@ -54,9 +54,13 @@ def test_c_and_torch_agree_to_the_bit(grid: AffineGrid, seed: int, rows: int, ch
     assert snap(x).view(torch.int32).equal(expected.view(torch.int32))
     values, integers = snap.integers(x, values=True)
     assert values is not None and values.view(torch.int32).equal(expected.view(torch.int32))
-    assert integers.dtype == torch.uint8 and torch.equal((integers.int() - snap.byte_zero_point) * scale, expected)
+    assert (
+        integers is not None
+        and integers.dtype == torch.uint8
+        and torch.equal((integers.int() - snap.byte_zero_point) * scale, expected)
+    )
     alone = snap.integers(x, values=False)
-    assert alone[0] is None and torch.equal(alone[1], integers)
+    assert alone[0] is None and alone[1] is not None and torch.equal(alone[1], integers)
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -66,7 +70,7 @@ def test_torch_alone(grid: AffineGrid, each: bool, torch_only: None) -> None:
     snap, scale, zero_point = snapper(grid, 33 if each else 1)
     assert torch.equal(snap(x), grid.snap(x, scale, zero_point))
     values, integers = snap.integers(x, values=True)
-    assert values is not None and torch.equal(values, snap(x))
+    assert values is not None and integers is not None and torch.equal(values, snap(x))
     assert torch.equal((integers.int() - snap.byte_zero_point) * scale, values)
 
 
@@ -99,3 +103,21 @@ def test_it_is_built_once(own_cache: object, unbuilt: None, monkeypatch: pytest.
     native.library.cache_clear()
     monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: pytest.fail("built again"))
     assert native.name() == "snap.c"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("values", [True, False])
+@pytest.mark.parametrize("channels", [1, 33])
+@pytest.mark.parametrize("at", [0, 150, -1])
+def test_nan_has_no_integers(
+    at: int, channels: int, values: bool, compiled: bool, request: pytest.FixtureRequest
+) -> None:
+    if not compiled:
+        request.getfixturevalue("torch_only")
+    x = tensor(1, 9, 33)
+    snap, _, _ = snapper(GRIDS[-2], channels)
+    assert snap.integers(x, values)[1] is not None
+    x.view(-1)[at] = torch.nan
+    snapped, integers = snap.integers(x, values)
+    assert integers is None
+    assert snapped is None or torch.equal(snapped.isnan(), x.isnan())

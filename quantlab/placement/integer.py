@@ -42,16 +42,19 @@ class Carrying:
     def __call__(self, x: Tensor) -> Tensor:
         if self.wanted:
             snapped, integers = self.snapper.integers(x, self.values)
+            if integers is None:  # NaN must go on as NaN
+                return self.snapper(x)
             y, parts = x.detach() if snapped is None else snapped, self._parts(integers)
         else:
             y, parts = self.snapper(x), None
         setattr(y, CARRIED, _Carried(self, parts))
         return y
 
-    def encode(self, y: Tensor) -> list[OnGrid]:
-        """The integers of a tensor that lies on the grid, group by group."""
+    def encode(self, y: Tensor) -> list[OnGrid] | None:
+        """The integers of a tensor that lies on the grid, group by group; None where it holds NaN."""
         self.wanted = True
-        return self._parts(self.snapper.integers(y, values=False)[1])
+        integers = self.snapper.integers(y, values=False)[1]
+        return None if integers is None else self._parts(integers)
 
     def _parts(self, integers: Tensor) -> list[OnGrid]:
         parts = [integers.index_select(-1, channels) for channels in self.channels] or [integers]
@@ -65,6 +68,12 @@ class Carrying:
 class _Carried:
     by: Carrying
     parts: list[OnGrid] | None
+
+    def integers(self, y: Tensor) -> list[OnGrid] | None:
+        """What the tensor ``y``, which carries this, is in integers."""
+        if self.parts is None:
+            self.parts = self.by.encode(y)
+        return self.parts
 
 
 def members(groups: Groups) -> list[Tensor]:
@@ -102,17 +111,16 @@ def _forward(linear: nn.Linear, weight: Weight | str, report: Callable[[str], No
 
     def forward(x: Tensor) -> Tensor:
         carried: _Carried | None = getattr(x, CARRIED, None)
-        if isinstance(weight, str) or carried is None:
+        parts = None if isinstance(weight, str) or carried is None else carried.integers(x)
+        if isinstance(weight, str) or carried is None or parts is None:
             report(weight if isinstance(weight, str) else f"{FP32}its input is not on an integer grid")
             return nn.Linear.forward(linear, x)
         groups = carried.by.groups
         if groups not in ready:
             ready[groups] = _products(weight, groups)
             report(_named(ready[groups]))
-        if carried.parts is None:
-            carried.parts = carried.by.encode(x)
-        y = ready[groups][0](carried.parts[0], linear.bias)
-        for multiply, part in zip(ready[groups][1:], carried.parts[1:], strict=True):
+        y = ready[groups][0](parts[0], linear.bias)
+        for multiply, part in zip(ready[groups][1:], parts[1:], strict=True):
             y += multiply(part, None)
         return y
 

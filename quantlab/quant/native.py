@@ -48,5 +48,5 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     ends = [ctypes.c_int32, ctypes.c_int]
     loaded.snap.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, *ends]
     loaded.snap_channels.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, *[_POINTER] * 5, ctypes.c_int]
-    loaded.snap.restype = loaded.snap_channels.restype = None
+    loaded.snap.restype = loaded.snap_channels.restype = ctypes.c_int
     return loaded

@@ -30,16 +30,15 @@ class Snapper:
         inverse, lower, upper, step = self.numbers or self.terms
         return (x * inverse).round_().clamp_(lower, upper).mul_(step)  # type: ignore[arg-type]
 
-    def integers(self, x: Tensor, values: bool) -> tuple[Tensor | None, Tensor]:
+    def integers(self, x: Tensor, values: bool) -> tuple[Tensor | None, Tensor | None]:
         """The values if they are asked for, and the integers as bytes (of a grid of up to 8 bits): the values are
-        ``scale (bytes - byte_zero_point)``."""
+        ``scale (bytes - byte_zero_point)``. No integers where ``x`` holds NaN, which no byte stands for."""
         if self._is_native(x):
-            snapped, integers = self._native(x, values, integers=True)
-            assert integers is not None
-            return snapped, integers
+            return self._native(x, values, integers=True)
         inverse, lower, upper, step = self.numbers or self.terms
         whole = (x * inverse).round_().clamp_(lower, upper)  # type: ignore[arg-type]
-        return whole * step if values else None, (whole + self.byte_zero_point).to(torch.uint8)
+        integers = None if whole.isnan().any() else (whole + self.byte_zero_point).to(torch.uint8)
+        return whole * step if values else None, integers
 
     def _is_native(self, x: Tensor) -> bool:
         plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
@@ -52,11 +51,12 @@ class Snapper:
         bytes_ = torch.empty(x.shape, dtype=torch.uint8) if integers else None
         to = [x.data_ptr(), _address(snapped), _address(bytes_)]
         if self.numbers is not None:
-            library.snap(*to, x.numel(), *self.numbers, self.byte_zero_point.item(), torch.get_num_threads())
+            nan = library.snap(*to, x.numel(), *self.numbers, self.byte_zero_point.item(), torch.get_num_threads())
         else:
             channels = [term.data_ptr() for term in (*self.terms, self.byte_zero_point)]
-            library.snap_channels(*to, x.numel() // x.shape[-1], x.shape[-1], *channels, torch.get_num_threads())
-        return snapped, bytes_
+            size = (x.numel() // x.shape[-1], x.shape[-1])
+            nan = library.snap_channels(*to, *size, *channels, torch.get_num_threads())
+        return snapped, None if nan else bytes_
 
 
 def _address(x: Tensor | None) -> int | None:
