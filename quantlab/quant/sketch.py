@@ -13,6 +13,7 @@ from torch import Tensor
 
 BUCKETS = 1 << 16
 POWERS = 4
+AT_ONCE = 1 << 18  # elements whose float64 powers fit into a processor's cache
 
 Array = NDArray[np.float64]
 
@@ -58,10 +59,11 @@ class Sketch:
         self.count += len(x)
         self.min, self.max = torch.minimum(self.min, lo), torch.maximum(self.max, hi)
         self.batch_extremes.append((lo.min().item(), hi.max().item()))
-        x1 = x.double()
-        x2 = x1 * x1
-        self.power_sums += torch.stack([x1.sum(0), x2.sum(0), (x2 * x1).sum(0), (x2 * x2).sum(0)])
-        self.histogram += histogram(x)
+        for part in x.split(max(1, AT_ONCE // self.channels)):
+            x1 = part.double()
+            x2 = x1 * x1
+            self.power_sums += torch.stack([x1.sum(0), x2.sum(0), (x2 * x1).sum(0), (x2 * x2).sum(0)])
+            self.histogram += histogram(part)
 
     def merge(self, other: "Sketch") -> "Sketch":
         """The sketch of this tensor's batches followed by the other's. Raises ValueError where channels differ."""
