@@ -3,7 +3,7 @@
 ``forward``   W8A8 on BERT-base shapes, every site quantized: integer engine, simulated engine and FP32, in turns
 ``table``     the paper's table on minilm-qnli, all 5,463 pairs, from start to end
 ``deployed``  BERT-base INT8 on ONNX Runtime and OpenVINO against FP32 on both and in torch, in turns
-``memory``    peak memory of a calibration pass with 32 and with 4,096 samples
+``memory``    peak memory of a calibration pass with 32 and with 4,096 samples, all cut to the same length
 
 Weights of BERT-base are random: time does not depend on them. ``table`` and ``memory`` need ``--shared``, the folder of
 the fine-tuned checkpoint and of GLUE's data, and are skipped without it.
@@ -41,6 +41,7 @@ from quantlab.timing import RuntimeSubject, Subject, TorchSubject, wall_ms
 
 ROWS, LENGTH, THREADS = 8, 128, torch.get_num_threads()
 ROUNDS = 15
+CUT = 48  # tokens: the longest batch of either number of samples is as long as the other's
 QNLI = ("model=hf", "task=qnli", "tracking=off", "profile=off")
 
 PEAK = """
@@ -138,7 +139,7 @@ def table(shared: Path | None) -> None:
 def memory(shared: Path | None) -> None:
     peaks = []
     for samples in (32, 4096):
-        command = [sys.executable, "-c", PEAK, str(samples), *qnli(shared)]
+        command = [sys.executable, "-c", PEAK, str(samples), *qnli(shared), f"task.max_length={CUT}"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(float(done.stdout))
         print(f"memory: {samples} samples, {peaks[-1]:.1f} MB above what the process had before")
