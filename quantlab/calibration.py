@@ -67,16 +67,17 @@ class Calibration(ABC):
         """The grid that the estimator's ranges are meant for."""
         return grid
 
-    def batches(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Batch]:
-        """The calibration batches. Raises ValueError where there are fewer rows than samples."""
+    def rows(self, examples: Examples) -> Examples:
+        """The rows that calibrate. Raises ValueError where there are fewer than samples."""
         if len(examples) < self.samples:
             raise ValueError(f"calibration.samples is {self.samples}, but the training split has {len(examples)} rows")
-        chosen = (
-            examples.head(self.samples)
-            if self.seed is None
-            else examples.take(np.random.default_rng(self.seed).permutation(len(examples))[: self.samples])
-        )
-        rows = tokenize(chosen, tokenizer, max_length)
+        if self.seed is None:
+            return examples.head(self.samples)
+        return examples.take(np.random.default_rng(self.seed).permutation(len(examples))[: self.samples])
+
+    def batches(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Batch]:
+        """Their batches. Raises ValueError where there are fewer rows than samples."""
+        rows = tokenize(self.rows(examples), tokenizer, max_length)
         return in_file_order(rows, tokenizer, self.batch_size, full_length=self.counts_padding)
 
 

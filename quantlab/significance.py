@@ -42,3 +42,22 @@ def metric_drop_ci95(
         (np.arange(len(labels)),), drop, n_resamples=resamples, vectorized=False, method="percentile", rng=0
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def accuracy_drop_upper95(reference_right: np.ndarray, right: np.ndarray) -> float:
+    """One-sided 95 % upper bound of the same difference, by the same adjusted interval."""
+    low, high = accuracy_drop_ci95(reference_right, right)
+    middle, error = (low + high) / 2, (high - low) / 2 / Z95
+    return middle + float(stats.norm.ppf(0.95)) * error
+
+
+def exceeds_drop_p(reference_right: np.ndarray, right: np.ndarray, limit: float) -> float:
+    """P-value of a drop in accuracy as large as seen, or larger, were the true drop ``limit``; booleans of shape (N,).
+
+    Wilcoxon's signed-rank test on outcomes that are right or wrong is the sign test of the pairs that differ: lost ones
+    against won ones. A drop of exactly ``limit`` makes ``1/2 + N limit / (2 pairs)`` of them lost ones.
+    """
+    lost, won = int(np.sum(reference_right & ~right)), int(np.sum(~reference_right & right))
+    pairs = lost + won
+    expected = 0.5 + len(right) * limit / (2 * pairs) if pairs else 1.0
+    return float(stats.binomtest(lost, pairs, expected, alternative="greater").pvalue) if expected < 1 else 1.0

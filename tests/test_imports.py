@@ -25,7 +25,8 @@ LAYERS = (
     ("quantlab.tracking", "quantlab.tracking.*"),
     ("quantlab.conf_dir", "quantlab.compact", "quantlab.interrupts", "quantlab.config", "quantlab.sweeping",
      "quantlab.sweeping.*"),
-    ("quantlab.run", "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary", "quantlab.export"),
+    ("quantlab.searching", "quantlab.searching.*"),
+    ("quantlab.run", "quantlab.search", "quantlab.sensitivity", "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary", "quantlab.export"),
 )  # fmt: skip
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
 

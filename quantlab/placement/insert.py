@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,6 +31,9 @@ class Inserted:
     linears: dict[str, str] = field(default_factory=dict)
 
 
+InsertActivations = Callable[[Iterable[ActivationQuant]], AbstractContextManager[Inserted]]
+
+
 @contextmanager
 def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
     """Passes each tapped tensor through its function until the exit. The function's result is what the model goes on
@@ -50,17 +53,29 @@ def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterato
 def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -> Iterator[Inserted]:
     """Runs the model as the plan says until the exit: ``simulated`` in FP32 arithmetic on quantized values, ``integer``
     with integer matrix products wherever these are exact."""
-    inserted = Inserted(calls={activation.site: 0 for activation in plan.activations})
-    weights = integer_weights(model, plan.weights) if engine == "integer" else {}
-    only_products = {Tap(path, "input") for path, weight in weights.items() if isinstance(weight, Weight)}
-    make = partial(carrying, only_products) if engine == "integer" else quantizer
-    functions = {item.tap: _counted(item.site, make(item, model.device), inserted) for item in plan.activations}
-    with (
-        quantized_weights(model, plan.weights),
-        integer_linears(model, weights, inserted.linears),
-        tapped(model, functions),
-    ):
+    with insert_weights(model, plan.weights, engine) as activate, activate(plan.activations) as inserted:
         yield inserted
+
+
+@contextmanager
+def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engine: str) -> Iterator[InsertActivations]:
+    """The weights' half of :func:`insert`; what it yields is the other half, for one plan of activations after another
+    on the same weights."""
+    weights = tuple(weights)
+    integers = integer_weights(model, weights) if engine == "integer" else {}
+    only_products = {Tap(path, "input") for path, weight in integers.items() if isinstance(weight, Weight)}
+    make = partial(carrying, only_products) if engine == "integer" else quantizer
+    linears: dict[str, str] = {}
+
+    @contextmanager
+    def insert_activations(activations: Iterable[ActivationQuant]) -> Iterator[Inserted]:
+        activations = tuple(activations)
+        inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
+        with tapped(model, {item.tap: _counted(item.site, make(item, model.device), inserted) for item in activations}):
+            yield inserted
+
+    with quantized_weights(model, weights), integer_linears(model, integers, linears):
+        yield insert_activations
 
 
 @contextmanager

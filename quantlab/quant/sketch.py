@@ -59,7 +59,7 @@ class Sketch:
         self.count += len(x)
         self.min, self.max = torch.minimum(self.min, lo), torch.maximum(self.max, hi)
         self.batch_extremes.append((lo.min().item(), hi.max().item()))
-        for part in x.split(max(1, AT_ONCE // self.channels)):
+        for part in torch.split(x, max(1, AT_ONCE // self.channels)):
             x1 = part.double()
             x2 = x1 * x1
             self.power_sums += torch.stack([x1.sum(0), x2.sum(0), (x2 * x1).sum(0), (x2 * x2).sum(0)])

@@ -10,12 +10,17 @@ from hydra_plugins.quantlab_sweeper import QuantlabSweeper
 from quantlab.conf_dir import CONF
 
 SWEEPS = Path(CONF).parent / "sweeps"
+FOUND = Path("conf") / "method" / "found"  # what searches found in this working folder
 
 
 def register() -> None:
-    """Makes every file of ``sweeps/`` an overlay of the whole config. ``--config-dir`` adds a folder of one's own."""
+    """Makes every file of ``sweeps/`` an overlay of the whole config, and what searches found here a method.
+
+    ``--config-dir`` adds a folder of one's own.
+    """
     Plugins.instance().register(QuantlabSweeper)  # Hydra's own search does not see into editable installs
+    store = ConfigStore.instance().store
     for path in sorted(SWEEPS.glob("*.yaml")):
-        ConfigStore.instance().store(
-            group="sweeps", name=path.stem, node=OmegaConf.load(path), package="_global_", provider="quantlab"
-        )
+        store(group="sweeps", name=path.stem, node=OmegaConf.load(path), package="_global_", provider="quantlab")
+    for path in sorted(FOUND.glob("*.yaml")):
+        store(group="method/found", name=path.stem, node=OmegaConf.load(path), package="method", provider="quantlab")

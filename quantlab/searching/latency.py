@@ -1,0 +1,66 @@
+"""What each variable's choices add to a run's latency, measured once on the runtime and kept."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from quantlab.cache import cache_dir, digest, published
+from quantlab.deployment.deploy import write_model
+from quantlab.deployment.runtime import Deployment
+from quantlab.material import Material
+from quantlab.placement.plan import QuantPlan
+from quantlab.profiling import Timed
+from quantlab.searching.costs import Cost
+from quantlab.searching.space import Choices, Space
+from quantlab.searching.spec import SearchConfig
+from quantlab.timing import RuntimeSubject, Subject
+from quantlab.trial import torch_subject
+
+FILE = "latencies.json"
+
+
+def measured_latencies(
+    config: SearchConfig, material: Material, space: Space, plan: Callable[[Choices], QuantPlan]
+) -> Cost:
+    """The latency of everything at its narrowest, and what each variable's other choices add to it, one at a time.
+
+    Each is timed in turns with everything at its narrowest, in ``runtime`` (torch: the trial's own engine).
+    """
+    profile = config.profile
+    if not isinstance(profile, Timed):
+        raise ValueError("search.cost=latency needs a profile, which says what is timed: profile=quick, for one")
+    narrow = plan(space.narrow)
+    setting = (repr(profile), repr(config.runtime), config.engine, material.key, narrow.fingerprint)
+    folder = cache_dir() / "latencies" / digest([*setting, repr(space)])
+    if not folder.is_dir():
+        found = _measure(config, profile, material, space, plan)
+        with published(folder) as scratch:
+            (scratch / FILE).write_text(json.dumps(found), encoding="utf-8")
+    base, added = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    return Cost(name="latency", base=base, table={(variable, choice): value for variable, choice, value in added})
+
+
+def _measure(
+    config: SearchConfig, profile: Timed, material: Material, space: Space, plan: Callable[[Choices], QuantPlan]
+) -> tuple[float, list[tuple[str, int | str, float]]]:
+    with ExitStack() as stack:
+
+        def subject(chosen: Choices) -> Subject:
+            if not isinstance(config.runtime, Deployment):
+                return torch_subject(config, material, plan(chosen))
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="quantlab-")))
+            path = write_model(material.loaded, plan(chosen), material.batches, folder, {})
+            return RuntimeSubject(path=path, runtime=config.runtime)
+
+        narrow, tokenizer, base = subject(space.narrow), material.loaded.tokenizer, []
+        added: list[tuple[str, int | str, float]] = [(v.name, space.choices[0], 0.0) for v in space.variables]
+        for index, v in enumerate(space.variables):
+            for choice in space.choices[1:]:
+                chosen = (*space.narrow[:index], choice, *space.narrow[index + 1 :])
+                timed = profile.measure(subject(chosen), narrow, material.rows, tokenizer).metrics
+                before = timed["latency_p50_ms"] * timed["speedup_vs_fp32"]
+                base.append(before)
+                added.append((v.name, choice, timed["latency_p50_ms"] - before))
+    return sum(base) / len(base), added

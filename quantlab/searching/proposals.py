@@ -1,0 +1,119 @@
+"""Candidates that the scores speak for, before a sampler is asked: a ladder of best guesses, then the best one thinned.
+
+Each function is pure: what comes next follows from what is known, so several workers and resumed studies agree.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from quantlab.methods.bits import Precision
+from quantlab.searching.costs import Cost
+from quantlab.searching.space import Choices, Space
+
+STEPS = 33  # of a ladder whose costs are no small whole numbers
+EPSILON = 1e-9
+
+Losses = Mapping[tuple[str, Precision], float]  # by variable and choice; the widest choice loses nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What became of a candidate: whether it keeps within the limit, or None while it is being tried."""
+
+    feasible: bool | None
+
+
+def ladder(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
+    """The candidates with the least predicted loss within more and more cost, cheapest first.
+
+    The predicted loss is the sum of the variables' own; a 0-1 linear program with one variable a choice.
+    """
+    names, choices = [v.name for v in space.variables], space.choices
+    loss = np.array([[max(losses.get((name, choice), 0.0), 0.0) for choice in choices] for name in names])
+    price = np.array([[cost.table[name, choice] for choice in choices] for name in names])
+    tie_break = price / max(price.max(), EPSILON) * max(loss.max(), EPSILON) * 1e-6
+    one_each = np.kron(np.eye(len(names)), np.ones(len(choices)))
+    least, most = price.min(1).sum(), price.max(1).sum()
+    found: dict[Choices, None] = {}
+    for limit in _limits(price, least, most):
+        solved = milp(
+            (loss + tie_break).ravel(),
+            integrality=np.ones(loss.size, dtype=int),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(price.ravel()[None], -np.inf, limit)],
+        )
+        if solved.x is None:
+            raise RuntimeError(f"no candidate within a cost of {limit:g}: {solved.message}")
+        picks = solved.x.reshape(loss.shape).argmax(1)
+        found[tuple(choices[pick] for pick in picks)] = None
+    return sorted(found, key=lambda chosen: cost.of(space, chosen))
+
+
+def greedy(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
+    """From everything at its narrowest, the widening that saves most predicted loss for its cost, again and again."""
+    current = list(space.narrow)
+    found = [tuple(current)]
+    while True:
+        best: tuple[float, int, Precision] | None = None
+        for index, v in enumerate(space.variables):
+            for choice in space.choices[space.choices.index(current[index]) + 1 :]:
+                saved = losses.get((v.name, current[index]), 0.0) - losses.get((v.name, choice), 0.0)
+                extra = cost.table[v.name, choice] - cost.table[v.name, current[index]]
+                gain = saved / max(extra, EPSILON)
+                if best is None or gain > best[0]:
+                    best = (gain, index, choice)
+        if best is None:
+            return found
+        current[best[1]] = best[2]
+        found.append(tuple(current))
+
+
+def bisect(rungs: Sequence[Choices], known: Mapping[Choices, Known]) -> Choices | None:
+    """The rung halfway between the dearest that fails and the cheapest that keeps the answers; None where they meet,
+    or where the one that is asked for is being tried."""
+    low, high = -1, len(rungs)
+    for index, rung in enumerate(rungs):
+        if rung in known and known[rung].feasible:
+            high = min(high, index)
+    for index, rung in enumerate(rungs[:high]):
+        if rung in known and known[rung].feasible is False:
+            low = index
+    middle = (low + high) // 2
+    return rungs[middle] if low < middle < high and rungs[middle] not in known else None
+
+
+def thinner(space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapping[Choices, Known]) -> Choices | None:
+    """The best candidate with some of its wide variables narrowed by one step, those of least predicted loss first:
+    half of them, a quarter, and so on to each alone. None where all of these are known."""
+    steps = [
+        (index, space.choices[space.choices.index(choice) - 1])
+        for index, choice in enumerate(best)
+        if choice != space.choices[0]
+    ]
+    steps = [
+        (index, choice)
+        for index, choice in steps
+        if cost.table[space.variables[index].name, choice] < cost.table[space.variables[index].name, best[index]]
+    ]
+    steps.sort(key=lambda step: losses.get((space.variables[step[0]].name, step[1]), 0.0))
+    size = max(1, len(steps) // 2)
+    while steps:
+        for start in range(0, len(steps), size):
+            candidate = list(best)
+            for index, choice in steps[start : start + size]:
+                candidate[index] = choice
+            if tuple(candidate) not in known:
+                return tuple(candidate)
+        if size == 1:
+            return None
+        size = max(1, size // 2)
+    return None
+
+
+def _limits(price: np.ndarray, least: float, most: float) -> list[float]:
+    whole = bool((price == price.round()).all()) and most - least <= 512
+    steps = np.arange(least, most + 1) if whole else np.linspace(least, most, STEPS)
+    return [float(step) + EPSILON for step in steps]

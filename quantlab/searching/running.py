@@ -1,0 +1,176 @@
+"""A search from its first line to its answer, recorded on the way."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from optuna.study import Study
+from rich.console import Console
+
+from quantlab.cache import code_digest, published
+from quantlab.material import rows_of
+from quantlab.memo import Memo
+from quantlab.result import describe
+from quantlab.searching.answer import Reporter, draw_scores
+from quantlab.searching.scores import Scores, measured
+from quantlab.searching.setup import Bench, bench, checked
+from quantlab.searching.spec import SearchConfig
+from quantlab.searching.study import History, identity_of, open_study
+from quantlab.searching.worker import Worker, count_setup
+from quantlab.sweeping.store import held
+from quantlab.tracking.base import Entry, Outcome, Run
+from quantlab.trial import described
+
+PARENT = "run of the search"
+ATTACHED = ("best.json", "front.csv", "candidates.csv", "method.yaml", "map.png", "progress.png")
+BEST_SCORE_FIRST = ("kl", "first_order", "noise_db")
+
+
+def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
+    """Works on the study as one worker. Returns the best cost, or None where no answer is within the limit."""
+    console = Console(highlight=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = opened(config, folder, memo)
+    console.print(f"search {config.search.name}: {len(study.get_trials(deepcopy=False))} candidates known; {folder}")
+    with ExitStack() as stack:
+        run = stack.enter_context(_leading(config, study, folder))
+        ready = stack.enter_context(bench(config, memo))
+        worker = made(ready, study, folder)
+        reporter = Reporter(
+            config=config, space=ready.space, cost=worker.cost, places=ready.material.places,
+            total=len(worker.judge.labels), folder=folder,
+        )  # fmt: skip
+
+        def after(history: History) -> None:
+            reporter.write(history)
+            _record(config, study, reporter, history)
+            console.print(_progress(history, reporter))
+
+        reason = "it was interrupted"
+        try:
+            reason = worker.work(study, after)
+        finally:
+            history = worker.history(study)
+            reporter.write(history)
+            reporter.draw(history)
+            console.print("\n".join(reporter.text(history, reason)), markup=False)
+        if run is not None:
+            files = tuple(name for name in (*ATTACHED, "scores.csv") if (folder / name).is_file())
+            run.log(Outcome(metrics=reporter.metrics(history), tags={"goal": reporter.goal()}, files=files))
+    return history.best.cost if history.best else None
+
+
+def opened(config: SearchConfig, folder: Path, memo: Memo) -> Study:
+    """The study, made or continued; everything that can be wrong is found before anything is loaded."""
+    _, space = checked(config, memo)
+    shared = (config.model.fingerprint(config.task), rows_of(config.task, config.evaluation)[2])
+    trial = json.dumps(described(config), sort_keys=True, default=str)
+    return open_study(config.search, space, folder, identity_of(config.search, space, *shared, code_digest(), trial))
+
+
+def made(ready: Bench, study: Study, folder: Path) -> Worker:
+    """A worker, with reference and scores: the scores are computed by whoever comes first, and kept in the folder."""
+    runner, search = ready.runner(), ready.config.search
+    losses = {}
+    if search.seeded:
+        scores = kept_scores(ready, study, folder / "scores")
+        losses = {score: scores.of(score) for score in BEST_SCORE_FIRST if score != "noise_db"}
+    judge, rows = ready.judge(runner)
+    count_setup(study, "reference", rows)
+    return Worker(
+        search=search, space=ready.space, cost=ready.cost(), runner=runner, judge=judge, losses=losses,
+        columns=list(ready.material.loaded.label_columns),
+    )  # fmt: skip
+
+
+def measure_sensitivity(config: SearchConfig, folder: Path, memo: Memo) -> Scores:
+    """All scores, the measured loss of accuracy included, in ``folder`` and in MLflow."""
+    entry = Entry(identity=uuid.uuid4().hex, name=f"sensitivity {config.search.name}", params=config.params(), tags={})
+    folder.mkdir(parents=True, exist_ok=True)
+    with config.tracking.start(entry, folder) as run, bench(config, memo) as ready:
+        runner = ready.runner()
+        judge, _ = ready.judge(runner)
+        scores = measured(ready.scores(), ready.space, runner, ready.material.loaded.label_columns, judge)
+        save(scores, folder)
+        correlations = scores.correlations()
+        correlations.to_csv(folder / "correlations.csv", index=False)
+        metrics = dict(zip("spearman_" + correlations["score"], correlations["spearman"], strict=True))
+        run.log(Outcome(metrics=metrics, tags={}, files=("scores.csv", "scores.png", "correlations.csv")))
+    return scores
+
+
+def kept_scores(ready: Bench, study: Study, folder: Path) -> Scores:
+    """The scores from the folder, or computed and put there."""
+    with held(folder.parent / "scoring", "the scores", wait=True):
+        if not folder.is_dir():
+            scores = ready.scores()
+            count_setup(study, "scores", sum(scores.rows.values()))
+            with published(folder) as scratch:
+                save(scores, scratch)
+        table = pd.read_csv(folder / "scores.csv")
+        table["choice"] = [_as_chosen(choice, ready.space.choices) for choice in table["choice"]]
+        costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+    return Scores(table=table, rows=costs["rows"], seconds=costs["seconds"])
+
+
+def save(scores: Scores, folder: Path) -> None:
+    """``scores.csv``, ``scores.png``, and what they cost."""
+    scores.table.to_csv(folder / "scores.csv", index=False)
+    (folder / "costs.json").write_text(json.dumps({"rows": scores.rows, "seconds": scores.seconds}), encoding="utf-8")
+    draw_scores(scores).savefig(folder / "scores.png", dpi=150)
+
+
+@contextmanager
+def _leading(config: SearchConfig, study: Study, folder: Path) -> Iterator[Run | None]:
+    """The search's own record, of whichever worker holds the folder; the others' candidates go under it."""
+    identity = f"search/{study.study_name}/{study.user_attrs['identity']['code'][:8]}"
+    params = {f"search.{field.name}": describe(getattr(config.search, field.name)) for field in fields(config.search)}
+    entry = Entry(
+        identity=identity, name=config.search.name, params={**config.params(), **params}, tags={"search": identity}
+    )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder, f"search {config.search.name}", wait=False))
+        except BlockingIOError:
+            yield None
+            return
+        run = stack.enter_context(config.tracking.start(entry, folder))
+        study.set_user_attr(PARENT, run.id)
+        yield run
+
+
+def _record(config: SearchConfig, study: Study, reporter: Reporter, history: History) -> None:
+    """Each evaluated candidate is a run of its own under the search's, there as soon as it is evaluated."""
+    parent = study.user_attrs.get(PARENT)
+    for found in history.found[-1:]:
+        entry = Entry(
+            identity=f"search/{study.study_name}/{found.number}",
+            name=f"candidate {found.number}",
+            params={"origin": found.origin},
+            tags={"search": study.study_name},
+            parent=parent,
+        )
+        metrics = {
+            "cost": found.cost, "metric": found.metric, "drop_points": found.drop, "rows": float(found.rows),
+            "complete": float(found.complete), **reporter.metrics(history),
+        }  # fmt: skip
+        config.tracking.replay(entry, reporter.folder, Outcome(metrics=metrics, tags={}, files=ATTACHED[:2]))
+
+
+def _progress(history: History, reporter: Reporter) -> str:
+    latest, best = history.found[-1], history.best
+    shown = "all rows" if latest.complete else f"given up after {latest.rows} rows"
+    so_far = f"best {best.cost:g}" if best else "none within the limit yet"
+    spent = f"{history.rows / reporter.total:5.2f}"
+    return (
+        f"[{spent}] {latest.origin}: {latest.cost:g} {reporter.cost.unit}, {latest.drop:+.2f} points, {shown}; {so_far}"
+    ).replace("[", "\\[", 1)
+
+
+def _as_chosen(text: Any, choices: tuple[Any, ...]) -> Any:
+    return next(choice for choice in choices if str(choice) == str(text))

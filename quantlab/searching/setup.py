@@ -1,0 +1,136 @@
+"""From a search's config to what its workers need: all checked before anything is loaded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from quantlab.material import Material, fp32_answers, fp32_sketches, load
+from quantlab.memo import Memo
+from quantlab.methods.base import plan_site, plan_weights
+from quantlab.placement.insert import InsertActivations, insert_weights
+from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.placement.sites import Site
+from quantlab.searching.costs import Cost, cost_of
+from quantlab.searching.evaluate import Judge, Outcome, Runner, evaluate
+from quantlab.searching.latency import measured_latencies
+from quantlab.searching.scores import Scores, Table, score_sites
+from quantlab.searching.space import Choices, Space, activation_table, space_of
+from quantlab.searching.spec import SearchConfig
+from quantlab.trial import check, sketches_as_run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bench:
+    """A model with its weights on their grids, ready for one candidate's activations after another."""
+
+    config: SearchConfig
+    space: Space
+    sites: tuple[Site, ...]
+    material: Material
+    weights: tuple[WeightQuant, ...]
+    table: Table
+    fixed: dict[str, ActivationQuant]  # sites that are not decided, by name
+    insert_activations: InsertActivations
+
+    def activations(self, chosen: Choices) -> tuple[ActivationQuant, ...]:
+        """A candidate's activations, in the order of a trial's plan."""
+        precisions = self.space.by_site(chosen)
+        found = (
+            self.table[s.name, precisions[s.name]] if s.name in precisions else self.fixed.get(s.name)
+            for s in self.sites
+        )  # fmt: skip
+        return tuple(item for item in found if item is not None)
+
+    def plan(self, chosen: Choices) -> QuantPlan:
+        """A candidate's plan: the one that a trial with its method makes."""
+        return QuantPlan(activations=self.activations(chosen), weights=self.weights)
+
+    def runner(self) -> Runner:
+        """Runs candidates on the evaluation rows."""
+        return self._runner(self.material.batches)
+
+    def _runner(self, batches: list) -> Runner:  # type: ignore[type-arg]
+        return Runner(
+            self.material.model, self.insert_activations, self.activations, self.space, batches,
+            self.config.search.reuse_mb,
+        )  # fmt: skip
+
+    def scores(self) -> Scores:
+        """What each variable's narrowing costs, by the scores, on calibration rows."""
+        search, task = self.config.search, self.material.task
+        calibration = replace(self.config.calibration, samples=search.sensitivity_rows)
+        labels = calibration.rows(self.material.train).labels
+        if not task.regression:
+            labels = np.array(self.material.loaded.label_columns)[labels]
+        batches = self.material.calibration_batches(calibration)
+        return score_sites(self.material.model, self.space, self.table, batches, labels, self._runner(batches))
+
+    def judge(self, runner: Runner) -> tuple[Judge, int]:
+        """Compares with the reference, and how many rows that took. The reference's states are kept for reuse."""
+        material, columns = self.material, self.material.loaded.label_columns
+        if self.config.search.reference == "fp32":
+            logits = fp32_answers(material).logits
+        else:
+            logits = evaluate(runner, self.space.wide, columns, None).logits
+            runner.keep(self.space.wide)
+        return Judge(task=material.task, labels=material.rows.labels, reference=logits), len(logits)
+
+    def cost(self) -> Cost:
+        """What candidates cost."""
+        if self.config.search.cost == "latency":
+            return measured_latencies(self.config, self.material, self.space, self.plan)
+        return cost_of(self.config.search.cost, self.space)
+
+
+def checked(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
+    """The sites and the space, before anything is loaded. Raises ValueError or OSError on what cannot be right."""
+    sites = check(config, memo)
+    space = space_of(config.search, sites, config.method, config.bits)
+    if config.calibration.through == "quantized":
+        raise ValueError(
+            "a search needs ranges that do not depend on each other: calibration.through=quantized takes each from the "
+            "sites before it; take fp32 or quantized_weights"
+        )
+    if config.search.decide == "bound" and config.task.metrics[0] != "accuracy":
+        raise ValueError(f"search.decide=bound is for accuracy; {config.task.name}'s first metric is another")
+    if config.search.mode == "accuracy":
+        _check_affordable(config, space)
+    return sites, space
+
+
+@contextmanager
+def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
+    """Loads the material, and puts the weights in place until the exit."""
+    sites, space = checked(config, memo)
+    material = load(config.model, config.task, config.evaluation)
+    weights = plan_weights(material.model, config.method, config.bits, config.calibration)
+    if config.calibration.through == "fp32":
+        sketches = fp32_sketches(material, config.calibration)
+    else:
+        sketches = sketches_as_run(config, material, sites, weights)
+    specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}
+    fixed = {s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec}
+    table = activation_table(space, config.method, config.bits, sketches, config.calibration)
+    if config.search.reference == "fp32":
+        fp32_answers(material)  # of the model as it is now: without quantized weights
+    with insert_weights(material.model, weights, config.engine) as insert_activations:
+        yield Bench(
+            config=config, space=space, sites=tuple(sites), material=material, weights=weights, table=table,
+            fixed=fixed, insert_activations=insert_activations,
+        )  # fmt: skip
+
+
+def complete(logits: np.ndarray) -> Outcome:
+    """Logits of all rows as an outcome."""
+    return Outcome(logits=logits, answered=np.ones(len(logits), bool))
+
+
+def _check_affordable(config: SearchConfig, space: Space) -> None:
+    if config.search.cost == "latency":
+        return
+    least, limit = cost_of(config.search.cost, space).of(space, space.narrow), config.search.max_cost
+    assert limit is not None
+    if least > limit:
+        raise ValueError(f"search.max_cost is {limit}, and the cheapest candidate costs {least:g}: none is within it")

@@ -1,0 +1,127 @@
+"""Variables and candidates: which sites are decided together, what they may be, and the plan of each decision."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantlab.calibration import Calibration
+from quantlab.methods.base import Method, plan_site
+from quantlab.methods.bits import Bits, Precision, Rule
+from quantlab.methods.per_site import PerSite
+from quantlab.placement.plan import ActivationQuant
+from quantlab.placement.sites import Site, matching
+from quantlab.quant.sketch import Sketch
+from quantlab.searching.spec import Search, bits_of
+
+Choices = tuple[Precision, ...]  # one for each variable, in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """Sites that are decided together."""
+
+    name: str
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """All that a search may decide."""
+
+    variables: tuple[Variable, ...]
+    choices: tuple[Precision, ...]  # from the narrowest to the widest
+    fixed: tuple[Site, ...]  # the trial's other sites
+
+    @property
+    def sites(self) -> list[Site]:
+        """The decided sites, in the network's order."""
+        return [site for variable in self.variables for site in variable.sites]
+
+    def all(self, choice: Precision) -> Choices:
+        """Every variable alike."""
+        return (choice,) * len(self.variables)
+
+    @property
+    def narrow(self) -> Choices:
+        return self.all(self.choices[0])
+
+    @property
+    def wide(self) -> Choices:
+        return self.all(self.choices[-1])
+
+    def by_site(self, chosen: Choices) -> dict[str, Precision]:
+        """The precision of each decided site."""
+        return {s.name: choice for v, choice in zip(self.variables, chosen, strict=True) for s in v.sites}
+
+    def method(self, base: Method, chosen: Choices) -> PerSite:
+        """The decisions as a method; what every site would be anyway is said once."""
+        narrow = self.choices[0]
+        rules = [Rule(match=site.name, bits=narrow) for site in self.sites]
+        if not self.fixed:
+            rules = [Rule(match="*", bits=narrow)]
+        wider = [Rule(match=name, bits=choice) for name, choice in self.by_site(chosen).items() if choice != narrow]
+        return PerSite(base=base, rules=(*rules, *wider))
+
+    def chosen(self, of_sites: Mapping[str, Precision]) -> Choices:
+        """The nearest candidate to given sites' precisions: a variable takes its sites' widest."""
+        return tuple(max((of_sites[site.name] for site in v.sites), key=bits_of) for v in self.variables)
+
+
+def space_of(search: Search, sites: Sequence[Site], method: Method, bits: Bits) -> Space:
+    """The variables of a search. Raises ValueError where there is nothing to decide, or something else decides it."""
+    names = [site.name for site in sites]
+    if not names:
+        raise ValueError("the placement has no site: there is nothing to decide")
+    decided = matching(search.sites, names, "search.sites")
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.name in decided:
+            groups.setdefault(_group(site.name, search.group_by), []).append(site)
+    choices = tuple(sorted(search.choices, key=bits_of))
+    space = Space(
+        variables=tuple(Variable(name=name, sites=tuple(members)) for name, members in groups.items()),
+        choices=choices,
+        fixed=tuple(site for site in sites if site.name not in decided),
+    )
+    for site in space.sites:
+        _check_undecided(site, space, method, bits)
+    return space
+
+
+def _check_undecided(site: Site, space: Space, method: Method, bits: Bits) -> None:
+    for rule in bits.rules:
+        if site.matches([rule.match]):
+            raise ValueError(
+                f"bits.rules has {site.name} in {rule.bits} bits and search.sites lets the search decide it: take it "
+                f"out of one of them"
+            )
+    specs = [space.method(method, space.all(choice)).site_spec(site, bits) for choice in space.choices]
+    if None in specs or len(set(specs)) < len(specs):
+        raise ValueError(
+            f"{type(method).__name__} decides {site.name} itself, whatever the search chooses: take it out of "
+            f"search.sites, or take another method"
+        )
+
+
+def activation_table(
+    space: Space, method: Method, bits: Bits, sketches: Mapping[str, Sketch], calibration: Calibration
+) -> dict[tuple[str, Precision], ActivationQuant]:
+    """Grid and range of every decided site for every choice. They do not depend on each other."""
+    table = {}
+    for choice in space.choices:
+        decided = space.method(method, space.all(choice))
+        for site in space.sites:
+            spec = decided.site_spec(site, bits)
+            assert spec is not None
+            table[site.name, choice] = plan_site(site, spec, sketches[site.name], calibration)
+    return table
+
+
+def _group(site: str, by: str) -> str:
+    scope, role = site.split(".", 1)
+    if by == "role":
+        return f"*.{role}" if scope.isdigit() else site
+    if by == "layer":
+        return f"{scope}.*"
+    if by == "layer_role":  # attention and feed-forward of each layer
+        return f"{scope}.{role.split('.')[0]}.*"
+    return site

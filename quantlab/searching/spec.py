@@ -1,0 +1,116 @@
+"""What is searched: ``search.*`` of ``conf/search.yaml``."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from quantlab.checks import at_least, freeze, one_of, whole
+from quantlab.config import RunConfig
+from quantlab.methods.bits import Precision
+from quantlab.quant.grid import grid_of
+
+GROUPINGS = ("site", "role", "layer", "layer_role")
+MODES = ("cost", "accuracy", "pareto")
+COSTS = ("sites16", "average_bits", "bytes", "latency")
+SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
+REFERENCES = ("all16", "fp32")
+WIDE = 16  # bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One study. Costs count activations: the weights are the trial's."""
+
+    name: str
+    sites: tuple[str, ...]
+    choices: tuple[Precision, ...]
+    group_by: str
+    mode: str
+    max_drop: float
+    max_cost: float | None
+    decide: str
+    reference: str
+    cost: str
+    budget: float
+    trials: int | None
+    sampler: str
+    seeded: bool
+    sensitivity_rows: int
+    prune_p: float
+    reuse_mb: float
+    seed: int
+    storage: str | None
+    heartbeat_s: int
+    worker: int = 0
+
+    def __post_init__(self) -> None:
+        freeze(self)
+        one_of("search.group_by", self.group_by, GROUPINGS)
+        one_of("search.mode", self.mode, MODES)
+        one_of("search.cost", self.cost, COSTS)
+        one_of("search.sampler", self.sampler, SAMPLERS)
+        one_of("search.reference", self.reference, REFERENCES)
+        one_of("search.decide", self.decide, ("estimate", "bound"))
+        whole("search.sensitivity_rows", self.sensitivity_rows, 1)
+        whole("search.heartbeat_s", self.heartbeat_s, 1)
+        at_least("search.max_drop", self.max_drop, 0)
+        at_least("search.reuse_mb", self.reuse_mb, 0)
+        if self.trials is not None:
+            whole("search.trials", self.trials, 1)
+        if isinstance(self.prune_p, bool) or not 0 <= self.prune_p < 0.5:
+            raise ValueError(f"search.prune_p must be in [0, 0.5), got {self.prune_p!r}")
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"search.name must be a folder's name, got {self.name!r}")
+        self._check_budget()
+        self._check_limits()
+        self._check_choices()
+
+    @property
+    def widest(self) -> Precision:
+        """The choice of most bits."""
+        return max(self.choices, key=bits_of)
+
+    def _check_budget(self) -> None:
+        at_least("search.budget", self.budget, 0)
+        if self.budget < 2:
+            raise ValueError(
+                f"search.budget must be at least 2 evaluations of the whole set (the reference, and one candidate), "
+                f"got {self.budget!r}"
+            )
+
+    def _check_limits(self) -> None:
+        if self.mode == "accuracy" and self.max_cost is None:
+            raise ValueError("search.mode=accuracy needs search.max_cost, the most that an answer may cost")
+        if self.mode != "accuracy" and self.max_cost is not None:
+            raise ValueError(
+                f"search.max_cost={self.max_cost} contradicts search.mode={self.mode}, which has no limit of cost; "
+                f"best accuracy within a cost is search.mode=accuracy"
+            )
+
+    def _check_choices(self) -> None:
+        for choice in self.choices:
+            try:
+                if grid_of(choice, symmetric=True) is None:
+                    raise ValueError(f"{choice!r} is no quantization: 16 bits (fp16, bf16, int16) are the widest here")
+            except ValueError as error:
+                raise ValueError(f"search.choices: {error}") from None
+        widths = [bits_of(choice) for choice in self.choices]
+        if len(set(widths)) < 2 or len(set(widths)) < len(widths):
+            raise ValueError(
+                f"search.choices must be at least two precisions of different bits, got {list(self.choices)}: "
+                f"with one there is nothing to decide"
+            )
+        if self.cost == "sites16" and max(widths) < WIDE:
+            raise ValueError("search.cost=sites16 counts 16-bit sites, but search.choices has none of 16 bits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunConfig):
+    """What ``conf/search.yaml`` builds."""
+
+    search: Search
+
+
+def bits_of(precision: Precision) -> int:
+    """Bits of a quantized precision."""
+    grid: Any = grid_of(precision, symmetric=True)
+    return int(grid.bits)

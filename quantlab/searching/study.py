@@ -1,0 +1,220 @@
+"""Optuna's study of a search: opened or continued, shared by workers, read as candidates and what became of them."""
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from quantlab.cache import digest
+from quantlab.searching.space import Choices, Space
+from quantlab.searching.spec import Search
+
+IDENTITY = "identity"
+SETUP_ROWS = "rows of reference and scores"
+FEW_VARIABLES, FEW_EVALUATIONS = 20, 100  # within which a Gaussian process is worth its own time
+SQLITE_WAIT_S = 60
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def open_study(search: Search, space: Space, folder: Path, identity: Mapping[str, str]) -> Study:
+    """Makes the study, or goes on with it. ``identity`` is what its numbers depend on.
+
+    Raises ValueError, saying what differs, where the study of this name is another one's, and ConnectionError where the
+    storage cannot be reached.
+    """
+    url = search.storage or f"sqlite:///{folder / 'study.db'}"
+    directions: Any = {"cost": ["minimize"], "accuracy": ["maximize"], "pareto": ["minimize", "maximize"]}[search.mode]
+    try:
+        study = optuna.create_study(
+            storage=_storage(url, search.heartbeat_s),
+            study_name=search.name,
+            directions=directions,
+            sampler=sampler(search, space),
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ArgumentError, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise ConnectionError(f"the study's storage {shown(url)} cannot be used: {reason}") from None
+    known = study.user_attrs.get(IDENTITY)
+    if known is None:
+        study.set_user_attr(IDENTITY, dict(identity))
+    elif differing := [name for name in identity if known.get(name) != identity[name]]:
+        raise ValueError(
+            f"the study {search.name!r} in {shown(url)} is of another {', another '.join(differing)}: its results say "
+            f"nothing here. Give this search another search.name"
+        )
+    return study
+
+
+def identity_of(search: Search, space: Space, checkpoint: str, data: str, code: str, trial: str) -> dict[str, str]:
+    """What a study's numbers depend on, each as a fingerprint."""
+    layout = [(v.name, [site.name for site in v.sites]) for v in space.variables]
+    goal = (search.mode, search.max_drop, search.max_cost, search.decide, search.reference, search.cost)
+    return {
+        "space": digest([repr(layout), repr(space.choices)]),
+        "checkpoint": checkpoint,
+        "data": data,
+        "code": code,
+        "trial config": digest([trial]),
+        "goal": repr(goal),
+    }
+
+
+def shown(url: str) -> str:
+    """A storage's URL without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
+
+
+def sampler(search: Search, space: Space) -> BaseSampler:
+    """The sampler that is asked where no score speaks for a candidate. Each worker draws other numbers."""
+    seed = search.seed + 1000 * search.worker
+    few = len(space.variables) <= FEW_VARIABLES and (search.trials or search.budget) <= FEW_EVALUATIONS
+    automatic = "nsga2" if search.mode == "pareto" else "gp" if few else "tpe"
+    name = automatic if search.sampler == "auto" else search.sampler
+    if name == "gp":
+        return GPSampler(seed=seed, deterministic_objective=True)
+    if name == "nsga2":
+        return NSGAIISampler(seed=seed)
+    return RandomSampler(seed=seed) if name == "random" else TPESampler(seed=seed)
+
+
+def distributions(space: Space) -> dict[str, Any]:
+    """The space as Optuna's."""
+    return {v.name: CategoricalDistribution(space.choices) for v in space.variables}
+
+
+def params(space: Space, chosen: Choices) -> dict[str, Any]:
+    """A candidate as Optuna's parameters."""
+    return {v.name: choice for v, choice in zip(space.variables, chosen, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What became of a candidate that was evaluated. Drops are points of the task's metric below the reference."""
+
+    number: int
+    chosen: Choices
+    cost: float
+    feasible: bool
+    complete: bool  # all rows were answered; otherwise it was given up, and the rest is of those that were
+    rows: int
+    metric: float
+    drop: float
+    low: float
+    high: float
+    upper95: float
+    right: str  # which rows are right, packed as hexadecimal; of complete ones
+    origin: str
+
+    @property
+    def outcomes(self) -> np.ndarray:
+        """Which rows are right, bool."""
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.right), np.uint8))
+        return bits[: self.rows].astype(bool)
+
+    @staticmethod
+    def packed(right: np.ndarray) -> str:
+        """Outcomes as text."""
+        return np.packbits(right).tobytes().hex()
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A study as it is now."""
+
+    space: Space
+    mode: str
+    trials: tuple[FrozenTrial, ...]
+    setup_rows: int
+
+    @classmethod
+    def of(cls, study: Study, space: Space, mode: str) -> "History":
+        """Reads a study."""
+        rows = sum(study.user_attrs.get(SETUP_ROWS, {}).values())
+        return cls(space=space, mode=mode, trials=tuple(study.get_trials(deepcopy=False)), setup_rows=rows)
+
+    @cached_property
+    def found(self) -> list[Found]:
+        """Every evaluated candidate, in order."""
+        return [self._found(trial) for trial in self.trials if trial.state == TrialState.COMPLETE]
+
+    @cached_property
+    def pending(self) -> set[Choices]:
+        """Candidates that are being evaluated, or wait for it."""
+        unfinished = [t for t in self.trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+        parameters = [{**t.params, **t.system_attrs.get("fixed_params", {})} for t in unfinished]
+        names = [v.name for v in self.space.variables]
+        return {tuple(p[name] for name in names) for p in parameters if p.keys() >= set(names)}
+
+    @property
+    def rows(self) -> int:
+        """Rows that were answered so far, reference and scores included."""
+        return self.setup_rows + sum(int(trial.user_attrs.get("rows", 0)) for trial in self.trials)
+
+    @property
+    def best(self) -> Found | None:
+        """The best answer so far: evaluated in full, and feasible. Ties go to the smaller drop, then to the earlier."""
+        answers = [one for one in self.found if one.complete and one.feasible]
+        if self.mode == "accuracy":
+            return min(answers, key=lambda one: (one.drop, one.cost, one.number), default=None)
+        return min(answers, key=lambda one: (one.cost, one.drop, one.number), default=None)
+
+    @property
+    def closest(self) -> Found | None:
+        """Of all evaluated in full, the one with the least drop: what there is where no candidate is feasible."""
+        return min((one for one in self.found if one.complete), key=lambda one: (one.drop, one.cost), default=None)
+
+    @property
+    def front(self) -> list[Found]:
+        """The candidates evaluated in full that none beats in both cost and drop, cheapest first."""
+        front: list[Found] = []
+        for one in sorted((one for one in self.found if one.complete), key=lambda one: (one.cost, one.drop)):
+            if not front or one.drop < front[-1].drop:
+                front.append(one)
+        return front
+
+    def chosen(self, trial: FrozenTrial) -> Choices:
+        """A trial's candidate."""
+        return tuple(trial.params[v.name] for v in self.space.variables)
+
+    def _found(self, trial: FrozenTrial) -> Found:
+        return Found(number=trial.number, chosen=self.chosen(trial), **json.loads(trial.user_attrs["found"]))
+
+
+def earlier(trials: Iterable[FrozenTrial], number: int) -> list[FrozenTrial]:
+    """Trials before this one that run or have been evaluated: of two that claim the same, the first has it."""
+    taken = (TrialState.RUNNING, TrialState.COMPLETE)
+    return [trial for trial in trials if trial.number < number and trial.state in taken]
+
+
+def _storage(url: str, heartbeat_s: int) -> BaseStorage:
+    if url.endswith(".log"):
+        return JournalStorage(JournalFileBackend(url))
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats have been, since 2.8
+    waiting = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite") else {}
+    return RDBStorage(
+        url,
+        engine_kwargs=waiting,
+        heartbeat_interval=heartbeat_s,
+        grace_period=2 * heartbeat_s,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )

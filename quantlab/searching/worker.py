@@ -1,0 +1,213 @@
+"""One worker of a study: asks for a candidate, evaluates as much of it as a decision needs, tells, and again."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from optuna.exceptions import TrialPruned
+from optuna.study import Study
+from optuna.trial import Trial, TrialState, create_trial
+
+from quantlab.searching.costs import Cost
+from quantlab.searching.evaluate import Judge, Outcome, Runner, evaluate
+from quantlab.searching.proposals import Known, Losses, bisect, greedy, ladder, thinner
+from quantlab.searching.space import Choices, Space
+from quantlab.searching.spec import Search
+from quantlab.searching.study import SETUP_ROWS, Found, History, distributions, earlier, params
+
+TOLERANCE = 1e-9  # points: drops are differences of means
+RUNGS_OF_A_FRONT = 9
+MOST_DUPLICATES = 100  # in a row: the sampler knows nothing new
+DEARER = "costs as much as the best"
+
+
+class TakenError(Exception):
+    """Another trial has this candidate, or the last place."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Worker:
+    """What one process needs to work on a study. ``losses``: predicted ones by score, best predictor first."""
+
+    search: Search
+    space: Space
+    cost: Cost
+    runner: Runner
+    columns: list[int]
+    judge: Judge
+    losses: Mapping[str, Losses]
+
+    def work(self, study: Study, after: Callable[[History], None]) -> str:
+        """Works until the budget is spent or nothing is left to try; returns which. ``after`` sees every step."""
+        if self.search.reference == "all16":
+            self._enter_reference(study)
+        duplicates = 0
+        while True:
+            history = self.history(study)
+            if reason := self._over(history, duplicates):
+                return reason
+            if proposal := self.propose(history):
+                origin, chosen = proposal
+                study.enqueue_trial(params(self.space, chosen), user_attrs={"origin": origin}, skip_if_exists=True)
+            study.optimize(self._objective(study), n_trials=1, catch=(TakenError,))
+            history, before = self.history(study), history
+            news = len(history.found) > len(before.found)
+            duplicates = 0 if news else duplicates + 1
+            if news:
+                after(history)
+
+    def history(self, study: Study) -> History:
+        """The study as it is now."""
+        return History.of(study, self.space, self.search.mode)
+
+    def propose(self, history: History) -> tuple[str, Choices] | None:
+        """The next candidate that the scores speak for, with its origin; None where a sampler is to be asked."""
+        if not self.search.seeded:
+            return None
+        known = {one.chosen: Known(feasible=one.feasible) for one in history.found}
+        known |= {chosen: Known(feasible=None) for chosen in history.pending}
+        return next(self._proposals(history, known), None)
+
+    def _proposals(self, history: History, known: dict[Choices, Known]) -> Iterator[tuple[str, Choices]]:
+        best = history.best
+        for score, ladders in self.ladders.items():
+            for name, rungs in ladders.items():
+                if self.search.mode == "cost":
+                    picks = [bisect([r for r in rungs if best is None or self._cost(r) < best.cost], known)]
+                elif self.search.mode == "accuracy":
+                    assert self.search.max_cost is not None
+                    within = [r for r in rungs if self._cost(r) <= self.search.max_cost]
+                    picks = [*within[-1:]]
+                else:
+                    picks = [rungs[i] for i in np.linspace(0, len(rungs) - 1, RUNGS_OF_A_FRONT).round().astype(int)]
+                yield from ((f"{name}: {score}", pick) for pick in picks if pick is not None and pick not in known)
+        if self.search.mode == "cost" and best is not None and self.losses:
+            thinned = thinner(self.space, self.cost, next(iter(self.losses.values())), best.chosen, known)
+            if thinned is not None:
+                yield "thinner", thinned
+
+    @cached_property
+    def ladders(self) -> dict[str, dict[str, list[Choices]]]:
+        """By score and by how they are made."""
+        return {
+            score: {
+                "integer program": ladder(self.space, self.cost, losses),
+                "greedy": greedy(self.space, self.cost, losses),
+            }
+            for score, losses in self.losses.items()
+        }
+
+    def _cost(self, chosen: Choices) -> float:
+        return self.cost.of(self.space, chosen)
+
+    def _over(self, history: History, duplicates: int) -> str | None:
+        rows = len(self.judge.labels)
+        if history.rows + rows > self.search.budget * rows:
+            return f"the budget of {self.search.budget:g} evaluations is spent"
+        if self.search.trials is not None and len(history.found) >= self.search.trials:
+            return f"{len(history.found)} candidates are evaluated"
+        if self.search.mode == "cost" and history.best and history.best.cost <= self._cost(self.space.narrow):
+            return "nothing is cheaper"
+        if duplicates > MOST_DUPLICATES:
+            return "the sampler proposes nothing new"
+        return None
+
+    def _objective(self, study: Study) -> Callable[[Trial], Any]:
+        def objective(trial: Trial) -> Any:
+            for name, distribution in distributions(self.space).items():
+                trial.suggest_categorical(name, distribution.choices)
+            chosen = tuple(trial.params[v.name] for v in self.space.variables)
+            self._claim(study, trial)
+            cost = self.cost.of(self.space, chosen)
+            history = self.history(study)
+            if self._hopelessly_dear(cost, history):
+                raise TrialPruned(DEARER)
+            outcome = evaluate(self.runner, chosen, self.columns, self._hopeless(history))
+            found = self.judged(chosen, cost, outcome, trial.number, trial.user_attrs.get("origin", "sampler"))
+            if found.complete and (self.runner.kept is None or (history.best is None or better(found, history.best))):
+                self.runner.keep(chosen)
+            return self._tell(trial, found)
+
+        return objective
+
+    def _claim(self, study: Study, trial: Trial) -> None:
+        """Two workers may get the same candidate, or more of them a place than there are: the first trial has it."""
+        others = earlier(study.get_trials(deepcopy=False), trial.number)
+        if any(other.params == trial.params for other in others):
+            raise TakenError("evaluated already, or just now")
+        if self.search.trials is not None and len(others) >= self.search.trials:
+            raise TakenError("all places are taken")
+
+    def _hopelessly_dear(self, cost: float, history: History) -> bool:
+        if self.search.mode == "accuracy":
+            return cost > (self.search.max_cost or 0) + TOLERANCE
+        prunes = self.search.mode == "cost" and self.search.prune_p > 0
+        return prunes and history.best is not None and cost >= history.best.cost
+
+    def _hopeless(self, history: History) -> Callable[[Outcome], bool] | None:
+        """When a candidate is given up: beyond the limit, or behind the best answer, by the test on the rows so far."""
+        p, best = self.search.prune_p, history.best
+        if p == 0 or not self.judge.counts_right or self.search.mode == "pareto":
+            return None
+        if self.search.mode == "cost":
+            return lambda outcome: self.judge.exceeds_p(outcome, self.search.max_drop) < p
+        return None if best is None else lambda outcome: self.judge.behind_p(outcome, best.outcomes) < p
+
+    def judged(self, chosen: Choices, cost: float, outcome: Outcome, number: int, origin: str) -> Found:
+        """An evaluated candidate."""
+        drop = self.judge.drop(outcome)
+        low, high, upper95 = self.judge.interval(outcome)
+        limited = {"estimate": drop, "bound": upper95}[self.search.decide] <= self.search.max_drop + TOLERANCE
+        feasible = {"cost": limited, "accuracy": cost <= (self.search.max_cost or 0) + TOLERANCE, "pareto": True}
+        return Found(
+            number=number, chosen=chosen, cost=cost, feasible=feasible[self.search.mode] and outcome.complete,
+            complete=outcome.complete, rows=outcome.rows, metric=self.judge.metric(outcome), drop=drop, low=low,
+            high=high, upper95=upper95, right=Found.packed(self.judge.right(outcome)) if outcome.complete else "",
+            origin=origin,
+        )  # fmt: skip
+
+    def _tell(self, trial: Trial, found: Found) -> Any:
+        trial.set_user_attr("rows", found.rows)
+        trial.set_user_attr("found", _stored(found))
+        if self.search.mode == "pareto":
+            return found.cost, found.metric
+        drop = found.upper95 if self.search.decide == "bound" else found.drop
+        if self.search.mode == "cost":
+            excess = drop - self.search.max_drop
+            trial.set_constraint("drop", excess if found.feasible else max(excess, TOLERANCE))
+            return found.cost
+        trial.set_constraint("cost", found.cost - (self.search.max_cost or 0))
+        return found.metric
+
+    def _enter_reference(self, study: Study) -> None:
+        """The reference is a candidate too, and known already."""
+        wide = params(self.space, self.space.wide)
+        if any(trial.params == wide for trial in study.get_trials(deepcopy=False)):
+            return
+        outcome = Outcome(logits=self.judge.reference, answered=np.ones(len(self.judge.labels), bool))
+        cost = self.cost.of(self.space, self.space.wide)
+        found = self.judged(self.space.wide, cost, outcome, 0, "reference")
+        values: Any = {"cost": [found.cost], "accuracy": [found.metric], "pareto": [found.cost, found.metric]}
+        study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE, params=wide, distributions=distributions(self.space),
+                values=values[self.search.mode], user_attrs={"rows": 0, "found": _stored(found)},
+            )
+        )  # fmt: skip
+
+
+def better(found: Found, best: Found) -> bool:
+    """Whether later candidates will start from this one."""
+    return found.feasible and found.cost <= best.cost
+
+
+def count_setup(study: Study, what: str, rows: int) -> None:
+    """Notes the rows that were answered before the first candidate, once however many workers answer them."""
+    study.set_user_attr(SETUP_ROWS, {**study.user_attrs.get(SETUP_ROWS, {}), what: rows})
+
+
+def _stored(found: Found) -> str:
+    return json.dumps({name: value for name, value in asdict(found).items() if name not in ("number", "chosen")})
