@@ -3,7 +3,7 @@
 Each function is pure: what comes next follows from what is known, so several workers and resumed studies agree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ from quantlab.searching.costs import Cost
 from quantlab.searching.space import Choices, Space
 
 STEPS = 33  # of a ladder whose costs are no small whole numbers
+MOST_STEPS = 512
 EPSILON = 1e-9
+TIE = 1e-6  # share of the largest loss by which a cheaper candidate is preferred
 
 Losses = Mapping[tuple[str, Precision], float]  # by variable and choice; the widest choice loses nothing
 
@@ -27,29 +29,44 @@ class Known:
 
 
 def ladder(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
-    """The candidates with the least predicted loss within more and more cost, cheapest first.
+    """The candidates with the least predicted loss within more and more cost, cheapest first."""
+    price = _prices(space, cost)
+    limits = _limits(price, price.min(1).sum(), price.max(1).sum())
+    found = (least_loss(space, cost, losses, cost.base + limit) for limit in limits)
+    rungs = dict.fromkeys(chosen for chosen in found if chosen is not None)
+    return sorted(rungs, key=lambda chosen: cost.of(space, chosen))
 
-    The predicted loss is the sum of the variables' own; a 0-1 linear program with one variable a choice.
+
+def least_loss(
+    space: Space, cost: Cost, losses: Losses, limit: float, without: Iterable[Choices] = ()
+) -> Choices | None:
+    """The candidate with the least predicted loss that costs at most ``limit`` and is none of ``without``; None where
+    there is none.
+
+    The predicted loss is the sum of the variables' own. A 0-1 linear program with one unknown for each variable and
+    choice; each candidate that is left out is a cut: not all of its choices at once.
     """
     names, choices = [v.name for v in space.variables], space.choices
     loss = np.array([[max(losses.get((name, choice), 0.0), 0.0) for choice in choices] for name in names])
-    price = np.array([[cost.table[name, choice] for choice in choices] for name in names])
-    tie_break = price / max(price.max(), EPSILON) * max(loss.max(), EPSILON) * 1e-6
+    price = _prices(space, cost)
+    cheaper_of_equals = price / max(price.max(), EPSILON) * max(loss.max(), EPSILON) * TIE
     one_each = np.kron(np.eye(len(names)), np.ones(len(choices)))
-    least, most = price.min(1).sum(), price.max(1).sum()
-    found: dict[Choices, None] = {}
-    for limit in _limits(price, least, most):
-        solved = milp(
-            (loss + tie_break).ravel(),
-            integrality=np.ones(loss.size, dtype=int),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(price.ravel()[None], -np.inf, limit)],
-        )
-        if solved.x is None:
-            raise RuntimeError(f"no candidate within a cost of {limit:g}: {solved.message}")
-        picks = solved.x.reshape(loss.shape).argmax(1)
-        found[tuple(choices[pick] for pick in picks)] = None
-    return sorted(found, key=lambda chosen: cost.of(space, chosen))
+    constraints = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint(price.ravel()[None], -np.inf, limit - cost.base + EPSILON),
+    ]
+    cuts = [[choice == other for choice in chosen for other in choices] for chosen in without]
+    if cuts:
+        constraints.append(LinearConstraint(np.array(cuts, float), -np.inf, len(names) - 1))
+    solved = milp(
+        (loss + cheaper_of_equals).ravel(),
+        integrality=np.ones(loss.size, dtype=int),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+    )
+    if solved.x is None:
+        return None
+    return tuple(choices[pick] for pick in solved.x.reshape(loss.shape).argmax(1))
 
 
 def greedy(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
@@ -113,7 +130,11 @@ def thinner(space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapp
     return None
 
 
+def _prices(space: Space, cost: Cost) -> np.ndarray:
+    return np.array([[cost.table[v.name, choice] for choice in space.choices] for v in space.variables])
+
+
 def _limits(price: np.ndarray, least: float, most: float) -> list[float]:
-    whole = bool((price == price.round()).all()) and most - least <= 512
+    whole = bool((price == price.round()).all()) and most - least <= MOST_STEPS
     steps = np.arange(least, most + 1) if whole else np.linspace(least, most, STEPS)
-    return [float(step) + EPSILON for step in steps]
+    return [float(step) for step in steps]

@@ -81,11 +81,14 @@ def made(ready: Bench, study: Study, folder: Path) -> Worker:
         scores = kept_scores(ready, study, folder / "scores")
         losses = {score: scores.of(score) for score in BEST_SCORE_FIRST if score != "noise_db"}
     judge, rows = ready.judge(runner)
-    count_setup(study, "reference", rows)
-    return Worker(
+    worker = Worker(
         search=search, space=ready.space, cost=ready.cost(), runner=runner, judge=judge, losses=losses,
         columns=list(ready.material.loaded.label_columns),
     )  # fmt: skip
+    with held(folder / "reference", "the reference", wait=True):
+        count_setup(study, "reference", rows)
+        worker.enter_reference(study)
+    return worker
 
 
 def measure_sensitivity(config: SearchConfig, folder: Path, memo: Memo) -> Scores:

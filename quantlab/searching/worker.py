@@ -1,7 +1,7 @@
 """One worker of a study: asks for a candidate, evaluates as much of it as a decision needs, tells, and again."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from optuna.exceptions import TrialPruned
 from optuna.study import Study
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from quantlab.searching.costs import Cost
 from quantlab.searching.evaluate import Judge, Outcome, Runner, evaluate
-from quantlab.searching.proposals import Known, Losses, bisect, greedy, ladder, thinner
+from quantlab.searching.proposals import Known, Losses, bisect, greedy, ladder, least_loss, thinner
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
 from quantlab.searching.study import SETUP_ROWS, Found, History, distributions, earlier, params
@@ -42,8 +42,6 @@ class Worker:
 
     def work(self, study: Study, after: Callable[[History], None]) -> str:
         """Works until the budget is spent or nothing is left to try; returns which. ``after`` sees every step."""
-        if self.search.reference == "all16":
-            self._enter_reference(study)
         duplicates = 0
         while True:
             history = self.history(study)
@@ -88,6 +86,12 @@ class Worker:
             thinned = thinner(self.space, self.cost, next(iter(self.losses.values())), best.chosen, known)
             if thinned is not None:
                 yield "thinner", thinned
+            elif len(history.trials) % 2 == 0:  # in turns with the sampler
+                cheaper = best.cost - self._least_step()
+                losses = next(iter(self.losses.values()))
+                exchanged = least_loss(self.space, self.cost, losses, cheaper, known)
+                if exchanged is not None:
+                    yield "next best", exchanged
 
     @cached_property
     def ladders(self) -> dict[str, dict[str, list[Choices]]]:
@@ -99,6 +103,12 @@ class Worker:
             }
             for score, losses in self.losses.items()
         }
+
+    def _least_step(self) -> float:
+        """The least by which two candidates' costs can differ."""
+        prices = {self.cost.table[v.name, c] for v in self.space.variables for c in self.space.choices}
+        steps = [abs(a - b) for a in prices for b in prices if abs(a - b) > TOLERANCE]
+        return min(steps) / 2 if steps else 0.0
 
     def _cost(self, chosen: Choices) -> float:
         return self.cost.of(self.space, chosen)
@@ -112,7 +122,7 @@ class Worker:
         if self.search.mode == "cost" and history.best and history.best.cost <= self._cost(self.space.narrow):
             return "nothing is cheaper"
         if duplicates > MOST_DUPLICATES:
-            return "the sampler proposes nothing new"
+            return f"none of {MOST_DUPLICATES} sampled candidates was new and cheaper"
         return None
 
     def _objective(self, study: Study) -> Callable[[Trial], Any]:
@@ -169,34 +179,39 @@ class Worker:
             origin=origin,
         )  # fmt: skip
 
-    def _tell(self, trial: Trial, found: Found) -> Any:
+    def _tell(self, trial: Trial, found: Found) -> Sequence[float]:
         trial.set_user_attr("rows", found.rows)
         trial.set_user_attr("found", _stored(found))
-        if self.search.mode == "pareto":
-            return found.cost, found.metric
-        drop = found.upper95 if self.search.decide == "bound" else found.drop
-        if self.search.mode == "cost":
-            excess = drop - self.search.max_drop
-            trial.set_constraint("drop", excess if found.feasible else max(excess, TOLERANCE))
-            return found.cost
-        trial.set_constraint("cost", found.cost - (self.search.max_cost or 0))
-        return found.metric
+        self._constrain(trial, found)
+        return self._values(found)
 
-    def _enter_reference(self, study: Study) -> None:
-        """The reference is a candidate too, and known already."""
+    def _values(self, found: Found) -> Sequence[float]:
+        return {"cost": [found.cost], "accuracy": [found.metric], "pareto": [found.cost, found.metric]}[
+            self.search.mode
+        ]
+
+    def _constrain(self, trial: Trial | FrozenTrial, found: Found) -> None:
+        if self.search.mode == "cost":
+            excess = (found.upper95 if self.search.decide == "bound" else found.drop) - self.search.max_drop
+            trial.set_constraint("drop", min(excess, 0.0) if found.feasible else max(excess, TOLERANCE))
+        elif self.search.mode == "accuracy":
+            trial.set_constraint("cost", found.cost - (self.search.max_cost or 0))
+
+    def enter_reference(self, study: Study) -> None:
+        """The reference ``all16`` is a candidate too, and known already."""
         wide = params(self.space, self.space.wide)
-        if any(trial.params == wide for trial in study.get_trials(deepcopy=False)):
+        known = any(trial.params == wide for trial in study.get_trials(deepcopy=False))
+        if known or self.search.reference != "all16":
             return
         outcome = Outcome(logits=self.judge.reference, answered=np.ones(len(self.judge.labels), bool))
         cost = self.cost.of(self.space, self.space.wide)
         found = self.judged(self.space.wide, cost, outcome, 0, "reference")
-        values: Any = {"cost": [found.cost], "accuracy": [found.metric], "pareto": [found.cost, found.metric]}
-        study.add_trial(
-            create_trial(
-                state=TrialState.COMPLETE, params=wide, distributions=distributions(self.space),
-                values=values[self.search.mode], user_attrs={"rows": 0, "found": _stored(found)},
-            )
+        trial = create_trial(
+            state=TrialState.COMPLETE, params=wide, distributions=distributions(self.space),
+            values=self._values(found), user_attrs={"rows": 0, "found": _stored(found)},
         )  # fmt: skip
+        self._constrain(trial, found)
+        study.add_trial(trial)
 
 
 def better(found: Found, best: Found) -> bool:

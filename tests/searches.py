@@ -1,0 +1,177 @@
+"""Searches on tiny models: a config from overrides, and a model whose costly sites are known because they were planted.
+
+``planted``: in some layers one channel of the FFN's middle is enormous at one token in a hundred, and nothing reads it.
+In FP32 it changes no answer; on a grid of 8 bits its range leaves the other channels a level or two. The labels are
+the FP32 model's own answers, half of them each.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from tiny import tiny_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quantlab.checkpoint import quiet
+from quantlab.conf_dir import CONF
+from quantlab.config import RunConfig
+from quantlab.memo import Memo
+from quantlab.methods.bits import Precision
+from quantlab.placement.sites import Site, Tap
+from quantlab.result import TrialResult
+from quantlab.searching.costs import Cost, cost_of
+from quantlab.searching.evaluate import Runner
+from quantlab.searching.setup import Bench, bench
+from quantlab.searching.space import Choices, Space, Variable
+from quantlab.searching.spec import Search, SearchConfig
+from quantlab.searching.study import Found
+from quantlab.trial import run_trial
+
+CHANNEL, ROWS, BATCH = 5, 64, 8
+PLANTED = ("0.ffn.mid", "1.ffn.mid")
+SETTINGS = {
+    "name": "tiny", "sites": ("*",), "choices": ("int8", "fp16"), "group_by": "site", "mode": "cost", "max_drop": 2.0,
+    "max_cost": None, "decide": "estimate", "reference": "all16", "cost": "sites16", "budget": 30, "trials": None,
+    "sampler": "random", "seeded": True, "sensitivity_rows": 8, "prune_p": 0.02, "reuse_mb": 64, "seed": 0,
+    "storage": None, "heartbeat_s": 30,
+}  # fmt: skip
+
+MakeLab = Callable[..., "SearchLab"]
+
+
+def search_of(**settings: object) -> Search:
+    """A search of these settings, the rest small."""
+    return Search(**{**SETTINGS, **settings})  # type: ignore[arg-type]
+
+
+def space_named(names: Sequence[str], choices: Sequence[Precision]) -> Space:
+    """A space of one site a variable, without a model."""
+    sites = [Site(name=name, channels=4, tap=Tap(name, "output")) for name in names]
+    return Space(variables=tuple(Variable(name=s.name, sites=(s,)) for s in sites), choices=tuple(choices), fixed=())
+
+
+def site_costs(space: Space) -> Cost:
+    """16-bit sites."""
+    return cost_of("sites16", space)
+
+
+def found(space: Space, chosen: Choices, cost: float, feasible: bool, number: int = 0, **more: object) -> Found:
+    """A candidate that was evaluated in full."""
+    plain = {"complete": True, "rows": 8, "metric": 0.5, "drop": 0.0, "low": 0.0, "high": 0.0, "upper95": 0.0}
+    return Found(
+        number=number, chosen=chosen, cost=cost, feasible=feasible, right="ff", origin="here", **{**plain, **more}
+    )  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class SearchLab:
+    """The overrides that point a search at a tiny model and its data."""
+
+    overrides: tuple[str, ...]
+
+    def config(self, *more: str) -> SearchConfig:
+        return self._composed("search", *more)  # type: ignore[return-value]
+
+    def bench(self, *more: str) -> "Opened":
+        return Opened(self.config(*more))
+
+    def trial(self, *more: str) -> TrialResult:
+        return run_trial(self._composed("config", *(o for o in self.overrides if "search." not in o), *more), Memo())
+
+    def _composed(self, name: str, *more: str) -> RunConfig:
+        overrides = self.overrides if name == "search" else ()
+        with initialize_config_dir(CONF, version_base="1.3"):
+            config: RunConfig = instantiate(compose(name, [*overrides, *more]))
+        return config
+
+
+class Opened(ExitStack):
+    """A bench while the block lasts."""
+
+    def __init__(self, config: SearchConfig):
+        super().__init__()
+        self.config = config
+
+    def __enter__(self) -> Bench:  # type: ignore[override]
+        super().__enter__()
+        return self.enter_context(bench(self.config, Memo()))
+
+
+def candidates(space: Space, count: int, seed: int = 0) -> list[Choices]:
+    """Random ones: of the sites that are narrow, a few in one of them, nearly all in another."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for index in range(count):
+        share = (index + 1) / (count + 1)
+        narrow = (torch.rand(len(space.variables), generator=generator) < share).tolist()
+        drawn.append(tuple(space.choices[0] if is_narrow else space.choices[-1] for is_narrow in narrow))
+    return drawn
+
+
+def answers(runner: Runner, chosen: Choices) -> list[Tensor]:
+    """A candidate's logits, batch by batch."""
+    return [torch.from_numpy(logits) for _, logits in runner.run(chosen, range(len(runner.batches)))]
+
+
+def planted_model(layers: Iterable[int], texts: tuple[list[str], list[str]], tokenize: Callable) -> PreTrainedModel:  # type: ignore[type-arg]
+    """The model with an outlier channel in the FFN's middle of these layers, its answers half of each class."""
+    model = tiny_model()
+    inputs = tokenize(*texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
+    for index in layers:
+        layer = model.bert.encoder.layer[index]
+        seen: list[Tensor] = []
+        handle = layer.intermediate.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        model(**inputs)
+        handle.remove()
+        x = seen[0][inputs["attention_mask"].bool()]
+        direction = x[0] / x[0].norm()
+        along = (x @ direction).sort().values
+        rare, most = along[int(0.99 * len(along))], along[-1]
+        layer.intermediate.dense.weight[CHANNEL] = direction * 2000 / (most - rare)
+        layer.intermediate.dense.bias[CHANNEL] = -rare * 2000 / (most - rare)
+        layer.output.dense.weight *= 3
+        layer.output.dense.weight[:, CHANNEL] = 0
+    model.classifier.bias.sub_(model(**inputs).logits.median(0).values)
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_lab(tmp_path_factory: pytest.TempPathFactory) -> MakeLab:
+    """``make_lab(layers=(0, 1))``: a search lab on a model with outliers planted in these layers."""
+    from conftest import qnli_rows, tokenizer
+
+    def make(layers: tuple[int, ...] = (0, 1)) -> SearchLab:
+        folder = tmp_path_factory.mktemp("planted")
+        frames = {"validation": qnli_rows(ROWS, seed=1), "train": qnli_rows(32, seed=2)}
+        texts = {split: (list(frame["question"]), list(frame["sentence"])) for split, frame in frames.items()}
+        with torch.inference_mode(), quiet():
+            model = planted_model(layers, texts["validation"], tokenizer())
+            model.config.id2label = {0: "entailment", 1: "not_entailment"}
+            model.config.label2id = {"entailment": 0, "not_entailment": 1}
+            for split, frame in frames.items():
+                inputs = tokenizer()(*texts[split], padding=True, truncation=True, max_length=32, return_tensors="pt")
+                frame["label"] = model(**inputs).logits.argmax(-1).numpy()
+                frame.to_parquet(folder / f"{split}.parquet")
+            model.save_pretrained(folder)
+            tokenizer().save_pretrained(folder)
+        return SearchLab((
+            "model=hf", f"model.path={folder}", "task=qnli", f"task.data_dir={folder}", "task.max_length=32",
+            f"evaluation.batch_size={BATCH}", "calibration.samples=32", "profile=off", "tracking=off",
+            "bits.weight_granularity=channel", "search.name=tiny", "search.sensitivity_rows=16", "search.max_drop=2",
+            "search.sampler=random", "search.budget=30", "search.reuse_mb=64",
+        ))  # fmt: skip
+
+    labs: dict[tuple[int, ...], SearchLab] = {}
+    return lambda layers=(0, 1): labs.setdefault(layers, labs.get(layers) or make(layers))
+
+
+@pytest.fixture
+def planted(make_lab: MakeLab) -> SearchLab:
+    """Outliers in both layers: two sites that must be wide."""
+    return make_lab()
