@@ -49,8 +49,8 @@ class Reporter:
     def write(self, history: History) -> None:
         """All of it, each file whole."""
         write_whole(self.folder / "best.json", json.dumps(self.summary(history), indent=2))
-        self._table(history.found).to_csv(self.folder / "candidates.csv", index=False)
-        self._table(history.front).to_csv(self.folder / "front.csv", index=False)
+        write_whole(self.folder / "candidates.csv", self._table(history.found).to_csv(index=False))
+        write_whole(self.folder / "front.csv", self._table(history.front).to_csv(index=False))
         if answer := history.best or history.closest:
             text = self.method_yaml(answer, history)
             write_whole(self.folder / "method.yaml", text)

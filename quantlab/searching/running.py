@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from optuna.study import Study
+from optuna.trial import TrialState
 from rich.console import Console
 
 from quantlab.cache import code_digest, published
@@ -20,7 +21,7 @@ from quantlab.searching.answer import Reporter, draw_scores
 from quantlab.searching.scores import Scores, measured
 from quantlab.searching.setup import Bench, bench, checked
 from quantlab.searching.spec import SearchConfig
-from quantlab.searching.study import History, identity_of, open_study
+from quantlab.searching.study import Found, History, identity_of, open_study
 from quantlab.searching.worker import Worker, count_setup
 from quantlab.sweeping.store import held
 from quantlab.tracking.base import Entry, Outcome, Run
@@ -36,7 +37,8 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
     console = Console(highlight=False, soft_wrap=True)
     folder.mkdir(parents=True, exist_ok=True)
     study = opened(config, folder, memo)
-    console.print(f"search {config.search.name}: {len(study.get_trials(deepcopy=False))} candidates known; {folder}")
+    evaluated = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
+    console.print(f"search {config.search.name}: {evaluated} candidates evaluated before; {folder}")
     with ExitStack() as stack:
         run = stack.enter_context(_leading(config, study, folder))
         ready = stack.enter_context(bench(config, memo))
@@ -46,10 +48,16 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
             total=len(worker.judge.labels), folder=folder,
         )  # fmt: skip
 
-        def after(history: History) -> None:
+        def after(history: History, found: Found) -> None:
             reporter.write(history)
-            _record(config, study, reporter, history)
-            console.print(_progress(history, reporter))
+            _record(config, study, reporter, history, found)
+            console.print(_progress(history, found, reporter), markup=False)
+
+        if run is not None:  # what a worker had no time to record before it was killed
+            history = worker.history(study)
+            reporter.write(history)
+            for found in history.found:
+                _record(config, study, reporter, history, found)
 
         reason = "it was interrupted"
         try:
@@ -147,32 +155,28 @@ def _leading(config: SearchConfig, study: Study, folder: Path) -> Iterator[Run |
         yield run
 
 
-def _record(config: SearchConfig, study: Study, reporter: Reporter, history: History) -> None:
-    """Each evaluated candidate is a run of its own under the search's, there as soon as it is evaluated."""
-    parent = study.user_attrs.get(PARENT)
-    for found in history.found[-1:]:
-        entry = Entry(
-            identity=f"search/{study.study_name}/{found.number}",
-            name=f"candidate {found.number}",
-            params={"origin": found.origin},
-            tags={"search": study.study_name},
-            parent=parent,
-        )
-        metrics = {
-            "cost": found.cost, "metric": found.metric, "drop_points": found.drop, "rows": float(found.rows),
-            "complete": float(found.complete), **reporter.metrics(history),
-        }  # fmt: skip
-        config.tracking.replay(entry, reporter.folder, Outcome(metrics=metrics, tags={}, files=ATTACHED[:2]))
+def _record(config: SearchConfig, study: Study, reporter: Reporter, history: History, found: Found) -> None:
+    """An evaluated candidate is a run of its own under the search's, there as soon as it is evaluated, and once."""
+    entry = Entry(
+        identity=f"search/{study.study_name}/{study.user_attrs['identity']['code'][:8]}/{found.number}",
+        name=f"candidate {found.number}",
+        params={"origin": found.origin},
+        tags={"search": study.study_name},
+        parent=study.user_attrs.get(PARENT),
+    )
+    metrics = {
+        "cost": found.cost, "metric": found.metric, "drop_points": found.drop, "rows": float(found.rows),
+        "complete": float(found.complete), **reporter.metrics(history),
+    }  # fmt: skip
+    config.tracking.replay(entry, reporter.folder, Outcome(metrics=metrics, tags={}, files=ATTACHED[:2]))
 
 
-def _progress(history: History, reporter: Reporter) -> str:
-    latest, best = history.found[-1], history.best
-    shown = "all rows" if latest.complete else f"given up after {latest.rows} rows"
+def _progress(history: History, found: Found, reporter: Reporter) -> str:
+    best = history.best
+    shown = "all rows" if found.complete else f"given up after {found.rows} rows"
     so_far = f"best {best.cost:g}" if best else "none within the limit yet"
-    spent = f"{history.rows / reporter.total:5.2f}"
-    return (
-        f"[{spent}] {latest.origin}: {latest.cost:g} {reporter.cost.unit}, {latest.drop:+.2f} points, {shown}; {so_far}"
-    ).replace("[", "\\[", 1)
+    spent = f"[{history.rows / reporter.total:5.2f}]"
+    return f"{spent} {found.origin}: {found.cost:g} {reporter.cost.unit}, {found.drop:+.2f} points, {shown}; {so_far}"
 
 
 def _as_chosen(text: Any, choices: tuple[Any, ...]) -> Any:

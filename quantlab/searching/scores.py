@@ -42,12 +42,13 @@ class Scores:
         return {(variable, choice): float(value) for variable, choice, value in columns}
 
     def correlations(self) -> pd.DataFrame:
-        """Spearman's rank correlation of each score with the measured one, over variables and choices."""
+        """Spearman's rank correlation of each score with the measured one; NaN where one of them is constant."""
         rows = []
         for score in SCORES:
-            found = stats.spearmanr(self.table[score], self.table[MEASURED])
+            constant = min(self.table[score].nunique(), self.table[MEASURED].nunique()) == 1
+            found = (np.nan, np.nan) if constant else stats.spearmanr(self.table[score], self.table[MEASURED])
             rows.append({
-                "score": score, "spearman": float(found.statistic), "p": float(found.pvalue),
+                "score": score, "spearman": float(found[0]), "p": float(found[1]),
                 "rows": self.rows[score], "seconds": self.seconds[score],
             })  # fmt: skip
         return pd.DataFrame(rows)

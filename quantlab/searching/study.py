@@ -1,6 +1,7 @@
 """Optuna's study of a search: opened or continued, shared by workers, read as candidates and what became of them."""
 
 import json
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,23 +12,25 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from quantlab.cache import digest
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
+from quantlab.sweeping.store import held
 
 IDENTITY = "identity"
 SETUP_ROWS = "rows of reference and scores"
 FEW_VARIABLES, FEW_EVALUATIONS = 20, 100  # within which a Gaussian process is worth its own time
 SQLITE_WAIT_S = 60
+CHANCES = 5
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -39,18 +42,7 @@ def open_study(search: Search, space: Space, folder: Path, identity: Mapping[str
     storage cannot be reached.
     """
     url = search.storage or f"sqlite:///{folder / 'study.db'}"
-    directions: Any = {"cost": ["minimize"], "accuracy": ["maximize"], "pareto": ["minimize", "maximize"]}[search.mode]
-    try:
-        study = optuna.create_study(
-            storage=_storage(url, search.heartbeat_s),
-            study_name=search.name,
-            directions=directions,
-            sampler=sampler(search, space),
-            load_if_exists=True,
-        )
-    except (SQLAlchemyError, ArgumentError, OSError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise ConnectionError(f"the study's storage {shown(url)} cannot be used: {reason}") from None
+    study = _created(url, search, space, folder)
     known = study.user_attrs.get(IDENTITY)
     if known is None:
         study.set_user_attr(IDENTITY, dict(identity))
@@ -60,6 +52,28 @@ def open_study(search: Search, space: Space, folder: Path, identity: Mapping[str
             f"nothing here. Give this search another search.name"
         )
     return study
+
+
+def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
+    directions: Any = {"cost": ["minimize"], "accuracy": ["maximize"], "pareto": ["minimize", "maximize"]}[search.mode]
+    for chance in reversed(range(CHANCES)):
+        try:
+            with held(folder / "opening", "the study", wait=True):  # Optuna's tables are made by one process at a time
+                return optuna.create_study(
+                    storage=_storage(url, search.heartbeat_s),
+                    study_name=search.name,
+                    directions=directions,
+                    sampler=sampler(search, space),
+                    load_if_exists=True,
+                )
+        except (IntegrityError, ProgrammingError):  # a worker on another host is making them
+            if not chance:
+                raise
+            time.sleep(1)
+        except (SQLAlchemyError, ArgumentError, StorageInternalError, OSError) as error:
+            reason = str(getattr(error.__cause__ or error, "orig", None) or error).splitlines()[0]
+            raise ConnectionError(f"the study's storage {shown(url)} cannot be used: {reason}") from None
+    raise AssertionError("unreachable")
 
 
 def identity_of(search: Search, space: Space, checkpoint: str, data: str, code: str, trial: str) -> dict[str, str]:
@@ -156,6 +170,11 @@ class History:
     def found(self) -> list[Found]:
         """Every evaluated candidate, in order."""
         return [self._found(trial) for trial in self.trials if trial.state == TrialState.COMPLETE]
+
+    @property
+    def running(self) -> int:
+        """How many candidates are being evaluated."""
+        return sum(trial.state == TrialState.RUNNING for trial in self.trials)
 
     @cached_property
     def pending(self) -> set[Choices]:

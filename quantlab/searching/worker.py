@@ -1,6 +1,7 @@
 """One worker of a study: asks for a candidate, evaluates as much of it as a decision needs, tells, and again."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from optuna.exceptions import TrialPruned
+from optuna.storages import fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -21,6 +23,7 @@ from quantlab.searching.study import SETUP_ROWS, Found, History, distributions, 
 TOLERANCE = 1e-9  # points: drops are differences of means
 RUNGS_OF_A_FRONT = 9
 MOST_DUPLICATES = 100  # in a row: the sampler knows nothing new
+MOST_WAIT_HEARTBEATS, POLL_S = 4, 0.5  # for other workers' last candidates, which are ours if they fall silent
 DEARER = "costs as much as the best"
 
 
@@ -40,22 +43,29 @@ class Worker:
     judge: Judge
     losses: Mapping[str, Losses]
 
-    def work(self, study: Study, after: Callable[[History], None]) -> str:
-        """Works until the budget is spent or nothing is left to try; returns which. ``after`` sees every step."""
-        duplicates = 0
+    def work(self, study: Study, after: Callable[[History, Found], None]) -> str:
+        """Works until the budget is spent or nothing is left to try; returns which. ``after`` sees each candidate that
+        this worker has evaluated."""
+        nothing_new, waited_s = 0, 0.0
         while True:
             history = self.history(study)
-            if reason := self._over(history, duplicates):
+            if reason := self._over(history, nothing_new):
                 return reason
+            if self._others_hold_the_rest(history):
+                if waited_s > MOST_WAIT_HEARTBEATS * self.search.heartbeat_s:
+                    return "other workers have the last candidates"
+                time.sleep(POLL_S)
+                waited_s += POLL_S
+                fail_stale_trials(study)
+                continue
             if proposal := self.propose(history):
                 origin, chosen = proposal
                 study.enqueue_trial(params(self.space, chosen), user_attrs={"origin": origin}, skip_if_exists=True)
-            study.optimize(self._objective(study), n_trials=1, catch=(TakenError,))
-            history, before = self.history(study), history
-            news = len(history.found) > len(before.found)
-            duplicates = 0 if news else duplicates + 1
-            if news:
-                after(history)
+            evaluated: list[Found] = []
+            study.optimize(self._objective(study, evaluated), n_trials=1, catch=(TakenError,))
+            nothing_new = 0 if evaluated else nothing_new + 1
+            for found in evaluated:
+                after(self.history(study), found)
 
     def history(self, study: Study) -> History:
         """The study as it is now."""
@@ -113,7 +123,13 @@ class Worker:
     def _cost(self, chosen: Choices) -> float:
         return self.cost.of(self.space, chosen)
 
-    def _over(self, history: History, duplicates: int) -> str | None:
+    def _others_hold_the_rest(self, history: History) -> bool:
+        """Whether the candidates that run now, all rows of each, would use up what is left."""
+        running, rows = history.running, len(self.judge.labels)
+        places = self.search.trials is not None and len(history.found) + running >= self.search.trials
+        return running > 0 and (places or history.rows + (running + 1) * rows > self.search.budget * rows)
+
+    def _over(self, history: History, nothing_new: int) -> str | None:
         rows = len(self.judge.labels)
         if history.rows + rows > self.search.budget * rows:
             return f"the budget of {self.search.budget:g} evaluations is spent"
@@ -121,11 +137,11 @@ class Worker:
             return f"{len(history.found)} candidates are evaluated"
         if self.search.mode == "cost" and history.best and history.best.cost <= self._cost(self.space.narrow):
             return "nothing is cheaper"
-        if duplicates > MOST_DUPLICATES:
+        if nothing_new > MOST_DUPLICATES:
             return f"none of {MOST_DUPLICATES} sampled candidates was new and cheaper"
         return None
 
-    def _objective(self, study: Study) -> Callable[[Trial], Any]:
+    def _objective(self, study: Study, evaluated: list[Found]) -> Callable[[Trial], Any]:
         def objective(trial: Trial) -> Any:
             for name, distribution in distributions(self.space).items():
                 trial.suggest_categorical(name, distribution.choices)
@@ -139,6 +155,7 @@ class Worker:
             found = self.judged(chosen, cost, outcome, trial.number, trial.user_attrs.get("origin", "sampler"))
             if found.complete and (self.runner.kept is None or (history.best is None or better(found, history.best))):
                 self.runner.keep(chosen)
+            evaluated.append(found)
             return self._tell(trial, found)
 
         return objective

@@ -112,7 +112,7 @@ def searched(ready: Bench, folder: Path, changes: dict[str, object]) -> tuple[li
     seeded = replace(ready, config=config)
     study = open_study(search, ready.space, folder, {})
     worker = made(seeded, study, folder)
-    worker.work(study, lambda _: None)
+    worker.work(study, lambda *_: None)
     return progress_of(worker.history(study), len(worker.judge.labels))
 
 
