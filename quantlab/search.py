@@ -22,7 +22,7 @@ from quantlab.sweeping.catalogue import register
 
 MEMO = Memo()
 
-register()
+register("search")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="search")

@@ -25,7 +25,7 @@ from quantlab.sweeping.catalogue import register
 MEMO = Memo()
 SHOWN = 10
 
-register()
+register("search")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="search")

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from quantlab.placement.architecture import places
 from quantlab.placement.attention import Function
 from quantlab.placement.insert import activation_parameters, quantized_weights, tapped
-from quantlab.placement.integer import members
-from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
+from quantlab.placement.integer import members, signed_integers
+from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.snapper import MIDDLE
 
@@ -136,11 +136,8 @@ def _activation(item: ActivationQuant) -> Function:
 def _forward(module: nn.Module, weight: WeightQuant) -> Callable[[Tensor], Tensor]:
     """The module's forward, with its weight stored as integers."""
     value = module.weight
-    assert isinstance(value, Tensor) and isinstance(weight.grid, AffineGrid)
-    scale, zero_point = weight.grid.parameters(*weight_ranges(weight, value.ndim))
-    shift = 0 if weight.grid.symmetric else MIDDLE
-    q = (weight.grid.integers(value.data.cpu(), scale, zero_point) - shift).to(torch.int8)
-    scale, zero_point = scale.flatten(), (zero_point.flatten() - shift).to(torch.int8)
+    assert isinstance(value, Tensor)
+    q, scale, zero_point = signed_integers(value.data.cpu(), weight)
     if weight.axis is None:
         scale, zero_point = scale[0], zero_point[0]
     if isinstance(module, nn.Linear):

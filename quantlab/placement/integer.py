@@ -136,16 +136,25 @@ def _products(weight: Weight, groups: Groups) -> list[Product]:
     return [product(weight.inputs(channels)) for channels in members(groups)] or [product(weight)]
 
 
+def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor, Tensor]:
+    """A parameter's integers as signed bytes, with the scale and zero point of each of its ranges, shape (ranges,)."""
+    assert isinstance(weight.grid, AffineGrid) and weight.grid.bits <= BITS
+    bounds = (bound.to(value.device) for bound in weight_ranges(weight, value.ndim))
+    scale, zero_point = weight.grid.parameters(*bounds)
+    shift = 0 if weight.grid.symmetric else MIDDLE
+    integers = (weight.grid.integers(value, scale, zero_point) - shift).to(torch.int8)
+    return integers, scale.flatten(), (zero_point.flatten() - shift).to(torch.int8)
+
+
 def _integers(value: Tensor, weight: WeightQuant | None) -> Weight | str:
     if weight is None:
         return f"{FP32}its weight is not quantized"
     if not isinstance(weight.grid, AffineGrid) or weight.grid.bits > BITS:
         return f"{FP32}its weight is {weight.grid}"
-    scale, zero_point = weight.grid.parameters(*(bound.to(value.device) for bound in weight_ranges(weight, 2)))
-    shift = 0 if weight.grid.symmetric else MIDDLE
+    integers, scale, zero_point = signed_integers(value, weight)
     found = Weight(
-        integers=(weight.grid.integers(value, scale, zero_point) - shift).to(torch.int8),
-        scale=scale.flatten().expand(len(value)).contiguous(),
-        zero_point=(zero_point.flatten() - shift).int().expand(len(value)).contiguous(),
+        integers=integers,
+        scale=scale.expand(len(value)).contiguous(),
+        zero_point=zero_point.int().expand(len(value)).contiguous(),
     )
     return found if has_exact_kernel(found) else f"{FP32}no integer kernel is exact on this processor"

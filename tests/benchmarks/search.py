@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def configured(shared: Path, rows: int) -> SearchConfig:
-    register()
+    register("search")
     with initialize_config_dir(CONF, version_base="1.3"):
         return instantiate(compose("search", [
             "+sweeps=mixed_precision", "model=hf", "task=qnli", "tracking=off", "profile=off",

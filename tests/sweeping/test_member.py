@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig
 from quantlab.memo import Memo
-from quantlab.sweeping.catalogue import SWEEPS, register
+from quantlab.sweeping.catalogue import files, register
 from quantlab.sweeping.member import entry, run_member, run_single
 from quantlab.sweeping.spec import Member, rows
 from quantlab.sweeping.store import Store, finished, held
@@ -77,7 +77,7 @@ def test_a_held_folder_is_held(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
 def test_every_sweep_composes_into_distinct_trials(path: Path) -> None:
     """The layer sets are counted for six layers; how many trials each has, its first lines say."""
     config = configured(f"+sweeps={path.stem}")
