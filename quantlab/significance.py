@@ -17,12 +17,8 @@ def accuracy_drop_ci95(reference_right: np.ndarray, right: np.ndarray) -> tuple[
     to each cell of the 2 x 2 table, which keeps its coverage where few answers differ, and a width above zero where
     none does.
     """
-    n = len(right) + 2
-    lost = np.sum(reference_right & ~right) + 0.5
-    won = np.sum(~reference_right & right) + 0.5
-    drop = (lost - won) / n
-    error = math.sqrt((lost + won) - (lost - won) ** 2 / n) / n
-    return float(drop - Z95 * error), float(drop + Z95 * error)
+    drop, error = _adjusted(reference_right, right)
+    return drop - Z95 * error, drop + Z95 * error
 
 
 def metric_drop_ci95(
@@ -46,18 +42,33 @@ def metric_drop_ci95(
 
 def accuracy_drop_upper95(reference_right: np.ndarray, right: np.ndarray) -> float:
     """One-sided 95 % upper bound of the same difference, by the same adjusted interval."""
-    low, high = accuracy_drop_ci95(reference_right, right)
-    middle, error = (low + high) / 2, (high - low) / 2 / Z95
-    return middle + float(stats.norm.ppf(0.95)) * error
+    drop, error = _adjusted(reference_right, right)
+    return drop + float(stats.norm.ppf(0.95)) * error
 
 
 def exceeds_drop_p(reference_right: np.ndarray, right: np.ndarray, limit: float) -> float:
     """P-value of a drop in accuracy as large as seen, or larger, were the true drop ``limit``; booleans of shape (N,).
 
     Wilcoxon's signed-rank test on outcomes that are right or wrong is the sign test of the pairs that differ: lost ones
-    against won ones. A drop of exactly ``limit`` makes ``1/2 + N limit / (2 pairs)`` of them lost ones.
+    against won ones. A drop of exactly ``limit`` makes ``1/2 + N limit / (2 pairs)`` of them lost ones; as the number of
+    pairs is chance too, the adjusted interval must then leave the limit out as well.
     """
     lost, won = int(np.sum(reference_right & ~right)), int(np.sum(~reference_right & right))
     pairs = lost + won
     expected = 0.5 + len(right) * limit / (2 * pairs) if pairs else 1.0
-    return float(stats.binomtest(lost, pairs, expected, alternative="greater").pvalue) if expected < 1 else 1.0
+    if expected >= 1:
+        return 1.0
+    sign_p = float(stats.binomtest(lost, pairs, expected, alternative="greater").pvalue)
+    if limit == 0:
+        return sign_p
+    drop, error = _adjusted(reference_right, right)
+    return max(sign_p, float(stats.norm.sf((drop - limit) / error)))
+
+
+def _adjusted(reference_right: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Agresti and Min's centre and standard error of the paired difference."""
+    n = len(right) + 2
+    lost = np.sum(reference_right & ~right) + 0.5
+    won = np.sum(~reference_right & right) + 0.5
+    drop = (lost - won) / n
+    return float(drop), math.sqrt((lost + won) - (lost - won) ** 2 / n) / n

@@ -8,7 +8,6 @@ the FP32 model's own answers, half of them each.
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch

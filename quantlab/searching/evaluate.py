@@ -1,9 +1,9 @@
 """Answers of candidates, no more of them than a decision needs, and no layer computed twice for nothing."""
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -111,15 +111,13 @@ def evaluate(
     cuts = sorted({0, *(max(1, round(share * len(order))) for share in PREFIXES)})
     if hopeless is None:
         cuts = [0, len(order)]
-    answers = runner.run(chosen, order)
-    for start, end in pairwise(cuts):
-        for _ in range(end - start):
-            number, logits = next(answers)
-            indices = runner.batches[number].indices
-            outcome.logits[indices], outcome.answered[indices] = logits[:, list(columns)], True
-        if hopeless is not None and not outcome.complete and hopeless(outcome):
-            break
-    answers.close()
+    with closing(runner.run(chosen, order)) as answers:
+        for start, end in pairwise(cuts):
+            for number, logits in islice(answers, end - start):
+                indices = runner.batches[number].indices
+                outcome.logits[indices], outcome.answered[indices] = logits[:, list(columns)], True
+            if hopeless is not None and not outcome.complete and hopeless(outcome):
+                break
     return outcome
 
 

@@ -49,7 +49,7 @@ def least_loss(
     names, choices = [v.name for v in space.variables], space.choices
     loss = np.array([[max(losses.get((name, choice), 0.0), 0.0) for choice in choices] for name in names])
     price = _prices(space, cost)
-    cheaper_of_equals = price / max(price.max(), EPSILON) * max(loss.max(), EPSILON) * TIE
+    cheaper_of_equals = price / max(np.abs(price).max(), EPSILON) * max(loss.max(), EPSILON) * TIE
     one_each = np.kron(np.eye(len(names)), np.ones(len(choices)))
     constraints = [
         LinearConstraint(one_each, 1, 1),

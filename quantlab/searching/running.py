@@ -28,7 +28,9 @@ from quantlab.tracking.base import Entry, Outcome, Run
 from quantlab.trial import described
 
 PARENT = "run of the search"
+GOAL = ("sites", "choices", "group_by", "mode", "max_drop", "max_cost", "decide", "reference", "cost")  # of the study
 ATTACHED = ("best.json", "front.csv", "candidates.csv", "method.yaml", "map.png", "progress.png")
+SCORED = ("scores/scores.csv", "scores/scores.png")
 BEST_SCORE_FIRST = ("kl", "first_order", "noise_db")
 
 
@@ -68,8 +70,9 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
             reporter.draw(history)
             console.print("\n".join(reporter.text(history, reason)), markup=False)
         if run is not None:
-            files = tuple(name for name in (*ATTACHED, "scores.csv") if (folder / name).is_file())
-            run.log(Outcome(metrics=reporter.metrics(history), tags={"goal": reporter.goal()}, files=files))
+            files = tuple(name for name in (*ATTACHED, *SCORED) if (folder / name).is_file())
+            tags = {"goal": reporter.goal(), **_way(config)}
+            run.log(Outcome(metrics=reporter.metrics(history), tags=tags, files=files))
     return history.best.cost if history.best else None
 
 
@@ -140,7 +143,7 @@ def save(scores: Scores, folder: Path) -> None:
 def _leading(config: SearchConfig, study: Study, folder: Path) -> Iterator[Run | None]:
     """The search's own record, of whichever worker holds the folder; the others' candidates go under it."""
     identity = f"search/{study.study_name}/{study.user_attrs['identity']['code'][:8]}"
-    params = {f"search.{field.name}": describe(getattr(config.search, field.name)) for field in fields(config.search)}
+    params = {f"search.{name}": describe(getattr(config.search, name)) for name in GOAL}
     entry = Entry(
         identity=identity, name=config.search.name, params={**config.params(), **params}, tags={"search": identity}
     )
@@ -153,6 +156,17 @@ def _leading(config: SearchConfig, study: Study, folder: Path) -> Iterator[Run |
         run = stack.enter_context(config.tracking.start(entry, folder))
         study.set_user_attr(PARENT, run.id)
         yield run
+    if run.problem:
+        raise ConnectionError(
+            f"the search's answer is in {folder}, but was not recorded: {run.problem}; send it later with "
+            f"python -m quantlab.sync {folder}"
+        )
+
+
+def _way(config: SearchConfig) -> dict[str, str]:
+    """How the study was searched, which may be another way each time that it goes on. No password of a storage."""
+    names = (field.name for field in fields(config.search) if field.name not in (*GOAL, "storage"))
+    return {f"search.{name}": str(getattr(config.search, name)) for name in names}
 
 
 def _record(config: SearchConfig, study: Study, reporter: Reporter, history: History, found: Found) -> None:

@@ -3,7 +3,8 @@
 import json
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -58,7 +59,10 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
     directions: Any = {"cost": ["minimize"], "accuracy": ["maximize"], "pareto": ["minimize", "maximize"]}[search.mode]
     for chance in reversed(range(CHANCES)):
         try:
-            with held(folder / "opening", "the study", wait=True):  # Optuna's tables are made by one process at a time
+            with (
+                _experimental(),
+                held(folder / "opening", "the study", wait=True),
+            ):  # Optuna's tables are made by one process at a time
                 return optuna.create_study(
                     storage=_storage(url, search.heartbeat_s),
                     study_name=search.name,
@@ -70,6 +74,11 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
             if not chance:
                 raise
             time.sleep(1)
+        except ImportError as error:
+            raise ValueError(
+                f"search.storage {shown(url)} needs a driver that is not there ({error}): Postgres is "
+                f"postgresql+psycopg2://, with pip install 'quantlab[server]'"
+            ) from None
         except (SQLAlchemyError, ArgumentError, StorageInternalError, OSError) as error:
             reason = str(getattr(error.__cause__ or error, "orig", None) or error).splitlines()[0]
             raise ConnectionError(f"the study's storage {shown(url)} cannot be used: {reason}") from None
@@ -88,6 +97,20 @@ def identity_of(search: Search, space: Space, checkpoint: str, data: str, code: 
         "trial config": digest([trial]),
         "goal": repr(goal),
     }
+
+
+def retry_stale(study: Study) -> None:
+    """Workers that have been silent for too long are taken for dead, and their candidates tried again."""
+    with _experimental():
+        fail_stale_trials(study)
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Optuna has called heartbeats experimental since its version 2.8."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
 
 
 def shown(url: str) -> str:
@@ -228,7 +251,6 @@ def earlier(trials: Iterable[FrozenTrial], number: int) -> list[FrozenTrial]:
 def _storage(url: str, heartbeat_s: int) -> BaseStorage:
     if url.endswith(".log"):
         return JournalStorage(JournalFileBackend(url))
-    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats have been, since 2.8
     waiting = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite") else {}
     return RDBStorage(
         url,

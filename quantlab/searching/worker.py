@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from optuna.exceptions import TrialPruned
-from optuna.storages import fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -18,12 +18,14 @@ from quantlab.searching.evaluate import Judge, Outcome, Runner, evaluate
 from quantlab.searching.proposals import Known, Losses, bisect, greedy, ladder, least_loss, thinner
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
-from quantlab.searching.study import SETUP_ROWS, Found, History, distributions, earlier, params
+from quantlab.searching.study import SETUP_ROWS, Found, History, distributions, earlier, params, retry_stale
+from quantlab.tracking.record import Owner
 
 TOLERANCE = 1e-9  # points: drops are differences of means
 RUNGS_OF_A_FRONT = 9
 MOST_DUPLICATES = 100  # in a row: the sampler knows nothing new
 MOST_WAIT_HEARTBEATS, POLL_S = 4, 0.5  # for other workers' last candidates, which are ours if they fall silent
+OWNER = "owner"
 DEARER = "costs as much as the best"
 
 
@@ -56,11 +58,12 @@ class Worker:
                     return "other workers have the last candidates"
                 time.sleep(POLL_S)
                 waited_s += POLL_S
-                fail_stale_trials(study)
+                retry_stale(study)
                 continue
-            if proposal := self.propose(history):
+            retry_dead(study)
+            if proposal := self.propose(self.history(study)):
                 origin, chosen = proposal
-                study.enqueue_trial(params(self.space, chosen), user_attrs={"origin": origin}, skip_if_exists=True)
+                study.enqueue_trial(params(self.space, chosen), user_attrs={"origin": origin})
             evaluated: list[Found] = []
             study.optimize(self._objective(study, evaluated), n_trials=1, catch=(TakenError,))
             nothing_new = 0 if evaluated else nothing_new + 1
@@ -73,6 +76,8 @@ class Worker:
 
     def propose(self, history: History) -> tuple[str, Choices] | None:
         """The next candidate that the scores speak for, with its origin; None where a sampler is to be asked."""
+        if history.closest is None and self.space.wide not in history.pending:
+            return "everything at its widest", self.space.wide  # what there is if nothing is within the limit
         if not self.search.seeded:
             return None
         known = {one.chosen: Known(feasible=one.feasible) for one in history.found}
@@ -137,6 +142,8 @@ class Worker:
             return f"{len(history.found)} candidates are evaluated"
         if self.search.mode == "cost" and history.best and history.best.cost <= self._cost(self.space.narrow):
             return "nothing is cheaper"
+        if len(history.found) == len(self.space.choices) ** len(self.space.variables):
+            return "every candidate is evaluated"
         if nothing_new > MOST_DUPLICATES:
             return f"none of {MOST_DUPLICATES} sampled candidates was new and cheaper"
         return None
@@ -146,12 +153,14 @@ class Worker:
             for name, distribution in distributions(self.space).items():
                 trial.suggest_categorical(name, distribution.choices)
             chosen = tuple(trial.params[v.name] for v in self.space.variables)
+            trial.set_user_attr(OWNER, asdict(Owner.me()))
             self._claim(study, trial)
             cost = self.cost.of(self.space, chosen)
             history = self.history(study)
             if self._hopelessly_dear(cost, history):
                 raise TrialPruned(DEARER)
-            outcome = evaluate(self.runner, chosen, self.columns, self._hopeless(history))
+            hopeless = None if chosen == self.space.wide else self._hopeless(history)
+            outcome = evaluate(self.runner, chosen, self.columns, hopeless)
             found = self.judged(chosen, cost, outcome, trial.number, trial.user_attrs.get("origin", "sampler"))
             if found.complete and (self.runner.kept is None or (history.best is None or better(found, history.best))):
                 self.runner.keep(chosen)
@@ -229,6 +238,18 @@ class Worker:
         )  # fmt: skip
         self._constrain(trial, found)
         study.add_trial(trial)
+
+
+def retry_dead(study: Study) -> None:
+    """What a worker that is gone from this machine was evaluating is tried again, at once and on any storage; workers
+    on other machines are known by their heartbeats."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        owner = trial.user_attrs.get(OWNER)
+        if owner is None or not Owner(**owner).gone():
+            continue
+        with suppress(ValueError):  # another worker has seen it as well
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params, user_attrs={"origin": trial.user_attrs.get("origin", "sampler")})
 
 
 def better(found: Found, best: Found) -> bool:

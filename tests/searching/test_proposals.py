@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +12,7 @@ from searches import found, search_of, site_costs, space_named
 
 from quantlab.methods.bits import Precision
 from quantlab.searching.costs import Cost, cost_of
-from quantlab.searching.proposals import Known, bisect, greedy, ladder, thinner
+from quantlab.searching.proposals import Known, bisect, greedy, ladder, least_loss, thinner
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import bits_of
 from quantlab.searching.worker import Worker
@@ -84,6 +84,25 @@ def test_a_ladder_of_whole_costs_has_the_best_of_every_cost(problem: tuple[Space
         )
 
 
+@given(data=st.data(), problem=problems(most=3))
+@settings(deadline=None, max_examples=25)
+def test_the_next_best_is_the_best_of_those_that_are_left(
+    data: st.DataObject, problem: tuple[Space, Cost, Losses]
+) -> None:
+    space, cost, losses = problem
+    limit = cost.of(space, data.draw(st.sampled_from(every(space))))
+    known: list[Choices] = []
+    left = [one for one in every(space) if cost.of(space, one) <= limit + 1e-9]
+    while left:
+        found = least_loss(space, cost, losses, limit, known)
+        assert found in left
+        least = min(loss_of(space, losses, one) for one in left)
+        assert loss_of(space, losses, found) == pytest.approx(least, abs=1e-3)
+        left.remove(found)
+        known.append(found)
+    assert least_loss(space, cost, losses, limit, known) is None
+
+
 @given(problem=problems())
 @settings(deadline=None)
 def test_greedy_widens_one_variable_a_rung_from_all_narrow_to_all_wide(problem: tuple[Space, Cost, Losses]) -> None:
@@ -91,7 +110,7 @@ def test_greedy_widens_one_variable_a_rung_from_all_narrow_to_all_wide(problem: 
     rungs = greedy(space, cost, losses)
     assert rungs[0] == space.narrow and rungs[-1] == space.wide
     assert len(space.variables) < len(rungs) <= (len(space.choices) - 1) * len(space.variables) + 1
-    for one, other in zip(rungs, rungs[1:], strict=False):
+    for one, other in pairwise(rungs):
         (changed,) = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
         assert bits_of(changed[0]) < bits_of(changed[1])
 
@@ -102,8 +121,7 @@ def test_greedy_takes_what_saves_most_first(saved: list[int]) -> None:
     losses = {(v.name, "int8"): float(value) for v, value in zip(space.variables, saved, strict=True)}
     rungs = greedy(space, site_costs(space), losses)
     widened = [
-        next(index for index in range(len(saved)) if one[index] != other[index])
-        for one, other in zip(rungs, rungs[1:], strict=False)
+        next(index for index in range(len(saved)) if one[index] != other[index]) for one, other in pairwise(rungs)
     ]
     assert [saved[index] for index in widened] == sorted(saved, reverse=True)
 
@@ -196,7 +214,7 @@ def driven(
     all_found, tried = [found(space, space.wide, cost.of(space, space.wide), feasible=True)], []
     for _ in range(1000):
         best = min((one for one in all_found if one.feasible), key=lambda one: one.cost)
-        history = SimpleNamespace(found=all_found, pending=set(), best=best)
+        history = SimpleNamespace(found=all_found, pending=set(), best=best, trials=[best])  # odd: no sampler's turn
         proposal = worker.propose(history)  # type: ignore[arg-type]
         if proposal is None:
             return best.chosen, tried

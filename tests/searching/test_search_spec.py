@@ -3,6 +3,8 @@
 import pytest
 from searches import SearchLab, search_of
 
+from quantlab.sweeping.catalogue import register
+
 BAD = [
     ({"budget": 0}, "search.budget must be at least 2 evaluations .*got 0"),
     ({"budget": 1.5}, "search.budget must be at least 2 evaluations"),
@@ -61,6 +63,7 @@ def test_what_can_be_right_is_taken(settings: dict[str, object]) -> None:
 
 
 def test_a_worker_number_may_be_given_on_the_command_line(planted: SearchLab) -> None:
+    register()
     config = planted.config("search.worker=3", "+sweeps=mixed_precision")
-    assert (config.search.worker, config.search.name) == (3, "mixed_precision")
+    assert (config.search.worker, config.search.reference) == (3, "all16")
     assert config.bits.symmetric and config.placement.at == "tensor"

@@ -1,0 +1,342 @@
+"""One study for whoever works on it: continued, shared, and never mixed with another one's results."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import TrialState, create_trial
+from searches import SearchLab, found, search_of, site_costs, space_named
+
+from quantlab.memo import Memo
+from quantlab.searching.evaluate import Outcome
+from quantlab.searching.running import made, opened
+from quantlab.searching.setup import bench
+from quantlab.searching.space import Choices
+from quantlab.searching.spec import MODES
+from quantlab.searching.study import (
+    Found,
+    History,
+    distributions,
+    earlier,
+    identity_of,
+    open_study,
+    params,
+    sampler,
+    shown,
+)
+from quantlab.searching.worker import TakenError, Worker
+
+SPACE = space_named(["0.x", "1.x", "2.x"], ("int8", "fp16"))
+COST = site_costs(SPACE)
+IDENTITY = {"space": "s", "checkpoint": "c", "data": "d", "code": "e", "trial config": "t", "goal": "g"}
+
+
+def study_in(folder: Path, **settings: object) -> Study:
+    return open_study(search_of(**settings), SPACE, folder, IDENTITY)
+
+
+def finish(study: Study, one: Found, **attributes: object) -> None:
+    """Adds a candidate as a worker leaves it."""
+    text = json.dumps({name: value for name, value in asdict(one).items() if name not in ("number", "chosen")})
+    values = [one.cost, one.metric] if len(study.directions) == 2 else [one.cost]
+    study.add_trial(create_trial(
+        state=TrialState.COMPLETE, params=params(SPACE, one.chosen), distributions=distributions(SPACE), values=values,
+        user_attrs={"rows": one.rows, "found": text, **attributes},
+    ))  # fmt: skip
+
+
+def running(study: Study, chosen: Choices) -> None:
+    """Another worker's candidate."""
+    study.add_trial(
+        create_trial(state=TrialState.RUNNING, params=params(SPACE, chosen), distributions=distributions(SPACE))
+    )
+
+
+@pytest.mark.parametrize("storage", ["study.db", "sqlite", "journal"])
+def test_a_study_goes_on_where_it_was_left(tmp_path: Path, storage: str) -> None:
+    urls = {"study.db": None, "sqlite": f"sqlite:///{tmp_path}/other.db", "journal": f"{tmp_path}/study.log"}
+    for count in range(3):
+        study = study_in(tmp_path, storage=urls[storage])
+        assert len(study.trials) == count
+        finish(study, found(SPACE, ("int8", "fp16", "int8"), 1.0, feasible=True, drop=float(count)))
+    assert (tmp_path / {"study.db": "study.db", "sqlite": "other.db", "journal": "study.log"}[storage]).is_file()
+    assert [one.drop for one in History.of(study, SPACE, "cost").found] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("differing", [["space"], ["checkpoint"], ["data"], ["code"], ["goal"], ["space", "goal"]])
+def test_another_studys_results_are_refused_and_what_differs_is_named(tmp_path: Path, differing: list[str]) -> None:
+    study_in(tmp_path)
+    other = {**IDENTITY, **dict.fromkeys(differing, "other")}
+    with pytest.raises(ValueError, match=f"of another {', another '.join(differing)}: .*another search.name"):
+        open_study(search_of(), SPACE, tmp_path, other)
+    open_study(search_of(name="another"), SPACE, tmp_path, other)
+    assert study_in(tmp_path).user_attrs["identity"] == IDENTITY  # and the first is as it was
+
+
+DIFFERENT = {
+    "space": ["search.sites=['*.ffn.*']"],
+    "checkpoint": [],
+    "data": ["evaluation.limit=32"],
+    "goal": ["search.max_drop=1"],
+    "trial config": ["bits.symmetric=true"],
+    "code": [],
+}
+
+
+@pytest.mark.parametrize("differing", DIFFERENT)
+def test_each_difference_is_found_in_the_config(
+    planted: SearchLab, make_lab: object, tmp_path: Path, differing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(planted.config(), tmp_path, Memo())
+    if differing == "checkpoint":
+        (path,) = [o for o in make_lab((1,)).overrides if o.startswith("model.path")]  # type: ignore[operator]
+        DIFFERENT["checkpoint"].append(path)
+    if differing == "code":
+        monkeypatch.setattr("quantlab.searching.running.code_digest", lambda: "other code")
+    with pytest.raises(ValueError, match=f"of another .*{differing}"):
+        opened(planted.config(*DIFFERENT[differing]), tmp_path, Memo())
+    monkeypatch.undo()
+
+
+def test_what_changes_no_number_is_no_other_study(planted: SearchLab, tmp_path: Path) -> None:
+    more = ["search.budget=100", "search.trials=3", "search.sampler=tpe", "search.seed=9", "search.reuse_mb=0"]
+    opened(planted.config(), tmp_path, Memo())
+    opened(planted.config(*more, "search.worker=2", "search.prune_p=0", "search.seeded=false"), tmp_path, Memo())
+
+
+def test_choices_in_another_order_are_the_same_space() -> None:
+    spaces = [search_of(choices=order) for order in (("int8", "fp16"), ("fp16", "int8"))]
+    found = [identity_of(search, SPACE, "c", "d", "e", "t") for search in spaces]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql+psycopg2://u:secret@127.0.0.1:1/x",
+     "postgresql://u:secret@127.0.0.1:1/x", "sqlite:////nowhere/at/all/study.db", "/nowhere/at/all/study.log",
+     "nonsense://u:secret@127.0.0.1/x", "mysql+nothing://u:secret@h/x"],
+)  # fmt: skip
+def test_a_storage_that_cannot_be_reached_is_named_at_once_without_its_password(tmp_path: Path, url: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match="the study's storage .* cannot be used") as raised:
+        study_in(tmp_path, storage=url)
+    assert time.perf_counter() - start < 10
+    assert "secret" not in str(raised.value)
+    assert raised.value.__cause__ is None and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url, expected",
+    [
+        ("postgresql://u:secret@h:1/x", "postgresql://u:***@h:1/x"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+        ("/tmp/x.log", "/tmp/x.log"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, expected: str) -> None:
+    assert shown(url) == expected
+
+
+@pytest.mark.parametrize(
+    "settings, variables, kind",
+    [
+        ({"sampler": "auto"}, 3, GPSampler),
+        ({"sampler": "auto"}, 30, TPESampler),
+        ({"sampler": "auto", "trials": 200}, 3, TPESampler),
+        ({"sampler": "auto", "mode": "pareto"}, 3, NSGAIISampler),
+        ({"sampler": "tpe"}, 3, TPESampler),
+        ({"sampler": "gp", "budget": 1000}, 30, GPSampler),
+        ({"sampler": "nsga2"}, 3, NSGAIISampler),
+        ({"sampler": "random", "mode": "pareto"}, 3, RandomSampler),
+    ],
+)
+@pytest.mark.parametrize("storage", ["study.db", "study.log"])
+def test_who_is_asked(tmp_path: Path, settings: dict[str, object], variables: int, kind: type, storage: str) -> None:
+    space = space_named([f"{index}.x" for index in range(variables)], ("int8", "fp16"))
+    url = None if storage == "study.db" else f"{tmp_path}/study.log"
+    assert type(open_study(search_of(**settings, storage=url), space, tmp_path, IDENTITY).sampler) is kind
+
+
+def test_workers_draw_different_candidates_and_the_same_worker_the_same() -> None:
+    space = space_named([f"{index}.x" for index in range(20)], ("int8", "fp16"))
+
+    def drawn(worker: int) -> list[object]:
+        study = optuna.create_study(sampler=sampler(search_of(worker=worker, sampler="random"), space))
+        return [tuple(study.ask(distributions(space)).params.values()) for _ in range(3)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 64, 1001])
+def test_outcomes_are_packed_and_unpacked(count: int) -> None:
+    right = np.random.default_rng(count).random(count) < 0.5
+    one = found(SPACE, SPACE.wide, 3.0, feasible=True, rows=count)
+    assert (Found(**{**asdict(one), "right": Found.packed(right)}).outcomes == right).all()
+
+
+def test_what_is_best_closest_and_in_front(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    rows = [  # cost, drop, feasible, complete
+        (3.0, 0.0, True, True), (2.0, 1.0, True, True), (2.0, 0.5, True, True), (1.0, 9.0, False, True),
+        (0.0, -5.0, False, False), (2.0, 0.5, True, True), (1.0, 3.0, False, True), (3.0, 0.2, True, True),
+    ]  # fmt: skip
+    for cost, drop, feasible, complete in rows:
+        finish(study, found(SPACE, SPACE.wide, cost, feasible, drop=drop, complete=complete))
+    histories = {mode: History.of(study, SPACE, mode) for mode in MODES}
+    assert histories["cost"].best.number == 2  # type: ignore[union-attr]
+    assert histories["accuracy"].best.number == 0  # type: ignore[union-attr]
+    assert histories["cost"].closest.number == 0  # type: ignore[union-attr]
+    assert [(one.cost, one.drop) for one in histories["cost"].front] == [(1.0, 3.0), (2.0, 0.5), (3.0, 0.0)]
+    assert histories["cost"].rows == 8 * len(rows)
+
+
+def test_what_runs_or_waits_is_pending(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    finish(study, found(SPACE, SPACE.wide, 3.0, feasible=True))
+    study.enqueue_trial(params(SPACE, ("int8", "fp16", "fp16")))
+    assert History.of(study, SPACE, "cost").pending == {("int8", "fp16", "fp16")}
+    running(study, SPACE.narrow)
+    assert History.of(study, SPACE, "cost").pending == {("int8", "fp16", "fp16"), SPACE.narrow}
+    assert History.of(study, SPACE, "cost").running == 1
+
+
+def worker(**settings: object) -> Worker:
+    class NoRunner:
+        kept: Choices | None = None
+
+        def keep(self, chosen: Choices) -> None:
+            self.kept = chosen
+
+    class Half:
+        """Four of eight rows are right; the reference has all."""
+
+        labels, counts_right = np.zeros(8), True
+        drop = staticmethod(lambda _: 50.0)
+        metric = staticmethod(lambda _: 0.5)
+        interval = staticmethod(lambda _: (40.0, 60.0, 58.0))
+        right = staticmethod(lambda _: np.arange(8) < 4)
+        exceeds_p = staticmethod(lambda *_: 0.001)
+
+    return Worker(
+        search=search_of(**{"reference": "fp32", "seeded": False, "trials": 3, **settings}), space=SPACE, cost=COST,
+        runner=NoRunner(), columns=[0, 1], judge=Half(), losses={},  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Choices]:
+    """What is evaluated; all rows are answered."""
+    seen: list[Choices] = []
+
+    def evaluate(_: object, chosen: Choices, *__: object) -> Outcome:
+        seen.append(chosen)
+        return Outcome(logits=np.zeros((8, 2), np.float32), answered=np.ones(8, bool))
+
+    monkeypatch.setattr("quantlab.searching.worker.evaluate", evaluate)
+    return seen
+
+
+def test_of_two_workers_with_one_candidate_the_first_has_it(tmp_path: Path, evaluated: list[Choices]) -> None:
+    study, chosen = study_in(tmp_path), ("int8", "fp16", "int8")
+    running(study, chosen)
+    study.enqueue_trial(params(SPACE, chosen))
+    study.optimize(worker()._objective(study, []), n_trials=1, catch=(TakenError,))
+    assert not evaluated and study.trials[1].state == TrialState.FAIL
+    study.enqueue_trial(params(SPACE, ("fp16", "fp16", "int8")))
+    study.optimize(worker()._objective(study, []), n_trials=1, catch=(TakenError,))
+    assert evaluated == [("fp16", "fp16", "int8")]
+    assert [trial.number for trial in earlier(study.trials, 2)] == [0]
+
+
+def test_a_later_one_takes_nothing_from_the_first(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+
+    def objective(trial: optuna.Trial) -> float:
+        for name, distribution in distributions(SPACE).items():
+            trial.suggest_categorical(name, distribution.choices)
+        for _ in range(2):
+            running(study, tuple(trial.params.values()))
+        worker()._claim(study, trial)
+        return 0.0
+
+    study.optimize(objective, n_trials=1)
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_no_more_candidates_than_places(tmp_path: Path, evaluated: list[Choices]) -> None:
+    study = study_in(tmp_path)
+    for _ in range(3):
+        running(study, SPACE.wide)
+    study.optimize(worker(trials=3)._objective(study, []), n_trials=1, catch=(TakenError,))
+    assert not evaluated and study.trials[-1].state == TrialState.FAIL
+
+
+def test_no_candidate_is_evaluated_twice_and_the_space_may_be_used_up(
+    tmp_path: Path, evaluated: list[Choices], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantlab.searching.worker.MOST_DUPLICATES", 40)
+    reason = worker(trials=None, budget=100, max_drop=0.0).work(study_in(tmp_path), lambda *_: None)
+    assert "was new" in reason
+    assert len(evaluated) == len(set(evaluated)) == 8
+
+
+def test_a_candidate_as_dear_as_the_best_is_not_answered(tmp_path: Path, evaluated: list[Choices]) -> None:
+    worker(trials=None, budget=100, max_drop=60.0).work(study_in(tmp_path), lambda *_: None)
+    costs = [COST.of(SPACE, chosen) for chosen in evaluated]
+    assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
+    assert costs[-1] == 0  # nothing is cheaper
+
+
+def test_an_interrupted_candidate_is_tried_again(
+    tmp_path: Path, evaluated: list[Choices], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the scores asked for when Ctrl-C came is asked for again, and more after it."""
+    losses = {"kl": {(v.name, "int8"): float(index + 1) for index, v in enumerate(SPACE.variables)}}
+    study, seeded = study_in(tmp_path), worker(seeded=True, trials=None, budget=100, max_drop=60.0)
+    object.__setattr__(seeded, "losses", losses)
+    first = seeded.propose(seeded.history(study))
+    assert first is not None and first[1] not in (SPACE.narrow, SPACE.wide)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("quantlab.searching.worker.evaluate", interrupt)
+        seeded.work(study, lambda *_: None)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL]
+    seeded.work(study_in(tmp_path), lambda *_: None)
+    assert evaluated[0] == first[1]
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_a_killed_workers_candidate_is_tried_again_after_its_heartbeat_stopped(
+    tmp_path: Path, evaluated: list[Choices], storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = None if storage == "sqlite" else f"{tmp_path}/study.log"
+    study, chosen = study_in(tmp_path, storage=url, heartbeat_s=1), ("int8", "fp16", "int8")
+    running(study, chosen)  # and then nothing
+    if storage == "sqlite":
+        study._storage.record_heartbeat(study.trials[0]._trial_id)  # type: ignore[attr-defined]
+    time.sleep(3.2)
+    monkeypatch.setattr("quantlab.searching.worker.MOST_DUPLICATES", 40)
+    worker(trials=8, max_drop=0.0).work(study_in(tmp_path, storage=url, heartbeat_s=1), lambda *_: None)
+    assert chosen in evaluated and len(evaluated) == len(set(evaluated)) == 8
+
+
+def test_rows_of_the_setup_are_counted_once_however_many_workers_there_are(planted: SearchLab, tmp_path: Path) -> None:
+    config = planted.config("search.group_by=layer")
+    rows = []
+    for _ in range(2):
+        study = opened(config, tmp_path, Memo())
+        with bench(config, Memo()) as ready:
+            made(ready, study, tmp_path)
+        rows.append(History.of(study, ready.space, "cost").rows)
+    (reference,) = study.get_trials()
+    assert reference.user_attrs["rows"] == 0 and json.loads(reference.user_attrs["found"])["origin"] == "reference"
+    assert rows[0] == rows[1] == 64 + 16 * (1 + 3 + 1 + len(ready.space.variables))
