@@ -50,8 +50,8 @@ def exceeds_drop_p(reference_right: np.ndarray, right: np.ndarray, limit: float)
     """P-value of a drop in accuracy as large as seen, or larger, were the true drop ``limit``; booleans of shape (N,).
 
     Wilcoxon's signed-rank test on outcomes that are right or wrong is the sign test of the pairs that differ: lost ones
-    against won ones. A drop of exactly ``limit`` makes ``1/2 + N limit / (2 pairs)`` of them lost ones; as the number of
-    pairs is chance too, the adjusted interval must then leave the limit out as well.
+    against won ones. A drop of exactly ``limit`` makes ``1/2 + N limit / (2 pairs)`` of them lost ones; as the number
+    of pairs is chance too, the adjusted interval must then leave the limit out as well.
     """
     lost, won = int(np.sum(reference_right & ~right)), int(np.sum(~reference_right & right))
     pairs = lost + won

@@ -59,10 +59,8 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
     directions: Any = {"cost": ["minimize"], "accuracy": ["maximize"], "pareto": ["minimize", "maximize"]}[search.mode]
     for chance in reversed(range(CHANCES)):
         try:
-            with (
-                _experimental(),
-                held(folder / "opening", "the study", wait=True),
-            ):  # Optuna's tables are made by one process at a time
+            # Optuna's tables are made by one process at a time.
+            with _experimental(), held(folder / "opening", "the study", wait=True):
                 return optuna.create_study(
                     storage=_storage(url, search.heartbeat_s),
                     study_name=search.name,
@@ -75,7 +73,7 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
                 raise
             time.sleep(1)
         except ImportError as error:
-            raise ValueError(
+            raise ConnectionError(
                 f"search.storage {shown(url)} needs a driver that is not there ({error}): Postgres is "
                 f"postgresql+psycopg2://, with pip install 'quantlab[server]'"
             ) from None

@@ -214,7 +214,8 @@ def driven(
     all_found, tried = [found(space, space.wide, cost.of(space, space.wide), feasible=True)], []
     for _ in range(1000):
         best = min((one for one in all_found if one.feasible), key=lambda one: one.cost)
-        history = SimpleNamespace(found=all_found, pending=set(), best=best, trials=[best])  # odd: no sampler's turn
+        # One trial, an odd number: it is not the sampler's turn.
+        history = SimpleNamespace(found=all_found, pending=set(), best=best, closest=best, trials=[best])
         proposal = worker.propose(history)  # type: ignore[arg-type]
         if proposal is None:
             return best.chosen, tried

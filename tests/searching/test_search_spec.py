@@ -63,7 +63,7 @@ def test_what_can_be_right_is_taken(settings: dict[str, object]) -> None:
 
 
 def test_a_worker_number_may_be_given_on_the_command_line(planted: SearchLab) -> None:
-    register()
+    register("search")
     config = planted.config("search.worker=3", "+sweeps=mixed_precision")
     assert (config.search.worker, config.search.reference) == (3, "all16")
     assert config.bits.symmetric and config.placement.at == "tensor"
