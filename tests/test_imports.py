@@ -26,8 +26,8 @@ LAYERS = (
     ("quantlab.conf_dir", "quantlab.compact", "quantlab.interrupts", "quantlab.config", "quantlab.sweeping",
      "quantlab.sweeping.*"),
     ("quantlab.searching", "quantlab.searching.*"),
-    ("quantlab.run", "quantlab.search", "quantlab.sensitivity", "quantlab.sync", "quantlab.finetune", "quantlab.training",
-     "quantlab.summary", "quantlab.export"),
+    ("quantlab.run", "quantlab.search", "quantlab.sensitivity", "quantlab.sync", "quantlab.finetune",
+     "quantlab.training", "quantlab.summary", "quantlab.export"),
 )  # fmt: skip
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
 

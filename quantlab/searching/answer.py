@@ -222,7 +222,9 @@ def draw_scores(scores: Scores) -> Figure:
         for index in values.index[:5]:
             x = values[index] if has_measured else list(values.index).index(index)
             y = scores.table[MEASURED][index] if has_measured else values[index]
-            axes.annotate(scores.table["variable"][index], (x, y), fontsize=7)
+            axes.annotate(
+                scores.table["variable"][index], (x, y), (-5, 0), textcoords="offset points", ha="right", fontsize=7
+            )
     return figure
 
 
