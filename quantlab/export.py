@@ -29,7 +29,7 @@ from quantlab.placement.plan import QuantPlan
 from quantlab.result import RESULT
 from quantlab.trial import TrialConfig
 
-LEAST_AGREEMENT = 0.95
+LEAST_AGREEMENT = 0.9  # less is another model; rounding alone, through many layers, changes some answers
 READABLE = 0o755  # a scratch folder is its owner's alone
 
 

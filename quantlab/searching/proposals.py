@@ -16,7 +16,6 @@ from quantlab.searching.space import Choices, Space
 STEPS = 33  # of a ladder whose costs are no small whole numbers
 MOST_STEPS = 512
 EPSILON = 1e-9
-TIE = 1e-6  # share of the largest loss by which a cheaper candidate is preferred
 
 Losses = Mapping[tuple[str, Precision], float]  # by variable and choice; the widest choice loses nothing
 
@@ -40,8 +39,8 @@ def ladder(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
 def least_loss(
     space: Space, cost: Cost, losses: Losses, limit: float, without: Iterable[Choices] = ()
 ) -> Choices | None:
-    """The candidate with the least predicted loss that costs at most ``limit`` and is none of ``without``; None where
-    there is none.
+    """The candidate with the least predicted loss that costs at most ``limit`` and is none of ``without``; of equals,
+    the cheapest. None where there is none.
 
     The predicted loss is the sum of the variables' own. A 0-1 linear program with one unknown for each variable and
     choice; each candidate that is left out is a cut: not all of its choices at once.
@@ -49,24 +48,17 @@ def least_loss(
     names, choices = [v.name for v in space.variables], space.choices
     loss = np.array([[max(losses.get((name, choice), 0.0), 0.0) for choice in choices] for name in names])
     price = _prices(space, cost)
-    cheaper_of_equals = price / max(np.abs(price).max(), EPSILON) * max(loss.max(), EPSILON) * TIE
-    one_each = np.kron(np.eye(len(names)), np.ones(len(choices)))
-    constraints = [
-        LinearConstraint(one_each, 1, 1),
-        LinearConstraint(price.ravel()[None], -np.inf, limit - cost.base + EPSILON),
-    ]
+    one_each = LinearConstraint(np.kron(np.eye(len(names)), np.ones(len(choices))), 1, 1)
+    affordable = LinearConstraint(price.ravel()[None], -np.inf, limit - cost.base + EPSILON)
     cuts = [[choice == other for choice in chosen for other in choices] for chosen in without]
-    if cuts:
-        constraints.append(LinearConstraint(np.array(cuts, float), -np.inf, len(names) - 1))
-    solved = milp(
-        (loss + cheaper_of_equals).ravel(),
-        integrality=np.ones(loss.size, dtype=int),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-    )
-    if solved.x is None:
+    left = [LinearConstraint(np.array(cuts, float), -np.inf, len(names) - 1)] if cuts else []
+    least = _minimum(_shares(loss), [one_each, affordable, *left])
+    if least is None:
         return None
-    return tuple(choices[pick] for pick in solved.x.reshape(loss.shape).argmax(1))
+    as_good = LinearConstraint(_shares(loss).ravel()[None], -np.inf, (_shares(loss) * least).sum() + EPSILON)
+    cheapest = _minimum(_shares(price), [one_each, affordable, as_good, *left])
+    picks = (least if cheapest is None else cheapest).argmax(1)
+    return tuple(choices[pick] for pick in picks)
 
 
 def greedy(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
@@ -128,6 +120,23 @@ def thinner(space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapp
             return None
         size = max(1, size // 2)
     return None
+
+
+def _minimum(objective: np.ndarray, constraints: Sequence[LinearConstraint]) -> np.ndarray | None:
+    """Ones where variables (rows) take choices (columns); None where nothing satisfies the constraints."""
+    solved = milp(
+        objective.ravel(),
+        integrality=np.ones(objective.size, dtype=int),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": 0.0},
+    )
+    return None if solved.x is None else np.asarray(solved.x.reshape(objective.shape)).round()
+
+
+def _shares(x: np.ndarray) -> np.ndarray:
+    """Shares of the largest: the solver's tolerances are absolute."""
+    return np.asarray(x / max(np.abs(x).max(), np.finfo(float).tiny))
 
 
 def _prices(space: Space, cost: Cost) -> np.ndarray:

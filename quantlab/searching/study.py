@@ -74,7 +74,7 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
             time.sleep(1)
         except ImportError as error:
             raise ConnectionError(
-                f"search.storage {shown(url)} needs a driver that is not there ({error}): Postgres is "
+                f"the study's storage {shown(url)} cannot be used: its driver is not there ({error}); Postgres is "
                 f"postgresql+psycopg2://, with pip install 'quantlab[server]'"
             ) from None
         except (SQLAlchemyError, ArgumentError, StorageInternalError, OSError) as error:

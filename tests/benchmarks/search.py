@@ -36,6 +36,7 @@ from quantlab.conf_dir import CONF
 from quantlab.memo import Memo
 from quantlab.searching.answer import progress_of
 from quantlab.searching.evaluate import Judge, Runner, evaluate
+from quantlab.searching.proposals import least_loss
 from quantlab.searching.running import made
 from quantlab.searching.setup import Bench, bench
 from quantlab.searching.spec import SearchConfig
@@ -46,6 +47,7 @@ from quantlab.sweeping.spec import in_hydra
 from sweeps import ONE_THREAD, tiny
 
 WORKERS, KILLS, CANDIDATES = 4, 20, 60
+BASE = 10
 PLAIN = {"seeded": False, "prune_p": 0.0, "reuse_mb": 0}
 
 
@@ -158,11 +160,11 @@ def draw(curves: dict[str, list[tuple[list[float], list[float]]]]) -> Figure:
 
 
 def reuse(ready: Bench) -> None:
-    """One step of thinning: each 16-bit site of one plan in 8 bits, alone."""
+    """One step of thinning: each 16-bit site of the ladder's plan of ``BASE`` sites in 8 bits, alone."""
     space, columns = ready.space, ready.material.loaded.label_columns
-    keep = {s.name: "fp16" if s.matches(["*.ffn.*", "*.attn.sum", "*.layer.out"]) else "int8" for s in space.sites}
-    base = space.chosen(keep)
-    wide = [index for index, choice in enumerate(base) if choice != space.choices[0]][::3]
+    base = least_loss(space, ready.cost(), ready.scores().of("kl"), BASE)
+    assert base is not None
+    wide = [index for index, choice in enumerate(base) if choice != space.choices[0]]
     candidates = [(*base[:index], space.choices[0], *base[index + 1 :]) for index in wide]
     for reused in (0, 4096):
         for prunes in (False, True):
