@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from quantlab.cache import write_whole
 from quantlab.methods.bits import Precision
-from quantlab.placement.sites import Place, Site
+from quantlab.placement.sites import Place
 from quantlab.result import describe
 from quantlab.searching.costs import Cost
 from quantlab.searching.scores import MEASURED, SCORES, Scores
@@ -121,9 +121,8 @@ class Reporter:
             of_sites = {site.name: wide if site.matches(patterns) else narrow for site in self.space.sites}
             if wide in of_sites.values():
                 found[name] = self.cost.of(self.space, self.space.chosen(of_sites))
-        operands = {place.tensor for place in self.places if place.operand and place.operand == place.tensor}
-        operands |= {place.tensor for place in self.places if place.operand and place.tensor}
-        inside = {s.name: narrow if _enters_product(s, operands) else wide for s in self.space.sites}
+        operands = {place.name for place in self.places if place.operand}
+        inside = {s.name: narrow if s.name in operands else wide for s in self.space.sites}
         if wide in inside.values() and narrow in inside.values():
             found["placement gemm (what enters no product)"] = self.cost.of(self.space, self.space.chosen(inside))
         return found
@@ -226,7 +225,3 @@ def draw_scores(scores: Scores) -> Figure:
                 scores.table["variable"][index], (x, y), (-5, 0), textcoords="offset points", ha="right", fontsize=7
             )
     return figure
-
-
-def _enters_product(site: Site, operands: set[Any]) -> bool:
-    return site.tap in operands
