@@ -50,6 +50,7 @@ class Worker:
         this worker has evaluated."""
         nothing_new, waited_s = 0, 0.0
         while True:
+            retry_dead(study)
             history = self.history(study)
             if reason := self._over(history, nothing_new):
                 return reason
@@ -60,8 +61,7 @@ class Worker:
                 waited_s += POLL_S
                 retry_stale(study)
                 continue
-            retry_dead(study)
-            if proposal := self.propose(self.history(study)):
+            if proposal := self.propose(history):
                 origin, chosen = proposal
                 study.enqueue_trial(params(self.space, chosen), user_attrs={"origin": origin})
             evaluated: list[Found] = []
@@ -76,7 +76,8 @@ class Worker:
 
     def propose(self, history: History) -> tuple[str, Choices] | None:
         """The next candidate that the scores speak for, with its origin; None where a sampler is to be asked."""
-        if history.closest is None and self.space.wide not in history.pending:
+        nothing_whole = self.search.mode == "cost" and history.closest is None
+        if nothing_whole and self.space.wide not in history.pending:
             return "everything at its widest", self.space.wide  # what there is if nothing is within the limit
         if not self.search.seeded:
             return None
