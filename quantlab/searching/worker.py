@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -50,7 +51,7 @@ class Worker:
         this worker has evaluated."""
         nothing_new, waited_s = 0, 0.0
         while True:
-            retry_dead(study)
+            retry_dead(study, len(self.space.variables), 2 * self.search.heartbeat_s)
             history = self.history(study)
             if reason := self._over(history, nothing_new):
                 return reason
@@ -241,16 +242,18 @@ class Worker:
         study.add_trial(trial)
 
 
-def retry_dead(study: Study) -> None:
+def retry_dead(study: Study, width: int, silent_s: float) -> None:
     """What a worker that is gone from this machine was evaluating is tried again, at once and on any storage; workers
-    on other machines are known by their heartbeats."""
+    on other machines are known by their heartbeats. One that was killed before it could sign has neither."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        owner = trial.user_attrs.get(OWNER)
-        if owner is None or not Owner(**owner).gone():
+        owner, started = trial.user_attrs.get(OWNER), trial.datetime_start
+        unsigned = owner is None and started is not None and (datetime.now() - started).total_seconds() > silent_s
+        if not unsigned and (owner is None or not Owner(**owner).gone()):
             continue
         with suppress(ValueError):  # another worker has seen it as well
             study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs={"origin": trial.user_attrs.get("origin", "sampler")})
+            if len(trial.params) == width:
+                study.enqueue_trial(trial.params, user_attrs={"origin": trial.user_attrs.get("origin", "sampler")})
 
 
 def better(found: Found, best: Found) -> bool:
