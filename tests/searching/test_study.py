@@ -325,7 +325,7 @@ def test_a_worker_that_was_killed_before_it_signed_holds_no_place(tmp_path: Path
     """Neither its process nor a heartbeat is known; Optuna itself leaves such a trial running for ever."""
     study = study_in(tmp_path, heartbeat_s=1)
     running(study, ("int8", "fp16", "int8"))
-    study.ask()  # nothing suggested yet
+    study.add_trial(create_trial(state=TrialState.RUNNING))  # nothing suggested yet
     time.sleep(2.2)
     worker(trials=8, max_drop=0.0, heartbeat_s=1).work(study_in(tmp_path, heartbeat_s=1), lambda *_: None)
     assert len(evaluated) == len(set(evaluated)) == 8
