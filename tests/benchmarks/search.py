@@ -48,6 +48,7 @@ from sweeps import ONE_THREAD, tiny
 
 WORKERS, KILLS, CANDIDATES = 4, 20, 60
 BASE = 10
+SCORED_AT_LEAST, SCORED = 8, 50  # one of 50 rows is for the scores, as 32 are of 1,600
 PLAIN = {"seeded": False, "prune_p": 0.0, "reuse_mb": 0}
 
 
@@ -80,7 +81,7 @@ def configured(shared: Path, rows: int) -> SearchConfig:
         return instantiate(compose("search", [
             "+sweeps=mixed_precision", "model=hf", "task=qnli", "tracking=off", "profile=off",
             f"model.path={shared}/models/minilm-qnli", f"task.data_dir={shared}/data/glue/qnli",
-            f"evaluation.limit={rows}",
+            f"evaluation.limit={rows}", f"search.sensitivity_rows={max(SCORED_AT_LEAST, rows // SCORED)}",
         ]))  # fmt: skip
 
 
