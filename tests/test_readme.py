@@ -11,6 +11,7 @@ from quantlab.conf_dir import CONF
 from quantlab.sweeping.catalogue import register
 
 register()
+register("search")
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,8 +29,10 @@ def test_a_command_composes(line: str) -> None:
     module = words[words.index("-m") + 1]
     if module in ("quantlab.sync", "quantlab.export"):
         return
-    config = {"quantlab.run": "config", "quantlab.finetune": "finetune"}[module]
+    config = {"quantlab.run": "config", "quantlab.finetune": "finetune"}.get(module, "search")
+    assert module in ("quantlab.run", "quantlab.finetune", "quantlab.search", "quantlab.sensitivity")
     overrides = [word for word in words[words.index(module) + 1 :] if word != "-m"]
+    overrides = [re.sub("^method=found/.*", "method=per_site", word) for word in overrides]  # there after a search
     first = [re.sub(r"=([\w.]+),[\w.,]+$", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
     with initialize_config_dir(CONF, version_base="1.3"):
         compose(config, first)
