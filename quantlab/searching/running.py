@@ -31,7 +31,7 @@ PARENT = "run of the search"
 GOAL = ("sites", "choices", "group_by", "mode", "max_drop", "max_cost", "decide", "reference", "cost")  # of the study
 ATTACHED = ("best.json", "front.csv", "candidates.csv", "method.yaml", "map.png", "progress.png")
 SCORED = ("scores/scores.csv", "scores/scores.png")
-BEST_SCORE_FIRST = ("kl", "first_order", "noise_db")
+PREDICTORS = ("kl", "first_order")  # the better one first; noise says nothing of what comes after a site
 
 
 def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
@@ -90,7 +90,7 @@ def made(ready: Bench, study: Study, folder: Path) -> Worker:
     losses = {}
     if search.seeded:
         scores = kept_scores(ready, study, folder / "scores")
-        losses = {score: scores.of(score) for score in BEST_SCORE_FIRST if score != "noise_db"}
+        losses = {score: scores.of(score) for score in PREDICTORS}
     judge, rows = ready.judge(runner)
     worker = Worker(
         search=search, space=ready.space, cost=ready.cost(), runner=runner, judge=judge, losses=losses,

@@ -13,7 +13,7 @@ from quantlab.placement.insert import InsertActivations, insert_weights
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.placement.sites import Site
 from quantlab.searching.costs import Cost, cost_of
-from quantlab.searching.evaluate import Judge, Outcome, Runner, evaluate
+from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.latency import measured_latencies
 from quantlab.searching.scores import Scores, Table, score_sites
 from quantlab.searching.space import Choices, Space, activation_table, space_of
@@ -33,6 +33,7 @@ class Bench:
     table: Table
     fixed: dict[str, ActivationQuant]  # sites that are not decided, by name
     insert_activations: InsertActivations
+    fp32: np.ndarray | None  # the FP32 model's logits where they are the reference; now its weights are others
 
     def activations(self, chosen: Choices) -> tuple[ActivationQuant, ...]:
         """A candidate's activations, in the order of a trial's plan."""
@@ -70,9 +71,8 @@ class Bench:
     def judge(self, runner: Runner) -> tuple[Judge, int]:
         """Compares with the reference, and how many rows that took. The reference's states are kept for reuse."""
         material, columns = self.material, self.material.loaded.label_columns
-        if self.config.search.reference == "fp32":
-            logits = fp32_answers(material).logits
-        else:
+        logits = self.fp32
+        if logits is None:
             logits = evaluate(runner, self.space.wide, columns, None).logits
             runner.keep(self.space.wide)
         return Judge(task=material.task, labels=material.rows.labels, reference=logits), len(logits)
@@ -113,18 +113,12 @@ def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
     specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}
     fixed = {s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec}
     table = activation_table(space, config.method, config.bits, sketches, config.calibration)
-    if config.search.reference == "fp32":
-        fp32_answers(material)  # of the model as it is now: without quantized weights
+    fp32 = fp32_answers(material).logits if config.search.reference == "fp32" else None
     with insert_weights(material.model, weights, config.engine) as insert_activations:
         yield Bench(
             config=config, space=space, sites=tuple(sites), material=material, weights=weights, table=table,
-            fixed=fixed, insert_activations=insert_activations,
+            fixed=fixed, insert_activations=insert_activations, fp32=fp32,
         )  # fmt: skip
-
-
-def complete(logits: np.ndarray) -> Outcome:
-    """Logits of all rows as an outcome."""
-    return Outcome(logits=logits, answered=np.ones(len(logits), bool))
 
 
 def _check_affordable(config: SearchConfig, space: Space) -> None:
