@@ -26,10 +26,10 @@ from quantlab.placement.sites import Site, Tap
 from quantlab.result import TrialResult
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Runner
+from quantlab.searching.history import Found
 from quantlab.searching.setup import Bench, bench
 from quantlab.searching.space import Choices, Space, Variable
 from quantlab.searching.spec import Search, SearchConfig
-from quantlab.searching.study import Found
 from quantlab.trial import run_trial
 
 CHANNEL, ROWS, BATCH = 5, 64, 8

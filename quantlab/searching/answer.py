@@ -19,10 +19,10 @@ from quantlab.methods.bits import Precision
 from quantlab.placement.sites import Place
 from quantlab.result import describe
 from quantlab.searching.costs import Cost
+from quantlab.searching.history import Found, History
 from quantlab.searching.scores import MEASURED, SCORES, Scores
 from quantlab.searching.space import Space
 from quantlab.searching.spec import SearchConfig
-from quantlab.searching.study import Found, History
 from quantlab.sweeping.catalogue import FOUND
 from quantlab.sweeping.plots import COLOURS
 

@@ -95,17 +95,12 @@ def bisect(rungs: Sequence[Choices], known: Mapping[Choices, Known]) -> Choices 
 
 
 def thinner(space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapping[Choices, Known]) -> Choices | None:
-    """The best candidate with some of its wide variables narrowed by one step, those of least predicted loss first:
+    """The best candidate with some of its wide variables narrowed to the next choice that costs less, those of least predicted loss first:
     half of them, a quarter, and so on to each alone. None where all of these are known."""
     steps = [
-        (index, space.choices[space.choices.index(choice) - 1])
-        for index, choice in enumerate(best)
-        if choice != space.choices[0]
-    ]
-    steps = [
-        (index, choice)
-        for index, choice in steps
-        if cost.table[space.variables[index].name, choice] < cost.table[space.variables[index].name, best[index]]
+        (index, cheaper[-1])
+        for index, (variable, choice) in enumerate(zip(space.variables, best, strict=True))
+        if (cheaper := _cheaper(space, cost, variable.name, choice))
     ]
     steps.sort(key=lambda step: losses.get((space.variables[step[0]].name, step[1]), 0.0))
     size = max(1, len(steps) // 2)
@@ -120,6 +115,12 @@ def thinner(space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapp
             return None
         size = max(1, size // 2)
     return None
+
+
+def _cheaper(space: Space, cost: Cost, variable: str, choice: Precision) -> list[Precision]:
+    """The narrower choices that cost less, narrowest first; by latency, two choices can cost the same."""
+    narrower = space.choices[: space.choices.index(choice)]
+    return [one for one in narrower if cost.table[variable, one] < cost.table[variable, choice]]
 
 
 def _minimum(objective: np.ndarray, constraints: Sequence[LinearConstraint]) -> np.ndarray | None:

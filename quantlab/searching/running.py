@@ -18,11 +18,12 @@ from quantlab.material import rows_of
 from quantlab.memo import Memo
 from quantlab.result import describe
 from quantlab.searching.answer import Reporter, draw_scores
+from quantlab.searching.history import Found, History
 from quantlab.searching.scores import Scores, measured
 from quantlab.searching.setup import Bench, bench, checked
 from quantlab.searching.spec import SearchConfig
-from quantlab.searching.study import Found, History, identity_of, open_study
-from quantlab.searching.worker import Worker, count_setup
+from quantlab.searching.study import count_setup, identity_of, open_study
+from quantlab.searching.worker import Worker
 from quantlab.sweeping.store import held
 from quantlab.tracking.base import Entry, Outcome, Run
 from quantlab.trial import described

@@ -1,16 +1,13 @@
-"""Optuna's study of a search: opened or continued, shared by workers, read as candidates and what became of them."""
+"""Optuna's study of a search: opened or continued, and shared by workers that may die."""
 
-import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -26,8 +23,10 @@ from quantlab.cache import digest
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
 from quantlab.sweeping.store import held
+from quantlab.tracking.record import Owner
 
 IDENTITY = "identity"
+OWNER = "owner"
 SETUP_ROWS = "rows of reference and scores"
 FEW_VARIABLES, FEW_EVALUATIONS = 20, 100  # within which a Gaussian process is worth its own time
 SQLITE_WAIT_S = 60
@@ -103,6 +102,25 @@ def retry_stale(study: Study) -> None:
         fail_stale_trials(study)
 
 
+def retry_dead(study: Study, width: int, silent_s: float) -> None:
+    """What a worker that is gone from this machine was evaluating is tried again, at once and on any storage; workers
+    on other machines are known by their heartbeats. One that was killed before it could sign has neither."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        owner, started = trial.user_attrs.get(OWNER), trial.datetime_start
+        unsigned = owner is None and started is not None and (datetime.now() - started).total_seconds() > silent_s
+        if not unsigned and (owner is None or not Owner(**owner).gone()):
+            continue
+        with suppress(ValueError):  # another worker has seen it as well
+            study.tell(trial.number, state=TrialState.FAIL)
+            if len(trial.params) == width:
+                study.enqueue_trial(trial.params, user_attrs={"origin": trial.user_attrs.get("origin", "sampler")})
+
+
+def count_setup(study: Study, what: str, rows: int) -> None:
+    """Notes the rows that were answered before the first candidate, once however many workers answer them."""
+    study.set_user_attr(SETUP_ROWS, {**study.user_attrs.get(SETUP_ROWS, {}), what: rows})
+
+
 @contextmanager
 def _experimental() -> Iterator[None]:
     """Optuna has called heartbeats experimental since its version 2.8."""
@@ -140,104 +158,6 @@ def distributions(space: Space) -> dict[str, Any]:
 def params(space: Space, chosen: Choices) -> dict[str, Any]:
     """A candidate as Optuna's parameters."""
     return {v.name: choice for v, choice in zip(space.variables, chosen, strict=True)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What became of a candidate that was evaluated. Drops are points of the task's metric below the reference."""
-
-    number: int
-    chosen: Choices
-    cost: float
-    feasible: bool
-    complete: bool  # all rows were answered; otherwise it was given up, and the rest is of those that were
-    rows: int
-    metric: float
-    drop: float
-    low: float
-    high: float
-    upper95: float
-    right: str  # which rows are right, packed as hexadecimal; of complete ones
-    origin: str
-
-    @property
-    def outcomes(self) -> np.ndarray:
-        """Which rows are right, bool."""
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.right), np.uint8))
-        return bits[: self.rows].astype(bool)
-
-    @staticmethod
-    def packed(right: np.ndarray) -> str:
-        """Outcomes as text."""
-        return np.packbits(right).tobytes().hex()
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """A study as it is now."""
-
-    space: Space
-    mode: str
-    trials: tuple[FrozenTrial, ...]
-    setup_rows: int
-
-    @classmethod
-    def of(cls, study: Study, space: Space, mode: str) -> "History":
-        """Reads a study."""
-        rows = sum(study.user_attrs.get(SETUP_ROWS, {}).values())
-        return cls(space=space, mode=mode, trials=tuple(study.get_trials(deepcopy=False)), setup_rows=rows)
-
-    @cached_property
-    def found(self) -> list[Found]:
-        """Every evaluated candidate, in order."""
-        return [self._found(trial) for trial in self.trials if trial.state == TrialState.COMPLETE]
-
-    @property
-    def running(self) -> int:
-        """How many candidates are being evaluated."""
-        return sum(trial.state == TrialState.RUNNING for trial in self.trials)
-
-    @cached_property
-    def pending(self) -> set[Choices]:
-        """Candidates that are being evaluated, or wait for it."""
-        unfinished = [t for t in self.trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
-        parameters = [{**t.params, **t.system_attrs.get("fixed_params", {})} for t in unfinished]
-        names = [v.name for v in self.space.variables]
-        return {tuple(p[name] for name in names) for p in parameters if p.keys() >= set(names)}
-
-    @property
-    def rows(self) -> int:
-        """Rows that were answered so far, reference and scores included."""
-        return self.setup_rows + sum(int(trial.user_attrs.get("rows", 0)) for trial in self.trials)
-
-    @property
-    def best(self) -> Found | None:
-        """The best answer so far: evaluated in full, and feasible. Ties go to the smaller drop, then to the earlier."""
-        answers = [one for one in self.found if one.complete and one.feasible]
-        if self.mode == "accuracy":
-            return min(answers, key=lambda one: (one.drop, one.cost, one.number), default=None)
-        return min(answers, key=lambda one: (one.cost, one.drop, one.number), default=None)
-
-    @property
-    def closest(self) -> Found | None:
-        """Of all evaluated in full, the one with the least drop: what there is where no candidate is feasible."""
-        return min((one for one in self.found if one.complete), key=lambda one: (one.drop, one.cost), default=None)
-
-    @property
-    def front(self) -> list[Found]:
-        """The candidates evaluated in full that none beats in both cost and drop, cheapest first."""
-        front: list[Found] = []
-        for one in sorted((one for one in self.found if one.complete), key=lambda one: (one.cost, one.drop)):
-            if not front or one.drop < front[-1].drop:
-                front.append(one)
-        return front
-
-    def chosen(self, trial: FrozenTrial) -> Choices:
-        """A trial's candidate."""
-        return tuple(trial.params[v.name] for v in self.space.variables)
-
-    def _found(self, trial: FrozenTrial) -> Found:
-        return Found(number=trial.number, chosen=self.chosen(trial), **json.loads(trial.user_attrs["found"]))
 
 
 def earlier(trials: Iterable[FrozenTrial], number: int) -> list[FrozenTrial]:

@@ -3,9 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -16,17 +14,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from quantlab.searching.costs import Cost
 from quantlab.searching.evaluate import Judge, Outcome, Runner, evaluate
+from quantlab.searching.history import Found, History
 from quantlab.searching.proposals import Known, Losses, bisect, greedy, ladder, least_loss, thinner
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
-from quantlab.searching.study import SETUP_ROWS, Found, History, distributions, earlier, params, retry_stale
+from quantlab.searching.study import OWNER, distributions, earlier, params, retry_dead, retry_stale
 from quantlab.tracking.record import Owner
 
 TOLERANCE = 1e-9  # points: drops are differences of means
 RUNGS_OF_A_FRONT = 9
 MOST_DUPLICATES = 100  # in a row: the sampler knows nothing new
 MOST_WAIT_HEARTBEATS, POLL_S = 4, 0.5  # for other workers' last candidates, which are ours if they fall silent
-OWNER = "owner"
 DEARER = "costs as much as the best"
 
 
@@ -242,28 +240,9 @@ class Worker:
         study.add_trial(trial)
 
 
-def retry_dead(study: Study, width: int, silent_s: float) -> None:
-    """What a worker that is gone from this machine was evaluating is tried again, at once and on any storage; workers
-    on other machines are known by their heartbeats. One that was killed before it could sign has neither."""
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        owner, started = trial.user_attrs.get(OWNER), trial.datetime_start
-        unsigned = owner is None and started is not None and (datetime.now() - started).total_seconds() > silent_s
-        if not unsigned and (owner is None or not Owner(**owner).gone()):
-            continue
-        with suppress(ValueError):  # another worker has seen it as well
-            study.tell(trial.number, state=TrialState.FAIL)
-            if len(trial.params) == width:
-                study.enqueue_trial(trial.params, user_attrs={"origin": trial.user_attrs.get("origin", "sampler")})
-
-
 def better(found: Found, best: Found) -> bool:
     """Whether later candidates will start from this one."""
     return found.feasible and found.cost <= best.cost
-
-
-def count_setup(study: Study, what: str, rows: int) -> None:
-    """Notes the rows that were answered before the first candidate, once however many workers answer them."""
-    study.set_user_attr(SETUP_ROWS, {**study.user_attrs.get(SETUP_ROWS, {}), what: rows})
 
 
 def _stored(found: Found) -> str:

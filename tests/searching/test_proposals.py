@@ -158,6 +158,12 @@ def test_the_worker_ends_at_exactly_the_sites_that_are_needed(
     assert len(set(tried)) == len(tried)
 
 
+def test_thinning_goes_past_a_choice_that_costs_as_much() -> None:
+    space = space_named(["0.x"], ("int4", "int8", "fp16"))
+    cost = Cost(name="latency", base=0.0, table={("0.x", "int4"): 0.0, ("0.x", "int8"): 8.0, ("0.x", "fp16"): 8.0})
+    assert thinner(space, cost, {}, space.wide, {}) == ("int4",)
+
+
 def test_thinning_is_quick_where_the_scores_are_right() -> None:
     space = space_named([f"{index}.x" for index in range(60)], ("int8", "fp16"))
     losses = {(v.name, "int8"): float(index + 1) for index, v in enumerate(space.variables)}

@@ -11,7 +11,6 @@ from searches import PLANTED, ROWS, SearchLab, candidates
 
 from quantlab.placement.insert import ENGINES, insert
 from quantlab.searching.evaluate import Judge, Outcome, evaluate, spread
-from quantlab.searching.setup import complete
 from quantlab.tasks.glue import Glue
 
 ALL_ROWS = np.ones(ROWS, bool)
@@ -95,7 +94,8 @@ def judged(right: np.ndarray, reference_right: np.ndarray) -> tuple[Judge, Outco
     logits = np.eye(2, dtype=np.float32)
     task = Glue(name="x", labels=("a", "b"), metrics=("accuracy",), config="qnli", text=("s",), data_dir=".")
     judge = Judge(task=task, labels=labels, reference=logits[np.where(reference_right, labels, 1 - labels)])
-    return judge, complete(logits[np.where(right, labels, 1 - labels)])
+    answered = np.ones(len(right), bool)
+    return judge, Outcome(logits=logits[np.where(right, labels, 1 - labels)], answered=answered)
 
 
 def test_drops_are_points_on_the_answered_rows() -> None:

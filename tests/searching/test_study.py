@@ -17,13 +17,12 @@ from searches import SearchLab, found, search_of, site_costs, space_named
 
 from quantlab.memo import Memo
 from quantlab.searching.evaluate import Outcome
+from quantlab.searching.history import Found, History
 from quantlab.searching.running import made, opened
 from quantlab.searching.setup import bench
 from quantlab.searching.space import Choices
 from quantlab.searching.spec import MODES
 from quantlab.searching.study import (
-    Found,
-    History,
     distributions,
     earlier,
     identity_of,
