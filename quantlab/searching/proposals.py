@@ -95,8 +95,8 @@ def bisect(rungs: Sequence[Choices], known: Mapping[Choices, Known]) -> Choices 
 
 
 def thinner(space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapping[Choices, Known]) -> Choices | None:
-    """The best candidate with some of its wide variables narrowed to the next choice that costs less, those of least predicted loss first:
-    half of them, a quarter, and so on to each alone. None where all of these are known."""
+    """The best candidate with some of its wide variables narrowed to the next choice that costs less, those of least
+    predicted loss first: half of them, a quarter, and so on to each alone. None where all of these are known."""
     steps = [
         (index, cheaper[-1])
         for index, (variable, choice) in enumerate(zip(space.variables, best, strict=True))
