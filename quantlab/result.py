@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from quantlab import outliers
 from quantlab.alarms import Alarm
 from quantlab.cache import write_whole
+from quantlab.outlier_statistics import plot_by_depth
 from quantlab.placement.plan import QuantPlan
 
 RESULT = "result.json"
@@ -32,6 +32,7 @@ class TrialResult:
     plan: QuantPlan
     linears: Mapping[str, str]  # path: the integer kernel it ran on, or why it ran in FP32
     sites: pd.DataFrame
+    outliers: pd.DataFrame  # of every place in the FP32 network
     labels: np.ndarray
     logits: np.ndarray  # (N, classes)
     reference: np.ndarray  # the FP32 logits, (N, classes)
@@ -52,11 +53,13 @@ class TrialResult:
         write_whole(folder / "plan.json", self.plan.to_json())
         self._answers().to_parquet(folder / "answers.parquet", index=False)
         self.sites.to_csv(folder / "sites.csv", index=False)
+        self.outliers.to_csv(folder / "outliers.csv", index=False)
         pd.DataFrame(self.linears.items(), columns=["linear", "ran_on"]).to_csv(folder / "linears.csv", index=False)
         title = f"FP32 activations of {Path(self.tags['checkpoint']).name}"
-        outliers.plot_by_depth(self.layers(), title, folder / "kurtosis.png")
+        plot_by_depth(self.layers(), title, folder / "kurtosis.png")
         write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
-        names = ("config.yaml", "plan.json", "answers.parquet", "sites.csv", "linears.csv", "kurtosis.png", RESULT)
+        tables = ("sites.csv", "outliers.csv", "linears.csv")
+        names = ("config.yaml", "plan.json", "answers.parquet", *tables, "kurtosis.png", RESULT)
         return [folder / name for name in names]
 
     def layers(self) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quantlab.alarms import Finding, raised
-from quantlab.calibration import Calibration, Requantize, observe
+from quantlab.calibration import Calibration
 from quantlab.checkpoint import read_config
 from quantlab.checks import one_of
 from quantlab.deployment.deploy import deployed_trial
@@ -18,28 +18,25 @@ from quantlab.evaluation import Answers, Evaluation, score
 from quantlab.identity import key_of
 from quantlab.material import Material, fp32_answers, fp32_sketches, load, rows_of
 from quantlab.memo import Memo
-from quantlab.methods.base import Method, plan_site, plan_weights
+from quantlab.methods.base import Method
 from quantlab.methods.bits import Bits, weighted_modules
 from quantlab.models import ModelSpec
-from quantlab.outliers import by_depth, hidden_states
+from quantlab.outlier_statistics import by_depth, by_site, hidden_states
 from quantlab.placement.architecture import places, skeleton_of
-from quantlab.placement.attention import Function
-from quantlab.placement.insert import ENGINES, insert, quantized_weights, quantizer
+from quantlab.placement.insert import ENGINES, insert
 from quantlab.placement.integer import FP32
-from quantlab.placement.plan import QuantPlan, WeightQuant
+from quantlab.placement.plan import QuantPlan
 from quantlab.placement.sites import Placement, Site
+from quantlab.planning import Sketches, make_plan
 from quantlab.profiling import Measured, Profile
 from quantlab.provenance import machine_tags
 from quantlab.quant import native
-from quantlab.quant.sketch import Sketch
 from quantlab.result import Metric, TrialResult, describe, finite_or_none
 from quantlab.size import size_bytes, size_fp32_bytes
 from quantlab.tasks.base import Task
 from quantlab.timing import TorchSubject
 
 DIAGNOSED_BATCHES = 32
-
-Sketches = Mapping[str, Sketch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,32 +128,6 @@ def described(config: TrialConfig) -> dict[str, Any]:
     return {field.name: describe(getattr(config, field.name)) for field in fields(TrialConfig)}
 
 
-def make_plan(
-    config: TrialConfig, material: Material, sites: Sequence[Site], fp32: Sketches
-) -> tuple[QuantPlan, Sketches]:
-    """The plan, and the sketches that its ranges come from."""
-    weights = plan_weights(material.model, config.method, config.bits, config.calibration)
-    as_fp32 = config.calibration.through == "fp32"
-    sketches = fp32 if as_fp32 else sketches_as_run(config, material, sites, weights)
-    return config.method.plan(sites, sketches, weights, config.bits, config.calibration), sketches
-
-
-def sketches_as_run(
-    config: TrialConfig, material: Material, sites: Sequence[Site], weights: Sequence[WeightQuant]
-) -> dict[str, Sketch]:
-    """Sketches of the sites in the network with quantized weights, and with earlier sites quantized where so set."""
-
-    def requantize(site: Site, sketch: Sketch) -> Function | None:
-        spec = config.method.site_spec(site, config.bits)
-        return quantizer(plan_site(site, spec, sketch, config.calibration), material.model.device) if spec else None
-
-    calibration = config.calibration
-    through: Requantize | None = requantize if calibration.through == "quantized" else None
-    with quantized_weights(material.model, weights):
-        batches = material.calibration_batches(calibration)
-        return observe(material.model, sites, batches, calibration.counts_padding, through)
-
-
 def report(config: TrialConfig, material: Material, sites: Sequence[Site], outcome: Outcome) -> TrialResult:
     """Everything that a trial says about itself."""
     logits, reference, labels = outcome.answers.logits, outcome.reference.logits, material.rows.labels
@@ -186,6 +157,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         plan=outcome.plan,
         linears=outcome.linears,
         sites=site_table(material.model, outcome.plan, sites, outcome.calibrated, batches),
+        outliers=by_site(outcome.fp32),
         labels=labels,
         logits=logits,
         reference=reference,

@@ -21,11 +21,11 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.peg import Peg
 from quantlab.placement.insert import quantized_weights, quantizer, tapped
 from quantlab.placement.sites import Site, Tap
+from quantlab.planning import sketches_as_run
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.base import Examples
-from quantlab.trial import sketches_as_run
 
 families = pytest.mark.parametrize("family", FAMILIES)
 

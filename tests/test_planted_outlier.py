@@ -21,7 +21,7 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
-from quantlab.outliers import by_depth
+from quantlab.outlier_statistics import by_depth
 from quantlab.placement.insert import insert
 from quantlab.quant.errors import sqnr_db
 

@@ -1,5 +1,6 @@
 """What a quantization method is: a pure function from what calibration saw to a plan."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class SiteSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One file and one YAML a method. Most override :meth:`site_spec` alone; those that edit weights, :meth:`plan`."""
+    """One file and one YAML a method. Most override :meth:`site_spec` alone."""
 
     def check(self, sites: Sequence[Site]) -> None:
         """Raises ValueError where the method cannot do its work at these sites. Runs before anything is loaded."""
@@ -39,6 +40,10 @@ class Method:
     def weight_grid(self, parameter: str, module: nn.Module, bits: Bits) -> Grid | None:
         """The grid of one weight; None where it stays in FP32."""
         return bits.weight_grid(parameter, module)
+
+    def weight_limits(self, model: PreTrainedModel, bits: Bits) -> Mapping[str, float]:
+        """By parameter, the magnitude that its weights are clipped to before calibration; none by default."""
+        return {}
 
     def plan(
         self,
@@ -80,17 +85,21 @@ def plan_weights(
     model: PreTrainedModel, method: Method, bits: Bits, calibration: Calibration
 ) -> tuple[WeightQuant, ...]:
     """Grid and ranges of every weight that the method and the bits quantize."""
-    modules = weighted_modules(model)
+    modules, limits = weighted_modules(model), method.weight_limits(model, bits)
     grids = {name: method.weight_grid(name, module, bits) for name, module in modules.items()}
     return tuple(
-        _plan_weight(name, modules[name], grid, bits, calibration) for name, grid in grids.items() if grid is not None
+        _plan_weight(name, modules[name], grid, bits, calibration, limits.get(name, math.inf))
+        for name, grid in grids.items()
+        if grid is not None
     )
 
 
-def _plan_weight(parameter: str, module: nn.Module, grid: Grid, bits: Bits, calibration: Calibration) -> WeightQuant:
+def _plan_weight(
+    parameter: str, module: nn.Module, grid: Grid, bits: Bits, calibration: Calibration, limit: float
+) -> WeightQuant:
     if isinstance(grid, FloatGrid):
         return WeightQuant(parameter=parameter, grid=grid, axis=None)
-    weight, axis = weight_of(module), bits.weight_axis(module)
+    weight, axis = weight_of(module).clamp(-limit, limit), bits.weight_axis(module)
     if calibration.ranges_weights:
         grid = calibration.grid(grid)
         sketch = Sketch(channels=1)

@@ -1,10 +1,11 @@
 """Precisions site by site over another method: what a search finds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from quantlab.methods.base import Method, SiteSpec
 from quantlab.methods.bits import Bits
@@ -31,6 +32,9 @@ class PerSite(Method):
 
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
         return self.base.site_spec(site, replace(bits, rules=(*bits.rules, *self.rules)))
+
+    def weight_limits(self, model: PreTrainedModel, bits: Bits) -> Mapping[str, float]:
+        return self.base.weight_limits(model, bits)
 
     def weight_grid(self, parameter: str, module: nn.Module, bits: Bits) -> Grid | None:
         return self.base.weight_grid(parameter, module, bits)

@@ -93,6 +93,19 @@ def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) ->
             parameter.data = original
 
 
+@contextmanager
+def clipped_weights(model: PreTrainedModel, limits: Mapping[str, float]) -> Iterator[None]:
+    """Clamps parameters to plus and minus their limits until the exit; the originals are set aside untouched."""
+    originals = {name: model.get_parameter(name).data for name in limits}
+    try:
+        for name, limit in limits.items():
+            model.get_parameter(name).data = originals[name].clamp(-limit, limit)
+        yield
+    finally:
+        for name, original in originals.items():
+            model.get_parameter(name).data = original
+
+
 def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
     """A parameter's value on its grid."""
     if isinstance(weight.grid, FloatGrid):

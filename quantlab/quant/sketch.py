@@ -94,6 +94,19 @@ class Sketch:
         all_equal = bool(self.min.min() == self.max.max())  # m2 is then no more than rounding
         return m4 / m2**2 if m2 > 0 and not all_equal else float("nan")
 
+    def channel_kurtosis(self) -> Array:
+        """Pearson's kurtosis of each channel, shape (channels,); NaN where all of its elements are equal."""
+        e1, e2, e3, e4 = self.power_sums.numpy() / max(self.count, 1)
+        m2, m4 = e2 - e1**2, e4 - 4 * e1 * e3 + 6 * e1**2 * e2 - 3 * e1**4
+        varies = (self.min < self.max).numpy() & (m2 > 0)
+        kurtosis: Array = np.divide(m4, m2**2, out=np.full(self.channels, np.nan), where=varies)
+        return kurtosis
+
+    def magnitudes(self) -> Array:
+        """Each channel's largest magnitude, shape (channels,)."""
+        largest: Array = torch.maximum(-self.min, self.max).double().numpy()
+        return largest
+
     def energy_top_channels(self, share: float = 0.01) -> float:
         """Share of sum x^2 in the ceil(share) of channels that hold most of it."""
         energy = self.power_sums[1].sort(descending=True).values

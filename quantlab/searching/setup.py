@@ -8,17 +8,18 @@ import numpy as np
 
 from quantlab.material import Material, fp32_answers, fp32_sketches, load
 from quantlab.memo import Memo
-from quantlab.methods.base import plan_site, plan_weights
+from quantlab.methods.base import plan_site
 from quantlab.placement.insert import InsertActivations, insert_weights
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.placement.sites import Site
+from quantlab.planning import weights_and_sketches
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.latency import measured_latencies
 from quantlab.searching.scores import Scores, Table, score_sites
 from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.searching.spec import SearchConfig
-from quantlab.trial import check, sketches_as_run
+from quantlab.trial import check
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,11 +106,7 @@ def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
     """Loads the material, and puts the weights in place until the exit."""
     sites, space = checked(config, memo)
     material = load(config.model, config.task, config.evaluation)
-    weights = plan_weights(material.model, config.method, config.bits, config.calibration)
-    if config.calibration.through == "fp32":
-        sketches = fp32_sketches(material, config.calibration)
-    else:
-        sketches = sketches_as_run(config, material, sites, weights)
+    weights, sketches = weights_and_sketches(config, material, sites, fp32_sketches(material, config.calibration))
     specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}
     fixed = {s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec}
     table = activation_table(space, config.method, config.bits, sketches, config.calibration)

@@ -22,8 +22,9 @@ from quantlab.config import RunConfig
 from quantlab.material import fp32_sketches, load
 from quantlab.memo import Memo
 from quantlab.placement.insert import insert
+from quantlab.planning import make_plan
 from quantlab.sweeping.catalogue import register
-from quantlab.trial import check, make_plan
+from quantlab.trial import check
 
 SETTINGS = (
     "placement=all bits.symmetric=true",

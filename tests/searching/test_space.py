@@ -16,11 +16,12 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Fp32, Uniform
+from quantlab.planning import make_plan
 from quantlab.searching.costs import cost_of
 from quantlab.searching.setup import bench, checked
 from quantlab.searching.space import Space, space_of
 from quantlab.searching.spec import GROUPINGS, bits_of
-from quantlab.trial import check, make_plan
+from quantlab.trial import check
 
 SITES = sites_of(tiny_model())
 NAMES = [site.name for site in SITES]

@@ -10,7 +10,7 @@ from scipy import stats
 from tiny import FAMILIES, padded, sites_of, tiny_config, tiny_model
 
 from quantlab.calibration import observe
-from quantlab.outliers import LAYER_METRICS, by_depth, hidden_states, plot_by_depth
+from quantlab.outlier_statistics import LAYER_METRICS, by_depth, hidden_states, plot_by_depth
 from quantlab.placement.architecture import places, skeleton_of
 
 

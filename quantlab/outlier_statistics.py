@@ -1,14 +1,17 @@
-"""Outlier statistics of the hidden states, by depth."""
+"""Outlier statistics of sites from their sketches: by site, by depth, and the channels that stand out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from quantlab.placement.sites import Place
 from quantlab.quant.sketch import Sketch
 
+DOMINANT = 6.0  # times the median channel's largest magnitude
 LAYER_METRICS = ("kurtosis", "variance", "top1pct_energy_channels", "top1pct_energy_elements")
 
 
@@ -26,6 +29,43 @@ def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, 
         "top1pct_energy_channels": [sketch.energy_top_channels() for sketch in stream],
         "top1pct_energy_elements": [sketch.energy_top_elements() for sketch in stream],
     }
+
+
+def by_site(sketches: Mapping[str, Sketch]) -> pd.DataFrame:
+    """One row a site: :func:`statistics`."""
+    return pd.DataFrame([{"site": name, **statistics(sketch)} for name, sketch in sketches.items() if sketch.count])
+
+
+def statistics(sketch: Sketch) -> dict[str, float | str]:
+    """Kurtosis (Pearson's: of all elements, and of each channel, their median and largest), variance, extremes, energy
+    of the top 1 %, and the dominant channels' numbers, strongest first."""
+    by_channel = sketch.channel_kurtosis()
+    known = by_channel[np.isfinite(by_channel)]
+    return {
+        "kurtosis": sketch.kurtosis(),
+        "channel_kurtosis_median": float(np.median(known)) if len(known) else math.nan,
+        "channel_kurtosis_max": float(known.max(initial=-math.inf)) if len(known) else math.nan,
+        "variance": sketch.variance(),
+        "min": sketch.min.min().item(),
+        "max": sketch.max.max().item(),
+        "top1pct_energy_channels": sketch.energy_top_channels(),
+        "top1pct_energy_elements": sketch.energy_top_elements(),
+        "dominant": " ".join(map(str, dominant_channels(sketch))),
+    }
+
+
+def dominant_channels(sketch: Sketch) -> list[int]:
+    """The channels that set a site's range: whose largest magnitude is over :data:`DOMINANT` times that of the median
+    channel, strongest first. A robust rule: up to half of the channels may stand out and it still names them."""
+    largest = sketch.magnitudes()
+    order = np.argsort(-largest, kind="stable")
+    return [int(channel) for channel in order if largest[channel] > DOMINANT * np.median(largest)]
+
+
+def jaccard(a: Iterable[int], b: Iterable[int]) -> float:
+    """Size of two sets' intersection by that of their union; NaN where both are empty."""
+    one, other = set(a), set(b)
+    return len(one & other) / len(one | other) if one | other else math.nan
 
 
 def plot_by_depth(layers: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
