@@ -1,13 +1,82 @@
-"""Intervals for differences between two models that answered the same examples."""
+"""Intervals, tests and verdicts for differences between two models that answered the same examples."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
-from quantlab.tasks.metrics import METRICS
+from quantlab.tasks.metrics import METRICS, REGRESSION
 
 Z95 = float(stats.norm.ppf(0.975))
+ALPHA, POWER = 0.05, 0.8
+LEAST = 0.005  # half a point of accuracy is what people ask about
+FEWEST = 3  # examples that a bootstrap can do anything with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A model against another on the same examples. Differences are fractions of the metric: a gain is positive."""
+
+    n: int
+    difference: float  # this less the other
+    low: float
+    high: float  # 95 %, paired
+    p: float  # two-sided: exact McNemar for accuracy, else a permutation test of paired swaps; NaN where there is none
+    needed: int | None  # pairs that show ``least`` with 80 % power at 5 %; None where no two answers differ
+
+
+def compare(
+    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, least: float = LEAST, resamples: int = 999
+) -> Comparison:
+    """A model with these ``logits`` against an ``other`` one, both (N, C), by any of the tasks' metrics.
+
+    Logits that are NaN or infinite count as a wrong answer; a regression, which knows no wrong answers, then gets NaN
+    for all numbers. ``resamples`` matter to other metrics than accuracy: p is then at least ``2 / (resamples + 1)``.
+    Raises ValueError where the arrays do not pair up.
+    """
+    if not 0 < least < 1:
+        raise ValueError(f"least must be between 0 and 1, a fraction of the metric, got {least!r}")
+    if not len(labels) or not other.shape == logits.shape == (len(labels), *logits.shape[1:]):
+        raise ValueError(f"logits of {other.shape} and {logits.shape} and labels of {labels.shape} do not pair up")
+    if metric not in REGRESSION:
+        other, logits = _answers(other, labels), _answers(logits, labels)
+    if not (np.isfinite(other).all() and np.isfinite(logits).all()):
+        return Comparison(n=len(labels), difference=math.nan, low=math.nan, high=math.nan, p=math.nan, needed=None)
+    (low, high), p, sd = _paired(metric, other, logits, labels, least, resamples)
+    return Comparison(
+        n=len(labels), difference=METRICS[metric](logits, labels) - METRICS[metric](other, labels),
+        low=low, high=high, p=p, needed=None if np.array_equal(other, logits) else _needed(least, sd),
+    )  # fmt: skip
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's p-values of as many tests; NaN stays NaN and does not count as a test."""
+    corrected = np.array(p, dtype=np.float64)
+    tested = ~np.isnan(corrected)
+    if tested.any():
+        corrected[tested] = multipletests(corrected[tested], method="holm")[1]
+    return [float(value) for value in corrected]
+
+
+def verdict(comparison: Comparison, p: float, least: float = LEAST) -> str:
+    """A comparison in words; ``p`` is its p-value after correction, ``least`` what ``needed`` was asked for."""
+    n = f"n = {comparison.n:,}"
+    if math.isnan(p) or math.isnan(comparison.p):
+        return f"no test with {n}: {'too few examples' if comparison.n < FEWEST else 'NaN or infinite scores'}"
+    if comparison.needed is None:
+        return "the same answers"
+    if p < ALPHA:
+        return "better" if comparison.difference > 0 else "worse"
+    to_see = f"to see {100 * least:g} points"
+    if comparison.needed <= comparison.n:
+        return f"not distinguishable with {n}, enough {to_see}"
+    step = 10 ** max(len(str(comparison.needed)) - 2, 0)
+    return f"not distinguishable with {n}; needs about n = {math.ceil(comparison.needed / step) * step:,} {to_see}"
 
 
 def accuracy_drop_ci95(reference_right: np.ndarray, right: np.ndarray) -> tuple[float, float]:
@@ -72,3 +141,49 @@ def _adjusted(reference_right: np.ndarray, right: np.ndarray) -> tuple[float, fl
     won = np.sum(~reference_right & right) + 0.5
     drop = (lost - won) / n
     return float(drop), math.sqrt((lost + won) - (lost - won) ** 2 / n) / n
+
+
+def _answers(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """One-hot answers, (N, C); where logits are NaN or infinite, a wrong one."""
+    classes = logits.shape[1]
+    given = np.where(np.isfinite(logits).all(axis=-1), logits.argmax(axis=-1), (labels + 1) % classes)
+    one_hot: np.ndarray = np.eye(classes)[given]
+    return one_hot
+
+
+def _paired(
+    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, least: float, resamples: int
+) -> tuple[tuple[float, float], float, float]:
+    """The difference's 95 % interval, its p-value, and the standard deviation that one example adds to it."""
+    if metric == "accuracy":
+        before, after = (each.argmax(axis=-1) == labels for each in (other, logits))
+        table = [[np.sum(before & after), np.sum(before & ~after)], [np.sum(~before & after), np.sum(~before & ~after)]]
+        seen = float(np.std(after.astype(np.float64) - before, ddof=min(1, len(labels) - 1)))
+        smallest = math.sqrt(least - least**2)  # that of a model which differs in ``least`` of its answers, all lost
+        return accuracy_drop_ci95(after, before), float(mcnemar(table, exact=True).pvalue), max(seen, smallest)
+    if len(labels) < FEWEST:
+        return (math.nan, math.nan), math.nan, math.nan
+    low, high = metric_drop_ci95(metric, logits, other, labels, resamples)
+    error = (high - low) / (2 * Z95)
+    return (low, high), _swapped_p(metric, other, logits, labels, resamples), error * math.sqrt(len(labels))
+
+
+def _swapped_p(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int) -> float:
+    """Two-sided p of the difference, were it chance which of two answers is whose. Seeded."""
+    compute, both, rows = METRICS[metric], np.concatenate([other, logits]), np.arange(len(labels))
+
+    def difference(one: np.ndarray, two: np.ndarray) -> float:
+        return compute(both[two.astype(np.int64)], labels) - compute(both[one.astype(np.int64)], labels)
+
+    return float(stats.permutation_test(
+        (rows, rows + len(rows)), difference, permutation_type="samples", vectorized=False, n_resamples=resamples,
+        rng=0,
+    ).pvalue)  # fmt: skip
+
+
+def _needed(least: float, sd: float) -> int | None:
+    """Pairs that a t test needs to see a difference of ``least``; None where ``sd`` is not known."""
+    if math.isnan(sd):
+        return None
+    effect = min(least / sd, 1.0) if sd else 1.0
+    return math.ceil(float(TTestPower().solve_power(effect_size=effect, alpha=ALPHA, power=POWER)))

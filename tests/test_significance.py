@@ -1,12 +1,25 @@
 """Intervals: a published formula, what they cover when tried, and the same numbers every time."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 
-from quantlab.significance import accuracy_drop_ci95, accuracy_drop_upper95, exceeds_drop_p, metric_drop_ci95
+from quantlab.significance import (
+    Comparison,
+    accuracy_drop_ci95,
+    accuracy_drop_upper95,
+    compare,
+    exceeds_drop_p,
+    holm,
+    metric_drop_ci95,
+    verdict,
+)
 from quantlab.tasks.metrics import METRICS
 
 TABLES = [(0, 0, 10), (0, 0, 1600), (3, 1, 50), (1, 3, 50), (13, 0, 5463), (40, 27, 1600), (50, 0, 50), (0, 50, 50)]
@@ -157,3 +170,188 @@ def test_a_drop_of_the_limit_is_rarely_called_larger(limit: float, differing: fl
     tables = np.random.default_rng(0).multinomial(n, [lost, won, 1 - differing], size=4000)
     p = {tuple(table): exceeds_drop_p(*paired(table[0], table[1], n), limit) for table in np.unique(tables, axis=0)}
     assert np.mean([p[tuple(table)] < 0.05 for table in tables]) <= 0.06
+
+
+def compared(lost: int, won: int, n: int, least: float = 0.005) -> Comparison:
+    """A model against another one, of whose right answers it loses and wins so many."""
+    labels = np.arange(n) % 2
+    other, logits = (np.eye(2)[np.where(right, labels, 1 - labels)] for right in paired(lost, won, n))
+    return compare("accuracy", other, logits, labels, least)
+
+
+@pytest.mark.parametrize("lost, won, n", TABLES)
+def test_exact_mcnemar_is_the_two_sided_binomial_test(lost: int, won: int, n: int) -> None:
+    found = compared(lost, won, n)
+    expected = stats.binomtest(won, lost + won, 0.5).pvalue if lost + won else 1.0
+    assert found.p == pytest.approx(expected, rel=1e-9)
+    assert (found.n, found.difference) == (n, pytest.approx((won - lost) / n, abs=1e-12))
+    low, high = accuracy_drop_ci95(*paired(lost, won, n))
+    assert (found.low, found.high) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("lost, won, n", TABLES)
+def test_a_comparison_the_other_way_round(lost: int, won: int, n: int) -> None:
+    one, other = compared(lost, won, n), compared(won, lost, n)
+    assert (one.p, one.needed) == pytest.approx((other.p, other.needed)) or one.needed is other.needed is None
+    assert (one.difference, one.low, one.high) == pytest.approx((-other.difference, -other.high, -other.low))
+
+
+@pytest.mark.parametrize("lost, won, n", [(40, 27, 1600), (13, 5, 500), (10, 10, 200), (300, 250, 5463)])
+def test_needed_is_statsmodels_of_the_paired_differences(lost: int, won: int, n: int) -> None:
+    found = compared(lost, won, n).needed
+    assert found is not None
+    differences = np.repeat([-1.0, 1.0, 0.0], [lost, won, n - lost - won])
+    effect = 0.005 / differences.std(ddof=1)
+    power = [TTestPower().power(effect, nobs, 0.05) for nobs in (found - 1, found)]
+    assert power[0] < 0.8 <= power[1]
+    closed = ((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) / effect) ** 2
+    assert found == pytest.approx(closed, rel=0.01)
+
+
+def test_needed_where_nearly_nothing_differs_is_that_of_a_model_which_only_loses() -> None:
+    """With 1 of 1,600 that differs, 0.5 points cannot be seen in fewer than the 1,200 that show six lost ones."""
+    effect = 0.005 / math.sqrt(0.005 * 0.995)
+    expected = math.ceil(TTestPower().solve_power(effect, alpha=0.05, power=0.8))
+    assert compared(1, 0, 1600).needed == compared(0, 2, 1600).needed == expected > 1200
+
+
+@pytest.mark.parametrize("differing", [0.03, 0.1, 0.3])
+def test_needed_gives_80_percent_power(differing: float) -> None:
+    """Of 1,000 simulated comparisons of as many examples as needed, McNemar sees 2 points in about 80 %."""
+    least = 0.02
+    lost, won = (differing + least) / 2, (differing - least) / 2
+    pilot = compared(round(10_000 * lost), round(10_000 * won), 10_000, least)
+    assert pilot.needed is not None
+    tables = np.random.default_rng(0).multinomial(pilot.needed, [lost, won, 1 - differing], size=1000)
+    found = {tuple(table): compared(*table[:2], pilot.needed).p for table in np.unique(tables, axis=0)}
+    assert 0.72 <= np.mean([found[tuple(table)] < 0.05 for table in tables]) <= 0.85  # the exact test is a little shy
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_the_same_answers(metric: str) -> None:
+    _, logits, labels = answered(metric, 50, 0.5, seed=3)
+    found = compare(metric, logits, logits, labels, resamples=19)
+    assert (found.difference, found.p, found.needed) == (0, 1, None)
+    assert found.low <= 0 <= found.high
+    assert verdict(found, found.p) == "the same answers"
+
+
+def test_other_wrong_answers_are_not_the_same_answers() -> None:
+    labels = np.zeros(30, dtype=int)
+    found = compare("accuracy", np.eye(3)[labels + 1], np.eye(3)[labels + 2], labels)
+    assert found.p == 1 and found.difference == 0 and found.needed is not None
+    assert verdict(found, 1.0).startswith("not distinguishable")
+
+
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "accuracy"])
+def test_swapped_pairs(metric: str) -> None:
+    reference, logits, labels = answered(metric, 150, 1.5, seed=0)
+    found = compare(metric, reference, logits, labels, resamples=99)
+    assert found == compare(metric, reference, logits, labels, resamples=99)
+    assert found.difference == METRICS[metric](logits, labels) - METRICS[metric](reference, labels) < 0
+    assert found.low < found.difference < found.high < 0
+    assert found.p == pytest.approx(2 / 100)  # the least that 99 resamples can give
+    assert found.needed is not None and verdict(found, found.p) == "worse"
+    again = compare(metric, logits, reference, labels, resamples=99)
+    assert (again.difference, again.low, again.high) == pytest.approx((-found.difference, -found.high, -found.low))
+    assert verdict(again, again.p) == "better"
+
+
+def test_swapped_pairs_of_equals_are_rarely_called_different() -> None:
+    found = []
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        labels = random.normal(size=100)
+        one, other = (labels[:, None] + random.normal(size=(100, 1)) for _ in range(2))
+        found.append(compare("pearson", one, other, labels, resamples=99).p)
+    assert np.mean(np.array(found) < 0.05) <= 0.12  # two standard errors of 40 trials at 5 % are 0.07
+    assert stats.kstest(found, "uniform").pvalue > 0.01
+
+
+def test_four_pairs_swapped_in_every_way() -> None:
+    """So few are not resampled but enumerated: p is a whole number of sixteenths."""
+    reference, logits, labels = answered("pearson", 4, 0.7, seed=0)
+    assert (16 * compare("pearson", reference, logits, labels).p) % 1 == pytest.approx(0)
+
+
+def test_needed_of_a_correlation_shrinks_with_its_interval() -> None:
+    needed = [compare("pearson", *answered("pearson", 400, noise, 0), resamples=99).needed for noise in (0.05, 0.2, 1)]
+    assert None not in needed and needed == sorted(needed, key=lambda n: n or 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews_correlation"])
+def test_nan_is_a_wrong_answer(metric: str, bad: float) -> None:
+    labels = np.arange(60) % 2
+    right = np.eye(2)[labels]
+    logits, wrong = right.copy(), right.copy()
+    logits[:20, 1] = bad
+    wrong[:20] = 1 - wrong[:20]
+    assert compare(metric, right, logits, labels, resamples=19) == compare(metric, right, wrong, labels, resamples=19)
+    assert compare(metric, logits, logits, labels, resamples=19).needed is None
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearmanr"])
+def test_a_regression_with_nan_has_no_numbers(metric: str) -> None:
+    reference, logits, labels = answered(metric, 60, 0.5, seed=0)
+    logits[3] = math.nan
+    found = compare(metric, reference, logits, labels)
+    assert np.isnan([found.difference, found.low, found.high, found.p]).all() and found.needed is None
+    assert verdict(found, found.p) == "no test with n = 60: NaN or infinite scores"
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_few_examples(metric: str, n: int) -> None:
+    reference, logits, labels = answered(metric, n, 3.0, seed=1)
+    found = compare(metric, reference, logits, labels, resamples=19)
+    assert math.isnan(found.p) == (n < 3 and metric != "accuracy")
+    if math.isnan(found.p):
+        assert verdict(found, found.p) == f"no test with n = {n}: too few examples"
+
+
+@pytest.mark.parametrize(
+    "shapes", [((3, 2), (3, 2), (4,)), ((3, 2), (4, 2), (3,)), ((3, 2), (3, 3), (3,)), ((0, 2), (0, 2), (0,))]
+)
+def test_arrays_that_do_not_pair_up(shapes: tuple[tuple[int, ...], ...]) -> None:
+    other, logits, labels = (np.zeros(shape, dtype=int) for shape in shapes)
+    with pytest.raises(ValueError, match="do not pair up"):
+        compare("accuracy", other, logits, labels)
+
+
+@pytest.mark.parametrize("least", [0.0, 1.0, -0.1, 5])
+def test_least_is_a_fraction(least: float) -> None:
+    with pytest.raises(ValueError, match=f"least must be between 0 and 1, a fraction of the metric, got {least}"):
+        compared(1, 2, 10, least)
+
+
+P_VALUES = st.lists(st.floats(0, 1), max_size=20)
+
+
+@settings(max_examples=15, deadline=None)  # statsmodels collects garbage in every call
+@given(P_VALUES)
+def test_holm_by_hand(p: list[float]) -> None:
+    """Holm 1979: the k-th smallest of m by m - k + 1, never smaller than one before it."""
+    order = np.argsort(p, kind="stable")
+    steps = [min(1.0, (len(p) - rank) * p[index]) for rank, index in enumerate(order)]
+    expected = np.empty(len(p))
+    expected[order] = np.maximum.accumulate(steps) if p else []
+    assert holm(p) == pytest.approx(list(expected))
+
+
+@settings(max_examples=15, deadline=None)
+@given(P_VALUES, st.integers(0, 20))
+def test_holm_leaves_nan_out(p: list[float], at: int) -> None:
+    found = holm([*p[:at], math.nan, *p[at:]])
+    assert math.isnan(found.pop(min(at, len(p)))) and found == holm(p)
+
+
+def test_verdicts() -> None:
+    shown = Comparison(n=1600, difference=-0.002, low=-0.01, high=0.006, p=0.6, needed=5347)
+    assert verdict(shown, 0.6) == "not distinguishable with n = 1,600; needs about n = 5,400 to see 0.5 points"
+    assert verdict(replace(shown, n=5463), 0.6) == "not distinguishable with n = 5,463, enough to see 0.5 points"
+    assert verdict(shown, 0.049) == "worse"
+    assert verdict(replace(shown, difference=0.002), 0.049) == "better"
+    assert verdict(replace(shown, p=0.01), 0.2).startswith("not distinguishable")  # it is the corrected p that counts
+    assert verdict(replace(shown, needed=7), 0.6, least=0.1).endswith("enough to see 10 points")
+    assert verdict(replace(shown, n=3, needed=7), 0.6).endswith("needs about n = 7 to see 0.5 points")

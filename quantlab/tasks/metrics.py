@@ -22,7 +22,9 @@ def f1(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def matthews_correlation(logits: np.ndarray, labels: np.ndarray) -> float:
     """Matthews' correlation of answers and labels; 0 where either is constant."""
-    return float(matthews_corrcoef(labels, logits.argmax(-1)))
+    answers = logits.argmax(-1)
+    constant = np.ptp(answers) == 0 or np.ptp(labels) == 0
+    return 0.0 if constant else float(matthews_corrcoef(labels, answers))
 
 
 def pearson(logits: np.ndarray, labels: np.ndarray) -> float:
