@@ -1,0 +1,43 @@
+"""``python -m quantlab.report <sweep folder | trial folders | MLflow run ids>``: one page about trials that belong together.
+
+A sweep's folder is ``multirun/sweeps/<name>``, a trial's any that holds a ``result.json``.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantlab.reporting.sources import from_folders
+from quantlab.reporting.writing import FORMATS, write
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 1 where there is nothing to report, or nowhere to write it."""
+    options = parsed(arguments)
+    out = options.out or Path(f"report.{options.format}")
+    try:
+        if out.exists() and not options.force:
+            raise FileExistsError(f"{out} exists and is kept; --force overwrites it, --out names another file")
+        study = from_folders([Path(name) for name in options.what])
+        write(study, out, options.format, max_drop=options.max_drop)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(out)
+    return 0
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m quantlab.report", description=__doc__)
+    parser.add_argument("what", nargs="+", help="a sweep's folder, trials' folders, or ids of MLflow runs")
+    parser.add_argument("--out", type=Path, help="the file to write; report.<format> by default")
+    parser.add_argument("--format", choices=FORMATS, default="html", help="html: the page; others: its table")
+    parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
+    parser.add_argument("--max-drop", type=float, default=0.5, help="points that may be lost against FP32 (0.5)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

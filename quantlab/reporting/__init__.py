@@ -1,0 +1,1 @@
+"""One page about trials that belong together."""

@@ -1,0 +1,157 @@
+"""Rows of the report: every trial against FP32 on the same examples, repeats taken together, and trials in pairs."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from quantlab.reporting.reading import Answers, Study, Trial
+from quantlab.significance import Comparison, compare, holm, verdict
+
+SEEDS = re.compile(r"(^|[._])(seed|draw)s?$")
+PAIRS_OF = 12  # trials in the matrix of pairs: more are not readable, and cost
+NO_FILE = "no answers file"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """A trial with what can be said of it. ``p`` is Holm's, over all trials of the report."""
+
+    trial: Trial
+    value: float  # the primary metric, a fraction
+    comparison: Comparison | None  # this less FP32; None where it was not tested
+    p: float
+    verdict: str
+
+    @property
+    def difference(self) -> float:
+        """The metric less FP32's; NaN where there is none."""
+        return self.comparison.difference if self.comparison else math.nan
+
+    @property
+    def low(self) -> float:
+        """The lower end of the metric's 95 % interval, that of the difference around FP32."""
+        return self.value - self.difference + self.comparison.low if self.comparison else math.nan
+
+    @property
+    def high(self) -> float:
+        """Its upper end."""
+        return self.value - self.difference + self.comparison.high if self.comparison else math.nan
+
+
+def rows(study: Study) -> list[Row]:
+    """A row a trial, in the study's order."""
+    found = [_against_fp32(study.primary, trial) for trial in study.trials]
+    corrected = holm([comparison.p if comparison else math.nan for comparison, _ in found])
+    return [
+        Row(
+            trial=trial, value=trial.number_of(study.primary), comparison=comparison, p=p,
+            verdict=note or (verdict(comparison, p) if comparison else ""),
+        )
+        for trial, (comparison, note), p in zip(study.trials, found, corrected, strict=True)
+    ]  # fmt: skip
+
+
+def _against_fp32(metric: str, trial: Trial) -> tuple[Comparison | None, str]:
+    """The comparison that a trial's answers allow, and what there is to say instead of a verdict."""
+    if trial.summary is None:
+        return None, "failed: " + (trial.error.strip().split("\n")[0] or "no result")
+    if trial.reference:
+        return None, "the reference"
+    answers = trial.answers
+    if answers is None:
+        return _untested(metric, trial), NO_FILE
+    comparison = compare(metric, answers.fp32, answers.logits, answers.labels)
+    if answers.missing:
+        return comparison, f"NaN or infinite logits in {answers.missing:,} of {len(answers.labels):,} answers"
+    return comparison, ""
+
+
+def _untested(metric: str, trial: Trial) -> Comparison | None:
+    """The difference as the trial's result has it, without a test."""
+    drop, low, high = (trial.number_of(f"{metric}_drop{part}") for part in ("", "_ci95_low", "_ci95_high"))
+    return Comparison(n=0, difference=-drop, low=-high, high=-low, p=math.nan, needed=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """Trials that differ in nothing but seeds or draws."""
+
+    name: str
+    over: tuple[str, ...]  # what was repeated: calibration.seed
+    values: tuple[float, ...]
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the metric."""
+        return float(np.mean(self.values))
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation over the repeats, of a sample."""
+        return float(np.std(self.values, ddof=1))
+
+
+def seeds(study: Study) -> list[str]:
+    """The swept overrides that only repeat a trial."""
+    return [name for name in study.swept if SEEDS.search(name)]
+
+
+def repeats(study: Study, found: Sequence[Row]) -> list[Repeat]:
+    """The groups of two or more finished trials that differ in seeds alone."""
+    over = seeds(study)
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in found:
+        trial = row.trial
+        same = tuple((name, trial.settings.get(name, "")) for name in study.swept if name not in over)
+        bare = " ".join(word for word in trial.name.split() if not SEEDS.search(word.split("=")[0]))
+        if over and not math.isnan(row.value) and any(name in trial.settings for name in over):
+            groups.setdefault((bare, same), []).append(row)
+    return [
+        Repeat(
+            name=str(bare), over=tuple(over), values=tuple(row.value for row in group),
+            differences=tuple(row.difference for row in group),
+        )
+        for (bare, _), group in groups.items()
+        if len(group) > 1
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matrix:
+    """Trials in pairs: ``comparisons[i, j]`` is row i less row j, with Holm's p over all pairs."""
+
+    rows: tuple[Row, ...]
+    comparisons: Mapping[tuple[int, int], tuple[Comparison, float]]
+    left_out: int
+
+
+def matrix(study: Study, found: Sequence[Row]) -> Matrix | None:
+    """The best trials in pairs, where the metric is accuracy and two or more have comparable answers."""
+    if study.primary != "accuracy":
+        return None
+    usable = [row for row in found if row.trial.answers is not None and not row.trial.answers.missing]
+    best = sorted(usable, key=lambda row: -row.value)[:PAIRS_OF]
+    chosen = [row for row in found if row in best]  # in the table's order
+    if len(chosen) < 2:
+        return None
+    pairs = list(combinations(range(len(chosen)), 2))
+    compared = [_pair(study.primary, _answers(chosen[i]), _answers(chosen[j])) for i, j in pairs]
+    corrected = holm([comparison.p for comparison in compared])
+    return Matrix(
+        rows=tuple(chosen), left_out=len(usable) - len(chosen),
+        comparisons={pair: (comparison, p) for pair, comparison, p in zip(pairs, compared, corrected, strict=True)},
+    )  # fmt: skip
+
+
+def _answers(row: Row) -> Answers:
+    assert row.trial.answers is not None
+    return row.trial.answers
+
+
+def _pair(metric: str, one: Answers, other: Answers) -> Comparison:
+    return compare(metric, other.logits, one.logits, one.labels)

@@ -1,0 +1,193 @@
+"""What the page says, section by section."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from quantlab.reporting.answer import answer
+from quantlab.reporting.comparing import Matrix, Row, matrix, repeats, rows
+from quantlab.reporting.figures import Plot, against_axes, pareto
+from quantlab.reporting.reading import Study
+from quantlab.reporting.sections import Section, Table, as_table
+from quantlab.reporting.table import Column, alarm_names, columns, interval, number, p_text
+from quantlab.significance import verdict
+
+DEFINITIONS = {
+    "Difference": "the metric less FP32's on the same examples, in points of a percent; a loss is negative",
+    "95 % interval": "paired over examples: Agresti and Min's for accuracy, a bootstrap for other metrics",
+    "p (Holm)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise; corrected by Holm over the "
+    "page's trials, in the matrix over its pairs",
+    "Verdict": "better or worse where the corrected p is below 5 %; else the examples that would show half a point with "
+    "80 % power",
+    "Simulated": "FP32 arithmetic on quantized values: its answers are those of integers up to rounding, its time is not",
+    "Kurtosis": "Pearson's m4 / m2² of all elements of a tensor, padding excluded; 3 for a Gaussian",
+    "Top 1 % of channels": "share of the sum of squares in the hundredth of channels that hold most",
+    "Top 1 % of elements": "share of the sum of squares in the hundredth of elements that hold most, arXiv 2603.04308's",
+    "SQNR": "10 log10(sum x² / sum (x − x̂)²), in dB",
+}  # fmt: skip
+ENVIRONMENT = {
+    "device_name": "Device", "cpu_capability": "CPU", "threads": "Threads", "git_commit": "Commit",
+    "version.python": "Python", "version.torch": "torch", "version.transformers": "transformers",
+    "version.quantlab": "quantlab",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Content:
+    """All that the template names, and what it draws."""
+
+    values: Mapping[str, Any]
+    plots: Sequence[Plot]
+    table: pd.DataFrame  # the trials, as numbers
+
+
+def content(study: Study, max_drop: float) -> Content:
+    """The page's content: sections that have nothing to show are left out."""
+    found = rows(study)
+    pairs = matrix(study, found)
+    shown = columns(study, found)
+    sections = [section for section in _sections(study, found) if section.filled]
+    names = {"trials": "Trials"} | ({"pairs": "Pairs"} if pairs else {}) | {part.id: part.title for part in sections}
+    names |= {"reproduce": "Run again", "definitions": "Definitions"}
+    commands = [(row.trial.name, row.trial.command) for row in found if row.trial.command]
+    values = {
+        "title": study.title, "facts": _facts(study), "contents": list(names.items()),
+        "answer": answer(found, study.primary, max_drop), "rows": found, "columns": shown,
+        "kinds": [kind(row.verdict) for row in found], "table_note": _table_note(study),
+        "matrix": _matrix(pairs) if pairs else None, "sections": sections, "again": study.command,
+        "commands": commands, "uncommanded": _uncommanded(found),
+        "definitions": [*DEFINITIONS.items(), *_environment(study)],
+    }  # fmt: skip
+    plots = [plot for section in sections for plot in section.plots]
+    return Content(values=values, plots=plots, table=numbers(study, found, shown))
+
+
+def _sections(study: Study, found: Sequence[Row]) -> list[Section]:
+    cost, axes = pareto(study, found), against_axes(study, found)
+    return [
+        Section(id="cost", title="What it costs", plots=[cost] if cost else []),
+        Section(id="axes", title="What was swept", plots=axes, tables=_repeats(study, found)),
+        Section(id="alarms", title="Alarms", tables=_alarms(study)),
+    ]
+
+
+def kind(words: str) -> str:
+    """The style of a verdict."""
+    return next((name for name in ("better", "worse", "failed") if words.startswith(name)), "unclear")
+
+
+def numbers(study: Study, found: Sequence[Row], shown: Sequence[Column]) -> pd.DataFrame:
+    """The table of trials for further use: raw numbers, a row a trial."""
+    records = []
+    for row in found:
+        comparison = row.comparison
+        scalars = {name: value for name, value in row.trial.metrics.items() if not isinstance(value, list)}
+        tested = {"difference": row.difference, "p_holm": row.p, "verdict": row.verdict}
+        ends = {"difference_low": comparison.low, "difference_high": comparison.high} if comparison else {}
+        told = {"alarms": ", ".join(alarm_names(row.trial)), "engine": row.trial.tags.get("engine", "")}
+        records.append({"trial": row.trial.name, **row.trial.settings, **scalars, **tested, **ends, **told})
+    return pd.DataFrame(records)
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    first = study.finished[0]
+    answered = next((trial.answers for trial in study.finished if trial.answers is not None), None)
+    fp32 = 100 * first.number_of(f"{study.primary}_fp32")
+    engines = dict.fromkeys(trial.tags.get("engine", "") for trial in study.finished)
+    failed = len(study.trials) - len(study.finished)
+    return [
+        ("Checkpoint", Path(first.tags.get("checkpoint", "?")).name),
+        ("Task", str(first.summary["config"]["task"].get("name", "?")) if first.summary else "?"),
+        ("Examples", f"{len(answered.labels):,}" if answered else "?"),
+        (f"FP32 {study.primary.replace('_', ' ')}", f"{number(fp32, '.2f')} %"),
+        ("Trials", f"{len(study.trials)}" + (f", {failed} failed" if failed else "")),
+        ("Engine", ", ".join(filter(None, engines))),
+    ]
+
+
+def _environment(study: Study) -> list[tuple[str, str]]:
+    found = []
+    for tag, name in ENVIRONMENT.items():
+        values = dict.fromkeys(trial.tags[tag] for trial in study.finished if trial.tags.get(tag))
+        if values:
+            found.append((name, ", ".join(values)))
+    seeds = dict.fromkeys(str(_seed(trial.summary)) for trial in study.finished)
+    return [*found, ("Calibration seeds", ", ".join("none: the first rows" if s == "None" else s for s in seeds))]
+
+
+def _seed(summary: Mapping[str, Any] | None) -> Any:
+    calibration = summary["config"].get("calibration") if summary else None
+    return calibration.get("seed") if isinstance(calibration, Mapping) else None
+
+
+def _table_note(study: Study) -> str:
+    simulated = any(trial.tags.get("engine") == "simulated" for trial in study.finished)
+    note = "A time whose engine is simulated is FP32 arithmetic on quantized values, not an integer latency."
+    return note if simulated and any("latency_p50_ms" in trial.metrics for trial in study.finished) else ""
+
+
+def _matrix(pairs: Matrix) -> dict[str, Any]:
+    size = len(pairs.rows)
+    cells: list[list[Any]] = [[None] * size for _ in range(size)]
+    for (i, j), (comparison, p) in pairs.comparisons.items():
+        for row, column, sign in ((i, j, 1), (j, i, -1)):
+            difference = 100 * sign * comparison.difference
+            ends = sorted(100 * sign * end for end in (comparison.low, comparison.high))
+            same = verdict(comparison, p)
+            words = same if sign > 0 else {"better": "worse", "worse": "better"}.get(same, same)
+            mark = {"better": "▲ ", "worse": "▼ "}.get(words, "")
+            title = f"{pairs.rows[row].trial.name} less {pairs.rows[column].trial.name}: {words}; "
+            title += f"95 % interval {interval(*ends, '+z.2f')}; p {p_text(p)}"
+            cells[row][column] = {"text": f"{mark}{number(difference, '+z.1f')}", "kind": kind(words), "title": title}
+    caption = "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after Holm's correction over "
+    caption += "all pairs here; without a mark, the examples do not tell the two apart."
+    if pairs.left_out:
+        caption += f" These are the {size} with the highest accuracy; {pairs.left_out} others are left out."
+    return {"names": [row.trial.name for row in pairs.rows], "cells": cells, "caption": caption}
+
+
+def _repeats(study: Study, found: Sequence[Row]) -> list[Table]:
+    groups = repeats(study, found)
+    if not groups:
+        return []
+    metric = study.primary.replace("_", " ")
+    table = pd.DataFrame({
+        "trial": [group.name for group in groups],
+        "repeats": [len(group.values) for group in groups],
+        f"mean {metric} (%)": [number(100 * group.mean, ".2f") for group in groups],
+        "sd (points)": [number(100 * group.sd, ".2f") for group in groups],
+        "range (%)": [interval(100 * min(group.values), 100 * max(group.values), ".2f") for group in groups],
+        "mean difference (points)": [number(100 * sum(g.differences) / len(g.differences), "+z.2f") for g in groups],
+    })  # fmt: skip
+    caption = f"Trials that differ only in {', '.join(groups[0].over)}: the spread over repeats on the same examples, "
+    caption += "which no interval above contains."
+    return [as_table("repeats", "Repeats", table, caption)]
+
+
+def _alarms(study: Study) -> list[Table]:
+    raised: dict[str, list[tuple[str, str]]] = {}
+    for trial in study.finished:
+        for alarm in trial.alarms:
+            raised.setdefault(alarm["name"], []).append((trial.name, alarm["message"]))
+    table = pd.DataFrame([
+        {"alarm": name, "trials": len({trial for trial, _ in cases}), "which": _few([trial for trial, _ in cases]),
+         "the first says": cases[0][1]}
+        for name, cases in raised.items()
+    ])  # fmt: skip
+    return [as_table("alarm-table", "Raised by trials", table)] if raised else []
+
+
+def _few(names: Sequence[str], shown: int = 6) -> str:
+    """The first names, and how many more."""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _uncommanded(found: Sequence[Row]) -> str:
+    without = [row.trial.name for row in found if not row.trial.command]
+    if not without:
+        return ""
+    return f"Without a command, as the overrides kept in .hydra/ are not beside the results: {_few(without)}."

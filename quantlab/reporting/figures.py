@@ -1,0 +1,202 @@
+"""Plots of a study as plotly's own JSON, each with its data as a table. Colours are set by the page, for its theme."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from quantlab.reporting.comparing import Row, seeds
+from quantlab.reporting.reading import Study, Trial
+from quantlab.sweeping.plots import COLOURS, positions
+from quantlab.sweeping.results import short_names
+
+LINES = 8  # that one plot can show apart
+Trace = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plot:
+    """A plot: what it asks, what it shows and how to read it, traces and layout, and the numbers behind it."""
+
+    id: str
+    title: str
+    caption: str
+    traces: Sequence[Trace]
+    data: pd.DataFrame
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    height: int = 420
+    wide: bool = False
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """A plotly axis with a title."""
+    return {"title": {"text": title}, **more}
+
+
+def plain(values: Any) -> list[Any]:
+    """A column for JSON: what is not finite is null."""
+    return [None if isinstance(value, float) and not math.isfinite(value) else value for value in list(values)]
+
+
+def bars(low: Any, high: Any, value: Any) -> dict[str, Any]:
+    """Error bars from the ends of an interval."""
+    up = [h - v if math.isfinite(h) else 0.0 for h, v in zip(high, value, strict=True)]
+    down = [v - w if math.isfinite(w) else 0.0 for w, v in zip(low, value, strict=True)]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 3}
+
+
+def pareto(study: Study, rows: Sequence[Row]) -> Plot | None:
+    """Accuracy against latency where it is known, else against size; what nothing beats in both is marked."""
+    shown = [row for row in rows if math.isfinite(row.value)]
+    if not shown:
+        return None
+    real = [_latency(row.trial) for row in shown]
+    timed = any(math.isfinite(value) for value in real)
+    table = pd.DataFrame({
+        "trial": [row.trial.name for row in shown],
+        "score": [100 * row.value for row in shown],
+        "low": [100 * row.low for row in shown],
+        "high": [100 * row.high for row in shown],
+        "size_mb": [row.trial.number_of("size_bytes") / 1e6 for row in shown],
+        "latency_p50_ms": real,
+        "engine": [row.trial.tags.get("engine", "") for row in shown],
+    })  # fmt: skip
+    table["simulated"] = table["engine"] == "simulated"
+    cost = ["latency_p50_ms", "size_mb"] if timed else ["size_mb"]
+    counted = table["score"].notna() & table[cost].notna().all(axis=1) & ~(table["simulated"] & timed)
+    table["front"] = front(np.column_stack([-table["score"], table[cost]]), counted.to_numpy())
+    x = cost[0]
+    titles = {"latency_p50_ms": "p50 of a batch (ms)", "size_mb": "size (MB)"}
+    traces = [
+        _points(table[table["front"]].sort_values(x), x, "on the front", COLOURS[1], "diamond", line=True),
+        _points(table[~table["front"] & ~table["simulated"]], x, "beaten", COLOURS[0], "circle"),
+        _points(table[~table["front"] & table["simulated"]], x, "latency only simulated", COLOURS[3], "circle-open"),
+    ]
+    caption = "Up and to the left is better. On the front: no other trial is as good in everything and better in something."
+    caption += " Larger marks take more memory; a simulated latency is never on the front." if timed else (
+        " No latency was measured, so size alone is the cost." if not timed else ""
+    )
+    return Plot(
+        id="pareto", title=f"What {study.primary.replace('_', ' ')} costs", caption=caption, data=table,
+        traces=[trace for trace in traces if trace["x"]],
+        layout={"xaxis": axis(titles[x]), "yaxis": axis(f"{study.primary.replace('_', ' ')} (%)")},
+    )  # fmt: skip
+
+
+def _latency(trial: Trial) -> float:
+    return trial.number_of("latency_p50_ms")
+
+
+def front(costs: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Which rows of (N, costs), the less the better, no other counted row beats: as good in all, better in one."""
+    no_worse = (costs[None] <= costs[:, None]).all(axis=2)
+    better = (costs[None] < costs[:, None]).any(axis=2)
+    beaten: np.ndarray = (no_worse & better & counted[None]).any(axis=1)
+    return counted & ~beaten
+
+
+def _points(table: pd.DataFrame, x: str, name: str, colour: str, symbol: str, line: bool = False) -> Trace:
+    largest = table["size_mb"].max() if len(table) else 1.0
+    size = [8 + 10 * math.sqrt(value / largest) for value in table["size_mb"]] if x != "size_mb" else 10
+    return {
+        "type": "scatter", "mode": "lines+markers" if line else "markers", "name": name,
+        "x": plain(table[x]), "y": plain(table["score"]), "text": list(table["trial"]),
+        "customdata": [plain(row) for row in table[["low", "high", "size_mb"]].to_numpy(object)],
+        "error_y": bars(table["low"], table["high"], table["score"]) | {"thickness": 0.8, "width": 2},
+        "marker": {"color": colour, "symbol": symbol, "size": size, "line": {"width": 1}},
+        "line": {"color": colour, "width": 1, "dash": "dot", "shape": "hv"},
+        "hovertemplate": "<b>%{text}</b><br>%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
+        "<br>" + ("%{x:.1f} ms, " if x != "size_mb" else "") + "%{customdata[2]:.1f} MB<extra></extra>",
+    }  # fmt: skip
+
+
+def against_axes(study: Study, rows: Sequence[Row]) -> list[Plot]:
+    """The metric against every swept override that is no seed."""
+    short = short_names(study.swept)
+    repeated = set(seeds(study))
+    names = [name for name in study.swept if name not in repeated]
+    plots = [_against(study, rows, name, short[name]) for name in names]
+    return [plot for plot in plots if plot is not None]
+
+
+def _against(study: Study, rows: Sequence[Row], name: str, short: str) -> Plot | None:
+    shown = [row for row in rows if name in row.trial.settings and math.isfinite(row.value)]
+    levels = positions([row.trial.settings[name] for row in shown]) if shown else {}
+    if len(levels) < 2:
+        return None
+    others = [other for other in study.swept if other != name]
+    shorter = short_names(others)
+    varying = [other for other in others if len({row.trial.settings.get(other) for row in shown}) > 1]
+    table = pd.DataFrame({
+        "trial": [row.trial.name for row in shown],
+        name: [row.trial.settings[name] for row in shown],
+        "score": [100 * row.value for row in shown],
+        "low": [100 * row.low for row in shown],
+        "high": [100 * row.high for row in shown],
+        "with": [
+            ", ".join(f"{shorter[o]}={row.trial.settings[o]}" for o in varying if o in row.trial.settings)
+            for row in shown
+        ],
+    })  # fmt: skip
+    table["place"] = table[name].map(levels)
+    groups = list(table.groupby("with", sort=False))
+    if len(groups) > LINES:
+        traces = [_cloud(table), _means(table)]
+        caption = f"Every trial as a dot; the line joins the means of the levels of {name}."
+    else:
+        gap = min([b - a for a, b in zip(sorted(levels.values()), sorted(levels.values())[1:], strict=False)])
+        traces = [_line(table_, str(label) or study.primary, index, len(groups), gap)
+                  for index, (label, table_) in enumerate(groups)]  # fmt: skip
+        caption = "With 95 % intervals: those of the difference to FP32, paired over examples, around FP32's."
+    fp32 = 100 * next(trial for trial in study.finished).number_of(f"{study.primary}_fp32")
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": fp32, "y1": fp32,
+            "line": {"dash": "dash", "width": 1, "color": "#888888"}}  # fmt: skip
+    label = {"xref": "paper", "x": 1, "y": fp32, "text": "FP32", "showarrow": False, "xanchor": "right",
+             "yanchor": "bottom"}  # fmt: skip
+    ticks = {"tickmode": "array", "tickvals": list(levels.values()), "ticktext": list(levels)}
+    return Plot(
+        id=f"axis-{study.swept.index(name)}", title=f"Against {short}", caption=caption, traces=traces,
+        data=table.drop(columns="place"),
+        layout={
+            "xaxis": axis(name, **ticks), "yaxis": axis(f"{study.primary.replace('_', ' ')} (%)"),
+            "shapes": [line] if math.isfinite(fp32) else [],
+            "annotations": [label] if math.isfinite(fp32) else [],
+        },
+    )  # fmt: skip
+
+
+HOVER = "<b>%{text}</b><br>%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})<extra></extra>"
+
+
+def _line(table: pd.DataFrame, label: str, index: int, count: int, gap: float) -> Trace:
+    table = table.sort_values("place")
+    dodge = 0.3 * gap / count * (index - (count - 1) / 2)
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": label, "x": [place + dodge for place in table["place"]],
+        "y": plain(table["score"]), "text": list(table["trial"]),
+        "customdata": [plain(row) for row in table[["low", "high"]].to_numpy(object)],
+        "error_y": bars(table["low"], table["high"], table["score"]), "hovertemplate": HOVER,
+        "line": {"color": COLOURS[index % 6], "width": 1.5, "dash": ("solid", "dash")[index // 6]},
+        "marker": {"color": COLOURS[index % 6], "symbol": index, "size": 8},
+    }  # fmt: skip
+
+
+def _cloud(table: pd.DataFrame) -> Trace:
+    return {
+        "type": "scatter", "mode": "markers", "name": "trials", "x": plain(table["place"]), "y": plain(table["score"]),
+        "text": list(table["trial"]), "hovertemplate": HOVER,
+        "customdata": [plain(row) for row in table[["low", "high"]].to_numpy(object)],
+        "marker": {"color": COLOURS[5], "size": 7, "opacity": 0.6},
+    }  # fmt: skip
+
+
+def _means(table: pd.DataFrame) -> Trace:
+    means = table.groupby("place")["score"].agg(["mean", "count"])
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": "mean", "x": plain(means.index), "y": plain(means["mean"]),
+        "customdata": plain(means["count"]), "hovertemplate": "mean of %{customdata}: %{y:.2f} %<extra></extra>",
+        "line": {"color": COLOURS[1], "width": 2}, "marker": {"color": COLOURS[1], "size": 9, "symbol": "diamond"},
+    }  # fmt: skip

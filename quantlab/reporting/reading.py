@@ -1,0 +1,170 @@
+"""Trials as a report sees them, read from their folders."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from quantlab.result import RESULT
+
+ALIKE = {  # what trials of one report must share: a name for people, and where it stands
+    "checkpoint": ("tags", "checkpoint_fingerprint"),
+    "task": ("config", "task", "name"),
+    "data": ("tags", "data_fingerprint"),
+}
+
+
+class MixedTrialsError(ValueError):
+    """The trials answer different questions."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What a trial and FP32 answered: ``labels`` (N,), logits (N, classes)."""
+
+    labels: np.ndarray
+    logits: np.ndarray
+    fp32: np.ndarray
+
+    @property
+    def missing(self) -> int:
+        """Examples without a finite answer of the trial's or FP32's."""
+        return int((~(np.isfinite(self.logits).all(axis=1) & np.isfinite(self.fp32).all(axis=1))).sum())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """A row of the report. ``summary`` is what ``result.json`` holds, None where the trial did not finish."""
+
+    number: int
+    name: str
+    folder: Path
+    summary: Mapping[str, Any] | None
+    settings: Mapping[str, str] = field(default_factory=dict)  # the swept overrides that this row sets
+    error: str = ""
+    command: str = ""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Its metrics by name; none where it did not finish."""
+        return self.summary["metrics"] if self.summary else {}
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Its tags; none where it did not finish."""
+        return self.summary["tags"] if self.summary else {}
+
+    @property
+    def alarms(self) -> Sequence[Mapping[str, str]]:
+        """Its alarms, each with a name and a message."""
+        return self.summary["alarms"] if self.summary else ()
+
+    def number_of(self, name: str) -> float:
+        """A metric of one number; NaN where it has none."""
+        value = self.metrics.get(name)
+        return float("nan") if value is None or isinstance(value, list) else float(value)
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is the unquantized FP32 network itself."""
+        drop = next((self.number_of(name) for name in self.metrics if name.endswith("_drop")), float("nan"))
+        same = self.metrics.get("agreement_fp32", 1.0) == 1 and drop == 0
+        return same and self.number_of("size_bytes") == self.number_of("size_fp32_bytes")
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """Its answers; None where their file is not there."""
+        path = self.folder / "answers.parquet"
+        if self.summary is None or not path.is_file():
+            return None
+        table = pd.read_parquet(path)
+        logits, fp32 = (table.filter(regex=rf"^{kind}_\d+$").to_numpy(float) for kind in ("logit", "fp32_logit"))
+        return Answers(labels=table["label"].to_numpy(), logits=logits, fp32=fp32)
+
+    @cached_property
+    def sites(self) -> pd.DataFrame | None:
+        """Its table of sites; None where there is none."""
+        path = self.folder / "sites.csv"
+        return pd.read_csv(path) if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """Trials on one checkpoint and one set of examples. At least one finished."""
+
+    title: str
+    trials: tuple[Trial, ...]
+    root: Path | None  # where the trials' sweep keeps its files
+    command: str = ""  # runs all of them again
+
+    @property
+    def finished(self) -> list[Trial]:
+        """The trials that finished."""
+        return [trial for trial in self.trials if trial.summary is not None]
+
+    @property
+    def primary(self) -> str:
+        """The metric that has a drop beside it."""
+        return next(name.removesuffix("_drop") for name in self.finished[0].metrics if name.endswith("_drop"))
+
+    @property
+    def swept(self) -> list[str]:
+        """The overrides that tell the trials apart."""
+        names = dict.fromkeys(name for trial in self.trials for name in trial.settings)
+        return [name for name in names if len({trial.settings.get(name, "") for trial in self.trials}) > 1]
+
+
+def study(title: str, trials: Iterable[Trial], root: Path | None) -> Study:
+    """The trials, found to belong together.
+
+    Raises ValueError where none finished, and MixedTrialsError where checkpoint, task or data differ.
+    """
+    trials = tuple(trials)
+    finished = [trial for trial in trials if trial.summary is not None]
+    if not finished:
+        errors = [trial.error.strip().split("\n")[0] for trial in trials if trial.error]
+        first = f"; the first error: {errors[0]}" if errors else ""
+        raise ValueError(f"{title}: none of {len(trials)} trials finished, so there is nothing to report{first}")
+    for what, place in ALIKE.items():
+        _require_alike(what, place, finished)
+    return Study(title=title, trials=trials, root=root)
+
+
+def _require_alike(what: str, place: tuple[str, ...], trials: Sequence[Trial]) -> None:
+    first, *others = trials
+    for other in others:
+        values = [_value(trial.summary, place) for trial in (first, other)]
+        if values[0] != values[1]:
+            shown = " and ".join(
+                f"{value} ({trial.name}, {trial.tags.get('checkpoint', '?')})"
+                for value, trial in zip(values, (first, other), strict=True)
+            )
+            raise MixedTrialsError(
+                f"the trials differ in {what} ({'.'.join(place)}): {shown}; a report compares trials on one checkpoint, "
+                "one task and the same examples"
+            )
+
+
+def _value(tree: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def summary_of(folder: Path) -> dict[str, Any] | None:
+    """``result.json`` of a trial's folder, or None. Raises ValueError, naming the file, where it is not one."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {"metrics", "config", "tags", "alarms"} - summary.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a trial's result: {error}") from error
+    return summary

@@ -1,0 +1,115 @@
+"""From what the command names (a sweep's folder, trials' folders, MLflow runs) to a study."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from quantlab.reporting.reading import Study, Trial, study, summary_of
+from quantlab.result import RESULT
+from quantlab.sweeping.results import short_names
+
+TABLE = "results.csv"
+ROW = {"number", "block", "name", "key", "status", "alarms", "error"}
+OVERRIDES = Path(".hydra") / "overrides.yaml"
+NOT_REPEATED = ("sweep.", "hydra.", "tracking", "launcher")  # overrides that decide no number
+RUN = "python -m quantlab.run"
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether it is the folder of a sweep that has ended."""
+    return (folder / TABLE).is_file()
+
+
+def from_folders(folders: Sequence[Path]) -> Study:
+    """The trials of a sweep, or of single folders. Raises ValueError where a folder is neither."""
+    for folder in folders:
+        if not is_sweep(folder) and not (folder / RESULT).is_file():
+            what = "has neither" if folder.is_dir() else "is no folder with"
+            raise ValueError(
+                f"{folder} {what} {TABLE} (a sweep that ended: multirun/sweeps/<name>) nor {RESULT} (a trial that finished)"
+            )
+    trials = [trial for folder in folders for trial in (_rows(folder) if is_sweep(folder) else [_single(folder)])]
+    if all(map(is_sweep, folders)):
+        title = " and ".join(dict.fromkeys(_question(folder) for folder in folders))
+        return study(title, _numbered(trials), folders[0].absolute().parents[1])
+    return study("Trials compared", _told_apart(_numbered(trials)), None)
+
+
+def _rows(folder: Path) -> list[Trial]:
+    """The rows of a sweep's table, each with its trial's files."""
+    table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
+    root = folder.absolute().parents[1]
+    found = []
+    for row in table.to_dict("records"):
+        place = root / "trials" / row["key"]
+        summary = summary_of(place)
+        own = summary if summary and summary["tags"].get("key") == row["key"] else None
+        error = row["error"] or ("" if own else f"{place / RESULT} is not there, or is another trial's")
+        found.append((row, place, own, error))
+    metrics = {name for _, _, own, _ in found if own for name in own["metrics"]}
+    swept = [str(name) for name in table.columns if name not in ROW | metrics]
+    return [
+        Trial(
+            number=int(row["number"]), name=row["name"], folder=place, summary=own, error=error, command=command(place),
+            settings={name: row[name] for name in swept if row[name]},
+        )
+        for row, place, own, error in found
+    ]  # fmt: skip
+
+
+def _single(folder: Path) -> Trial:
+    """A trial on its own, named by its folder."""
+    folder = folder.absolute()
+    return Trial(number=0, name=folder.name, folder=folder, summary=summary_of(folder), command=command(folder))
+
+
+def _numbered(trials: Sequence[Trial]) -> list[Trial]:
+    return [replace(trial, number=number) for number, trial in enumerate(trials, start=1)]
+
+
+def _told_apart(trials: Sequence[Trial]) -> list[Trial]:
+    """Single trials with the settings in which they differ, and named by these."""
+    flat = [_flat(trial.summary["config"] if trial.summary else {}) for trial in trials]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    varying = [name for name in names if len({settings.get(name) for settings in flat}) > 1]
+    short = short_names(varying)
+    told = []
+    for trial, settings in zip(trials, flat, strict=True):
+        own = {name: settings[name] for name in varying if name in settings}
+        words = " ".join(
+            value if name.endswith("_target_") else f"{short[name]}={value}" for name, value in own.items()
+        )
+        told.append(replace(trial, name=f"{trial.name}: {words}" if words else trial.name, settings=own))
+    return told
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
+    """``{"bits.weights": "8"}``: the leaves of a config as texts; a component by its class."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree.rsplit(".", 1)[1] if prefix.endswith("_target_") else str(tree)}
+    parts = [_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in tree.items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _question(folder: Path) -> str:
+    """What the sweep asks."""
+    path = folder / "multirun.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    sweep = settings.get("sweep") or {}
+    return str(sweep.get("question") or sweep.get("name") or folder.name)
+
+
+def command(folder: Path) -> str:
+    """The command line that runs a trial again, from the overrides that Hydra kept beside it; "" without them."""
+    path = folder / OVERRIDES
+    if not path.is_file():
+        return ""
+    overrides = [str(item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
+    kept = [item for item in overrides if not item.lstrip("+~").startswith(NOT_REPEATED)]
+    alone = ["sweep.trials=[]"] if any(item.startswith("+sweeps=") for item in kept) else []
+    return shlex.join([*RUN.split(), *kept, *alone])

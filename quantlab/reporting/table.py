@@ -1,0 +1,158 @@
+"""The table of trials: what each column says as text, and what it sorts by."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from quantlab.reporting.comparing import Row
+from quantlab.reporting.reading import Study, Trial
+from quantlab.sweeping.results import ordered, short_names
+
+MB = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A text, the value that it sorts by ("" or NaN last), and what stands small beneath it."""
+
+    text: str
+    value: float | str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the table, named, explained, and filled a cell a row."""
+
+    title: str
+    help: str
+    numeric: bool
+    cells: tuple[Cell, ...]
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing at all."""
+        return all(not cell.text for cell in self.cells)
+
+
+def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
+    """The columns that say something."""
+    metric = study.primary.replace("_", " ")
+    swept = [_setting(name, short, rows) for name, short in short_names(study.swept).items()]
+    found = [
+        _text("trial", "its name in the sweep", rows, lambda row: row.trial.name),
+        *swept,
+        _numbers(f"{metric} (%)", "95 % interval: that of the difference, around FP32's", rows, _score),
+        _numbers("difference (points)", "less FP32 on the same examples; 95 % interval, paired", rows, _difference),
+        _numbers("p (Holm)", "two-sided, corrected over all trials of this page", rows, _p),
+        _cells("verdict", "against FP32, at 5 % after the correction", False, map(_verdict, rows)),
+        _numbers("same as FP32 (%)", "share of examples answered as FP32 answers them", rows, _agreement),
+        _numbers("p50 (ms)", "median time of a batch, with what computed it", rows, lambda row: latency(row.trial)),
+        _numbers("speed (FP32 = 1)", "geometric mean over turns; 95 % interval", rows, lambda row: speed(row.trial)),
+        _numbers("p50 deployed (ms)", "the exported file on its runtime", rows, lambda r: latency(r.trial, "deployed_")),
+        _numbers("speed deployed", "FP32 in torch = 1; 95 % interval", rows, lambda r: speed(r.trial, "deployed_")),
+        _numbers("size (MB)", "parameters packed at the plan's bits, with ranges", rows, _size),
+        _text("alarms", "explained below", rows, lambda row: ", ".join(alarm_names(row.trial))),
+    ]
+    return [column for column in found if not column.empty]
+
+
+def frame(columns: Sequence[Column]) -> pd.DataFrame:
+    """The table as text, for Markdown and LaTeX; two columns never share a name."""
+    texts = {
+        column.title: [f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in column.cells]
+        for column in columns
+    }
+    return pd.DataFrame(texts, dtype=object)
+
+
+def alarm_names(trial: Trial) -> list[str]:
+    """The names of its alarms, each once."""
+    return list(dict.fromkeys(alarm["name"] for alarm in trial.alarms))
+
+
+def number(value: float, spec: str) -> str:
+    """A number as a format has it, its minus a real one; "" for NaN."""
+    return "" if math.isnan(value) else f"{value:{spec}}".replace("-", "−")
+
+
+def interval(low: float, high: float, spec: str) -> str:
+    """``-0.10 to 1.14``; "" where there is none."""
+    return "" if math.isnan(low) or math.isnan(high) else f"{number(low, spec)} to {number(high, spec)}"
+
+
+def engine(trial: Trial) -> str:
+    """What a trial's latency was computed by."""
+    return trial.tags.get("engine", "")
+
+
+def latency(trial: Trial, prefix: str = "") -> Cell:
+    """The median latency, with the engine that it belongs to."""
+    value = trial.number_of(f"{prefix}latency_p50_ms")
+    runtime = f"{trial.tags.get('runtime', '')}, {trial.tags.get('deployed_arithmetic', '')}"
+    return _cell(value, ".1f", "" if math.isnan(value) else runtime if prefix else engine(trial))
+
+
+def speed(trial: Trial, prefix: str = "") -> Cell:
+    """How many times FP32's speed."""
+    value, low, high = (trial.number_of(f"{prefix}speedup_{part}") for part in ("vs_fp32", "ci95_low", "ci95_high"))
+    return _cell(value, ".2f", interval(low, high, ".2f"))
+
+
+def _score(row: Row) -> Cell:
+    return _cell(100 * row.value, ".2f", interval(100 * row.low, 100 * row.high, ".1f"))
+
+
+def _difference(row: Row) -> Cell:
+    comparison = row.comparison
+    ends = (100 * comparison.low, 100 * comparison.high) if comparison else (math.nan, math.nan)
+    return _cell(100 * row.difference, "+z.2f", interval(*ends, "+z.2f"))
+
+
+def _p(row: Row) -> Cell:
+    return Cell(text=p_text(row.p), value=row.p)
+
+
+def p_text(p: float) -> str:
+    """A p-value with two digits, or a bound; "" for NaN."""
+    return "" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def _agreement(row: Row) -> Cell:
+    return _cell(100 * row.trial.number_of("agreement_fp32"), ".1f")
+
+
+def _size(row: Row) -> Cell:
+    return _cell(row.trial.number_of("size_bytes") / MB, ".1f")
+
+
+def _cell(value: float, spec: str, note: str = "") -> Cell:
+    return Cell(text=number(value, spec), value=value, note=note)
+
+
+def _setting(name: str, short: str, rows: Sequence[Row]) -> Column:
+    """A swept override; its levels sort by number where they are numbers."""
+    values = [row.trial.settings.get(name, "") for row in rows]
+    places = {level: place for place, level in enumerate(ordered(value for value in values if value))}
+    cells = (Cell(text=value, value=float(places[value]) if value else math.nan) for value in values)
+    return _cells(short, f"the override {name}; empty: the default", False, cells)
+
+
+def _text(title: str, about: str, rows: Sequence[Row], read: Callable[[Row], str]) -> Column:
+    return _cells(title, about, False, (Cell(text=read(row), value=read(row)) for row in rows))
+
+
+def _verdict(row: Row) -> Cell:
+    """The verdict, its numbers beneath it."""
+    words, _, rest = row.verdict.partition(" with ")
+    return Cell(text=words, value=row.verdict, note=rest)
+
+
+def _numbers(title: str, about: str, rows: Sequence[Row], read: Callable[[Row], Cell]) -> Column:
+    return _cells(title, about, True, map(read, rows))
+
+
+def _cells(title: str, about: str, numeric: bool, cells: Iterable[Cell]) -> Column:
+    return Column(title=title, help=about, numeric=numeric, cells=tuple(cells))
