@@ -14,6 +14,7 @@ CODE = Path(__file__).parent
 NO_NUMBERS = frozenset({
     "tracking", "sweeping", "conf_dir.py", "compact.py", "config.py", "summary.py", "run.py", "sync.py",
     "finetune.py", "training.py", "interrupts.py", "export.py", "searching", "search.py", "sensitivity.py",
+    "reporting", "report.py", "analysis", "outliers.py",
 })  # fmt: skip
 
 

@@ -24,10 +24,11 @@ LAYERS = (
     ("quantlab.identity", "quantlab.material", "quantlab.planning", "quantlab.trial", "quantlab.result"),
     ("quantlab.tracking", "quantlab.tracking.*"),
     ("quantlab.conf_dir", "quantlab.compact", "quantlab.interrupts", "quantlab.config", "quantlab.sweeping",
-     "quantlab.sweeping.*"),
+     "quantlab.sweeping.*", "quantlab.reporting", "quantlab.reporting.*"),
     ("quantlab.searching", "quantlab.searching.*"),
-    ("quantlab.run", "quantlab.search", "quantlab.sensitivity", "quantlab.sync", "quantlab.finetune",
-     "quantlab.training", "quantlab.summary", "quantlab.export"),
+    ("quantlab.analysis", "quantlab.analysis.*"),
+    ("quantlab.run", "quantlab.search", "quantlab.report", "quantlab.sensitivity", "quantlab.outliers",
+     "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary", "quantlab.export"),
 )  # fmt: skip
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
 

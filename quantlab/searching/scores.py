@@ -79,16 +79,16 @@ def score_sites(
     count, narrower = total_rows(batches), space.choices[:-1]
 
     def noise() -> list[float]:
-        by_choice = {choice: _noise(model, space, table, choice, batches) for choice in narrower}
+        by_choice = {choice: noise_of(model, space, table, choice, batches) for choice in narrower}
         return [max(by_choice[choice][site.name] for site in v.sites) for v, choice in combinations]
 
     def first_order() -> list[float]:
-        by_choice = {choice: _first_order(model, space.sites, table, choice, batches, labels) for choice in narrower}
+        by_choice = {choice: first_order_of(model, space.sites, table, choice, batches, labels) for choice in narrower}
         return [sum(by_choice[choice][site.name] for site in v.sites) for v, choice in combinations]
 
     timed("noise_db", count * len(narrower), noise)
     timed("first_order", 3 * count * len(narrower), first_order)
-    timed("kl", count * (len(combinations) + 1), lambda: _divergence(runner, space, combinations_of(space)))
+    timed("kl", count * (len(combinations) + 1), lambda: _divergences(runner, space, combinations_of(space)))
     named = {"variable": [v.name for v, _ in combinations], "choice": [choice for _, choice in combinations]}
     return Scores(table=pd.DataFrame({**named, **columns}), rows=rows, seconds=seconds)
 
@@ -117,14 +117,15 @@ def measured(scores: Scores, space: Space, runner: Runner, columns: Sequence[int
     )
 
 
-def _noise(
+def noise_of(
     model: PreTrainedModel, space: Space, table: Table, choice: Precision, batches: Sequence[Batch]
 ) -> dict[str, float]:
+    """Minus the SQNR of each site's tensor in dB."""
     plan = QuantPlan(activations=tuple(table[site.name, choice] for site in space.sites))
     return {name: -value for name, value in site_sqnr_db(model, plan, space.sites, batches).items()}
 
 
-def _first_order(
+def first_order_of(
     model: PreTrainedModel,
     sites: Sequence[Site],
     table: Table,
@@ -168,19 +169,20 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, labels.long(), reduction="sum")
 
 
-def _divergence(runner: Runner, space: Space, candidates: Sequence[Choices]) -> list[float]:
+def _divergences(runner: Runner, space: Space, candidates: Sequence[Choices]) -> list[float]:
     """Mean KL divergence of the answers' distribution from that of everything at its widest, row by row; of a
     regression, the mean squared difference."""
     order = range(len(runner.batches))
     base = dict(runner.run(space.wide, order))
     runner.keep(space.wide)
     return [
-        float(np.concatenate([_kl(base[number], logits) for number, logits in runner.run(chosen, order)]).mean())
+        float(np.concatenate([divergence(base[number], logits) for number, logits in runner.run(chosen, order)]).mean())
         for chosen in candidates
     ]
 
 
-def _kl(base: np.ndarray, logits: np.ndarray) -> np.ndarray:
+def divergence(base: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """KL divergence of each row's answer from the base's, in nats; the squared difference for a regression."""
     if base.shape[1] == 1:
         return np.asarray((base - logits)[:, 0].astype(np.float64) ** 2)
     p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (base, logits))

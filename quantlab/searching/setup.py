@@ -1,11 +1,12 @@
 """From a search's config to what its workers need: all checked before anything is loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from quantlab.batching import Batch
 from quantlab.material import Material, fp32_answers, fp32_sketches, load
 from quantlab.memo import Memo
 from quantlab.methods.base import plan_site
@@ -13,6 +14,7 @@ from quantlab.placement.insert import InsertActivations, insert_weights
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.placement.sites import Site
 from quantlab.planning import weights_and_sketches
+from quantlab.quant.sketch import Sketch
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.latency import measured_latencies
@@ -34,6 +36,7 @@ class Bench:
     table: Table
     fixed: dict[str, ActivationQuant]  # sites that are not decided, by name
     insert_activations: InsertActivations
+    sketches: Mapping[str, Sketch]  # of every place in the FP32 network
     fp32: np.ndarray | None  # the FP32 model's logits where they are the reference; now its weights are others
 
     def activations(self, chosen: Choices) -> tuple[ActivationQuant, ...]:
@@ -53,20 +56,23 @@ class Bench:
         """Runs candidates on the evaluation rows."""
         return self._runner(self.material.batches)
 
-    def _runner(self, batches: list) -> Runner:  # type: ignore[type-arg]
+    def _runner(self, batches: list[Batch]) -> Runner:
         return Runner(
             self.material.model, self.insert_activations, self.activations, self.space, batches,
             self.config.search.reuse_mb,
         )  # fmt: skip
 
+    def scored_rows(self) -> tuple[list[Batch], np.ndarray]:
+        """The calibration rows that scores are taken on, and their labels in the model's classes."""
+        calibration = replace(self.config.calibration, samples=self.config.search.sensitivity_rows)
+        labels = calibration.rows(self.material.train).labels
+        if not self.material.task.regression:
+            labels = np.array(self.material.loaded.label_columns)[labels]
+        return self.material.calibration_batches(calibration), labels
+
     def scores(self) -> Scores:
         """What each variable's narrowing costs, by the scores, on calibration rows."""
-        search, task = self.config.search, self.material.task
-        calibration = replace(self.config.calibration, samples=search.sensitivity_rows)
-        labels = calibration.rows(self.material.train).labels
-        if not task.regression:
-            labels = np.array(self.material.loaded.label_columns)[labels]
-        batches = self.material.calibration_batches(calibration)
+        batches, labels = self.scored_rows()
         return score_sites(self.material.model, self.space, self.table, batches, labels, self._runner(batches))
 
     def judge(self, runner: Runner) -> tuple[Judge, int]:
@@ -105,8 +111,11 @@ def checked(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
 def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
     """Loads the material, and puts the weights in place until the exit."""
     sites, space = checked(config, memo)
-    material = load(config.model, config.task, config.evaluation)
-    weights, sketches = weights_and_sketches(config, material, sites, fp32_sketches(material, config.calibration))
+    shared = (config.model, config.task, config.evaluation)
+    material = memo.get("material", shared, lambda: load(*shared))
+    key = (*shared, *config.calibration.data)
+    seen = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
+    weights, sketches = weights_and_sketches(config, material, sites, seen)
     specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}
     fixed = {s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec}
     table = activation_table(space, config.method, config.bits, sketches, config.calibration)
@@ -114,7 +123,7 @@ def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
     with insert_weights(material.model, weights, config.engine) as insert_activations:
         yield Bench(
             config=config, space=space, sites=tuple(sites), material=material, weights=weights, table=table,
-            fixed=fixed, insert_activations=insert_activations, fp32=fp32,
+            fixed=fixed, insert_activations=insert_activations, sketches=seen, fp32=fp32,
         )  # fmt: skip
 
 

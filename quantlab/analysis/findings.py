@@ -1,0 +1,116 @@
+"""What an analysis found, in sentences: the most important first."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+Tables = Mapping[str, pd.DataFrame]
+
+MATTERS = 0.5  # of all divergence: how many sites make it
+REMARKABLE = 2.0  # times its share of tokens: a kind of token that carries outliers
+
+
+def findings(tables: Tables, primary: str) -> list[str]:
+    """Sentences about what the tables of an analysis show. A table that is missing is passed over."""
+    parts = ((_clipping, "clipping"), (_protection, "protection"), (_attribution, "attribution"), (_weights, "weights"),
+             (_layers, "layers"), (_tokens, "tokens"), (_accumulation, "accumulation"))  # fmt: skip
+    known = (part(tables[name], primary) for part, name in parts if name in tables and len(tables[name]))
+    return [sentence for sentences in known for sentence in sentences]
+
+
+def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    none, best = table.iloc[0], table.loc[table[primary].idxmax()]
+    if best["clipped"] == 0:
+        yield f"Clipping weights gains nothing: {primary} is best, {none[primary]:.2%}, with none clipped."
+        return
+    yield (
+        f"Clipping {best['clipped']:.0f} weights takes the quantized network's {primary} from {none[primary]:.2%} to "
+        f"{best[primary]:.2%} ({100 * best['difference']:+.1f} points, 95 % interval {100 * best['low']:+.1f} to "
+        f"{100 * best['high']:+.1f}; n = {best['n']:,.0f}); in FP32 it has {best[f'{primary}_fp32']:.2%}, clipped "
+        f"{best[f'{primary}_fp32_clipped']:.2%}."
+    )
+
+
+def _protection(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    top, random = (table[table["kind"] == kind] for kind in ("top", "random"))
+    last, none = top.iloc[-1], top.iloc[0]
+    text = (
+        f"With the {last['sites']:.0f} worst sites in 16 bits {primary} is {last[primary]:.2%}, with none "
+        f"{none[primary]:.2%}, with all {table[table['kind'] == 'reference'].iloc[0][primary]:.2%}"
+    )
+    if len(random):
+        text += (
+            f"; with {last['sites']:.0f} random ones {random[primary].mean():.2%} on average, at best "
+            f"{random[primary].max():.2%} ({len(random)} draws)"
+        )
+    yield f"{text}: {last['protected'].replace(' ', ', ')}."
+
+
+def _attribution(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    shares = table["kl"].sort_values(ascending=False).cumsum() / table["kl"].sum()
+    most = int((shares < MATTERS).sum()) + 1
+    names = ", ".join(table["site"][:most])
+    yield f"{most} of {len(table)} sites make half of what quantizing one site alone changes of the answers: {names}."
+    if "due_to_beyond_6_sigma" in table:
+        worst = table.iloc[:most]
+        due, inside = worst["due_to_beyond_6_sigma"].mean(), worst["in_beyond_6_sigma"].mean()
+        yield (
+            f"At these, {due:.0%} of the error is due to elements beyond 6 standard deviations, which widen the range; "
+            f"{inside:.1%} of it lies in them."
+        )
+
+
+def _weights(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    worst = table.iloc[0]
+    made = "" if np.isnan(worst["energy"]) else f"; it alone makes {worst['energy']:.0%} of that channel's energy"
+    yield (
+        f"The largest weight is {worst['value']:.2f}, {abs(worst['sigmas']):.0f} standard deviations, in "
+        f"{worst['parameter']}, row {worst['row']}, column {worst['column']}{made}."
+    )
+    strong = table[table["sigmas"].abs() >= abs(worst["sigmas"]) / 4]
+    channels = strong["channel"].value_counts()
+    yield (
+        f"{len(strong)} weights are at least a quarter as far out; {channels.iloc[0]} of them feed channel "
+        f"{channels.index[0]}."
+    )
+
+
+def _layers(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    worst = table.loc[table["kurtosis"].idxmax()]
+    dominant = str(worst["dominant"]).split() if isinstance(worst["dominant"], str) else []
+    yield (
+        f"Kurtosis of the residual stream is largest at {worst['site']}: {worst['kurtosis']:.0f} (padding left out; "
+        f"{worst['kurtosis_published']:.0f} as arXiv 2603.04308 takes it; a Gaussian has 3)"
+        + (f"; dominant channels there: {', '.join(dominant[:5])}." if dominant else ".")
+    )
+    if table["jaccard_draws"].notna().any():
+        yield (
+            f"The dominant channels are the same in {table['jaccard_draws'].mean():.0%} (Jaccard) from one calibration "
+            f"draw to another, and in {table['jaccard_previous'].mean():.0%} from one layer to the next."
+        )
+
+
+def _tokens(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    shares = table[["kind", "tokens", "outliers", "attention"]].groupby("kind").mean().dropna(subset="outliers")
+    shares = shares[shares["outliers"] > REMARKABLE * shares["tokens"]].sort_values("outliers", ascending=False)
+    for kind, row in shares.iterrows():
+        paid = (
+            ""
+            if np.isnan(row["attention"])
+            else f", and the next layer pays them {row['attention']:.0%} of its attention"
+        )
+        yield (
+            f"{kind} tokens are {row['tokens']:.0%} of all and carry {row['outliers']:.0%} of the elements beyond 6 "
+            f"standard deviations{paid} (means over depths)."
+        )
+
+
+def _accumulation(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    last = table.iloc[-1]
+    if last["additive"] > 0:
+        yield (
+            f"At the last layer all sites together make {last['measured'] / last['additive']:.1f} times the sum of the "
+            f"errors that each makes alone: {'they do not' if not 0.5 < last['measured'] / last['additive'] < 2 else 'they roughly'} "
+            f"add up as independent errors would."
+        )

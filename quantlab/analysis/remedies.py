@@ -1,0 +1,100 @@
+"""What brings the answers back: the worst sites in 16 bits, and the few weights behind the outliers clipped."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from quantlab.analysis.spec import OutliersConfig
+from quantlab.material import load
+from quantlab.memo import Memo
+from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
+from quantlab.placement.insert import clipped_weights
+from quantlab.profiling import Off
+from quantlab.progress import progress
+from quantlab.result import TrialResult
+from quantlab.searching.evaluate import Judge, evaluate
+from quantlab.searching.setup import Bench
+from quantlab.searching.space import Choices
+from quantlab.significance import compare
+from quantlab.tasks import metrics
+from quantlab.trial import run_trial
+
+
+def protection_table(ready: Bench, ranked: Sequence[str], random_draws: int, seed: int) -> pd.DataFrame:
+    """The metric on all rows with the first 0, 1, 2, 3, 5, 8, ... of the ranked variables at their widest and the rest
+    narrow, until it is within ``search.max_drop`` of the reference; then with as many variables drawn at random."""
+    runner, space = ready.runner(), ready.space
+    judge, _ = ready.judge(runner)
+    rows: list[dict[str, object]] = []
+
+    def measure(kind: str, names: Sequence[str], draw: int = 0) -> float:
+        outcome = evaluate(runner, protected(ready, names), ready.material.loaded.label_columns, None)
+        drop, (low, high, _) = judge.drop(outcome), judge.interval(outcome)
+        rows.append({
+            "sites": len(names), "kind": kind, "draw": draw, judge.task.metrics[0]: judge.metric(outcome),
+            "drop_points": drop, "low": low, "high": high, "n": outcome.rows, "protected": " ".join(names),
+        })  # fmt: skip
+        return drop
+
+    rows.append(_reference(judge, len(space.variables)))
+    enough = None
+    for count in fibonacci(len(ranked)):
+        if measure("top", ranked[:count]) <= ready.config.search.max_drop:
+            enough = count
+            break
+    if enough:
+        random = np.random.default_rng(seed)
+        for draw in progress(range(random_draws), "random sites"):
+            measure("random", [str(name) for name in random.choice(ranked, enough, replace=False)], draw)
+    return pd.DataFrame(rows)
+
+
+def protected(ready: Bench, names: Sequence[str]) -> Choices:
+    """These variables at their widest, the rest at their narrowest."""
+    narrow, wide = ready.space.choices[0], ready.space.choices[-1]
+    return tuple(wide if variable.name in set(names) else narrow for variable in ready.space.variables)
+
+
+def fibonacci(most: int) -> Iterator[int]:
+    """0, 1, 2, 3, 5, 8, ... up to ``most``, which comes last."""
+    one, other = 0, 1
+    while one < most:
+        yield one
+        one, other = other, max(one + other, other + 1)
+    yield most
+
+
+def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
+    """The trial, per tensor everywhere, with 0, then each number of ``outliers.clip`` weights clipped: the metric of the
+    quantized network and of the clipped one in FP32, and the paired difference from the trial without clipping."""
+    rows, primary, without = [], config.task.metrics[0], None
+    for count in progress([0, *config.outliers.clip], "clipping weights"):
+        method = ClipWeightOutliers(sigmas=config.outliers.sigmas, count=count)
+        result = run_trial(replace(config, method=method, profile=Off()), memo)
+        without = without or result
+        gain = compare(primary, without.logits, result.logits, result.labels)
+        rows.append({
+            "clipped": count, "sigmas": config.outliers.sigmas, primary: result.metrics[primary],
+            f"{primary}_fp32": result.metrics[f"{primary}_fp32"],
+            f"{primary}_fp32_clipped": _fp32_clipped(config, method, memo, result),
+            "difference": gain.difference, "low": gain.low, "high": gain.high, "n": gain.n,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _fp32_clipped(config: OutliersConfig, method: ClipWeightOutliers, memo: Memo, result: TrialResult) -> float:
+    shared = (config.model, config.task, config.evaluation)
+    material = memo.get("material", shared, lambda: load(*shared))
+    with clipped_weights(material.model, method.weight_limits(material.model, config.bits)):
+        logits = material.answer("FP32, clipped").logits
+    primary = config.task.metrics[0]
+    return metrics.compute([primary], logits, result.labels)[primary]
+
+
+def _reference(judge: Judge, variables: int) -> dict[str, object]:
+    primary = judge.task.metrics[0]
+    metric = metrics.compute([primary], judge.reference, judge.labels)[primary]
+    return {"sites": variables, "kind": "reference", "draw": 0, primary: metric, "drop_points": 0.0,
+            "low": 0.0, "high": 0.0, "n": len(judge.labels), "protected": ""}  # fmt: skip

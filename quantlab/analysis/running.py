@@ -1,0 +1,142 @@
+"""An analysis from its config to its files and its record."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from quantlab.analysis.attribution import attribution_table
+from quantlab.analysis.channels import channel_table, layer_table, stream_sites
+from quantlab.analysis.findings import findings
+from quantlab.analysis.pictures import draw
+from quantlab.analysis.remedies import clipping_table, protection_table
+from quantlab.analysis.shares import error_shares
+from quantlab.analysis.spec import OutliersConfig
+from quantlab.analysis.tokens import token_channels, token_table
+from quantlab.analysis.weights import weight_table
+from quantlab.cache import code_digest, digest, write_whole
+from quantlab.material import Material, fp32_sketches, load, rows_of
+from quantlab.memo import Memo
+from quantlab.outlier_statistics import by_site, hidden_states
+from quantlab.placement.sites import Site
+from quantlab.provenance import machine_tags
+from quantlab.searching.setup import bench, checked
+from quantlab.tracking.base import Entry, Outcome
+from quantlab.trial import described
+
+SUMMARY = "summary.json"  # written last: where it is, everything is
+
+
+def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Path:
+    """Writes tables, pictures and ``summary.json`` into a folder under ``root``, and records them; returns the folder.
+
+    Raises ValueError or OSError, before anything is loaded where that is possible, on what cannot be right.
+    """
+    checked(config, memo)
+    fingerprints = {
+        "checkpoint_fingerprint": config.model.fingerprint(config.task),
+        "data_fingerprint": rows_of(config.task, config.evaluation)[2],
+    }
+    asked = digest([json.dumps(described(config), sort_keys=True, default=str), repr(config.outliers),
+                    repr(config.search), *fingerprints.values(), code_digest()])  # fmt: skip
+    folder = root / f"{config.outliers.name}-{asked[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMMARY).unlink(missing_ok=True)
+    entry = Entry(identity=uuid.uuid4().hex, name=f"outliers {config.outliers.name}", params=config.params(), tags={})
+    with config.tracking.start(entry, folder) as run:
+        tables = {}
+        for name, table in _tables(config, memo):
+            tables[name] = table
+            table.to_csv(folder / f"{name}.csv", index=False)
+        pictures = draw(tables, folder)
+        sentences, numbers = findings(tables, config.task.metrics[0]), _metrics(tables)
+        tags = _tags(config, memo) | fingerprints
+        summary = {"tags": tags, "findings": sentences, "metrics": numbers, "command": command}
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False))
+        files = (*(f"{name}.csv" for name in tables), *pictures, SUMMARY)
+        run.log(Outcome(metrics=numbers, tags=tags | {"findings": "\n".join(sentences)}, files=files))
+    if run.problem:
+        raise ConnectionError(f"the analysis is in {folder}, but was not recorded: {run.problem}")
+    _show(tables, sentences, folder)
+    return folder
+
+
+def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every table with its name, as it is made."""
+    shared = (config.model, config.task, config.evaluation)
+    material = memo.get("material", shared, lambda: load(*shared))
+    seen = (*shared, *config.calibration.data)
+    sketches = memo.get("sketches", seen, lambda: fp32_sketches(material, config.calibration))
+    batches, calibration = material.calibration_batches(config.calibration), config.calibration
+    tokens, stability = token_table(material, batches, sketches)
+    layers = layer_table(material, calibration, sketches, config.outliers.draws).assign(jaccard_tokens=stability)
+    sites = by_site(sketches)
+    yield "layers", layers
+    yield "sites", sites
+    yield "channels", channel_table(sketches, hidden_states(material.places))
+    yield "tokens", tokens
+    worst = _worst(material, sites)
+    yield "token_channels", token_channels(material, batches[0], worst, sketches[worst.name])
+    yield "weights", weight_table(material.model, material.places, sketches, config.outliers.sigmas)
+    with bench(config, memo) as ready:
+        attribution, accumulation = attribution_table(ready)
+        if config.search.group_by == "site":
+            attribution = attribution.merge(error_shares(ready), on="site", how="left")
+        yield "attribution", attribution
+        yield "accumulation", accumulation
+        ranked = attribution.sort_values(_column(config), ascending=_column(config) == "sqnr_db")["site"]
+        yield "protection", protection_table(ready, list(ranked), config.outliers.random_draws, config.search.seed)
+    if config.outliers.clip:
+        yield "clipping", clipping_table(config, memo)
+
+
+def _column(config: OutliersConfig) -> str:
+    return {"noise_db": "sqnr_db"}.get(config.outliers.rank_by, config.outliers.rank_by)
+
+
+def _worst(material: Material, sites: pd.DataFrame) -> Site:
+    """The site of the residual stream, or of a layer's parts that have the stream's width, with the largest kurtosis."""
+    width = stream_sites(material)[0].channels
+    by_name = {p.name: p for p in material.places if p.channels == width and p.tensor and p.name[0] != "h"}
+    place = by_name[sites[sites["site"].isin(by_name)].set_index("site")["kurtosis"].idxmax()]
+    assert place.tensor is not None
+    return Site(name=place.name, channels=place.channels, tap=place.tensor)
+
+
+def _metrics(tables: dict[str, pd.DataFrame]) -> dict[str, float]:
+    """Single numbers for comparing analyses in MLflow."""
+    layers, accumulation = tables["layers"], tables["accumulation"].iloc[-1]
+    numbers = {
+        "kurtosis_max": layers["kurtosis"].max(),
+        "kurtosis_published_max": layers["kurtosis_published"].max(),
+        "outlier_weights": float(len(tables["weights"])),
+        "largest_weight_sigmas": tables["weights"]["sigmas"].abs().max(),
+        "error_measured_by_additive": accumulation["measured"] / accumulation["additive"],
+    }
+    return {name: float(value) for name, value in numbers.items() if pd.notna(value)}
+
+
+def _tags(config: OutliersConfig, memo: Memo) -> dict[str, str]:
+    shared = (config.model, config.task, config.evaluation)
+    material = memo.get("material", shared, lambda: load(*shared))
+    return {
+        **material.loaded.tags, **machine_tags(material.model.device), "task": config.task.name,
+        "rows": str(len(material.rows)), "calibration_rows": str(config.calibration.samples),
+        "scored_rows": str(config.search.sensitivity_rows), "seed": str(config.search.seed),
+    }  # fmt: skip
+
+
+def _show(tables: dict[str, pd.DataFrame], sentences: list[str], folder: Path) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    shown: dict[str, Any] = {"index": False, "float_format": "{:.4g}".format}
+    layers = tables["layers"].drop(columns=["min", "max"])
+    layers["dominant"] = layers["dominant"].str.split().str[:4].str.join(" ")
+    console.print(layers.to_string(**shown), markup=False)
+    console.print(tables["attribution"].head(10).to_string(**shown), markup=False)
+    for sentence in sentences:
+        console.print(f"- {sentence}", markup=False)
+    console.print(str(folder))

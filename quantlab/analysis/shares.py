@@ -1,0 +1,124 @@
+"""What part of a site's quantization error outliers make: where it lies, and what would go away without them.
+
+Outliers that a min-max range covers are no worse rounded than the rest; what they do is widen the range, and with it
+the step of all other elements. So there are two numbers: the error that lies *in* outliers, and the error *due to* them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from quantlab.batching import Batch, on_device
+from quantlab.calibration import flat
+from quantlab.outlier_statistics import dominant_channels
+from quantlab.placement.insert import quantizer, tapped
+from quantlab.placement.plan import ActivationQuant
+from quantlab.placement.sites import Site
+from quantlab.quant.grid import FloatGrid
+from quantlab.quant.sketch import Sketch
+from quantlab.searching.setup import Bench
+
+SIGMAS = 6.0
+SHARES = ("in_beyond_6_sigma", "due_to_beyond_6_sigma", "in_dominant_channels", "due_to_dominant_channels")
+
+Snap = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Errors:
+    """Sums of squared errors at one site."""
+
+    total: float = 0.0
+    inside: dict[str, float] = field(default_factory=lambda: {"sigma": 0.0, "channels": 0.0})
+    without: dict[str, float] = field(default_factory=lambda: {"sigma": 0.0, "channels": 0.0})
+
+
+@torch.inference_mode()
+def error_shares(ready: Bench) -> pd.DataFrame:
+    """One row a decided site at its narrowest: shares of its squared error (:data:`SHARES`), the network otherwise at
+    full precision but for its weights. ``due_to``: 1 less the error of the other elements on a range that only they
+    set, by all error."""
+    batches, _ = ready.scored_rows()
+    items = {site.name: ready.table[site.name, ready.space.choices[0]] for site in ready.space.sites}
+    sites = {site.name: site for site in ready.space.sites}
+    found = {name: Errors() for name, item in items.items() if not isinstance(item.grid, FloatGrid)}
+    _observe(ready, batches, [_Observer.of(sites[n], items[n], ready.sketches[n], found[n]) for n in found])
+    return pd.DataFrame([{"site": name, **_shares(errors)} for name, errors in found.items()])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Observer:
+    site: Site
+    snap: Snap
+    without: dict[str, Snap]  # on the range of the other elements
+    bounds: tuple[float, float]
+    channels: list[int]
+    errors: Errors
+
+    @classmethod
+    def of(cls, site: Site, item: ActivationQuant, sketch: Sketch, errors: Errors) -> "_Observer":
+        mean, variance, _ = sketch.moments()
+        bounds = (mean - SIGMAS * variance**0.5, mean + SIGMAS * variance**0.5)
+        channels = dominant_channels(sketch)
+        others = np.setdiff1d(np.arange(sketch.channels), channels)
+        rest = (sketch.min[others].min().item(), sketch.max[others].max().item())
+        device = torch.device("cpu")
+        return cls(
+            site=site, bounds=bounds, channels=channels, errors=errors, snap=quantizer(item, device),
+            without={"sigma": quantizer(_within(item, *bounds), device),
+                     "channels": quantizer(_within(item, *rest), device)},
+        )  # fmt: skip
+
+    def look(self, x: Tensor, mask: Tensor) -> None:
+        """Adds one batch."""
+        values = x.float().cpu()
+        kept = flat(values, mask, self.site)
+        error = flat(values - self.snap(values), mask, self.site).double().square()
+        outlying = {
+            "sigma": (kept < self.bounds[0]) | (kept > self.bounds[1]),
+            "channels": torch.zeros_like(kept).bool(),
+        }
+        outlying["channels"][:, self.channels] = True
+        self.errors.total += float(error.sum())
+        for kind, chosen in outlying.items():
+            rest = flat(values - self.without[kind](values), mask, self.site).double().square()
+            self.errors.inside[kind] += float(error[chosen].sum())
+            self.errors.without[kind] += float(rest[~chosen].sum())
+
+
+def _within(item: ActivationQuant, lo: float, hi: float) -> ActivationQuant:
+    """The same grid on the part of its ranges that lies between two bounds."""
+    return replace(item, lo=tuple(max(end, lo) for end in item.lo), hi=tuple(min(end, hi) for end in item.hi))
+
+
+def _observe(ready: Bench, batches: Sequence[Batch], observers: Sequence[_Observer]) -> None:
+    mask = torch.empty(0)
+
+    def look(observer: _Observer, x: Tensor) -> Tensor:
+        observer.look(x, mask)
+        return x
+
+    model = ready.material.model
+    wide = ready.insert_activations(ready.activations(ready.space.wide))
+    with wide, tapped(model, {one.site.tap: partial(look, one) for one in observers}):
+        for batch in batches:
+            inputs = on_device(batch, model.device)
+            mask = batch.inputs["attention_mask"].bool()
+            model(**inputs)
+
+
+def _shares(errors: Errors) -> dict[str, float]:
+    total = errors.total or np.nan
+    inside, without = errors.inside, errors.without
+    return {
+        "in_beyond_6_sigma": inside["sigma"] / total,
+        "due_to_beyond_6_sigma": 1 - without["sigma"] / total,
+        "in_dominant_channels": inside["channels"] / total,
+        "due_to_dominant_channels": 1 - without["channels"] / total,
+        "error_power": errors.total,
+    }

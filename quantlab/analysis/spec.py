@@ -1,0 +1,37 @@
+"""What is analysed: ``outliers.*`` of ``conf/outliers.yaml``."""
+
+from dataclasses import dataclass
+
+from quantlab.checks import at_least, freeze, one_of, whole
+from quantlab.searching.scores import SCORES
+from quantlab.searching.spec import SearchConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outliers:
+    """One analysis. ``search.*`` says which sites are looked at, narrow against wide, on how many rows."""
+
+    name: str
+    draws: int  # of calibration rows, to see how stable the dominant channels are
+    rank_by: str  # the score by which sites are protected
+    random_draws: int  # of as many sites, to compare with; 0: none
+    clip: tuple[int, ...]  # numbers of weights to clip; none: the trial with clipped weights is not run
+    sigmas: float  # a weight is an outlier beyond so many standard deviations of its matrix
+
+    def __post_init__(self) -> None:
+        freeze(self)
+        whole("outliers.draws", self.draws, 1)
+        one_of("outliers.rank_by", self.rank_by, SCORES)
+        whole("outliers.random_draws", self.random_draws, 0)
+        for count in self.clip:
+            whole("outliers.clip", count, 1)
+        at_least("outliers.sigmas", self.sigmas, 0)
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"outliers.name must be a folder's name, got {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutliersConfig(SearchConfig):
+    """What ``conf/outliers.yaml`` builds."""
+
+    outliers: Outliers

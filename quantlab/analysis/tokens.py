@@ -1,0 +1,168 @@
+"""Which tokens carry the outliers, and how much attention they get (Bondarenko et al. 2021, section 3)."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from quantlab.analysis.channels import run_all, stream_sites
+from quantlab.batching import Batch
+from quantlab.material import Material
+from quantlab.outlier_statistics import dominant_channels, jaccard
+from quantlab.placement.attention import Function
+from quantlab.placement.insert import tapped
+from quantlab.placement.sites import Site, Tap
+from quantlab.quant.sketch import Sketch
+
+WORD, PUNCTUATION, PADDING = "word", "punctuation", "padding"
+SIGMAS = 6.0
+DRAWN_CHANNELS, DRAWN_TOKENS = 16, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kinds:
+    """The kinds of tokens: each special token by its own name, punctuation, words, and padding last."""
+
+    names: tuple[str, ...]
+    of_id: np.ndarray  # (vocabulary,)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Kinds":
+        """Reads a tokenizer's vocabulary."""
+        special = [token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token]
+        names = (*special, PUNCTUATION, WORD, PADDING)
+        vocabulary = tokenizer.get_vocab()
+        of_id = np.full(max(vocabulary.values()) + 1, names.index(WORD))
+        for token, number in vocabulary.items():
+            if token in special:
+                of_id[number] = special.index(token)
+            elif is_punctuation(token):
+                of_id[number] = names.index(PUNCTUATION)
+        return cls(names=names, of_id=of_id)
+
+    def one_hot(self, batch: Batch) -> Tensor:
+        """Which kind each of a batch's tokens is, (rows, tokens, kinds), float."""
+        kinds = self.of_id[batch.inputs["input_ids"].numpy()]
+        kinds[~batch.inputs["attention_mask"].bool().numpy()] = self.names.index(PADDING)
+        return torch.from_numpy(np.eye(len(self.names), dtype=np.float32)[kinds])
+
+
+def is_punctuation(token: str) -> bool:
+    """Whether a token is signs only, by Unicode's categories; marks of word pieces (``##``, ``Ġ``) do not count."""
+    text = token.removeprefix("##").removeprefix("Ġ").removeprefix("▁")
+    return bool(text) and all(unicodedata.category(sign)[0] in "PS" for sign in text)
+
+
+@dataclass
+class Tally:
+    """What one depth's tokens have shown so far, by kind."""
+
+    tokens: np.ndarray
+    outliers: np.ndarray
+    energy: np.ndarray
+    attention: np.ndarray | None = None  # mass that the next layer's valid queries pay, summed over heads
+    jaccard: float = 0.0
+
+    @classmethod
+    def of(cls, kinds: int) -> "Tally":
+        """Nothing seen yet."""
+        return cls(tokens=np.zeros(kinds), outliers=np.zeros(kinds), energy=np.zeros(kinds))
+
+
+@torch.inference_mode()
+def token_table(
+    material: Material, batches: Sequence[Batch], sketches: Mapping[str, Sketch]
+) -> tuple[pd.DataFrame, list[float]]:
+    """One row a depth and kind of token, and each depth's mean Jaccard index between a token's strongest channels and
+    the dominant ones (NaN where there is none).
+
+    Outliers are elements beyond 6 standard deviations of all of a depth's elements; ``rate`` is their share of the
+    kind's elements, ``outliers``, ``energy`` and ``tokens`` are the kind's shares of all, padding left out.
+    """
+    kinds, sites = Kinds.of(material.loaded.tokenizer), stream_sites(material)
+    tallies = [Tally.of(len(kinds.names)) for _ in sites]
+    now: dict[str, Tensor] = {}
+
+    def look(site: Site, tally: Tally, x: Tensor) -> Tensor:
+        _count(tally, x.float().cpu(), now["kinds"], sketches[site.name])
+        return x
+
+    def attend(tally: Tally, probs: Tensor) -> Tensor:
+        one_hot = now["kinds"]
+        queries = 1 - one_hot[..., -1]
+        paid = torch.einsum("bhqk,bq,bkn->n", probs.float().cpu(), queries, one_hot).numpy()
+        tally.attention = paid + (0 if tally.attention is None else tally.attention)
+        return probs
+
+    taps: dict[Tap, Function] = {s.tap: partial(look, s, t) for s, t in zip(sites, tallies, strict=True)}
+    by_name = {place.name: place.tensor for place in material.places}
+    for layer, tally in enumerate(tallies[:-1]):
+        if (tap := by_name.get(f"{layer}.attn.probs")) is not None:
+            taps[tap] = partial(attend, tally)
+    with tapped(material.model, taps):
+        run_all(material, batches, lambda batch: now.update(kinds=kinds.one_hot(batch)))
+    rows = [
+        row
+        for d, (tally, site) in enumerate(zip(tallies, sites, strict=True))
+        for row in _rows(d, site, tally, kinds.names)
+    ]
+    return pd.DataFrame(rows), [t.jaccard / t.tokens[:-1].sum() for t in tallies]
+
+
+@torch.inference_mode()
+def token_channels(material: Material, batch: Batch, site: Site, sketch: Sketch) -> pd.DataFrame:
+    """The first row of a batch at one site: the values of its strongest channels at every token."""
+    seen: list[Tensor] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(x[0].float().cpu())
+        return x
+
+    with tapped(material.model, {site.tap: look}):
+        run_all(material, [batch])
+    strongest = np.argsort(-sketch.magnitudes(), kind="stable")[:DRAWN_CHANNELS]
+    ids = batch.inputs["input_ids"][0][batch.inputs["attention_mask"][0].bool()][:DRAWN_TOKENS].tolist()
+    tokens = material.loaded.tokenizer.convert_ids_to_tokens(ids)
+    return pd.DataFrame([
+        {"site": site.name, "position": p, "token": token, "channel": int(c), "value": float(seen[0][p, c])}
+        for p, token in enumerate(tokens)
+        for c in strongest
+    ])  # fmt: skip
+
+
+def _count(tally: Tally, x: Tensor, one_hot: Tensor, sketch: Sketch) -> None:
+    mean, variance, _ = sketch.moments()
+    beyond = ((x - mean).abs() > SIGMAS * variance**0.5).sum(-1).float()
+    tally.tokens += one_hot.sum((0, 1)).numpy()
+    tally.outliers += torch.einsum("bt,btn->n", beyond, one_hot).numpy()
+    tally.energy += torch.einsum("bt,btn->n", x.square().sum(-1), one_hot).numpy()
+    dominant = dominant_channels(sketch)
+    if dominant:
+        strongest = x[one_hot[..., -1] == 0].abs().topk(len(dominant), dim=-1).indices
+        tally.jaccard += sum(jaccard(row, dominant) for row in strongest.tolist())
+    else:
+        tally.jaccard = np.nan
+
+
+def _rows(depth: int, site: Site, tally: Tally, names: Sequence[str]) -> list[dict[str, object]]:
+    valid = np.array([name != PADDING for name in names])
+
+    def share(values: np.ndarray) -> np.ndarray:
+        total = values[valid].sum()
+        return np.where(valid, values / total if total else np.nan, np.nan)
+
+    attention = np.full(len(names), np.nan) if tally.attention is None else share(tally.attention)
+    columns = {"tokens": share(tally.tokens), "outliers": share(tally.outliers), "energy": share(tally.energy)}
+    rate = tally.outliers / np.maximum(tally.tokens, 1) / site.channels
+    return [
+        {"depth": depth, "site": site.name, "kind": name, **{k: v[i] for k, v in columns.items()},
+         "rate": rate[i], "attention": attention[i]}
+        for i, name in enumerate(names)
+        if tally.tokens[i]
+    ]  # fmt: skip

@@ -1,0 +1,64 @@
+"""The weights that make the outliers: the last step back."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from quantlab.methods.bits import weight_of, weighted_modules
+from quantlab.outlier_statistics import dominant_channels
+from quantlab.placement.sites import Place, Tap
+from quantlab.quant.sketch import Sketch
+
+LISTED = 200
+
+
+def weight_table(
+    model: PreTrainedModel, places: Sequence[Place], sketches: Mapping[str, Sketch], sigmas: float
+) -> pd.DataFrame:
+    """Every weight of a Linear beyond ``sigmas`` standard deviations of its matrix, largest first, up to
+    :data:`LISTED`.
+
+    ``row`` is the output's channel, ``column`` the input's; ``site`` the place of the Linear's output, ``dominant``
+    whether that channel is a dominant one there. ``energy`` is the share of the channel's sum x² that the product of
+    this one weight with its input makes by itself, w² E[in²] / E[out²]: over 1 where others cancel it.
+    """
+    taps = {tap: place.name for place in places for tap in (place.operand, place.tensor) if tap is not None}
+    rows = []
+    for parameter, module in weighted_modules(model).items():
+        if isinstance(module, nn.Linear):
+            path = parameter.removesuffix(".weight")
+            ends = [taps.get(Tap(path, at)) for at in ("input", "output")]
+            inputs, outputs = (sketches.get(end or "") for end in ends)
+            rows += _rows(parameter, weight_of(module), inputs, outputs, ends[1], sigmas)
+    columns = ["parameter", "layer", "row", "column", "value", "sigmas", "site", "channel", "dominant", "energy"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values("sigmas", key=np.abs, ascending=False, ignore_index=True).head(LISTED)
+
+
+def _rows(
+    parameter: str, weight: torch.Tensor, inputs: Sketch | None, outputs: Sketch | None, site: str | None, sigmas: float
+) -> list[dict[str, object]]:
+    deviation = float(weight.std())
+    dominant = set(dominant_channels(outputs)) if outputs else set()
+    layers = [part for part in parameter.split(".") if part.isdigit()]
+    found = []
+    for row, column in (weight.abs() > sigmas * deviation).nonzero().tolist():
+        value = float(weight[row, column])
+        known = inputs is not None and outputs is not None
+        energy = value**2 * mean_square(inputs)[column] / mean_square(outputs)[row] if known else np.nan
+        found.append({
+            "parameter": parameter, "layer": layers[0] if layers else "", "row": row, "column": column, "value": value,
+            "sigmas": value / deviation, "site": site or "", "channel": row, "dominant": row in dominant,
+            "energy": energy,
+        })  # fmt: skip
+    return found
+
+
+def mean_square(sketch: Sketch | None) -> np.ndarray:
+    """E[x²] of each channel."""
+    assert sketch is not None
+    return np.asarray(sketch.power_sums[1].numpy() / sketch.count)

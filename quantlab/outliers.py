@@ -1,0 +1,43 @@
+"""``python -m quantlab.outliers``: why a quantization fails.
+
+Which layers, channels and tokens have outliers, which sites' quantization changes the answers, which weights make them,
+and what protecting those sites or clipping those weights gains. Takes a trial's settings, ``search.*`` for the sites,
+and ``outliers.*``; writes tables into ``multirun/outliers``, where ``quantlab.report`` finds them.
+"""
+
+import shlex
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from quantlab.allocator import keep_freed_memory
+from quantlab.analysis.running import analyse
+from quantlab.analysis.spec import OutliersConfig
+from quantlab.compact import compact_errors
+from quantlab.conf_dir import CONF
+from quantlab.interrupts import end_on_sigterm
+from quantlab.memo import Memo
+from quantlab.sweeping.catalogue import register
+
+MEMO = Memo()
+
+register("search")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="outliers")
+def main(settings: DictConfig) -> None:
+    """Builds the components and analyses."""
+    keep_freed_memory()
+    with compact_errors():
+        config: OutliersConfig = instantiate(settings)
+        composed = HydraConfig.get()
+        command = shlex.join(["python", "-m", "quantlab.outliers", *composed.overrides.task])
+        analyse(config, Path(composed.sweep.dir).absolute() / "outliers", command, MEMO)
+
+
+if __name__ == "__main__":
+    end_on_sigterm()
+    main()
