@@ -1,4 +1,4 @@
-"""``python -m quantlab.report <sweep folder | trial folders | MLflow run ids>``: one page about trials that belong together.
+"""``python -m quantlab.report <sweep folder | trial folders | MLflow run ids>``: one page about trials of one kind.
 
 A sweep's folder is ``multirun/sweeps/<name>``, a trial's any that holds a ``result.json``.
 """

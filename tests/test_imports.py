@@ -20,7 +20,7 @@ LAYERS = (
      "quantlab.batching", "quantlab.calibration"),
     ("quantlab.methods", "quantlab.methods.*"),
     ("quantlab.evaluation", "quantlab.profiling", "quantlab.diagnosis", "quantlab.outlier_statistics", "quantlab.significance",
-     "quantlab.alarms", "quantlab.size", "quantlab.timing", "quantlab.deployment", "quantlab.deployment.*"),
+     "quantlab.alarms", "quantlab.alarms.*", "quantlab.published", "quantlab.size", "quantlab.timing", "quantlab.deployment", "quantlab.deployment.*"),
     ("quantlab.identity", "quantlab.material", "quantlab.planning", "quantlab.trial", "quantlab.result"),
     ("quantlab.tracking", "quantlab.tracking.*"),
     ("quantlab.conf_dir", "quantlab.compact", "quantlab.interrupts", "quantlab.config", "quantlab.sweeping",

@@ -35,9 +35,7 @@ def answer(rows: Sequence[Row], metric: str, limit: float) -> Answer:
     else:
         chosen = min(sound, key=_loss, default=None)
         deploy = _closest(chosen, metric, limit, any_quantized=bool(quantized))
-    return Answer(
-        chosen=chosen, within=bool(within), deploy=deploy, failed=failed, worst=_failure(failed, metric)
-    )
+    return Answer(chosen=chosen, within=bool(within), deploy=deploy, failed=failed, worst=_failure(failed, metric))
 
 
 def _unsound(row: Row) -> bool:
@@ -53,7 +51,7 @@ def _loss(row: Row) -> float:
 
 
 def _speed(trial: Trial) -> tuple[float, float, float, str]:
-    """Times FP32's speed with its interval and where it was measured; zeros where nothing but a simulation was timed."""
+    """Times FP32's speed, its interval, and where it was measured; zeros where only a simulation was timed."""
     for prefix, where in (("deployed_", trial.tags.get("runtime", "")), ("", "torch")):
         arithmetic = trial.tags.get("deployed_arithmetic" if prefix else "engine")
         value = trial.number_of(f"{prefix}speedup_vs_fp32")
@@ -109,8 +107,8 @@ def _closest(row: Row | None, metric: str, limit: float, any_quantized: bool) ->
     if row is None:
         return "Deploy none of these: no quantized trial answers better than always naming one class."
     return (
-        f"Deploy none of these: no quantized trial stays within {limit:g} points of FP32; the closest, {row.trial.name}, "
-        f"{_change(row, metric)}."
+        f"Deploy none of these: no quantized trial stays within {limit:g} points of FP32; the closest, "
+        f"{row.trial.name}, {_change(row, metric)}."
     )
 
 

@@ -18,14 +18,14 @@ from quantlab.significance import verdict
 DEFINITIONS = {
     "Difference": "the metric less FP32's on the same examples, in points of a percent; a loss is negative",
     "95 % interval": "paired over examples: Agresti and Min's for accuracy, a bootstrap for other metrics",
-    "p (Holm)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise; corrected by Holm over the "
-    "page's trials, in the matrix over its pairs",
-    "Verdict": "better or worse where the corrected p is below 5 %; else the examples that would show half a point with "
-    "80 % power",
-    "Simulated": "FP32 arithmetic on quantized values: its answers are those of integers up to rounding, its time is not",
+    "p (Holm)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise; corrected by Holm over "
+    "the page's trials, in the matrix over its pairs",
+    "Verdict": "better or worse where the corrected p is below 5 %; else the examples that would show half a point "
+    "with 80 % power",
+    "Simulated": "FP32 arithmetic on quantized values: the answers are those of integers up to rounding, the time is not",
     "Kurtosis": "Pearson's m4 / m2² of all elements of a tensor, padding excluded; 3 for a Gaussian",
     "Top 1 % of channels": "share of the sum of squares in the hundredth of channels that hold most",
-    "Top 1 % of elements": "share of the sum of squares in the hundredth of elements that hold most, arXiv 2603.04308's",
+    "Top 1 % of elements": "the same of elements, the definition of arXiv 2603.04308",
     "SQNR": "10 log10(sum x² / sum (x − x̂)²), in dB",
 }  # fmt: skip
 ENVIRONMENT = {
@@ -142,8 +142,8 @@ def _matrix(pairs: Matrix) -> dict[str, Any]:
             title = f"{pairs.rows[row].trial.name} less {pairs.rows[column].trial.name}: {words}; "
             title += f"95 % interval {interval(*ends, '+z.2f')}; p {p_text(p)}"
             cells[row][column] = {"text": f"{mark}{number(difference, '+z.1f')}", "kind": kind(words), "title": title}
-    caption = "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after Holm's correction over "
-    caption += "all pairs here; without a mark, the examples do not tell the two apart."
+    caption = "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after Holm's correction "
+    caption += "over all pairs here; without a mark, the examples do not tell the two apart."
     if pairs.left_out:
         caption += f" These are the {size} with the highest accuracy; {pairs.left_out} others are left out."
     return {"names": [row.trial.name for row in pairs.rows], "cells": cells, "caption": caption}

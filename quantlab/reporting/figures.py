@@ -75,10 +75,9 @@ def pareto(study: Study, rows: Sequence[Row]) -> Plot | None:
         _points(table[~table["front"] & ~table["simulated"]], x, "beaten", COLOURS[0], "circle"),
         _points(table[~table["front"] & table["simulated"]], x, "latency only simulated", COLOURS[3], "circle-open"),
     ]
-    caption = "Up and to the left is better. On the front: no other trial is as good in everything and better in something."
-    caption += " Larger marks take more memory; a simulated latency is never on the front." if timed else (
-        " No latency was measured, so size alone is the cost." if not timed else ""
-    )
+    caption = "Up and to the left is better; what is on the front, no other trial beats. "
+    sized = "Larger marks take more memory; a latency that was only simulated is never on the front."
+    caption += sized if timed else "No latency was measured, so size alone is the cost."
     return Plot(
         id="pareto", title=f"What {study.primary.replace('_', ' ')} costs", caption=caption, data=table,
         traces=[trace for trace in traces if trace["x"]],

@@ -145,8 +145,8 @@ def _require_alike(what: str, place: tuple[str, ...], trials: Sequence[Trial]) -
                 for value, trial in zip(values, (first, other), strict=True)
             )
             raise MixedTrialsError(
-                f"the trials differ in {what} ({'.'.join(place)}): {shown}; a report compares trials on one checkpoint, "
-                "one task and the same examples"
+                f"the trials differ in {what} ({'.'.join(place)}): {shown}; a report compares trials on one "
+                "checkpoint, one task and the same examples"
             )
 
 

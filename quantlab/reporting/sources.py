@@ -31,7 +31,7 @@ def from_folders(folders: Sequence[Path]) -> Study:
         if not is_sweep(folder) and not (folder / RESULT).is_file():
             what = "has neither" if folder.is_dir() else "is no folder with"
             raise ValueError(
-                f"{folder} {what} {TABLE} (a sweep that ended: multirun/sweeps/<name>) nor {RESULT} (a trial that finished)"
+                f"{folder} {what} {TABLE} (of a sweep that ended: multirun/sweeps/<name>) nor {RESULT} (of a trial)"
             )
     trials = [trial for folder in folders for trial in (_rows(folder) if is_sweep(folder) else [_single(folder)])]
     if all(map(is_sweep, folders)):

@@ -11,6 +11,7 @@ from quantlab.reporting.reading import Study, Trial
 from quantlab.sweeping.results import ordered, short_names
 
 MB = 1e6
+DEPLOYED = "deployed_"  # before the metrics of the exported file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
         _numbers("same as FP32 (%)", "share of examples answered as FP32 answers them", rows, _agreement),
         _numbers("p50 (ms)", "median time of a batch, with what computed it", rows, lambda row: latency(row.trial)),
         _numbers("speed (FP32 = 1)", "geometric mean over turns; 95 % interval", rows, lambda row: speed(row.trial)),
-        _numbers("p50 deployed (ms)", "the exported file on its runtime", rows, lambda r: latency(r.trial, "deployed_")),
-        _numbers("speed deployed", "FP32 in torch = 1; 95 % interval", rows, lambda r: speed(r.trial, "deployed_")),
+        _numbers("p50 deployed (ms)", "the exported file on its runtime", rows, lambda r: latency(r.trial, DEPLOYED)),
+        _numbers("speed deployed", "FP32 in torch = 1; 95 % interval", rows, lambda r: speed(r.trial, DEPLOYED)),
         _numbers("size (MB)", "parameters packed at the plan's bits, with ranges", rows, _size),
         _text("alarms", "explained below", rows, lambda row: ", ".join(alarm_names(row.trial))),
     ]
