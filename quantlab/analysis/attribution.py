@@ -85,10 +85,11 @@ def answered(ready: Bench, chosen: Choices, batches: Sequence[Batch]) -> Seen:
 
 def error_power(base: Seen, seen: Seen) -> np.ndarray:
     """Sum of squared differences of the stream at every depth, (depths,)."""
-    pairs = zip(base.stream, seen.stream, strict=True)
-    return np.asarray(
-        np.sum([[float((x - y).square().sum()) for x, y in zip(*pair, strict=True)] for pair in pairs], axis=0)
-    )
+    by_batch = [
+        [float((x - y).square().sum()) for x, y in zip(one, other, strict=True)]
+        for one, other in zip(base.stream, seen.stream, strict=True)
+    ]
+    return np.asarray(np.array(by_batch).sum(axis=0))
 
 
 def logit_error(base: Seen, seen: Seen) -> float:

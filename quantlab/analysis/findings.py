@@ -20,7 +20,7 @@ def findings(tables: Tables, primary: str) -> list[str]:
 
 
 def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
-    none, best = table.iloc[0], table.loc[table[primary].idxmax()]
+    none, best = table.iloc[0], table.iloc[int(table[primary].argmax())]
     if best["clipped"] == 0:
         yield f"Clipping weights gains nothing: {primary} is best, {none[primary]:.2%}, with none clipped."
         return
@@ -35,6 +35,9 @@ def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
 def _protection(table: pd.DataFrame, primary: str) -> Iterator[str]:
     top, random = (table[table["kind"] == kind] for kind in ("top", "random"))
     last, none = top.iloc[-1], top.iloc[0]
+    if last["sites"] == 0:
+        yield f"Nothing needs protection: with every site narrow {primary} is {none[primary]:.2%}."
+        return
     text = (
         f"With the {last['sites']:.0f} worst sites in 16 bits {primary} is {last[primary]:.2%}, with none "
         f"{none[primary]:.2%}, with all {table[table['kind'] == 'reference'].iloc[0][primary]:.2%}"
@@ -77,7 +80,7 @@ def _weights(table: pd.DataFrame, primary: str) -> Iterator[str]:
 
 
 def _layers(table: pd.DataFrame, primary: str) -> Iterator[str]:
-    worst = table.loc[table["kurtosis"].idxmax()]
+    worst = table.iloc[int(table["kurtosis"].argmax())]
     dominant = str(worst["dominant"]).split() if isinstance(worst["dominant"], str) else []
     yield (
         f"Kurtosis of the residual stream is largest at {worst['site']}: {worst['kurtosis']:.0f} (padding left out; "
@@ -96,9 +99,7 @@ def _tokens(table: pd.DataFrame, primary: str) -> Iterator[str]:
     shares = shares[shares["outliers"] > REMARKABLE * shares["tokens"]].sort_values("outliers", ascending=False)
     for kind, row in shares.iterrows():
         paid = (
-            ""
-            if np.isnan(row["attention"])
-            else f", and the next layer pays them {row['attention']:.0%} of its attention"
+            "" if np.isnan(row["attention"]) else f"; the next layer pays them {row['attention']:.0%} of its attention"
         )
         yield (
             f"{kind} tokens are {row['tokens']:.0%} of all and carry {row['outliers']:.0%} of the elements beyond 6 "
@@ -109,8 +110,9 @@ def _tokens(table: pd.DataFrame, primary: str) -> Iterator[str]:
 def _accumulation(table: pd.DataFrame, primary: str) -> Iterator[str]:
     last = table.iloc[-1]
     if last["additive"] > 0:
+        ratio = last["measured"] / last["additive"]
+        verdict = "about as" if 0.5 < ratio < 2 else "not as"
         yield (
-            f"At the last layer all sites together make {last['measured'] / last['additive']:.1f} times the sum of the "
-            f"errors that each makes alone: {'they do not' if not 0.5 < last['measured'] / last['additive'] < 2 else 'they roughly'} "
-            f"add up as independent errors would."
+            f"At the last layer all sites together make {ratio:.2g} times the sum of the errors that each makes alone: "
+            f"errors add up {verdict} independent ones would."
         )

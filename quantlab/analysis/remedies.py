@@ -67,8 +67,10 @@ def fibonacci(most: int) -> Iterator[int]:
 
 
 def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
-    """The trial, per tensor everywhere, with 0, then each number of ``outliers.clip`` weights clipped: the metric of the
-    quantized network and of the clipped one in FP32, and the paired difference from the trial without clipping."""
+    """The trial, per tensor everywhere, with 0, then each number of ``outliers.clip`` weights clipped.
+
+    The metric of the quantized network and of the clipped one in FP32, and the paired difference from the trial without
+    clipping."""
     rows, primary, without = [], config.task.metrics[0], None
     for count in progress([0, *config.outliers.clip], "clipping weights"):
         method = ClipWeightOutliers(sigmas=config.outliers.sigmas, count=count)

@@ -99,10 +99,11 @@ def _column(config: OutliersConfig) -> str:
 
 
 def _worst(material: Material, sites: pd.DataFrame) -> Site:
-    """The site of the residual stream, or of a layer's parts that have the stream's width, with the largest kurtosis."""
+    """The site with the largest kurtosis among those as wide as the residual stream."""
     width = stream_sites(material)[0].channels
     by_name = {p.name: p for p in material.places if p.channels == width and p.tensor and p.name[0] != "h"}
-    place = by_name[sites[sites["site"].isin(by_name)].set_index("site")["kurtosis"].idxmax()]
+    wide = sites[sites["site"].isin(by_name)]
+    place = by_name[str(wide["site"].iloc[int(wide["kurtosis"].argmax())])]
     assert place.tensor is not None
     return Site(name=place.name, channels=place.channels, tap=place.tensor)
 

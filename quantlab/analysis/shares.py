@@ -1,7 +1,7 @@
 """What part of a site's quantization error outliers make: where it lies, and what would go away without them.
 
 Outliers that a min-max range covers are no worse rounded than the rest; what they do is widen the range, and with it
-the step of all other elements. So there are two numbers: the error that lies *in* outliers, and the error *due to* them.
+the step of all other elements. So there are two numbers: the error that lies in outliers, and the error due to them.
 """
 
 from collections.abc import Callable, Sequence
