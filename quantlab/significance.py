@@ -47,11 +47,16 @@ def compare(
         other, logits = _answers(other, labels), _answers(logits, labels)
     if not (np.isfinite(other).all() and np.isfinite(logits).all()):
         return Comparison(n=len(labels), difference=math.nan, low=math.nan, high=math.nan, p=math.nan, needed=None)
-    (low, high), p, sd = _paired(metric, other, logits, labels, least, resamples)
+    (low, high), p, needed = _paired(metric, other, logits, labels, least, resamples)
     return Comparison(
         n=len(labels), difference=METRICS[metric](logits, labels) - METRICS[metric](other, labels),
-        low=low, high=high, p=p, needed=None if np.array_equal(other, logits) else _needed(least, sd),
+        low=low, high=high, p=p, needed=None if np.array_equal(other, logits) else needed,
     )  # fmt: skip
+
+
+def examples_needed(low: float, high: float, n: int, least: float = LEAST) -> int:
+    """Pairs that show ``least`` with 80 % power at 5 %, where ``n`` gave a 95 % interval from ``low`` to ``high``."""
+    return _needed(least, (high - low) / (2 * Z95) * math.sqrt(n))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -153,19 +158,20 @@ def _answers(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _paired(
     metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, least: float, resamples: int
-) -> tuple[tuple[float, float], float, float]:
-    """The difference's 95 % interval, its p-value, and the standard deviation that one example adds to it."""
+) -> tuple[tuple[float, float], float, int | None]:
+    """The difference's 95 % interval, its p-value, and how many examples show ``least``."""
     if metric == "accuracy":
         before, after = (each.argmax(axis=-1) == labels for each in (other, logits))
         table = [[np.sum(before & after), np.sum(before & ~after)], [np.sum(~before & after), np.sum(~before & ~after)]]
         seen = float(np.std(after.astype(np.float64) - before, ddof=min(1, len(labels) - 1)))
         smallest = math.sqrt(least - least**2)  # that of a model which differs in ``least`` of its answers, all lost
-        return accuracy_drop_ci95(after, before), float(mcnemar(table, exact=True).pvalue), max(seen, smallest)
+        p = float(mcnemar(table, exact=True).pvalue)
+        return accuracy_drop_ci95(after, before), p, _needed(least, max(seen, smallest))
     if len(labels) < FEWEST:
-        return (math.nan, math.nan), math.nan, math.nan
+        return (math.nan, math.nan), math.nan, None
     low, high = metric_drop_ci95(metric, logits, other, labels, resamples)
-    error = (high - low) / (2 * Z95)
-    return (low, high), _swapped_p(metric, other, logits, labels, resamples), error * math.sqrt(len(labels))
+    p = _swapped_p(metric, other, logits, labels, resamples)
+    return (low, high), p, examples_needed(low, high, len(labels), least)
 
 
 def _swapped_p(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int) -> float:
@@ -181,9 +187,7 @@ def _swapped_p(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.nd
     ).pvalue)  # fmt: skip
 
 
-def _needed(least: float, sd: float) -> int | None:
-    """Pairs that a t test needs to see a difference of ``least``; None where ``sd`` is not known."""
-    if math.isnan(sd):
-        return None
+def _needed(least: float, sd: float) -> int:
+    """Pairs that a t test needs to see a difference of ``least``."""
     effect = min(least / sd, 1.0) if sd else 1.0
     return math.ceil(float(TTestPower().solve_power(effect_size=effect, alpha=ALPHA, power=POWER)))

@@ -131,27 +131,28 @@ def described(config: TrialConfig) -> dict[str, Any]:
 def report(config: TrialConfig, material: Material, sites: Sequence[Site], outcome: Outcome) -> TrialResult:
     """Everything that a trial says about itself."""
     logits, reference, labels = outcome.answers.logits, outcome.reference.logits, material.rows.labels
+    numbers, data = metrics(config, material, outcome), described(config)
+    measured = {**outcome.measured.tags, **engine_tags(outcome.plan, outcome.linears)}
     alarms = raised(Finding(
-        plan=outcome.plan, sketches=outcome.calibrated, model=material.model,
-        tags=material.loaded.tags | outcome.measured.tags,
+        config=data, plan=outcome.plan, places=material.places, sketches=outcome.calibrated, model=material.model,
+        tags=material.loaded.tags | measured, metrics=numbers,
         logits=logits, reference=reference, labels=labels, regression=config.task.regression,
     ))  # fmt: skip
     tags = {
         **material.loaded.tags,
         **machine_tags(material.model.device),
-        **outcome.measured.tags,
-        **engine_tags(outcome.plan, outcome.linears),
+        **measured,
         "snap": native.name(),
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": outcome.plan.fingerprint,
-        "key": key_of(described(config), material.loaded.fingerprint, material.data_fingerprint),
+        "key": key_of(data, material.loaded.fingerprint, material.data_fingerprint),
         "alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms)),
     }
     batches = material.calibration_batches(config.calibration)[:DIAGNOSED_BATCHES]
     return TrialResult(
-        metrics=metrics(config, material, outcome),
-        config=described(config),
+        metrics=numbers,
+        config=data,
         tags=tags,
         alarms=alarms,
         plan=outcome.plan,

@@ -1,0 +1,42 @@
+"""Signs that a number does not mean what it seems to: each would have caught a mistake that was published."""
+
+from quantlab.alarms.answers import (
+    collapsed_logits,
+    constant_prediction,
+    fp32_far_from_published,
+    label_order_assumed,
+    majority_accuracy,
+    nan_logits,
+    too_few_examples,
+)
+from quantlab.alarms.base import Alarm, Finding
+from quantlab.alarms.calibrating import few_calibration_rows, padding_counted, uncalibrated_site
+from quantlab.alarms.deploying import (
+    machine_busy,
+    products_in_float,
+    runtime_fell_back,
+    simulated_latency,
+    size_not_smaller,
+)
+from quantlab.alarms.ranges import (
+    fp16_overflow,
+    one_sided_range,
+    saturation,
+    unpermuted_groups,
+    wasted_levels,
+    zeroed_weights,
+)
+
+ALARMS = (
+    constant_prediction, majority_accuracy, collapsed_logits, nan_logits, one_sided_range, zeroed_weights, saturation,
+    wasted_levels, unpermuted_groups, fp16_overflow, uncalibrated_site, few_calibration_rows, padding_counted,
+    products_in_float, simulated_latency, runtime_fell_back, size_not_smaller, machine_busy, label_order_assumed,
+    fp32_far_from_published, too_few_examples,
+)  # fmt: skip
+
+__all__ = ["ALARMS", "Alarm", "Finding", "raised"]
+
+
+def raised(finding: Finding) -> tuple[Alarm, ...]:
+    """All alarms that a trial gives cause for."""
+    return tuple(alarm for check in ALARMS for alarm in check(finding))

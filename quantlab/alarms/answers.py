@@ -1,0 +1,100 @@
+"""Answers that are none, or that do not show what they are taken to show."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from statsmodels.stats.proportion import proportion_confint
+
+from quantlab.alarms.base import Alarm, Finding
+from quantlab.evaluation import CONSTANT_SHARE, largest_share
+from quantlab.placement.plan import QuantPlan
+from quantlab.published import fp32_anchor
+from quantlab.significance import LEAST, compare, examples_needed
+
+FEW_DISTINCT = 10  # rows of logits: the published percentile trials have four
+FAR = 0.01  # of the published accuracy, beyond what chance explains: seeds of one recipe differ by less
+
+
+def constant_prediction(finding: Finding) -> Iterator[Alarm]:
+    """One class takes nearly all answers."""
+    share = 0.0 if finding.regression else largest_share(finding.logits.argmax(-1))
+    if share >= CONSTANT_SHARE:
+        yield Alarm("constant_prediction", f"{share:.1%} of the answers are the same class")
+
+
+def majority_accuracy(finding: Finding) -> Iterator[Alarm]:
+    """Accuracy within one standard error of always answering the most frequent class, or below: quantized, and FP32."""
+    if finding.regression:
+        return
+    majority = largest_share(finding.labels)
+    error = float(np.sqrt(majority * (1 - majority) / len(finding.labels)))
+    for name, logits in (("majority_accuracy", finding.logits), ("majority_accuracy_fp32", finding.reference)):
+        accuracy = float(np.mean(logits.argmax(-1) == finding.labels))
+        if accuracy <= majority + error:
+            yield Alarm(
+                name, f"accuracy is {accuracy:.4f}, always answering the most frequent class gives {majority:.4f}"
+            )
+
+
+def collapsed_logits(finding: Finding) -> Iterator[Alarm]:
+    """A handful of different logits for all examples, where FP32 has at least ten times as many."""
+    distinct, before = (len(np.unique(logits, axis=0)) for logits in (finding.logits, finding.reference))
+    if distinct <= min(FEW_DISTINCT, before / 10):
+        yield Alarm(
+            "collapsed_logits", f"{len(finding.logits):,} answers have {distinct} different logits, FP32's {before:,}"
+        )
+
+
+def nan_logits(finding: Finding) -> Iterator[Alarm]:
+    """Logits that are NaN or infinite."""
+    for what, logits in (("quantized", finding.logits), ("FP32", finding.reference)):
+        bad = int((~np.isfinite(logits).all(axis=-1)).sum())
+        if bad:
+            yield Alarm("nan_logits", f"the {what} logits of {bad:,} of {len(logits):,} examples are NaN or infinite")
+
+
+def fp32_far_from_published(finding: Finding) -> Iterator[Alarm]:
+    """FP32 itself is not what was published for this network and task: another checkpoint, data or evaluation.
+
+    Far is more than a point outside the 95 % interval (Wilson's) of the accuracy found here.
+    """
+    config, accuracy = finding.model.config, finding.metrics.get("accuracy_fp32")
+    anchor = fp32_anchor(finding.config["task"]["name"], config)
+    if accuracy is None or anchor is None:
+        return
+    n = len(finding.labels)
+    low, high = proportion_confint(round(accuracy * n), n, method="wilson")
+    if not low - FAR <= anchor.value <= high + FAR:
+        yield Alarm(
+            "fp32_far_from_published",
+            f"FP32 has an accuracy of {accuracy:.2%} ({low:.2%} to {high:.2%} with n = {n:,}), {anchor.source} "
+            f"published {anchor.value:.2%}",
+        )
+
+
+def too_few_examples(finding: Finding) -> Iterator[Alarm]:
+    """A drop that cannot be told from none, on fewer examples than it takes to see half a point."""
+    primary, n = finding.config["task"]["metrics"][0], len(finding.labels)
+    drop, low, high = (finding.metrics.get(f"{primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high"))
+    if finding.plan == QuantPlan() or drop is None or low is None or high is None or not low <= 0 <= high:
+        return
+    needed = _needed(finding, primary, low, high)
+    if needed is not None and needed > n:
+        yield Alarm(
+            "too_few_examples",
+            f"a drop of {100 * drop:.2f} points ({100 * low:.2f} to {100 * high:.2f}) cannot be told from none with "
+            f"n = {n:,}: it takes about {needed:,} to see {100 * LEAST:g} points",
+        )
+
+
+def label_order_assumed(finding: Finding) -> Iterator[Alarm]:
+    """The checkpoint does not say which logit is which label."""
+    if finding.tags.get("label_order") == "assumed":
+        yield Alarm("label_order_assumed", "the checkpoint has no label names: its order is taken to be the task's")
+
+
+def _needed(finding: Finding, primary: str, low: float, high: float) -> int | None:
+    if primary == "accuracy":
+        return compare(primary, finding.reference, finding.logits, finding.labels).needed
+    same = np.array_equal(finding.logits, finding.reference)
+    return None if same else examples_needed(low, high, len(finding.labels))

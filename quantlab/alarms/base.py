@@ -1,0 +1,57 @@
+"""What an alarm is, and what alarms look at."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from quantlab.alarms.coverage import Coverage, of_site, of_weight
+from quantlab.placement.plan import QuantPlan
+from quantlab.placement.sites import Place
+from quantlab.quant.sketch import Sketch
+
+NAMED = 3  # of the worst
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A name for filters, and a sentence for people."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finding:
+    """What alarms look at."""
+
+    config: Mapping[str, Any]  # the trial's, as plain data
+    plan: QuantPlan
+    places: Sequence[Place]  # all of the model's
+    sketches: Mapping[str, Sketch]  # by site, as the ranges saw them
+    model: PreTrainedModel  # in FP32
+    tags: Mapping[str, str]
+    metrics: Mapping[str, Any]
+    logits: np.ndarray  # (N, classes)
+    reference: np.ndarray  # the FP32 logits, (N, classes)
+    labels: np.ndarray  # (N,)
+    regression: bool
+
+    @cached_property
+    def coverages(self) -> tuple[Coverage, ...]:
+        """How each tensor that is on an integer grid lies on it."""
+        return tuple(covered for covered in self._covered() if covered is not None)
+
+    def _covered(self) -> Iterator[Coverage | None]:
+        for site in self.plan.activations:
+            yield of_site(site, self.sketches[site.site])
+        for weight in self.plan.weights:
+            yield of_weight(weight, self.model.get_parameter(weight.parameter).detach())
+
+
+def worst(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -1,0 +1,80 @@
+"""Plans, speeds and sizes that are not those of an integer runtime."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from quantlab.alarms.base import Alarm, Finding, worst
+from quantlab.placement.sites import Place, Tap
+
+BUSY = 1.25  # runnable threads a processor: the trial itself makes at most one
+SMALLER = 0.9  # of FP32's size: INT8 weights alone should come near a quarter
+NARROW = 16  # bits
+
+
+def products_in_float(finding: Finding) -> Iterator[Alarm]:
+    """Some activations are quantized, but not all that enter matrix products: a runtime computes these in float."""
+    taps = {item.tap for item in finding.plan.activations}
+    operands = _operands(finding.places)
+    left = [name for name, its_taps in operands if not taps & its_taps]
+    if taps and left:
+        roles = Counter(name.split(".", 1)[1] for name in left)
+        names = worst([f"{role} ({count})" for role, count in roles.most_common()])
+        yield Alarm(
+            "products_in_float", f"{len(left)} of {len(operands)} inputs of matrix products stay as they are: {names}"
+        )
+
+
+def simulated_latency(finding: Finding) -> Iterator[Alarm]:
+    """A latency of arithmetic that no runtime would run."""
+    latency, speedup = (finding.metrics.get(name) for name in ("latency_p50_ms", "speedup_vs_fp32"))
+    if finding.tags.get("engine") == "simulated" and latency is not None:
+        also = "" if speedup is None else f"; nor is {speedup:.2f} its speed-up"
+        yield Alarm(
+            "simulated_latency",
+            f"p50 of {latency:.1f} ms is that of FP32 arithmetic on quantized values, no integer latency{also}",
+        )
+
+
+def size_not_smaller(finding: Finding) -> Iterator[Alarm]:
+    """Narrow weights in a file that is as large as FP32's."""
+    narrow = [item for item in finding.plan.weights if item.grid.bits < NARROW]
+    name = "size_onnx_bytes" if finding.metrics.get("size_onnx_bytes") else "size_bytes"
+    size, fp32 = finding.metrics.get(name), finding.metrics.get("size_fp32_bytes")
+    if narrow and size and fp32 and size >= SMALLER * fp32:
+        yield Alarm(
+            "size_not_smaller",
+            f"{len(narrow)} weights are on grids of under {NARROW} bits, but {name} is {size / 1e6:.1f} MB, "
+            f"{size / fp32:.0%} of FP32's",
+        )
+
+
+def machine_busy(finding: Finding) -> Iterator[Alarm]:
+    """A profile on a machine that had other work: without FP32's turns beside it, its times mean little."""
+    processors = os.cpu_count() or 1
+    for name in ("load_average_1m", "deployed_load_average_1m"):
+        load = float(finding.tags.get(name, 0))
+        if load > BUSY * processors:
+            yield Alarm("machine_busy", f"{name} was {load:g} on {processors} processors when the profile began")
+            return
+
+
+def runtime_fell_back(finding: Finding) -> Iterator[Alarm]:
+    """A runtime that runs products in float that its file has in integers."""
+    if finding.tags.get("runtime_fell_back") == "True":
+        yield Alarm(
+            "runtime_fell_back", f"{finding.tags['runtime']} runs {finding.tags['deployed_products']}: no INT8 latency"
+        )
+
+
+def _operands(places: Sequence[Place]) -> list[tuple[str, set[Tap]]]:
+    """The inputs of matrix products, each with the taps that put it on a grid.
+
+    A place that has only an operand is the tensor before it: the input of layer 1's attention is layer 0's output.
+    """
+    found, before = [], None
+    for place in places:
+        if place.operand:
+            found.append((place.name, {tap for tap in (place.operand, place.tensor or before) if tap}))
+        before = place.tensor or before
+    return found

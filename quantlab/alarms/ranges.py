@@ -1,0 +1,109 @@
+"""Ranges that do not fit what they are for."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from quantlab.alarms.base import Alarm, Finding, worst
+from quantlab.placement.plan import ActivationQuant
+from quantlab.quant.granularity import PerGroup, group_extremes
+from quantlab.quant.grid import FloatGrid
+from quantlab.quant.sketch import Sketch
+
+FP16_MAX = 65504.0
+CUT_SHARE = 0.01  # of a tensor's elements on the side of zero that its range leaves out
+WASTED = 0.5  # of the levels: a bit less would have done
+ENOUGH_LEVELS = 256  # of a wider grid that many, 8 bits' worth, may be half used
+ZEROED = 0.5  # of a weight's nonzero elements
+OUTSIDE = 0.01  # of a tensor's elements: percentile clipping at 99.9 leaves 0.2 % outside
+PERMUTED_SHARE = 0.5  # of the range that the median channel's group has: a bit for half of the channels
+
+
+def one_sided_range(finding: Finding) -> Iterator[Alarm]:
+    """Ranges that end at zero where values go on beyond it."""
+    yield from _shares_over(
+        "one_sided_range", "ranges leave out one side of zero", CUT_SHARE,
+        [(item.cut, item.name) for item in finding.coverages],
+    )  # fmt: skip
+
+
+def wasted_levels(finding: Finding) -> Iterator[Alarm]:
+    """Grids whose levels are mostly there for outliers: under half lie among all but 0.02 % of the elements.
+
+    Only where one range serves the whole tensor, or slices of a weight have one each.
+    """
+    judged = [(item.used, item) for item in finding.coverages if item.used is not None]
+    wasted = [
+        (used / item.levels, f"{item.name} ({used} of {item.levels})")
+        for used, item in judged
+        if used < WASTED * min(item.levels, ENOUGH_LEVELS)
+    ]
+    if wasted:
+        yield Alarm(
+            "wasted_levels",
+            f"{len(wasted)} of {len(judged)} grids have less than half of their levels where all but 0.02 % of the "
+            f"values lie: {worst([name for _, name in sorted(wasted)])}",
+        )
+
+
+def zeroed_weights(finding: Finding) -> Iterator[Alarm]:
+    """Weights that lose most of their elements to zero."""
+    weights = [item for item in finding.coverages if item.weight]
+    yield from _shares_over(
+        "zeroed_weights", "weights lose over half of their nonzero elements to zero", ZEROED,
+        [(item.zeroed, item.name) for item in weights],
+    )  # fmt: skip
+
+
+def saturation(finding: Finding) -> Iterator[Alarm]:
+    """Tensors that their range cuts: their elements beyond it all become its end."""
+    yield from _shares_over(
+        "saturation", f"tensors have over {OUTSIDE:.0%} of their values outside their range", OUTSIDE,
+        [(item.outside, item.name) for item in finding.coverages],
+    )  # fmt: skip
+
+
+def fp16_overflow(finding: Finding) -> Iterator[Alarm]:
+    """Sites kept in FP16 whose values FP16 cannot hold."""
+    for item in finding.plan.activations:
+        sketch = finding.sketches[item.site]
+        largest = max(-sketch.min.min().item(), sketch.max.max().item())
+        if isinstance(item.grid, FloatGrid) and item.grid.format == "fp16" and largest > FP16_MAX:
+            yield Alarm("fp16_overflow", f"{item.site} reaches {largest:.0f}, FP16 ends at {FP16_MAX:.0f}")
+
+
+def unpermuted_groups(finding: Finding) -> Iterator[Alarm]:
+    """Groups of neighbouring channels, where channels sorted by their range would make the groups' ranges smaller."""
+    grouped = [item for item in finding.plan.activations if item.groups]
+    gains = [(_permuted_share(item, finding.sketches[item.site]), item.site) for item in grouped]
+    poor = sorted(gain for gain in gains if gain[0] < PERMUTED_SHARE)
+    if poor:
+        names = worst([f"{name} ({share:.0%})" for share, name in poor])
+        yield Alarm(
+            "unpermuted_groups",
+            f"{len(poor)} of {len(grouped)} sites with groups have neighbouring channels in one group; sorted by range, "
+            f"half of the channels would get under half the range: {names}",
+        )
+
+
+def _shares_over(name: str, what: str, limit: float, shares: list[tuple[float, str]]) -> Iterator[Alarm]:
+    over = sorted(((share, tensor) for share, tensor in shares if share > limit), reverse=True)
+    if over:
+        names = worst([f"{tensor} ({share:.1%})" for share, tensor in over])
+        yield Alarm(name, f"{len(over)} of {len(shares)} {what}: {names}")
+
+
+def _permuted_share(item: ActivationQuant, sketch: Sketch) -> float:
+    """The median channel's range in permuted groups by that in the groups as they are; 1 if these are permuted."""
+    groups = torch.tensor(item.groups)
+    if (groups.diff() < 0).any():
+        return 1.0
+    permuted = PerGroup(k=len(item.lo)).assign(sketch.min, sketch.max)
+    now = _median_range(sketch, groups)
+    return _median_range(sketch, permuted) / now if now > 0 else 1.0
+
+
+def _median_range(sketch: Sketch, groups: Tensor) -> float:
+    lo, hi = group_extremes(sketch.min, sketch.max, groups)
+    return float((hi - lo)[groups].median())
