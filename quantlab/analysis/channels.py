@@ -23,32 +23,63 @@ DRAWN = 32  # channels in the heat map
 
 
 def stream_sites(material: Material) -> list[Site]:
-    """The residual stream by depth: the embeddings' output and every layer's."""
+    """The hidden states by depth: the embeddings' output and every layer's."""
+    return _sites(material, hidden_states(material.places))
+
+
+def sum_sites(material: Material) -> list[Site]:
+    """The residual sums by depth, before their LayerNorm scales every channel anew: where outlier channels stand out.
+    Where an architecture has none, the hidden state."""
+    known = {place.name for place in material.places}
+    names = [(name, name.replace("embed.out", "embed.sum").replace("layer.out", "ffn.sum"))
+             for name in hidden_states(material.places)]  # fmt: skip
+    return _sites(material, [summed if summed in known else name for name, summed in names])
+
+
+def _sites(material: Material, names: Sequence[str]) -> list[Site]:
     by_name = {place.name: place for place in material.places}
-    found = (by_name[name] for name in hidden_states(material.places))
+    found = (by_name[name] for name in names)
     return [Site(name=p.name, channels=p.channels, tap=p.tensor) for p in found if p.tensor is not None]
 
 
 def layer_table(material: Material, calibration: Calibration, sketches: Sketches, draws: int) -> pd.DataFrame:
-    """One row a depth: statistics, those of arXiv 2603.04308 beside them, and how stable the dominant channels are."""
-    sites = stream_sites(material)
+    """One row a depth: statistics of the hidden state, those of arXiv 2603.04308 beside them; of the residual sum that
+    leads to it kurtosis, root mean square, largest magnitude and dominant channels; and how stable these channels are.
+    """
+    sites, sums = stream_sites(material), sum_sites(material)
     rows = [{"depth": d, "site": s.name, **statistics(sketches[s.name])} for d, s in enumerate(sites)]
-    table = pd.DataFrame(rows).merge(published_statistics(material, calibration, sites), on="site")
-    dominant = [set(dominant_channels(sketches[site.name])) for site in sites]
-    table["jaccard_previous"] = [np.nan, *(jaccard(a, b) for a, b in pairwise(dominant))]
-    table["jaccard_draws"] = _stability(material, calibration, sites, draws)
-    return table
+    table = pd.DataFrame(rows).drop(columns="dominant")
+    table = table.merge(published_statistics(material, calibration, sites), on="site")
+    dominant = [dominant_channels(sketches[site.name]) for site in sums]
+    return table.assign(
+        sum_site=[site.name for site in sums],
+        sum_kurtosis=[sketches[site.name].kurtosis() for site in sums],
+        sum_rms=[float(np.sqrt(mean_square(sketches[site.name]).mean())) for site in sums],
+        sum_largest=[float(sketches[site.name].magnitudes().max()) for site in sums],
+        dominant=[" ".join(map(str, channels)) for channels in dominant],
+        jaccard_previous=[np.nan, *(jaccard(a, b) for a, b in pairwise(dominant))],
+        jaccard_draws=_stability(material, calibration, sums, draws),
+    )
 
 
-def channel_table(sketches: Sketches, names: Sequence[str]) -> pd.DataFrame:
-    """The strongest channels of the stream at every depth: largest magnitude and root mean square."""
-    largest = np.stack([sketches[name].magnitudes() for name in names])
+def mean_square(sketch: Sketch) -> np.ndarray:
+    """E[x²] of each channel, (channels,)."""
+    return np.asarray(sketch.power_sums[1].numpy() / sketch.count)
+
+
+def channel_table(material: Material, sketches: Sketches) -> pd.DataFrame:
+    """The strongest channels of the residual sums at every depth: largest magnitude and root mean square."""
+    sites = sum_sites(material)
+    names = {
+        depth: s.name for depth, s in enumerate(sites) if s.channels == sites[-1].channels
+    }  # not a narrower embedding
+    largest = np.stack([sketches[name].magnitudes() for name in names.values()])
     strength = (largest / np.median(largest, axis=1, keepdims=True)).max(axis=0)
     strongest = np.sort(np.argsort(-strength, kind="stable")[:DRAWN])
-    rms = np.stack([np.sqrt(sketches[name].power_sums[1].numpy() / sketches[name].count) for name in names])
+    rms = np.sqrt(np.stack([mean_square(sketches[name]) for name in names.values()]))
     return pd.DataFrame([
-        {"depth": depth, "channel": int(c), "largest": largest[depth, c], "rms": rms[depth, c]}
-        for depth in range(len(names))
+        {"depth": depth, "site": name, "channel": int(c), "largest": largest[row, c], "rms": rms[row, c]}
+        for row, (depth, name) in enumerate(names.items())
         for c in strongest
     ])  # fmt: skip
 

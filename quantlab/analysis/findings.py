@@ -54,13 +54,15 @@ def _attribution(table: pd.DataFrame, primary: str) -> Iterator[str]:
     shares = table["kl"].sort_values(ascending=False).cumsum() / table["kl"].sum()
     most = int((shares < MATTERS).sum()) + 1
     names = ", ".join(table["site"][:most])
-    yield f"{most} of {len(table)} sites make half of what quantizing one site alone changes of the answers: {names}."
+    makes = "sites make" if most > 1 else "site makes"
+    yield f"{most} {makes} half of what quantizing the {len(table)} one at a time changes of the answers: {names}."
     if "due_to_beyond_6_sigma" in table:
         worst = table.iloc[:most]
-        due, inside = worst["due_to_beyond_6_sigma"].mean(), worst["in_beyond_6_sigma"].mean()
+        due, inside, channels = (worst[name].mean() for name in
+                                 ("due_to_beyond_6_sigma", "in_beyond_6_sigma", "due_to_dominant_channels"))  # fmt: skip
         yield (
-            f"At these, {due:.0%} of the error is due to elements beyond 6 standard deviations, which widen the range; "
-            f"{inside:.1%} of it lies in them."
+            f"There, {due:.1%} of the quantization error is due to elements beyond 6 standard deviations, which widen "
+            f"the range ({channels:.1%} to the dominant channels); {inside:.2%} of it lies in them."
         )
 
 
@@ -80,12 +82,16 @@ def _weights(table: pd.DataFrame, primary: str) -> Iterator[str]:
 
 
 def _layers(table: pd.DataFrame, primary: str) -> Iterator[str]:
-    worst = table.iloc[int(table["kurtosis"].argmax())]
-    dominant = str(worst["dominant"]).split() if isinstance(worst["dominant"], str) else []
+    worst, published = (table.iloc[int(table[name].argmax())] for name in ("sum_kurtosis", "kurtosis_published"))
+    dominant = str(worst["dominant"]).split()
+    channels = f"; dominant channels: {', '.join(dominant[:5])}" if dominant else "; no channel dominates"
     yield (
-        f"Kurtosis of the residual stream is largest at {worst['site']}: {worst['kurtosis']:.0f} (padding left out; "
-        f"{worst['kurtosis_published']:.0f} as arXiv 2603.04308 takes it; a Gaussian has 3)"
-        + (f"; dominant channels there: {', '.join(dominant[:5])}." if dominant else ".")
+        f"Kurtosis of the residual sums (a Gaussian has 3) is largest at {worst['sum_site']}: "
+        f"{worst['sum_kurtosis']:,.0f}{channels}."
+    )
+    yield (
+        f"At {published['site']} the hidden state has a kurtosis of {published['kurtosis']:.0f}, and of "
+        f"{published['kurtosis_published']:.0f} as arXiv 2603.04308 takes it, which counts padding."
     )
     if table["jaccard_draws"].notna().any():
         yield (

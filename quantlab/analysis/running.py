@@ -21,7 +21,7 @@ from quantlab.analysis.weights import weight_table
 from quantlab.cache import code_digest, digest, write_whole
 from quantlab.material import Material, fp32_sketches, load, rows_of
 from quantlab.memo import Memo
-from quantlab.outlier_statistics import by_site, hidden_states
+from quantlab.outlier_statistics import by_site
 from quantlab.placement.sites import Site
 from quantlab.provenance import machine_tags
 from quantlab.searching.setup import bench, checked
@@ -77,7 +77,7 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
     sites = by_site(sketches)
     yield "layers", layers
     yield "sites", sites
-    yield "channels", channel_table(sketches, hidden_states(material.places))
+    yield "channels", channel_table(material, sketches)
     yield "tokens", tokens
     worst = _worst(material, sites)
     yield "token_channels", token_channels(material, batches[0], worst, sketches[worst.name])

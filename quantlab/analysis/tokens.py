@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quantlab.analysis.channels import run_all, stream_sites
+from quantlab.analysis.channels import run_all, sum_sites
 from quantlab.batching import Batch
 from quantlab.material import Material
 from quantlab.outlier_statistics import dominant_channels, jaccard
@@ -79,13 +79,13 @@ class Tally:
 def token_table(
     material: Material, batches: Sequence[Batch], sketches: Mapping[str, Sketch]
 ) -> tuple[pd.DataFrame, list[float]]:
-    """One row a depth and kind of token, and each depth's mean Jaccard index between a token's strongest channels and
-    the dominant ones (NaN where there is none).
+    """One row a depth (its residual sum) and kind of token, and each depth's mean Jaccard index between a token's
+    strongest channels and the dominant ones (NaN where there is none).
 
     Outliers are elements beyond 6 standard deviations of all of a depth's elements; ``rate`` is their share of the
     kind's elements, ``outliers``, ``energy`` and ``tokens`` are the kind's shares of all, padding left out.
     """
-    kinds, sites = Kinds.of(material.loaded.tokenizer), stream_sites(material)
+    kinds, sites = Kinds.of(material.loaded.tokenizer), sum_sites(material)
     tallies = [Tally.of(len(kinds.names)) for _ in sites]
     now: dict[str, Tensor] = {}
 

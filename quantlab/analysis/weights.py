@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from quantlab.analysis.channels import mean_square
 from quantlab.methods.bits import weight_of, weighted_modules
 from quantlab.outlier_statistics import dominant_channels
 from quantlab.placement.sites import Place, Tap
@@ -45,20 +46,15 @@ def _rows(
     deviation = float(weight.std())
     dominant = set(dominant_channels(outputs)) if outputs else set()
     layers = [part for part in parameter.split(".") if part.isdigit()]
+    sent, received = (np.full(size, np.nan) if sketch is None else mean_square(sketch)
+                      for sketch, size in ((inputs, weight.shape[1]), (outputs, weight.shape[0])))  # fmt: skip
     found = []
     for row, column in (weight.abs() > sigmas * deviation).nonzero().tolist():
         value = float(weight[row, column])
-        known = inputs is not None and outputs is not None
-        energy = value**2 * mean_square(inputs)[column] / mean_square(outputs)[row] if known else np.nan
+        energy = value**2 * sent[column] / received[row]
         found.append({
             "parameter": parameter, "layer": layers[0] if layers else "", "row": row, "column": column, "value": value,
             "sigmas": value / deviation, "site": site or "", "channel": row, "dominant": row in dominant,
             "energy": energy,
         })  # fmt: skip
     return found
-
-
-def mean_square(sketch: Sketch | None) -> np.ndarray:
-    """E[x²] of each channel."""
-    assert sketch is not None
-    return np.asarray(sketch.power_sums[1].numpy() / sketch.count)
