@@ -51,15 +51,15 @@ def _protection(table: pd.DataFrame, primary: str) -> Iterator[str]:
 
 
 def _attribution(table: pd.DataFrame, primary: str) -> Iterator[str]:
-    shares = table["kl"].sort_values(ascending=False).cumsum() / table["kl"].sum()
-    most = int((shares < MATTERS).sum()) + 1
+    reached = table["kl"].sort_values(ascending=False).cumsum() / table["kl"].sum()
+    most = int((reached < MATTERS).sum()) + 1
     names = ", ".join(table["site"][:most])
     makes = "sites make" if most > 1 else "site makes"
     yield f"{most} {makes} half of what quantizing the {len(table)} one at a time changes of the answers: {names}."
     if "due_to_beyond_6_sigma" in table:
         worst = table.iloc[:most]
-        due, inside, channels = (worst[name].mean() for name in
-                                 ("due_to_beyond_6_sigma", "in_beyond_6_sigma", "due_to_dominant_channels"))  # fmt: skip
+        shares = ("due_to_beyond_6_sigma", "due_to_dominant_channels", "in_beyond_6_sigma")
+        due, channels, inside = (worst[share].mean() for share in shares)
         yield (
             f"There, {due:.1%} of the quantization error is due to elements beyond 6 standard deviations, which widen "
             f"the range ({channels:.1%} to the dominant channels); {inside:.2%} of it lies in them."
