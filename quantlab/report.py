@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantlab.reporting.analysis import of_study
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.writing import FORMATS, write
 
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         if out.exists() and not options.force:
             raise FileExistsError(f"{out} exists and is kept; --force overwrites it, --out names another file")
         study = from_folders([Path(name) for name in options.what])
-        write(study, out, options.format, max_drop=options.max_drop)
+        write(study, of_study(study, options.analysis), out, options.format, max_drop=options.max_drop)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -36,6 +37,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, default="html", help="html: the page; others: its table")
     parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
     parser.add_argument("--max-drop", type=float, default=0.5, help="points that may be lost against FP32 (0.5)")
+    parser.add_argument("--analysis", type=Path, help="a folder of quantlab.outliers; by default the trials' newest")
     return parser.parse_args(arguments)
 
 

@@ -30,8 +30,10 @@ def answer(rows: Sequence[Row], metric: str, limit: float) -> Answer:
     failed = min(quantized, key=lambda row: row.difference, default=None)
     failed = failed if failed is not None and failed.difference < 0 else None
     if within:
-        chosen = min(within, key=lambda row: (row.trial.number_of("size_bytes"), -_speed(row.trial)[0], _loss(row)))
-        deploy = _recommendation(chosen, metric, limit)
+        chosen: Row | None = min(
+            within, key=lambda row: (row.trial.number_of("size_bytes"), -_speed(row.trial)[0], _loss(row))
+        )
+        deploy = _recommendation(chosen, metric, limit) if chosen else ""
     else:
         chosen = min(sound, key=_loss, default=None)
         deploy = _closest(chosen, metric, limit, any_quantized=bool(quantized))
@@ -56,8 +58,8 @@ def _speed(trial: Trial) -> tuple[float, float, float, str]:
         arithmetic = trial.tags.get("deployed_arithmetic" if prefix else "engine")
         value = trial.number_of(f"{prefix}speedup_vs_fp32")
         if math.isfinite(value) and arithmetic not in ("simulated", "float", None):
-            ends = (trial.number_of(f"{prefix}speedup_ci95_{end}") for end in ("low", "high"))
-            return value, *ends, f"{where}, {arithmetic}"
+            low, high = (trial.number_of(f"{prefix}speedup_ci95_{end}") for end in ("low", "high"))
+            return value, low, high, f"{where}, {arithmetic}"
     return 0.0, 0.0, 0.0, ""
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from quantlab.reporting.analysis import Analysis
 from quantlab.reporting.answer import answer
+from quantlab.reporting.causes import errors, outliers
 from quantlab.reporting.comparing import Matrix, Row, matrix, repeats, rows
-from quantlab.reporting.figures import Plot, against_axes, pareto
+from quantlab.reporting.figures import against_axes, pareto
 from quantlab.reporting.reading import Study
 from quantlab.reporting.sections import Section, Table, as_table
+from quantlab.reporting.shapes import Plot
 from quantlab.reporting.table import Column, alarm_names, columns, interval, number, p_text
 from quantlab.significance import verdict
 
@@ -22,7 +25,7 @@ DEFINITIONS = {
     "the page's trials, in the matrix over its pairs",
     "Verdict": "better or worse where the corrected p is below 5 %; else the examples that would show half a point "
     "with 80 % power",
-    "Simulated": "FP32 arithmetic on quantized values: the answers are those of integers up to rounding, the time is not",
+    "Simulated": "FP32 arithmetic on quantized values: answers as of integers up to rounding, its time is not",
     "Kurtosis": "Pearson's m4 / m2² of all elements of a tensor, padding excluded; 3 for a Gaussian",
     "Top 1 % of channels": "share of the sum of squares in the hundredth of channels that hold most",
     "Top 1 % of elements": "the same of elements, the definition of arXiv 2603.04308",
@@ -44,12 +47,12 @@ class Content:
     table: pd.DataFrame  # the trials, as numbers
 
 
-def content(study: Study, max_drop: float) -> Content:
+def content(study: Study, analysis: Analysis | None, max_drop: float) -> Content:
     """The page's content: sections that have nothing to show are left out."""
     found = rows(study)
     pairs = matrix(study, found)
     shown = columns(study, found)
-    sections = [section for section in _sections(study, found) if section.filled]
+    sections = [section for section in _sections(study, found, analysis) if section.filled]
     names = {"trials": "Trials"} | ({"pairs": "Pairs"} if pairs else {}) | {part.id: part.title for part in sections}
     names |= {"reproduce": "Run again", "definitions": "Definitions"}
     commands = [(row.trial.name, row.trial.command) for row in found if row.trial.command]
@@ -65,11 +68,13 @@ def content(study: Study, max_drop: float) -> Content:
     return Content(values=values, plots=plots, table=numbers(study, found, shown))
 
 
-def _sections(study: Study, found: Sequence[Row]) -> list[Section]:
+def _sections(study: Study, found: Sequence[Row], analysis: Analysis | None) -> list[Section]:
     cost, axes = pareto(study, found), against_axes(study, found)
     return [
         Section(id="cost", title="What it costs", plots=[cost] if cost else []),
         Section(id="axes", title="What was swept", plots=axes, tables=_repeats(study, found)),
+        outliers(study, analysis),
+        errors(study, found, analysis),
         Section(id="alarms", title="Alarms", tables=_alarms(study)),
     ]
 
@@ -135,12 +140,12 @@ def _matrix(pairs: Matrix) -> dict[str, Any]:
     for (i, j), (comparison, p) in pairs.comparisons.items():
         for row, column, sign in ((i, j, 1), (j, i, -1)):
             difference = 100 * sign * comparison.difference
-            ends = sorted(100 * sign * end for end in (comparison.low, comparison.high))
+            low, high = sorted(100 * sign * end for end in (comparison.low, comparison.high))
             same = verdict(comparison, p)
             words = same if sign > 0 else {"better": "worse", "worse": "better"}.get(same, same)
             mark = {"better": "▲ ", "worse": "▼ "}.get(words, "")
             title = f"{pairs.rows[row].trial.name} less {pairs.rows[column].trial.name}: {words}; "
-            title += f"95 % interval {interval(*ends, '+z.2f')}; p {p_text(p)}"
+            title += f"95 % interval {interval(low, high, '+z.2f')}; p {p_text(p)}"
             cells[row][column] = {"text": f"{mark}{number(difference, '+z.1f')}", "kind": kind(words), "title": title}
     caption = "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after Holm's correction "
     caption += "over all pairs here; without a mark, the examples do not tell the two apart."

@@ -1,51 +1,18 @@
 """Plots of a study as plotly's own JSON, each with its data as a table. Colours are set by the page, for its theme."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from quantlab.reporting.comparing import Row, seeds
 from quantlab.reporting.reading import Study, Trial
+from quantlab.reporting.shapes import Plot, Trace, axis, bars, plain
 from quantlab.sweeping.plots import COLOURS, positions
 from quantlab.sweeping.results import short_names
 
 LINES = 8  # that one plot can show apart
-Trace = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Plot:
-    """A plot: what it asks, what it shows and how to read it, traces and layout, and the numbers behind it."""
-
-    id: str
-    title: str
-    caption: str
-    traces: Sequence[Trace]
-    data: pd.DataFrame
-    layout: Mapping[str, Any] = field(default_factory=dict)
-    height: int = 420
-    wide: bool = False
-
-
-def axis(title: str, **more: Any) -> dict[str, Any]:
-    """A plotly axis with a title."""
-    return {"title": {"text": title}, **more}
-
-
-def plain(values: Any) -> list[Any]:
-    """A column for JSON: what is not finite is null."""
-    return [None if isinstance(value, float) and not math.isfinite(value) else value for value in list(values)]
-
-
-def bars(low: Any, high: Any, value: Any) -> dict[str, Any]:
-    """Error bars from the ends of an interval."""
-    up = [h - v if math.isfinite(h) else 0.0 for h, v in zip(high, value, strict=True)]
-    down = [v - w if math.isfinite(w) else 0.0 for w, v in zip(low, value, strict=True)]
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 3}
 
 
 def pareto(study: Study, rows: Sequence[Row]) -> Plot | None:
@@ -93,8 +60,7 @@ def front(costs: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Which rows of (N, costs), the less the better, no other counted row beats: as good in all, better in one."""
     no_worse = (costs[None] <= costs[:, None]).all(axis=2)
     better = (costs[None] < costs[:, None]).any(axis=2)
-    beaten: np.ndarray = (no_worse & better & counted[None]).any(axis=1)
-    return counted & ~beaten
+    return np.asarray(counted & ~(no_worse & better & counted[None]).any(axis=1))
 
 
 def _points(table: pd.DataFrame, x: str, name: str, colour: str, symbol: str, line: bool = False) -> Trace:

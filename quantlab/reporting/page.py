@@ -14,7 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from quantlab.reporting.content import Content
-from quantlab.reporting.figures import Plot
+from quantlab.reporting.shapes import Plot
 
 
 def render(content: Content) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from quantlab.reporting.figures import Plot
+from quantlab.reporting.shapes import Plot
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

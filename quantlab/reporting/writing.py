@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quantlab.cache import write_whole
+from quantlab.reporting.analysis import Analysis
 from quantlab.reporting.comparing import rows
 from quantlab.reporting.content import content
 from quantlab.reporting.page import render
@@ -13,11 +14,10 @@ from quantlab.sweeping.results import latex, markdown
 FORMATS = ("html", "md", "tex", "png")
 
 
-def write(study: Study, out: Path, format: str, max_drop: float) -> None:
+def write(study: Study, analysis: Analysis | None, out: Path, format: str, max_drop: float) -> None:
     """Writes a study's report, whole. Raises OSError where that cannot be."""
     if format == "html":
-        whole = content(study, max_drop)
-        _written(out, render(whole))
+        _written(out, render(content(study, analysis, max_drop)))
         return
     table = frame(columns(study, rows(study)))
     if format == "png":

@@ -1,0 +1,64 @@
+"""The outlier analysis that belongs to a study: what ``python -m quantlab.outliers`` wrote."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from quantlab.reporting.reading import Study
+
+SUMMARY = "summary.json"
+FINGERPRINT = "checkpoint_fingerprint"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Analysis:
+    """A finished analysis."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Its tables by name; those that hold nothing are left out."""
+        read = {path.stem: pd.read_csv(path) for path in sorted(self.folder.glob("*.csv"))}
+        return {name: table for name, table in read.items() if len(table)}
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """One of its tables, or None."""
+        return self.tables.get(name)
+
+
+def read(folder: Path) -> Analysis:
+    """Raises ValueError where the folder holds no finished analysis."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no finished analysis ({SUMMARY} is missing); make one: {COMMAND} ...")
+    return Analysis(folder=folder, summary=json.loads(path.read_text(encoding="utf-8")))
+
+
+def of_study(study: Study, folder: Path | None) -> Analysis | None:
+    """The analysis in ``folder``, else the newest beside the trials on their checkpoint; None where there is none.
+
+    Raises ValueError where ``folder`` holds none, or one of another checkpoint.
+    """
+    own = study.finished[0].tags.get(FINGERPRINT)
+    if folder is not None:
+        found = read(folder)
+        if (theirs := found.summary["tags"].get(FINGERPRINT)) != own:
+            raise ValueError(
+                f"the analysis {folder} is of another checkpoint: {FINGERPRINT} {theirs}, the trials' {own}"
+            )
+        return found
+    if study.root is None:
+        return None
+    places = sorted(study.root.glob(f"outliers/*/{SUMMARY}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    analyses = (read(path.parent) for path in places)
+    return next((found for found in analyses if found.summary["tags"].get(FINGERPRINT) == own), None)
+
+
+COMMAND = "python -m quantlab.outliers"

@@ -1,0 +1,77 @@
+"""The few kinds of traces that plots here are made of."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from quantlab.sweeping.plots import COLOURS
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+Trace = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plot:
+    """A plot: what it asks, what it shows and how to read it, traces and layout, and the numbers behind it."""
+
+    id: str
+    title: str
+    caption: str
+    traces: Sequence[Trace]
+    data: pd.DataFrame
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    height: int = 420
+    wide: bool = False
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """A plotly axis with a title."""
+    return {"title": {"text": title}, **more}
+
+
+def plain(values: Any) -> list[Any]:
+    """A column for JSON: what is not finite is null, and numbers are plain ones."""
+    items = np.asarray(values, dtype=object).tolist()
+    return [None if isinstance(item, float) and not math.isfinite(item) else item for item in items]
+
+
+def bars(low: Any, high: Any, value: Any) -> dict[str, Any]:
+    """Error bars from the ends of an interval; none where there is no interval."""
+    up = [float(h - v) if math.isfinite(h) else 0.0 for h, v in zip(high, value, strict=True)]
+    down = [float(v - w) if math.isfinite(w) else 0.0 for w, v in zip(low, value, strict=True)]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 3}
+
+
+def line(x: Any, y: Any, name: str, index: int, hover: str = "%{y:.4g}", **more: Any) -> Trace:
+    """A line with marks, in the colour, dash and mark of its number."""
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": name, "x": plain(x), "y": plain(y),
+        "line": {"color": COLOURS[index % 6], "width": 1.5, "dash": DASHES[index % 4]},
+        "marker": {"color": COLOURS[index % 6], "symbol": index, "size": 7},
+        "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{x}}: {hover}<extra></extra>", **more,
+    }  # fmt: skip
+
+
+def bar(names: Any, values: Any, hover: str, text: Any = None) -> Trace:
+    """Horizontal bars, the first on top."""
+    return {
+        "type": "bar", "orientation": "h", "y": plain(names), "x": plain(values), "marker": {"color": COLOURS[0]},
+        "customdata": plain(text) if text is not None else None,
+        "hovertemplate": f"<b>%{{y}}</b><br>{hover}<extra></extra>",
+    }  # fmt: skip
+
+
+def heat(table: pd.DataFrame, title: str, hover: str, symmetric: bool = False) -> Trace:
+    """A table as colours; where zero lies in the middle, as far to both sides."""
+    largest = float(np.nanmax(np.abs(table.to_numpy(float))))
+    scale = {"colorscale": "RdBu", "reversescale": True, "zmin": -largest, "zmax": largest}
+    return {
+        "type": "heatmap", "x": plain(table.columns), "y": plain(table.index),
+        "z": [plain(row) for row in table.to_numpy(float)], "colorbar": {"title": {"text": title, "side": "right"},
+        "thickness": 12, "outlinewidth": 0}, "hovertemplate": f"{hover}<extra></extra>",
+        **(scale if symmetric else {"colorscale": "Cividis"}),
+    }  # fmt: skip
