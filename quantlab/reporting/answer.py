@@ -63,6 +63,11 @@ def _speed(trial: Trial) -> tuple[float, float, float, str]:
     return 0.0, 0.0, 0.0, ""
 
 
+def signed(value: float) -> str:
+    """``+0.40`` or ``−0.40``, with a real minus."""
+    return f"{value:+z.2f}".replace("-", "−")
+
+
 def points(value: float) -> str:
     """``0.40 points``."""
     return f"{abs(value):.2f} points"
@@ -74,7 +79,7 @@ def _change(row: Row, metric: str) -> str:
     verb = "loses" if loss > 0 else "gains" if loss < 0 else "loses or gains"
     sign = 1 if loss < 0 else -1
     ends = sorted(100 * sign * end for end in (comparison.low, comparison.high)) if comparison else [math.nan] * 2
-    interval = "" if math.isnan(ends[0]) else f" (95 % interval {ends[0]:+z.2f} to {ends[1]:+z.2f})"
+    interval = "" if math.isnan(ends[0]) else f" (95 % interval {signed(ends[0])} to {signed(ends[1])})"
     return f"{verb} {points(loss)} of {metric.replace('_', ' ')}{interval}"
 
 

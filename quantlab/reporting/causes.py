@@ -10,7 +10,7 @@ from quantlab.reporting.analysis import COMMAND, Analysis
 from quantlab.reporting.comparing import Row
 from quantlab.reporting.reading import Study
 from quantlab.reporting.sections import Section, Table, as_table
-from quantlab.reporting.shapes import Plot, axis, bar, bars, heat, line
+from quantlab.reporting.shapes import Plot, axis, bar, bars, heat, level_line, line
 
 TOP = 20  # sites that a bar chart shows; its data has all
 DEPTH = "depth (0: embeddings)"
@@ -87,12 +87,10 @@ def _by_depth(study: Study) -> pd.DataFrame | None:
 def _kurtosis(layers: pd.DataFrame) -> Plot:
     names = {name: label for name, label in KURTOSES.items() if name in layers}
     traces = [line(layers["depth"], layers[name], label, index) for index, (name, label) in enumerate(names.items())]
-    gauss = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 3, "y1": 3,
-             "line": {"dash": "dash", "width": 1, "color": "#888888"}}  # fmt: skip
     return Plot(
         id="kurtosis", title="Kurtosis by depth", traces=traces, data=layers,
         caption="Pearson's, of FP32's residual stream on the calibration rows; a Gaussian has 3 (dashed).",
-        layout={"xaxis": axis(DEPTH, dtick=_step(layers)), "yaxis": axis("kurtosis", type="log"), "shapes": [gauss]},
+        layout={"xaxis": axis(DEPTH, dtick=_step(layers)), "yaxis": axis("kurtosis", type="log"), **level_line(3)},
     )  # fmt: skip
 
 
@@ -228,20 +226,16 @@ def _protection(table: pd.DataFrame, metric: str) -> Plot:
     traces = [line(top["sites"], 100 * top[metric], "the worst sites", 0, "%{y:.2f} %")]
     dots = line(random["sites"], 100 * random[metric], f"as many at random, {len(random)} draws", 1, "%{y:.2f} %")
     traces += [dots | {"mode": "markers"}] if len(random) else []
-    whole = table[table["kind"] == "reference"]
-    shapes = [
-        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 100 * value, "y1": 100 * value,
-         "line": {"dash": "dash", "width": 1, "color": "#888888"}}
-        for value in whole[metric].head(1)
-    ]  # fmt: skip
-    dashed = "; dashed: all sites kept" if shapes else ""
+    whole = table.loc[table["kind"] == "reference", metric]
+    reference = 100 * float(whole.iloc[0]) if len(whole) else math.nan
+    dashed = "; dashed: all sites kept" if len(whole) else ""
     return Plot(
         id="protection",
         title="Keeping the worst sites in 16 bits",
         traces=traces,
         data=table,
         caption=f"{metric.replace('_', ' ').capitalize()} with so many sites kept, the rest quantized{dashed}.",
-        layout={"xaxis": axis("sites in 16 bits"), "yaxis": axis(f"{metric} (%)"), "shapes": shapes},
+        layout={"xaxis": axis("sites in 16 bits"), "yaxis": axis(f"{metric} (%)"), **level_line(reference)},
     )
 
 

@@ -71,7 +71,7 @@ def content(study: Study, analysis: Analysis | None, max_drop: float) -> Content
 def _sections(study: Study, found: Sequence[Row], analysis: Analysis | None) -> list[Section]:
     cost, axes = pareto(study, found), against_axes(study, found)
     return [
-        Section(id="cost", title="What it costs", plots=[cost] if cost else []),
+        Section(id="cost", title="Accuracy and cost", plots=[cost] if cost else []),
         Section(id="axes", title="What was swept", plots=axes, tables=_repeats(study, found)),
         outliers(study, analysis),
         errors(study, found, analysis),

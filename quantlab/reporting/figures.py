@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from quantlab.reporting.comparing import Row, seeds
 from quantlab.reporting.reading import Study, Trial
-from quantlab.reporting.shapes import Plot, Trace, axis, bars, plain
+from quantlab.reporting.shapes import Plot, Trace, axis, bars, level_line, plain
 from quantlab.sweeping.plots import COLOURS, positions
 from quantlab.sweeping.results import short_names
 
@@ -46,7 +47,7 @@ def pareto(study: Study, rows: Sequence[Row]) -> Plot | None:
     sized = "Larger marks take more memory; a latency that was only simulated is never on the front."
     caption += sized if timed else "No latency was measured, so size alone is the cost."
     return Plot(
-        id="pareto", title=f"What {study.primary.replace('_', ' ')} costs", caption=caption, data=table,
+        id="pareto", title=f"Against {'latency and size' if timed else 'size'}", caption=caption, data=table,
         traces=[trace for trace in traces if trace["x"]],
         layout={"xaxis": axis(titles[x]), "yaxis": axis(f"{study.primary.replace('_', ' ')} (%)")},
     )  # fmt: skip
@@ -88,13 +89,48 @@ def against_axes(study: Study, rows: Sequence[Row]) -> list[Plot]:
 
 
 def _against(study: Study, rows: Sequence[Row], name: str, short: str) -> Plot | None:
-    shown = [row for row in rows if name in row.trial.settings and math.isfinite(row.value)]
-    levels = positions([row.trial.settings[name] for row in shown]) if shown else {}
+    """The trials that differ in one override alone, a line for each setting of the others."""
+    table = _crossed(study, rows, name)
+    levels = positions(table[name]) if len(table) else {}
     if len(levels) < 2:
         return None
-    others = [other for other in study.swept if other != name]
-    shorter = short_names(others)
+    table["place"] = table[name].map(levels)
+    places = sorted(levels.values())
+    gap = min(after - before for before, after in pairwise(places))
+    groups = list(table.groupby("with", sort=False))
+    numeric = all(map(_is_number, levels))
+    traces = (
+        [_cloud(table), _means(table, numeric)]
+        if len(groups) > LINES
+        else [
+            _line(line, str(label) or short, index, 0.3 * gap / len(groups) * (index - (len(groups) - 1) / 2), numeric)
+            for index, (label, line) in enumerate(groups)
+        ]
+    )
+    caption = (
+        f"Every trial as a dot, and the mean of each level of {name}."
+        if len(groups) > LINES
+        else ("With 95 % intervals: those of the difference to FP32, paired over examples, around FP32's.")
+    )
+    fp32 = 100 * study.finished[0].number_of(f"{study.primary}_fp32")
+    ticks = {"tickmode": "array", "tickvals": list(levels.values()), "ticktext": list(levels)}
+    return Plot(
+        id=f"axis-{study.swept.index(name)}", title=f"Against {short}", caption=caption, traces=traces,
+        data=table.drop(columns="place"),
+        layout={
+            "xaxis": axis(name, range=[places[0] - 0.5 * gap, places[-1] + 0.5 * gap], **ticks),
+            "yaxis": axis(f"{study.primary.replace('_', ' ')} (%)"), **level_line(fp32, "FP32"),
+        },
+    )  # fmt: skip
+
+
+def _crossed(study: Study, rows: Sequence[Row], name: str) -> pd.DataFrame:
+    """The finished trials that set an override and have a sibling that differs in it alone, seeds aside."""
+    shown = [row for row in rows if name in row.trial.settings and math.isfinite(row.value)]
+    repeated = set(seeds(study))
+    others = [other for other in study.swept if other != name and other not in repeated]
     varying = [other for other in others if len({row.trial.settings.get(other) for row in shown}) > 1]
+    short = short_names(varying)
     table = pd.DataFrame({
         "trial": [row.trial.name for row in shown],
         name: [row.trial.settings[name] for row in shown],
@@ -102,45 +138,26 @@ def _against(study: Study, rows: Sequence[Row], name: str, short: str) -> Plot |
         "low": [100 * row.low for row in shown],
         "high": [100 * row.high for row in shown],
         "with": [
-            ", ".join(f"{shorter[o]}={row.trial.settings[o]}" for o in varying if o in row.trial.settings)
-            for row in shown
+            ", ".join(f"{short[o]}={row.trial.settings[o]}" for o in varying if o in row.trial.settings) for row in shown
         ],
     })  # fmt: skip
-    table["place"] = table[name].map(levels)
-    groups = list(table.groupby("with", sort=False))
-    if len(groups) > LINES:
-        traces = [_cloud(table), _means(table)]
-        caption = f"Every trial as a dot; the line joins the means of the levels of {name}."
-    else:
-        gap = min([b - a for a, b in zip(sorted(levels.values()), sorted(levels.values())[1:], strict=False)])
-        traces = [_line(table_, str(label) or study.primary, index, len(groups), gap)
-                  for index, (label, table_) in enumerate(groups)]  # fmt: skip
-        caption = "With 95 % intervals: those of the difference to FP32, paired over examples, around FP32's."
-    fp32 = 100 * next(trial for trial in study.finished).number_of(f"{study.primary}_fp32")
-    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": fp32, "y1": fp32,
-            "line": {"dash": "dash", "width": 1, "color": "#888888"}}  # fmt: skip
-    label = {"xref": "paper", "x": 1, "y": fp32, "text": "FP32", "showarrow": False, "xanchor": "right",
-             "yanchor": "bottom"}  # fmt: skip
-    ticks = {"tickmode": "array", "tickvals": list(levels.values()), "ticktext": list(levels)}
-    return Plot(
-        id=f"axis-{study.swept.index(name)}", title=f"Against {short}", caption=caption, traces=traces,
-        data=table.drop(columns="place"),
-        layout={
-            "xaxis": axis(name, **ticks), "yaxis": axis(f"{study.primary.replace('_', ' ')} (%)"),
-            "shapes": [line] if math.isfinite(fp32) else [],
-            "annotations": [label] if math.isfinite(fp32) else [],
-        },
-    )  # fmt: skip
+    return table[table.groupby("with")[name].transform("nunique") > 1].copy()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 HOVER = "<b>%{text}</b><br>%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})<extra></extra>"
 
 
-def _line(table: pd.DataFrame, label: str, index: int, count: int, gap: float) -> Trace:
+def _line(table: pd.DataFrame, label: str, index: int, dodge: float, joined: bool) -> Trace:
     table = table.sort_values("place")
-    dodge = 0.3 * gap / count * (index - (count - 1) / 2)
     return {
-        "type": "scatter", "mode": "lines+markers", "name": label, "x": [place + dodge for place in table["place"]],
+        "type": "scatter", "mode": "lines+markers" if joined else "markers", "name": label, "x": [place + dodge for place in table["place"]],
         "y": plain(table["score"]), "text": list(table["trial"]),
         "customdata": [plain(row) for row in table[["low", "high"]].to_numpy(object)],
         "error_y": bars(table["low"], table["high"], table["score"]), "hovertemplate": HOVER,
@@ -158,10 +175,10 @@ def _cloud(table: pd.DataFrame) -> Trace:
     }  # fmt: skip
 
 
-def _means(table: pd.DataFrame) -> Trace:
+def _means(table: pd.DataFrame, joined: bool) -> Trace:
     means = table.groupby("place")["score"].agg(["mean", "count"])
     return {
-        "type": "scatter", "mode": "lines+markers", "name": "mean", "x": plain(means.index), "y": plain(means["mean"]),
+        "type": "scatter", "mode": "lines+markers" if joined else "markers", "name": "mean", "x": plain(means.index), "y": plain(means["mean"]),
         "customdata": plain(means["count"]), "hovertemplate": "mean of %{customdata}: %{y:.2f} %<extra></extra>",
         "line": {"color": COLOURS[1], "width": 2}, "marker": {"color": COLOURS[1], "size": 9, "symbol": "diamond"},
     }  # fmt: skip

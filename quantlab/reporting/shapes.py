@@ -33,6 +33,17 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title}, **more}
 
 
+def level_line(value: float, label: str = "") -> dict[str, Any]:
+    """A dashed line across a plot at a value, as a part of its layout; nothing for NaN."""
+    if not math.isfinite(value):
+        return {}
+    shape = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "layer": "below",
+             "line": {"dash": "dash", "width": 1, "color": "#888888"}}  # fmt: skip
+    text = {"xref": "paper", "x": 1, "y": value, "text": label, "showarrow": False, "xanchor": "right",
+            "yanchor": "bottom", "font": {"color": "#888888"}}  # fmt: skip
+    return {"shapes": [shape], "annotations": [text] if label else []}
+
+
 def plain(values: Any) -> list[Any]:
     """A column for JSON: what is not finite is null, and numbers are plain ones."""
     items = np.asarray(values, dtype=object).tolist()

@@ -44,7 +44,6 @@ def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
     swept = [_setting(name, short, rows) for name, short in short_names(study.swept).items()]
     found = [
         _text("trial", "its name in the sweep", rows, lambda row: row.trial.name),
-        *swept,
         _numbers(f"{metric} (%)", "95 % interval: that of the difference, around FP32's", rows, _score),
         _numbers("difference (points)", "less FP32 on the same examples; 95 % interval, paired", rows, _difference),
         _numbers("p (Holm)", "two-sided, corrected over all trials of this page", rows, _p),
@@ -56,6 +55,7 @@ def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
         _numbers("speed deployed", "FP32 in torch = 1; 95 % interval", rows, lambda r: speed(r.trial, DEPLOYED)),
         _numbers("size (MB)", "parameters packed at the plan's bits, with ranges", rows, _size),
         _text("alarms", "explained below", rows, lambda row: ", ".join(alarm_names(row.trial))),
+        *swept,
     ]
     return [column for column in found if not column.empty]
 
