@@ -82,8 +82,8 @@ def unpermuted_groups(finding: Finding) -> Iterator[Alarm]:
         names = worst([f"{name} ({share:.0%})" for share, name in poor])
         yield Alarm(
             "unpermuted_groups",
-            f"{len(poor)} of {len(grouped)} sites with groups have neighbouring channels in one group; sorted by range, "
-            f"half of the channels would get under half the range: {names}",
+            f"{len(poor)} of {len(grouped)} sites with groups have neighbouring channels in one group; sorted by "
+            f"range, half of the channels would get under half the range: {names}",
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from quantlab.alarms import Alarm
+from quantlab.sweeping.alarms import flat_axes
 from quantlab.sweeping.prepare import Sweeping, Trial
-from quantlab.sweeping.results import Results, best, concise, write_tables
+from quantlab.sweeping.results import Results, best, concise, write_tables, write_texts
 from quantlab.sweeping.spec import varying
 from quantlab.sweeping.store import right_answers
 
@@ -30,6 +33,7 @@ class Ended:
     files: tuple[Path, ...]
     errors: Mapping[str, str]  # by key
     undrawn: tuple[str, ...]  # why a plot is missing
+    alarms: tuple[Alarm, ...] = ()  # of the sweep as a whole; each trial has its own
 
     def complaint(self, sweeping: Sweeping) -> str:
         """What failed, and what did not reach the tracker; nothing where all went well."""
@@ -48,8 +52,11 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
     results = gathered(sweeping, reused, errors)
     files: list[Path] = [sweeping.folder / "multirun.yaml"]
     undrawn = []
+    alarms = flat_axes(results) if results else ()
     if results is not None:
         files += write_tables(results, sweeping.folder)
+        raised = pd.DataFrame([asdict(alarm) for alarm in alarms], columns=["name", "message"])
+        files += write_texts(sweeping.folder, {"alarms.csv": raised.to_csv(index=False)})
         for view in sweeping.sweep.views:
             try:
                 files += view.draw(results, sweeping.folder)
@@ -61,7 +68,7 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
     return Ended(
         results=results, files=tuple(files), errors=errors, undrawn=tuple(undrawn),
         metrics={name: float(count) for name, count in counts.items()} | _best_metric(results),
-        tags=_best_tags(results),
+        tags=_best_tags(results) | {"alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms))}, alarms=alarms,
     )  # fmt: skip
 
 
@@ -78,6 +85,8 @@ def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
         wide.print(table)
     counts = [f"{ended.metrics[f'trials_{what}']:.0f} {what}" for what in ("done", "reused", "failed")]
     console.print(", ".join(counts))
+    for alarm in ended.alarms:
+        console.print(f"[bold red]alarm[/] {alarm.name}: {escape(alarm.message)}")
     if "best" in ended.tags:
         console.print(f"best: {ended.tags['best']}")
 

@@ -1,0 +1,47 @@
+"""Alarms that no single trial shows: a setting that was swept and did nothing."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from quantlab.alarms import Alarm
+from quantlab.sweeping.results import Results, ordered, setting
+
+NO_ANSWERS = ("profile.", "runtime", "engine")  # what they set decides speed, or answers that are not the trial's
+DIGITS = 12  # of two losses that are the same
+
+
+def flat_axes(results: Results) -> tuple[Alarm, ...]:
+    """Swept settings along which no answer changes: they did not reach the model, or something else decides it all.
+
+    Compared are trials that differ in this setting only; FP32 itself and what failed are left out.
+    """
+    quantized = results.where(~results.failed & ~results.reference)
+    axes = [name for name in results.swept if not name.startswith(NO_ANSWERS)]
+    return tuple(alarm for name in axes for alarm in _flat(quantized, name))
+
+
+def _flat(results: Results, axis: str) -> Iterator[Alarm]:
+    groups = _groups(results, axis)
+    if groups and all(_same(results.where(group)) for group in groups):
+        rows = results.table[np.logical_or.reduce(groups)]
+        levels = ", ".join(setting(axis, level) for level in ordered(rows[axis]))
+        yield Alarm("flat_axis", f"{levels}: the same answers in all {len(rows)} trials that differ only in this")
+
+
+def _groups(results: Results, axis: str) -> list[pd.Series]:
+    """Masks of the rows that differ only in the axis, at least two of its levels each."""
+    others = [name for name in results.swept if name != axis]
+    keys = results.table[others].agg("\0".join, axis=1) if others else pd.Series("", results.table.index)
+    masks = [keys == key for key in keys.unique()]
+    return [mask for mask in masks if results.table[axis][mask].nunique() > 1]
+
+
+def _same(results: Results) -> bool:
+    """Whether all rows answer the same examples right, or have one loss."""
+    right = results.correct
+    if right is not None and (right == right[0]).all():
+        return True
+    losses = results.metric("loss").to_numpy(np.float64)
+    return bool(np.allclose(losses, losses[0], rtol=10.0**-DIGITS, atol=0))  # NaN equals nothing
