@@ -58,8 +58,8 @@ def dominant_channels(sketch: Sketch) -> list[int]:
     """The channels that set a site's range: whose largest magnitude is over :data:`DOMINANT` times that of the median
     channel, strongest first. A robust rule: up to half of the channels may stand out and it still names them."""
     largest = sketch.magnitudes()
-    order = np.argsort(-largest, kind="stable")
-    return [int(channel) for channel in order if largest[channel] > DOMINANT * np.median(largest)]
+    order, bound = np.argsort(-largest, kind="stable"), DOMINANT * np.median(largest)
+    return [int(channel) for channel in order if largest[channel] > bound]
 
 
 def jaccard(a: Iterable[int], b: Iterable[int]) -> float:

@@ -93,6 +93,32 @@ def test_energies(name: str) -> None:
         assert sketch.energy_top_elements(share) == pytest.approx(expected, rel=2 * RESOLUTION)
 
 
+@data
+def test_channel_kurtosis(name: str) -> None:
+    sketch, x = sketched(*DATA[name].split(700)), DATA[name].double().numpy()
+    expected = stats.kurtosis(x / np.abs(x).max(), axis=0, fisher=False)
+    np.testing.assert_allclose(sketch.channel_kurtosis(), expected, rtol=1e-6)
+
+
+@properties
+@given(matrices(), floats(1e4))
+def test_channel_kurtosis_is_right_or_nan(x: Tensor, shift: float) -> None:
+    """Nearly equal elements leave only rounding of the power sums: no number is better than a wrong one."""
+    x = x / x.abs().max().clamp(min=1e-30) + shift
+    wide = x.double().numpy()
+    for found, channel in zip(sketched(x).channel_kurtosis(), wide.T, strict=True):
+        deviation = channel.std()
+        assert np.isnan(found) == (deviation <= 1e-3 * np.sqrt(np.mean(channel**2)) * (1 + 1e-9))
+        if not np.isnan(found):
+            assert found == pytest.approx(np.mean((channel - channel.mean()) ** 4) / deviation**4, rel=0.05)
+
+
+@data
+def test_magnitudes(name: str) -> None:
+    sketch = sketched(*DATA[name].split(700))
+    assert sketch.magnitudes().tolist() == DATA[name].abs().amax(0).tolist()
+
+
 @properties
 @given(matrices())
 def test_any_data(x: Tensor) -> None:
