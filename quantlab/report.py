@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantlab.reporting.analysis import of_study
+from quantlab.reporting.answer import MAX_DROP
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.writing import FORMATS, write
 
@@ -36,7 +37,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the file to write; report.<format> by default")
     parser.add_argument("--format", choices=FORMATS, default="html", help="html: the page; others: its table")
     parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
-    parser.add_argument("--max-drop", type=float, default=0.5, help="points that may be lost against FP32 (0.5)")
+    parser.add_argument("--max-drop", type=float, default=MAX_DROP, help="points that may be lost against FP32 (0.5)")
     parser.add_argument("--analysis", type=Path, help="a folder of quantlab.outliers; by default the trials' newest")
     return parser.parse_args(arguments)
 

@@ -9,6 +9,7 @@ from quantlab.reporting.reading import Trial
 
 NO_ANSWERS = ("constant_prediction", "majority_accuracy", "majority_accuracy_fp32")  # alarms: it answers nothing
 MB = 1e6
+MAX_DROP = 0.5  # points
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup, escape
 
+from quantlab.reporting import anchors
 from quantlab.reporting.analysis import Analysis
 from quantlab.reporting.answer import answer
 from quantlab.reporting.causes import errors, outliers
@@ -58,7 +60,7 @@ def content(study: Study, analysis: Analysis | None, max_drop: float) -> Content
     commands = [(row.trial.name, row.trial.command) for row in found if row.trial.command]
     values = {
         "title": study.title, "facts": _facts(study), "contents": list(names.items()),
-        "answer": answer(found, study.primary, max_drop), "rows": found, "columns": shown,
+        "marked": marked, "answer": answer(found, study.primary, max_drop), "rows": found, "columns": shown,
         "kinds": [kind(row.verdict) for row in found], "table_note": _table_note(study),
         "matrix": _matrix(pairs) if pairs else None, "sections": sections, "again": study.command,
         "commands": commands, "uncommanded": _uncommanded(found),
@@ -76,6 +78,7 @@ def _sections(study: Study, found: Sequence[Row], analysis: Analysis | None) -> 
         outliers(study, analysis),
         errors(study, found, analysis),
         Section(id="alarms", title="Alarms", tables=_alarms(study)),
+        Section(id="published", title="Published numbers", tables=anchors.tables(study, found)),
     ]
 
 
@@ -97,6 +100,13 @@ def numbers(study: Study, found: Sequence[Row], shown: Sequence[Column]) -> pd.D
     return pd.DataFrame(records)
 
 
+def marked(sentence: str, row: Row | None) -> Markup:
+    """A sentence with the trial's name in it set apart; all of it escaped."""
+    name = row.trial.name if row else ""
+    before, found, after = sentence.partition(name) if name else (sentence, "", "")
+    return escape(before) + (Markup("<strong>") + escape(found) + Markup("</strong>") if found else "") + escape(after)
+
+
 def _facts(study: Study) -> list[tuple[str, str]]:
     first = study.finished[0]
     answered = next((trial.answers for trial in study.finished if trial.answers is not None), None)
@@ -105,7 +115,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     failed = len(study.trials) - len(study.finished)
     return [
         ("Checkpoint", Path(first.tags.get("checkpoint", "?")).name),
-        ("Task", str(first.summary["config"]["task"].get("name", "?")) if first.summary else "?"),
+        ("Task", str(first.config["task"].get("name", "?"))),
         ("Examples", f"{len(answered.labels):,}" if answered else "?"),
         (f"FP32 {study.primary.replace('_', ' ')}", f"{number(fp32, '.2f')} %"),
         ("Trials", f"{len(study.trials)}" + (f", {failed} failed" if failed else "")),
@@ -182,7 +192,9 @@ def _alarms(study: Study) -> list[Table]:
          "the first says": cases[0][1]}
         for name, cases in raised.items()
     ])  # fmt: skip
-    return [as_table("alarm-table", "Raised by trials", table)] if raised else []
+    whole = pd.DataFrame(study.alarms, columns=["alarm", "it says"])
+    of_all = [as_table("sweep-alarms", "Raised by the sweep as a whole", whole)] if study.alarms else []
+    return of_all + ([as_table("alarm-table", "Raised by trials", table)] if raised else [])
 
 
 def _few(names: Sequence[str], shown: int = 6) -> str:

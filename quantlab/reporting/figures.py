@@ -138,7 +138,8 @@ def _crossed(study: Study, rows: Sequence[Row], name: str) -> pd.DataFrame:
         "low": [100 * row.low for row in shown],
         "high": [100 * row.high for row in shown],
         "with": [
-            ", ".join(f"{short[o]}={row.trial.settings[o]}" for o in varying if o in row.trial.settings) for row in shown
+            ", ".join(f"{short[o]}={row.trial.settings[o]}" for o in varying if o in row.trial.settings)
+            for row in shown
         ],
     })  # fmt: skip
     return table[table.groupby("with")[name].transform("nunique") > 1].copy()
@@ -157,7 +158,8 @@ HOVER = "<b>%{text}</b><br>%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.
 def _line(table: pd.DataFrame, label: str, index: int, dodge: float, joined: bool) -> Trace:
     table = table.sort_values("place")
     return {
-        "type": "scatter", "mode": "lines+markers" if joined else "markers", "name": label, "x": [place + dodge for place in table["place"]],
+        "type": "scatter", "mode": "lines+markers" if joined else "markers", "name": label,
+        "x": [place + dodge for place in table["place"]],
         "y": plain(table["score"]), "text": list(table["trial"]),
         "customdata": [plain(row) for row in table[["low", "high"]].to_numpy(object)],
         "error_y": bars(table["low"], table["high"], table["score"]), "hovertemplate": HOVER,
@@ -178,7 +180,8 @@ def _cloud(table: pd.DataFrame) -> Trace:
 def _means(table: pd.DataFrame, joined: bool) -> Trace:
     means = table.groupby("place")["score"].agg(["mean", "count"])
     return {
-        "type": "scatter", "mode": "lines+markers" if joined else "markers", "name": "mean", "x": plain(means.index), "y": plain(means["mean"]),
+        "type": "scatter", "mode": "lines+markers" if joined else "markers", "name": "mean",
+        "x": plain(means.index), "y": plain(means["mean"]),
         "customdata": plain(means["count"]), "hovertemplate": "mean of %{customdata}: %{y:.2f} %<extra></extra>",
         "line": {"color": COLOURS[1], "width": 2}, "marker": {"color": COLOURS[1], "size": 9, "symbol": "diamond"},
     }  # fmt: skip

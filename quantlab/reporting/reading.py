@@ -60,6 +60,11 @@ class Trial:
         return self.summary["tags"] if self.summary else {}
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config as plain data; nothing where it did not finish."""
+        return self.summary["config"] if self.summary else {}
+
+    @property
     def alarms(self) -> Sequence[Mapping[str, str]]:
         """Its alarms, each with a name and a message."""
         return self.summary["alarms"] if self.summary else ()
@@ -101,6 +106,7 @@ class Study:
     trials: tuple[Trial, ...]
     root: Path | None  # where the trials' sweep keeps its files
     command: str = ""  # runs all of them again
+    alarms: tuple[tuple[str, str], ...] = ()  # of all of them together, names and messages
 
     @property
     def finished(self) -> list[Trial]:

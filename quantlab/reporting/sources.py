@@ -36,7 +36,9 @@ def from_folders(folders: Sequence[Path]) -> Study:
     trials = [trial for folder in folders for trial in (_rows(folder) if is_sweep(folder) else [_single(folder)])]
     if all(map(is_sweep, folders)):
         title = " and ".join(dict.fromkeys(_question(folder) for folder in folders))
-        return study(title, _numbered(trials), folders[0].absolute().parents[1])
+        found = study(title, _numbered(trials), folders[0].absolute().parents[1])
+        alarms = tuple(alarm for folder in folders for alarm in _alarms(folder))
+        return replace(found, alarms=alarms, command=_again(folders[0]) if len(folders) == 1 else "")
     return study("Trials compared", _told_apart(_numbered(trials)), None)
 
 
@@ -96,11 +98,28 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
     return {name: value for part in parts for name, value in part.items()}
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    """What Hydra composed for a sweep; nothing where it is not there."""
+    path = folder / "multirun.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _again(folder: Path) -> str:
+    """The command line that runs a sweep again; "" where it is not known."""
+    overrides = _settings(folder).get("hydra", {}).get("overrides", {}).get("task")
+    return shlex.join([*RUN.split(), "-m", *map(str, overrides)]) if overrides is not None else ""
+
+
+def _alarms(folder: Path) -> list[tuple[str, str]]:
+    """Alarms of the sweep as a whole, names and messages."""
+    path = folder / "alarms.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    return [(row["name"], row["message"]) for row in table.to_dict("records")]
+
+
 def _question(folder: Path) -> str:
     """What the sweep asks."""
-    path = folder / "multirun.yaml"
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    sweep = settings.get("sweep") or {}
+    sweep = _settings(folder).get("sweep") or {}
     return str(sweep.get("question") or sweep.get("name") or folder.name)
 
 

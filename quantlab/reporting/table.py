@@ -63,7 +63,10 @@ def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
 def frame(columns: Sequence[Column]) -> pd.DataFrame:
     """The table as text, for Markdown and LaTeX; two columns never share a name."""
     texts = {
-        column.title: [f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in column.cells]
+        column.title: [
+            f"{cell.text} ({cell.note})".replace("−", "-") if cell.note else cell.text.replace("−", "-")
+            for cell in column.cells
+        ]
         for column in columns
     }
     return pd.DataFrame(texts, dtype=object)

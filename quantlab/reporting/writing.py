@@ -1,17 +1,27 @@
 """A report as a file: the page, or its table for a paper."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
+
+import pandas as pd
+from matplotlib.figure import Figure
 
 from quantlab.cache import write_whole
-from quantlab.reporting.analysis import Analysis
+from quantlab.reporting.analysis import Analysis, of_study
+from quantlab.reporting.answer import MAX_DROP
 from quantlab.reporting.comparing import rows
 from quantlab.reporting.content import content
 from quantlab.reporting.page import render
 from quantlab.reporting.reading import Study
+from quantlab.reporting.sources import from_folders
 from quantlab.reporting.table import columns, frame
 from quantlab.sweeping.results import latex, markdown
 
 FORMATS = ("html", "md", "tex", "png")
+WRAP = 28  # characters of a line in the picture of a table
 
 
 def write(study: Study, analysis: Analysis | None, out: Path, format: str, max_drop: float) -> None:
@@ -21,12 +31,56 @@ def write(study: Study, analysis: Analysis | None, out: Path, format: str, max_d
         return
     table = frame(columns(study, rows(study)))
     if format == "png":
-        raise NotImplementedError
-    _written(out, markdown(table) if format == "md" else latex(table))
+        _saved(out, picture(table, study.title))
+        return
+    _written(out, markdown(table) if format == "md" else latex(table).replace("< ", "$<$ "))
+
+
+def write_sweep(folder: Path) -> Path:
+    """The page of a sweep that has ended, in its own folder; returns the file."""
+    study, out = from_folders([folder]), folder / "report.html"
+    write(study, of_study(study, None), out, "html", max_drop=MAX_DROP)
+    return out
+
+
+def picture(table: pd.DataFrame, title: str) -> Figure:
+    """A table as a figure; texts are wrapped, and columns as wide as their longest line."""
+    cells = table.map(lambda text: fill(text.replace(" (", "\n("), WRAP))
+    heads = [fill(name, WRAP) for name in table.columns]
+    lines = [[head, *cells.iloc[:, index]] for index, head in enumerate(heads)]
+    widths = [max(len(line) for text in column for line in text.split("\n")) + 2 for column in lines]
+    heights = [1 + max(text.count("\n") for text in row) for row in zip(*lines, strict=True)]
+    figure = Figure(figsize=(0.075 * sum(widths), 0.17 * sum(heights) + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_title(title, loc="left", fontsize=10)
+    drawn = axes.table(
+        cellText=cells.to_numpy().tolist(), colLabels=heads, loc="center", cellLoc="left",
+        colWidths=[width / sum(widths) for width in widths], edges="horizontal",
+    )  # fmt: skip
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(7)
+    for (row, _), cell in drawn.get_celld().items():
+        cell.set_height(heights[row] / sum(heights))
+        cell.set_linewidth(0.5)
+    return figure
 
 
 def _written(out: Path, text: str) -> None:
-    try:
+    with _writable(out):
         write_whole(out, text)
+
+
+def _saved(out: Path, figure: Figure) -> None:
+    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    with _writable(out):
+        figure.savefig(scratch, dpi=200, format="png")
+        scratch.replace(out)
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OSError(f"{out} cannot be written: {error}") from error

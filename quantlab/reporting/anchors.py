@@ -1,0 +1,104 @@
+"""Published numbers beside ours: which of our trials comes nearest to a published row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from quantlab.published import ANCHORS, PAPER_TABLE, Anchor, K
+from quantlab.reporting.comparing import Row
+from quantlab.reporting.reading import Study
+from quantlab.reporting.sections import Table, as_table
+from quantlab.reporting.table import number
+
+Config = Mapping[str, Any]
+PAPER_TASK = "qnli"
+SHOWN = 3  # of our trials beside one published row
+
+
+def tables(study: Study, rows: Sequence[Row]) -> list[Table]:
+    """The published rows for the study's task that we know of."""
+    task = str(study.finished[0].config["task"].get("name"))
+    if task != PAPER_TASK or study.primary != "accuracy":
+        return []
+    usable = [row for row in rows if row.trial.summary is not None]
+    return [_paper(usable), *_anchors(task, usable)]
+
+
+def _paper(rows: Sequence[Row]) -> Table:
+    fp32 = PAPER_TABLE[0].accuracy
+    table = pd.DataFrame([
+        {"published row": row.name, "published (%)": number(100 * row.accuracy, ".2f"),
+         "less its FP32 (points)": number(100 * (row.accuracy - fp32), "+z.2f"),
+         **_ours([own for own in rows if paper_row(own.trial.config) == row.name.split(" 99")[0]]),
+         "what the published row measured": row.measured}
+        for row in PAPER_TABLE
+    ])  # fmt: skip
+    caption = "BERT-base, all 5,463 pairs, another checkpoint than ours: compare the differences, not the levels. "
+    return as_table("paper", f"The table of {K}", table, caption + "Ours are the trials with the nearest settings.")
+
+
+def _anchors(task: str, rows: Sequence[Row]) -> list[Table]:
+    shown = [anchor for anchor in ANCHORS if anchor.task == task and anchor.bits in ("FP32", "INT8")]
+    if not shown:
+        return []
+    fp32 = next((anchor.value for anchor in shown if anchor.method == "Fp32"), float("nan"))
+    table = pd.DataFrame([
+        {"published row": f"{anchor.method} {anchor.bits}" if anchor.bits != anchor.method else anchor.method,
+         "published (%)": number(100 * anchor.value, ".1f"),
+         "less its FP32 (points)": number(100 * (anchor.value - fp32), "+z.1f"),
+         **_ours([own for own in rows if is_like(anchor, own.trial.config)]), "definition": anchor.definition}
+        for anchor in shown
+    ])  # fmt: skip
+    return [as_table("anchors", shown[0].source, table, "BERT-base, 8 bit; another checkpoint than ours.")]
+
+
+def _ours(rows: Sequence[Row]) -> dict[str, str]:
+    near = list(rows)[:SHOWN]
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return {
+        "our trials": ", ".join(row.trial.name for row in near) + more,
+        "ours (%)": ", ".join(number(100 * row.value, ".2f") for row in near),
+        "less our FP32 (points)": ", ".join(filter(None, (number(100 * row.difference, "+z.2f") for row in near))),
+    }
+
+
+def paper_row(config: Config) -> str:
+    """The row of arXiv 2603.04308's table that a trial's settings are nearest to; "" for none."""
+    method, calibration = kind(config, "method"), kind(config, "calibration")
+    bits = config["bits"]
+    if method == "Fp32":
+        return "FP32"
+    if bits["weights"] != 8 or bits["activations"] != 8 or not bits["symmetric"]:
+        return ""
+    if calibration == "PublishedPercentile":
+        return "percentile"
+    if calibration not in ("MinMax", "RunningMinMax"):
+        return ""
+    names = {"Uniform": "W8A8 min-max", "MixedPrecision": "mixed precision"}
+    return f"PEG K={config['method'].get('k')}" if method == "Peg" else names.get(method, "")
+
+
+LIKE: dict[str, Callable[[str, str], bool]] = {
+    "FP32": lambda method, _: method == "Fp32",
+    "min max": lambda method, calibration: method == "Uniform" and calibration == "MinMax",
+    "OMSE": lambda method, calibration: method == "Uniform" and calibration == "Mse",
+    "percentile": lambda method, calibration: method == "Uniform" and calibration == "Percentile",
+    "PEG": lambda method, calibration: method == "Peg" and calibration == "MinMax",
+}
+
+
+def is_like(anchor: Anchor, config: Config) -> bool:
+    """Whether a trial's settings are those of a published number, as far as they are known."""
+    method, bits = kind(config, "method"), config["bits"]
+    if anchor.method not in LIKE or not LIKE[anchor.method](method, kind(config, "calibration")):
+        return False
+    granularity = "channel" if "output channel" in anchor.definition else "tensor"
+    return method == "Fp32" or (bits["weights"] == bits["activations"] == 8 and (
+        bits["weight_granularity"] == granularity and not bits["symmetric"]
+    ))  # fmt: skip
+
+
+def kind(config: Config, group: str) -> str:
+    """The class of a component."""
+    return str(config[group]["_target_"]).rsplit(".", 1)[1]
