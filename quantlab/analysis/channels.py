@@ -70,9 +70,8 @@ def mean_square(sketch: Sketch) -> np.ndarray:
 def channel_table(material: Material, sketches: Sketches) -> pd.DataFrame:
     """The strongest channels of the residual sums at every depth: largest magnitude and root mean square."""
     sites = sum_sites(material)
-    names = {
-        depth: s.name for depth, s in enumerate(sites) if s.channels == sites[-1].channels
-    }  # not a narrower embedding
+    width = sites[-1].channels  # not a narrower embedding's
+    names = {depth: site.name for depth, site in enumerate(sites) if site.channels == width}
     largest = np.stack([sketches[name].magnitudes() for name in names.values()])
     strength = (largest / np.median(largest, axis=1, keepdims=True)).max(axis=0)
     strongest = np.sort(np.argsort(-strength, kind="stable")[:DRAWN])
@@ -115,9 +114,12 @@ def run_all(material: Material, batches: Sequence[Batch], before: Callable[[Batc
 
 
 def _stability(material: Material, calibration: Calibration, sites: Sequence[Site], draws: int) -> list[float]:
-    """Mean Jaccard index of the dominant channels over pairs of calibration draws, by site; NaN of a single draw."""
+    """Mean Jaccard index of the dominant channels over pairs of calibration draws, by site; pairs that both have none
+    say nothing. NaN where there is no other pair."""
     seeds = [replace(calibration, seed=seed) for seed in range(draws)]
-    seen = [observe(material.model, sites, material.calibration_batches(drawn)) for drawn in seeds]
+    counted = calibration.counts_padding
+    seen = [observe(material.model, sites, material.calibration_batches(drawn), counted) for drawn in seeds]
     found = {site.name: [dominant_channels(sketches[site.name]) for sketches in seen] for site in sites}
     pairs = {name: [jaccard(a, b) for a, b in combinations(sets, 2)] for name, sets in found.items()}
-    return [float(np.mean(values)) if values else np.nan for values in pairs.values()]
+    known = [[value for value in values if not np.isnan(value)] for values in pairs.values()]
+    return [float(np.mean(values)) if values else np.nan for values in known]

@@ -21,6 +21,7 @@ from quantlab.placement.sites import Site, Tap
 from quantlab.quant.sketch import Sketch
 
 WORD, PUNCTUATION, PADDING = "word", "punctuation", "padding"
+UNDECODED = "\N{REPLACEMENT CHARACTER}"
 SIGMAS = 6.0
 DRAWN_CHANNELS, DRAWN_TOKENS = 16, 64
 
@@ -34,7 +35,7 @@ class Kinds:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Kinds":
-        """Reads a tokenizer's vocabulary."""
+        """Reads a tokenizer's vocabulary; byte-level pieces are decoded first."""
         special = [token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token]
         names = (*special, PUNCTUATION, WORD, PADDING)
         vocabulary = tokenizer.get_vocab()
@@ -42,7 +43,7 @@ class Kinds:
         for token, number in vocabulary.items():
             if token in special:
                 of_id[number] = special.index(token)
-            elif is_punctuation(token):
+            elif is_punctuation(tokenizer.convert_tokens_to_string([token])):
                 of_id[number] = names.index(PUNCTUATION)
         return cls(names=names, of_id=of_id)
 
@@ -53,10 +54,11 @@ class Kinds:
         return torch.from_numpy(np.eye(len(self.names), dtype=np.float32)[kinds])
 
 
-def is_punctuation(token: str) -> bool:
-    """Whether a token is signs only, by Unicode's categories; marks of word pieces (``##``, ``Ġ``) do not count."""
-    text = token.removeprefix("##").removeprefix("Ġ").removeprefix("▁")
-    return bool(text) and all(unicodedata.category(sign)[0] in "PS" for sign in text)
+def is_punctuation(text: str) -> bool:
+    """Whether a token's text is signs only, by Unicode's categories. The mark of a word piece (``##``), spaces and
+    parts of a character's bytes are no signs."""
+    signs = text.strip().removeprefix("##")
+    return bool(signs) and all(unicodedata.category(sign)[0] in "PS" and sign != UNDECODED for sign in signs)
 
 
 @dataclass

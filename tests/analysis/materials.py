@@ -1,0 +1,74 @@
+"""Material in memory: a tiny model, a tokenizer with punctuation, and rows of texts, without files."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from conftest import SPECIAL, WORDS
+from transformers import BertTokenizerFast, PreTrainedModel
+
+from quantlab.batching import Batch, by_length, tokenize
+from quantlab.calibration import MinMax
+from quantlab.material import Material, fp32_sketches
+from quantlab.models import Loaded
+from quantlab.placement.architecture import places
+from quantlab.quant.sketch import Sketch
+from quantlab.tasks.base import Examples, Splits, Task
+
+PUNCTUATION = (",", "—")
+VOCABULARY = (*SPECIAL, *WORDS[: -len(PUNCTUATION)], *PUNCTUATION)  # as many as the models' embeddings
+MAX_LENGTH, ROWS, SAMPLES = 25, 30, 20
+CALIBRATION = MinMax(samples=SAMPLES, batch_size=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(Task):
+    """A task whose rows are handed over."""
+
+    def load(self) -> Splits:
+        raise NotImplementedError
+
+
+def made_tokenizer() -> BertTokenizerFast:
+    """WordPiece over :data:`VOCABULARY`."""
+    return BertTokenizerFast(vocab={token: index for index, token in enumerate(VOCABULARY)})
+
+
+def texts(count: int, seed: int = 0) -> Examples:
+    """Pairs of texts of different lengths, punctuation among the words."""
+    random = np.random.default_rng(seed)
+
+    def pick(least: int, most: int) -> str:
+        return " ".join(random.choice(VOCABULARY[len(SPECIAL) :], random.integers(least, most)))
+
+    rows = tuple((pick(2, 6), pick(2, 14)) for _ in range(count))
+    return Examples(texts=rows, labels=random.integers(0, 2, count))
+
+
+def material_of(model: PreTrainedModel) -> Material:
+    """Everything that an analysis of the FP32 network reads."""
+    tokenizer, task = made_tokenizer(), Made(name="made", labels=("no", "yes"), metrics=("accuracy",), max_length=25)
+    rows = tokenize(texts(ROWS, seed=1), tokenizer, task.max_length)
+    return Material(
+        loaded=Loaded(model=model, tokenizer=tokenizer, fingerprint="", label_columns=(0, 1), tags={}),
+        task=task, train=texts(ROWS), rows=rows, batches=by_length(rows, tokenizer, 8), places=places(model),
+        data_fingerprint="", key="",
+    )  # fmt: skip
+
+
+def seen(material: Material) -> tuple[list[Batch], dict[str, Sketch]]:
+    """The calibrating batches, and what the FP32 network's places look like on them."""
+    return material.calibration_batches(CALIBRATION), fp32_sketches(material, CALIBRATION)
+
+
+def states(model: PreTrainedModel, batch: Batch) -> list[np.ndarray]:
+    """Transformers' own hidden states by depth, (rows, tokens, channels), float64."""
+    with torch.inference_mode():
+        hidden = model(**batch.inputs, output_hidden_states=True).hidden_states
+    return [state.double().numpy() for state in hidden]
+
+
+def kept(batch: Batch) -> np.ndarray:
+    """Which tokens are no padding, (rows, tokens)."""
+    mask: np.ndarray = batch.inputs["attention_mask"].bool().numpy()
+    return mask
