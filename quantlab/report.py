@@ -4,14 +4,19 @@ A sweep's folder is ``multirun/sweeps/<name>``, a trial's any that holds a ``res
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from quantlab.reporting.analysis import of_study
 from quantlab.reporting.answer import MAX_DROP
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.writing import FORMATS, write
+from quantlab.tracking.mlflow import fetch
+
+RUN_ID = re.compile("[0-9a-f]{32}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,13 +26,23 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if out.exists() and not options.force:
             raise FileExistsError(f"{out} exists and is kept; --force overwrites it, --out names another file")
-        study = from_folders([Path(name) for name in options.what])
-        write(study, of_study(study, options.analysis), out, options.format, max_drop=options.max_drop)
+        with TemporaryDirectory(prefix="quantlab-report-") as scratch:
+            study = from_folders([found(name, options.tracking_uri, Path(scratch)) for name in options.what])
+            write(study, of_study(study, options.analysis), out, options.format, max_drop=options.max_drop)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(out)
     return 0
+
+
+def found(name: str, uri: str, scratch: Path) -> Path:
+    """A folder as it is, or what an MLflow run has, downloaded."""
+    if Path(name).is_dir():
+        return Path(name)
+    if not RUN_ID.fullmatch(name):
+        raise ValueError(f"{name!r} is neither a folder nor the id of an MLflow run (32 hexadecimal digits)")
+    return fetch(uri, name, scratch)
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -39,6 +54,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
     parser.add_argument("--max-drop", type=float, default=MAX_DROP, help="points that may be lost against FP32 (0.5)")
     parser.add_argument("--analysis", type=Path, help="a folder of quantlab.outliers; by default the trials' newest")
+    parser.add_argument(
+        "--tracking-uri", default=f"sqlite:///{Path.cwd() / 'mlflow.db'}", help="where runs are; ./mlflow.db by default"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,5 +1,6 @@
 """The end of a sweep: its table, its plots, its best trial, and what did not go well."""
 
+import logging
 import math
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from quantlab.alarms import Alarm
+from quantlab.reporting.reading import MixedTrialsError
+from quantlab.reporting.writing import write_sweep
 from quantlab.sweeping.alarms import flat_axes
 from quantlab.sweeping.prepare import Sweeping, Trial
 from quantlab.sweeping.results import Results, best, concise, write_tables, write_texts
@@ -21,6 +24,7 @@ from quantlab.sweeping.spec import varying
 from quantlab.sweeping.store import right_answers
 
 LOG_WIDTH = 160  # columns, where the output goes to a file
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +66,12 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
                 files += view.draw(results, sweeping.folder)
             except ValueError as error:
                 undrawn.append(f"{type(view).__name__} was not drawn: {error}")
+        try:
+            files.append(write_sweep(sweeping.folder))
+        except MixedTrialsError as error:
+            log.warning("no report: %s", error)  # a sweep over tasks or checkpoints is in order
+        except (ValueError, OSError, LookupError, TypeError) as error:
+            undrawn.append(f"the report was not written: {error}")
     total = len(sweeping.unique)
     counts = {"trials": total, "trials_reused": len(reused), "trials_failed": len(errors)}
     counts["trials_done"] = total - len(reused) - len(errors)
