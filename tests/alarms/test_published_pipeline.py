@@ -72,11 +72,14 @@ def test_percentile(run: Run) -> None:
     expected = ALWAYS | {"one_sided_range", "zeroed_weights", "saturation", "constant_prediction", "majority_accuracy"}
     assert raised(result) >= expected
     (said,) = [alarm.message for alarm in result.alarms if alarm.name == "one_sided_range"]
-    assert said.startswith(f"{len(result.plan.activations) + len(result.plan.weights) - 2} of ") or "ranges" in said
+    cut, total = (int(word) for word in said.split()[:3:2])
+    assert total >= cut > 0.9 * total  # all but what has one sign anyway
 
 
 def test_the_same_model_as_it_should_be_run(run: Run) -> None:
     """Everything undone: the alarms that are left are about the network itself, its huge weight and its answers."""
-    result = run("placement=gemm", "calibration=percentile", "bits.weight_estimator=mse", "calibration.samples=16")
+    result = run(
+        "placement=gemm", "calibration=percentile", "bits.weight_granularity=channel", "calibration.samples=16"
+    )
     assert raised(result) <= {"majority_accuracy", "majority_accuracy_fp32", "constant_prediction", "wasted_levels"}
     assert not raised(result) & ALWAYS
