@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -17,7 +18,7 @@ from quantlab.analysis.remedies import clipping_table, protection_table
 from quantlab.analysis.shares import error_shares
 from quantlab.analysis.spec import OutliersConfig
 from quantlab.analysis.tokens import token_channels, token_table
-from quantlab.analysis.weights import weight_table
+from quantlab.analysis.weights import outlier_weights, weight_table
 from quantlab.cache import code_digest, digest, write_whole
 from quantlab.material import Material, fp32_sketches, load, rows_of
 from quantlab.memo import Memo
@@ -53,7 +54,8 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
             tables[name] = table
             table.to_csv(folder / f"{name}.csv", index=False)
         pictures = draw(tables, folder)
-        sentences, numbers = findings(tables, config.task.metrics[0]), _metrics(tables)
+        weights = outlier_weights(_material(config, memo).model, config.outliers.sigmas)
+        sentences, numbers = findings(tables, config.task.metrics[0]), _metrics(tables, weights)
         tags = _tags(config, memo) | fingerprints
         summary = {"tags": tags, "findings": sentences, "metrics": numbers, "command": command}
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False))
@@ -67,9 +69,8 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
 
 def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every table with its name, as it is made."""
-    shared = (config.model, config.task, config.evaluation)
-    material = memo.get("material", shared, lambda: load(*shared))
-    seen = (*shared, *config.calibration.data)
+    material = _material(config, memo)
+    seen = (config.model, config.task, config.evaluation, *config.calibration.data)
     sketches = memo.get("sketches", seen, lambda: fp32_sketches(material, config.calibration))
     batches, calibration = material.calibration_batches(config.calibration), config.calibration
     tokens, stability = token_table(material, batches, sketches)
@@ -94,36 +95,43 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
         yield "clipping", clipping_table(config, memo)
 
 
+def _material(config: OutliersConfig, memo: Memo) -> Material:
+    shared = (config.model, config.task, config.evaluation)
+    return memo.get("material", shared, lambda: load(*shared))
+
+
 def _column(config: OutliersConfig) -> str:
     return {"noise_db": "sqnr_db"}.get(config.outliers.rank_by, config.outliers.rank_by)
 
 
 def _worst(material: Material, sites: pd.DataFrame) -> Site:
-    """The site with the largest kurtosis among those as wide as the residual stream."""
-    width = stream_sites(material)[0].channels
-    by_name = {p.name: p for p in material.places if p.channels == width and p.tensor and p.name[0] != "h"}
+    """The site of tokens with the largest kurtosis among those as wide as the residual stream."""
+    width = stream_sites(material)[-1].channels
+    tokens = [
+        p for p in material.places if p.tensor and p.tensor.at not in ("scores", "probs") and p.name[:4] != "head"
+    ]
+    by_name = {place.name: place for place in tokens if place.channels == width}
     wide = sites[sites["site"].isin(by_name)]
     place = by_name[str(wide["site"].iloc[int(wide["kurtosis"].argmax())])]
     assert place.tensor is not None
     return Site(name=place.name, channels=place.channels, tap=place.tensor)
 
 
-def _metrics(tables: dict[str, pd.DataFrame]) -> dict[str, float]:
+def _metrics(tables: dict[str, pd.DataFrame], weights: int) -> dict[str, float]:
     """Single numbers for comparing analyses in MLflow."""
-    layers, accumulation = tables["layers"], tables["accumulation"].iloc[-1]
+    layers, accumulation = tables["layers"], tables["accumulation"]
     numbers = {
         "kurtosis_max": layers["kurtosis"].max(),
         "kurtosis_published_max": layers["kurtosis_published"].max(),
-        "outlier_weights": float(len(tables["weights"])),
+        "outlier_weights": weights,
         "largest_weight_sigmas": tables["weights"]["sigmas"].abs().max(),
-        "error_measured_by_additive": accumulation["measured"] / accumulation["additive"],
+        "error_measured_by_additive": (accumulation["measured"] / accumulation["additive"]).iloc[-1],
     }
-    return {name: float(value) for name, value in numbers.items() if pd.notna(value)}
+    return {name: float(value) for name, value in numbers.items() if np.isfinite(float(value))}
 
 
 def _tags(config: OutliersConfig, memo: Memo) -> dict[str, str]:
-    shared = (config.model, config.task, config.evaluation)
-    material = memo.get("material", shared, lambda: load(*shared))
+    material = _material(config, memo)
     return {
         **material.loaded.tags, **machine_tags(material.model.device), "task": config.task.name,
         "rows": str(len(material.rows)), "calibration_rows": str(config.calibration.samples),

@@ -32,12 +32,23 @@ def weight_table(
     for parameter, module in weighted_modules(model).items():
         if isinstance(module, nn.Linear):
             path = parameter.removesuffix(".weight")
-            ends = [taps.get(Tap(path, at)) for at in ("input", "output")]
+            ends = [_input(path, taps), taps.get(Tap(path, "output"))]
             inputs, outputs = (sketches.get(end or "") for end in ends)
             rows += _rows(parameter, weight_of(module), inputs, outputs, ends[1], sigmas)
     columns = ["parameter", "layer", "row", "column", "value", "sigmas", "site", "channel", "dominant", "energy"]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values("sigmas", key=np.abs, ascending=False, ignore_index=True).head(LISTED)
+
+
+def outlier_weights(model: PreTrainedModel, sigmas: float) -> int:
+    """How many weights of Linears are beyond, listed or not."""
+    weights = [weight_of(m) for m in weighted_modules(model).values() if isinstance(m, nn.Linear)]
+    return sum(int((weight.abs() > sigmas * weight.std()).sum()) for weight in weights)
+
+
+def _input(path: str, taps: Mapping[Tap, str]) -> str | None:
+    """The place of what a Linear reads; queries, keys and values read what the module around them is handed."""
+    return taps.get(Tap(path, "input")) or taps.get(Tap(path.rpartition(".")[0], "input"))
 
 
 def _rows(
@@ -49,7 +60,9 @@ def _rows(
     sent, received = (np.full(size, np.nan) if sketch is None else mean_square(sketch)
                       for sketch, size in ((inputs, weight.shape[1]), (outputs, weight.shape[0])))  # fmt: skip
     found = []
-    for row, column in (weight.abs() > sigmas * deviation).nonzero().tolist():
+    magnitudes, indices = weight.abs().flatten().topk(min(LISTED, weight.numel()))
+    for index in indices[magnitudes > sigmas * deviation].tolist():
+        row, column = divmod(index, weight.shape[1])
         value = float(weight[row, column])
         energy = value**2 * sent[column] / received[row]
         found.append({
