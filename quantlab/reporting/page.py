@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -15,6 +16,9 @@ from plotly.offline import get_plotlyjs
 
 from quantlab.reporting.content import Content
 from quantlab.reporting.shapes import Plot
+
+# Controls and characters that are none, which HTML forbids; the bundle has some in strings and regular expressions.
+NOT_IN_HTML = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def render(content: Content) -> str:
@@ -36,8 +40,9 @@ def embedded(value: Any) -> Markup:
 
 @cache
 def plotly_script() -> str:
-    """Plotly's own bundle, safe inside a script element."""
-    return str(get_plotlyjs()).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    """Plotly's own bundle, safe inside a script element of a valid page."""
+    safe = str(get_plotlyjs()).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return NOT_IN_HTML.sub(lambda sign: f"\\u{ord(sign[0]):04x}", safe)
 
 
 def text(name: str) -> str:

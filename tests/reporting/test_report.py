@@ -1,0 +1,258 @@
+"""The report's sentences, table, refusals and files."""
+
+import json
+import re
+from pathlib import Path
+
+import html5lib
+import numpy as np
+import pandas as pd
+import pytest
+from made import EVIL, REFERENCE, ROWS, logits, losing, sweep, trial
+from scipy import stats
+
+from quantlab.report import main
+from quantlab.reporting.analysis import of_study
+from quantlab.reporting.answer import answer
+from quantlab.reporting.comparing import matrix, repeats, rows
+from quantlab.reporting.content import content
+from quantlab.reporting.figures import front
+from quantlab.reporting.reading import MixedTrialsError
+from quantlab.reporting.sources import from_folders
+from quantlab.reporting.writing import write, write_sweep
+
+MB_8 = 8 * 2**20
+
+
+def told(folder: Path, limit: float = 0.5) -> tuple[str, str]:
+    study = from_folders([folder])
+    found = answer(rows(study), study.primary, limit)
+    return found.deploy, found.worst
+
+
+def test_the_smallest_within_the_limit_is_recommended_and_the_worst_is_named(tmp_path: Path) -> None:
+    deploy, worst = told(sweep(tmp_path, ROWS))
+    assert deploy.startswith("Deploy good k=4: it loses 0.25 points of accuracy (95 % interval −0.")
+    assert "4.0 times less than FP32; its speed was not measured" in deploy
+    assert worst.startswith("bad k=2 failed worst: it loses 40.00 points") and "alarm constant_prediction says" in worst
+
+
+@pytest.mark.parametrize(
+    "limit, bound", [(0.3, "though not with its whole interval"), (5.0, "with its whole interval,")]
+)
+def test_it_says_whether_the_interval_is_within_the_limit(tmp_path: Path, limit: float, bound: str) -> None:
+    assert bound in told(sweep(tmp_path, ROWS), limit)[0]
+
+
+def test_where_none_is_within_the_limit_the_closest_is_named(tmp_path: Path) -> None:
+    deploy, _ = told(sweep(tmp_path, ROWS), 0.1)
+    assert deploy.startswith("Deploy none of these") and "the closest, good k=4, loses 0.25 points" in deploy
+
+
+def test_a_simulated_latency_never_recommends(tmp_path: Path) -> None:
+    fast = {"latency_p50_ms": 1.0, "speedup_vs_fp32": 9.0, "speedup_ci95_low": 8.0, "speedup_ci95_high": 10.0}
+    slow = {**fast, "speedup_vs_fp32": 2.0}
+    folder = sweep(tmp_path, [
+        REFERENCE, {"name": "simulated", "wrong": 1, "tags": {"engine": "simulated"}, **fast},
+        {"name": "measured", "wrong": 1, **slow},
+    ])  # fmt: skip
+    deploy, _ = told(folder)
+    assert deploy.startswith("Deploy measured") and "2.00 times FP32's speed" in deploy
+
+
+def test_smaller_wins_over_better(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, [{"name": "large", "wrong": 0}, {"name": "small", "wrong": 1, "size_bytes": 5e5}])
+    assert told(folder)[0].startswith("Deploy small")
+
+
+def test_one_class_is_never_recommended(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, [{"name": "one class", "wrong": 0, "alarms": ["majority_accuracy"]}])
+    assert told(folder)[0].startswith("Deploy none of these: no quantized trial answers better")
+
+
+def test_rows_agree_with_scipy_and_holm(tmp_path: Path) -> None:
+    found = rows(from_folders([sweep(tmp_path, ROWS)]))
+    raw = [stats.binomtest(0, wrong, 0.5).pvalue for wrong in (1, 40, 160)]  # exact McNemar: only losses differ
+    order = np.maximum.accumulate(np.sort(raw) * [3, 2, 1])
+    assert np.isnan(found[0].p) and found[0].verdict == "the reference"
+    assert [row.p for row in found[1:]] == pytest.approx([min(order[2], 1.0), order[1], order[0]])
+    assert [row.verdict.split(" with")[0] for row in found[1:]] == ["not distinguishable", "worse", "worse"]
+
+
+def test_pairs_are_compared_once_each_and_signed(tmp_path: Path) -> None:
+    study = from_folders([sweep(tmp_path, ROWS)])
+    pairs = matrix(study, rows(study))
+    assert pairs is not None and len(pairs.comparisons) == 6
+    assert pairs.comparisons[1, 2][0].difference == pytest.approx(39 / 400)  # good less poor
+
+
+def test_seeds_are_repeats(tmp_path: Path) -> None:
+    wrong = (4, 8, 12)
+    folder = sweep(tmp_path, [
+        {"name": f"a seed={seed}", "settings": {"calibration.seed": str(seed)}, "wrong": lost}
+        for seed, lost in enumerate(wrong)
+    ])  # fmt: skip
+    study = from_folders([folder])
+    (group,) = repeats(study, rows(study))
+    values = [0.9 - lost / 400 for lost in wrong]
+    assert group.name == "a" and group.over == ("calibration.seed",)
+    assert (group.mean, group.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert not [plot for plot in content(study, None, 0.5).plots if plot.id.startswith("axis")]
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    costs = np.array([[-90.0, 5, 1], [-90, 5, 1], [-80, 4, 1], [-80, 6, 1], [-99, 1, 1]])
+    assert front(costs, np.ones(5, bool)).tolist() == [False, False, False, False, True]
+    assert front(costs, np.arange(5) < 4).tolist() == [True, True, True, False, False]  # equal ones beat no one
+
+
+def test_a_missing_answers_file_leaves_the_row(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, ROWS)
+    (tmp_path / "trials" / "00000003" / "answers.parquet").unlink()
+    row = rows(from_folders([folder]))[2]
+    assert row.verdict == "no answers file" and np.isnan(row.p)
+    assert row.difference == pytest.approx(-0.1)
+
+
+def test_nan_logits_are_told_and_not_recommended(tmp_path: Path) -> None:
+    given = logits(losing(0)).astype(float)
+    given[:7] = np.nan
+    folder = sweep(tmp_path, [REFERENCE, {"name": "broken", "given": given}])
+    row = rows(from_folders([folder]))[1]
+    assert row.verdict == "NaN or infinite logits in 7 of 400 answers"
+    assert told(folder)[0].startswith("Deploy none")
+
+
+@pytest.mark.parametrize("field, change", [
+    ("checkpoint (tags.checkpoint_fingerprint)", {"tags": {"checkpoint_fingerprint": "c2"}}),
+    ("data (tags.data_fingerprint)", {"tags": {"data_fingerprint": "d2"}}),
+    ("task (config.task.name)", {"config": {"task": {"name": "rte"}}}),
+])  # fmt: skip
+def test_mixed_trials_are_refused_with_the_field(tmp_path: Path, field: str, change: dict) -> None:
+    one, other = trial(tmp_path / "a"), trial(tmp_path / "b", **change)
+    with pytest.raises(MixedTrialsError, match=re.escape(f"differ in {field}: ")) as error:
+        from_folders([one, other])
+    ours, theirs = {"c": ("c1", "c2"), "d": ("d1", "d2"), "t": ("qnli", "rte")}[field[0]]
+    assert f"{ours} (" in str(error.value) and f"{theirs} (" in str(error.value)
+
+
+def test_trial_folders_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    peg = {"method": {"_target_": "quantlab.methods.peg.Peg", "k": 4}}
+    study = from_folders([trial(tmp_path / "a"), trial(tmp_path / "b", config=peg)])
+    assert [found.name for found in study.trials] == ["a: Uniform", "b: Peg k=4"]
+
+
+def test_nothing_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sweep(tmp_path, [{"name": "a", "failed": "OutOfMemoryError: too large\nmore"}])
+    assert main([str(folder), "--out", str(tmp_path / "r.html")]) == 1
+    assert "none of 1 trials finished" in (error := capsys.readouterr().err) and "OutOfMemoryError: too large" in error
+
+
+def test_what_is_no_folder_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "has neither results.csv" in capsys.readouterr().err
+    assert main(["nothing"]) == 1
+    assert "neither a folder nor the id of an MLflow run" in capsys.readouterr().err
+
+
+def test_a_result_that_is_none(tmp_path: Path) -> None:
+    folder = trial(tmp_path / "a")
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="result.json is not a trial's result: it lacks alarms, config, metrics, tags"):
+        from_folders([folder])
+
+
+def test_an_output_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = sweep(tmp_path, ROWS), tmp_path / "r.md"
+    out.write_text("mine")
+    command = [str(folder), "--format", "md", "--out", str(out)]
+    assert main(command) == 1 and out.read_text() == "mine"
+    assert "--force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0 and out.read_text().startswith("| trial")
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "no" / "r.md"
+    assert main([str(sweep(tmp_path, ROWS)), "--format", "md", "--out", str(out)]) == 1
+    assert f"{out} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format, start", [("md", b"| trial"), ("tex", b"\\begin{tabular}"), ("png", b"\x89PNG")])
+def test_tables_for_a_paper(tmp_path: Path, format: str, start: bytes) -> None:
+    out = tmp_path / f"r.{format}"
+    assert main([str(sweep(tmp_path, ROWS)), "--format", format, "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(start) and [path.name for path in tmp_path.glob(".r*")] == []
+
+
+def test_everything_is_escaped_and_the_html_conforms(tmp_path: Path) -> None:
+    evil = {"name": EVIL, "wrong": 3, "alarms": [EVIL], "settings": {"method.k": EVIL}}
+    page = write_sweep(sweep(tmp_path, [*ROWS, evil], f"name,message\n{EVIL},x\n", EVIL)).read_text()
+    html5lib.HTMLParser(strict=True).parse(page)
+    assert EVIL not in page and "&lt;script&gt;alert(1)" in page
+    assert page.count("<script") == 3  # the figures, plotly and our own
+
+
+def test_every_plot_is_one_that_plotly_takes(tmp_path: Path) -> None:
+    from plotly.graph_objects import Figure
+
+    study = from_folders([sweep(tmp_path, ROWS)])
+    plots = content(study, None, 0.5).plots
+    assert {"pareto", "kurtosis", "energy", "noise"} <= {plot.id for plot in plots}
+    for plot in plots:
+        Figure(data=plot.traces, layout=plot.layout)
+        assert len(plot.data), plot.id
+
+
+def test_commands_leave_out_what_decides_nothing(tmp_path: Path) -> None:
+    study = from_folders([sweep(tmp_path, ROWS)])
+    assert study.trials[0].command == "python -m quantlab.run +sweeps=mine method=peg 'sweep.trials=[]'"
+    assert study.command == "python -m quantlab.run -m +sweeps=mine 'a=b c'"
+
+
+def analysed(root: Path, fingerprint: str = "c1", name: str = "o") -> Path:
+    folder = root / "outliers" / name
+    folder.mkdir(parents=True)
+    pd.DataFrame({"site": ["0.ffn.out"], "sqnr_db": [3.0], "logit_error": [0.1], "kl": [0.2]}).to_csv(
+        folder / "attribution.csv", index=False
+    )
+    pd.DataFrame({"sites": [0, 1, 1], "kind": ["top", "top", "random"], "accuracy": [0.5, 0.8, 0.6]}).to_csv(
+        folder / "protection.csv", index=False
+    )
+    summary = {
+        "tags": {"checkpoint_fingerprint": fingerprint},
+        "findings": ["It is so."],
+        "metrics": {},
+        "command": "c",
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_the_analysis_of_the_same_checkpoint_is_found(tmp_path: Path) -> None:
+    study = from_folders([sweep(tmp_path, ROWS)])
+    assert of_study(study, None) is None
+    analysed(tmp_path, "c2", "other")
+    assert of_study(study, None) is None
+    mine = analysed(tmp_path)
+    analysis = of_study(study, None)
+    assert analysis is not None and analysis.folder == mine
+    assert {"attribution", "protection"} <= {plot.id for plot in content(study, analysis, 0.5).plots}
+
+
+def test_an_analysis_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    study = from_folders([sweep(tmp_path, ROWS)])
+    with pytest.raises(ValueError, match="of another checkpoint: checkpoint_fingerprint c2, the trials' c1"):
+        of_study(study, analysed(tmp_path, "c2"))
+    with pytest.raises(ValueError, match="holds no finished analysis"):
+        of_study(study, tmp_path)
+
+
+def test_a_run_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["0" * 32, "--tracking-uri", f"sqlite:///{tmp_path}/none.db"]) == 1
+    assert "there is no MLflow store" in capsys.readouterr().err
+
+
+def test_writing_leaves_no_half_file(tmp_path: Path) -> None:
+    study = from_folders([sweep(tmp_path, ROWS)])
+    write(study, None, tmp_path / "r.html", "html", max_drop=0.5)
+    assert (tmp_path / "r.html").stat().st_size < MB_8
