@@ -21,8 +21,6 @@ from quantlab.searching.scores import combinations_of, divergence, first_order_o
 from quantlab.searching.setup import Bench
 from quantlab.searching.space import Choices
 
-SCORE_COLUMNS = ["sqnr_db", "logit_error", "first_order", "kl"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
@@ -50,8 +48,9 @@ def attribution_table(ready: Bench) -> tuple[pd.DataFrame, pd.DataFrame]:
     for variable, chosen in progress(list(zip(space.variables, alone, strict=True)), "one site after the other"):
         seen, names = answered(ready, chosen, batches), [site.name for site in variable.sites]
         additive += error_power(base, seen)
+        scope, role = variable.name.split(".", 1)
         rows.append({
-            "site": variable.name, "layer": names[0].split(".", 1)[0], "role": names[0].split(".", 1)[1],
+            "site": variable.name, "layer": scope, "role": role,
             "sqnr_db": -max(noise[name] for name in names), "logit_error": logit_error(base, seen),
             "first_order": sum(first_order[name] for name in names), "kl": kl(base, seen),
         })  # fmt: skip

@@ -24,6 +24,7 @@ from quantlab.quant.sketch import Sketch
 from quantlab.searching.setup import Bench
 
 SIGMAS = 6.0
+WIDER = 1 + 2.0**-8  # a bucket's end by its midpoint, at most: a sketch knows values by their buckets
 SHARES = ("in_beyond_6_sigma", "due_to_beyond_6_sigma", "in_dominant_channels", "due_to_dominant_channels")
 
 Snap = Callable[[Tensor], Tensor]
@@ -37,6 +38,17 @@ class Errors:
     inside: dict[str, float] = field(default_factory=lambda: {"sigma": 0.0, "channels": 0.0})
     without: dict[str, float] = field(default_factory=lambda: {"sigma": 0.0, "channels": 0.0})
 
+    def shares(self) -> dict[str, float]:
+        """:data:`SHARES` and ``error_power``, the sum itself; NaN where there is no error."""
+        total, inside, without = self.total or np.nan, self.inside, self.without
+        return {
+            "in_beyond_6_sigma": inside["sigma"] / total,
+            "due_to_beyond_6_sigma": 1 - without["sigma"] / total,
+            "in_dominant_channels": inside["channels"] / total,
+            "due_to_dominant_channels": 1 - without["channels"] / total,
+            "error_power": self.total,
+        }
+
 
 @torch.inference_mode()
 def error_shares(ready: Bench) -> pd.DataFrame:
@@ -47,12 +59,14 @@ def error_shares(ready: Bench) -> pd.DataFrame:
     items = {site.name: ready.table[site.name, ready.space.choices[0]] for site in ready.space.sites}
     sites = {site.name: site for site in ready.space.sites}
     found = {name: Errors() for name, item in items.items() if not isinstance(item.grid, FloatGrid)}
-    _observe(ready, batches, [_Observer.of(sites[n], items[n], ready.sketches[n], found[n]) for n in found])
-    return pd.DataFrame([{"site": name, **_shares(errors)} for name, errors in found.items()])
+    _observe(ready, batches, [Observer.of(sites[n], items[n], ready.sketches[n], found[n]) for n in found])
+    return pd.DataFrame([{"site": name, **errors.shares()} for name, errors in found.items()])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Observer:
+class Observer:
+    """Adds up a site's errors while batches pass."""
+
     site: Site
     snap: Snap
     without: dict[str, Snap]  # on the range of the other elements
@@ -61,17 +75,24 @@ class _Observer:
     errors: Errors
 
     @classmethod
-    def of(cls, site: Site, item: ActivationQuant, sketch: Sketch, errors: Errors) -> "_Observer":
+    def of(cls, site: Site, item: ActivationQuant, sketch: Sketch, errors: Errors) -> "Observer":
+        """``item`` says how the site is quantized, ``sketch`` what it looks like."""
         mean, variance, _ = sketch.moments()
         bounds = (mean - SIGMAS * variance**0.5, mean + SIGMAS * variance**0.5)
+        values = sketch.values()[0]
+        inside = WIDER * np.append(values[(values >= bounds[0]) & (values <= bounds[1])], mean)
         channels = dominant_channels(sketch)
         others = np.setdiff1d(np.arange(sketch.channels), channels)
-        rest = (sketch.min[others].min().item(), sketch.max[others].max().item())
-        device = torch.device("cpu")
+        beyond = sketch.min.min().item() < bounds[0] or sketch.max.max().item() > bounds[1]
+        ranges = {
+            "sigma": _within(item, inside.min(), inside.max()) if beyond else item,
+            "channels": _within(item, sketch.min[others].min().item(), sketch.max[others].max().item())
+            if channels else item,
+        }  # fmt: skip
+        snap, *without = (quantizer(one, torch.device("cpu")) for one in (item, *ranges.values()))
         return cls(
-            site=site, bounds=bounds, channels=channels, errors=errors, snap=quantizer(item, device),
-            without={"sigma": quantizer(_within(item, *bounds), device),
-                     "channels": quantizer(_within(item, *rest), device)},
+            site=site, snap=snap, without=dict(zip(ranges, without, strict=True)), bounds=bounds, channels=channels,
+            errors=errors,
         )  # fmt: skip
 
     def look(self, x: Tensor, mask: Tensor) -> None:
@@ -96,29 +117,16 @@ def _within(item: ActivationQuant, lo: float, hi: float) -> ActivationQuant:
     return replace(item, lo=tuple(max(end, lo) for end in item.lo), hi=tuple(min(end, hi) for end in item.hi))
 
 
-def _observe(ready: Bench, batches: Sequence[Batch], observers: Sequence[_Observer]) -> None:
+def _observe(ready: Bench, batches: Sequence[Batch], observers: Sequence[Observer]) -> None:
     mask = torch.empty(0)
 
-    def look(observer: _Observer, x: Tensor) -> Tensor:
+    def look(observer: Observer, x: Tensor) -> Tensor:
         observer.look(x, mask)
         return x
 
     model = ready.material.model
-    wide = ready.insert_activations(ready.activations(ready.space.wide))
-    with wide, tapped(model, {one.site.tap: partial(look, one) for one in observers}):
+    with tapped(model, {one.site.tap: partial(look, one) for one in observers}):
         for batch in batches:
             inputs = on_device(batch, model.device)
             mask = batch.inputs["attention_mask"].bool()
             model(**inputs)
-
-
-def _shares(errors: Errors) -> dict[str, float]:
-    total = errors.total or np.nan
-    inside, without = errors.inside, errors.without
-    return {
-        "in_beyond_6_sigma": inside["sigma"] / total,
-        "due_to_beyond_6_sigma": 1 - without["sigma"] / total,
-        "in_dominant_channels": inside["channels"] / total,
-        "due_to_dominant_channels": 1 - without["channels"] / total,
-        "error_power": errors.total,
-    }
