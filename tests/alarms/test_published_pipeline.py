@@ -73,7 +73,7 @@ def test_percentile(run: Run) -> None:
     assert raised(result) >= expected
     (said,) = [alarm.message for alarm in result.alarms if alarm.name == "one_sided_range"]
     cut, total = (int(word) for word in said.split()[:3:2])
-    assert total >= cut > 0.9 * total  # all but what has one sign anyway
+    assert total >= cut > total / 2  # the rest comes after these and has lost its negative side already
 
 
 def test_the_same_model_as_it_should_be_run(run: Run) -> None:
