@@ -1,0 +1,168 @@
+"""Attribution: the planted culprit comes first, and every number is what a direct run with the same plan gives."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from searches import PLANTED, MakeLab, SearchLab
+from torch import Tensor
+
+from quantlab.analysis.attribution import answered, attribution_table, error_power, kl, logit_error
+from quantlab.batching import Batch
+from quantlab.diagnosis import site_sqnr_db
+from quantlab.placement.insert import insert
+from quantlab.placement.plan import QuantPlan
+from quantlab.searching.scores import combinations_of
+from quantlab.searching.setup import Bench
+from quantlab.searching.space import Choices
+
+SITES = 30
+
+
+class Direct:
+    """A bench's candidates by the plain way in: the whole plan inserted into the FP32 model, hidden states taken from
+    transformers."""
+
+    def __init__(self, ready: Bench):
+        self.ready, self.model, self.batches = ready, ready.material.model, ready.scored_rows()[0]
+        candidates = [ready.space.wide, ready.space.narrow, *combinations_of(ready.space)]
+        self.plans = {c: QuantPlan(activations=ready.activations(c), weights=ready.weights) for c in candidates}
+
+    def run(self, chosen: Choices) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and hidden states by depth without padding."""
+        logits, hidden = [], []
+        with insert(self.model, self.plans[chosen], self.ready.config.engine), torch.inference_mode():
+            for batch in self.batches:
+                output = self.model(**batch.inputs, output_hidden_states=True)
+                logits.append(output.logits.double())
+                hidden.append([state[kept(batch)].double() for state in output.hidden_states])
+        return torch.cat(logits), [torch.cat(states) for states in zip(*hidden, strict=True)]
+
+
+def kept(batch: Batch) -> Tensor:
+    return batch.inputs["attention_mask"].bool()
+
+
+@pytest.fixture(scope="module", params=["integer", "simulated"])
+def found(request: pytest.FixtureRequest, make_lab: MakeLab) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, Direct]]:
+    """Both tables of a model with one culprit, then the same model in FP32 again."""
+    with make_lab((1,)).bench(f"engine={request.param}") as ready:
+        tables, direct = attribution_table(ready), Direct(ready)
+    return *tables, direct  # type: ignore[return-value]
+
+
+Found = tuple[pd.DataFrame, pd.DataFrame, Direct]
+
+
+def test_the_planted_site_is_worst_by_every_number(found: Found) -> None:
+    table = found[0]
+    assert len(table) == SITES and table["site"].is_unique
+    assert table["site"][0] == PLANTED[1] and table["kl"].is_monotonic_decreasing
+    for column in ("kl", "logit_error", "first_order"):
+        worst = table.sort_values(column, ascending=False, ignore_index=True)
+        assert worst["site"][0] == PLANTED[1] and worst[column][0] > 5 * worst[column][1], column
+    assert table["site"][table["sqnr_db"].idxmin()] == PLANTED[1]
+
+
+def test_layer_and_role_are_the_sites(found: Found) -> None:
+    table = found[0]
+    assert (table["layer"] + "." + table["role"] == table["site"]).all()
+    assert set(table["layer"]) == {"embed", "0", "1", "head"}
+
+
+def test_changes_of_the_answers_are_those_of_direct_runs(found: Found) -> None:
+    table, _, direct = found
+    rows, space = table.set_index("site"), direct.ready.space
+    base = direct.run(space.wide)[0]
+    for variable, chosen in zip(space.variables, combinations_of(space), strict=True):
+        logits, row = direct.run(chosen)[0], rows.loc[variable.name]
+        expected = float((logits - base).square().mean().sqrt())
+        assert row["logit_error"] == pytest.approx(expected, rel=1e-3, abs=1e-7), variable.name
+        p, q = base.log_softmax(-1), logits.log_softmax(-1)
+        divergence = float((p.exp() * (p - q)).sum(-1).mean())
+        assert row["kl"] == pytest.approx(divergence, rel=1e-3, abs=1e-10), variable.name
+
+
+def test_noise_is_the_sites_own(found: Found) -> None:
+    """In the network with quantized weights and nothing else."""
+    table, _, direct = found
+    space, ready = direct.ready.space, direct.ready
+    narrow = QuantPlan(activations=ready.activations(space.narrow))
+    with insert(direct.model, QuantPlan(weights=ready.weights)):
+        expected = site_sqnr_db(direct.model, narrow, space.sites, direct.batches)
+    for row in table.itertuples():
+        assert row.sqnr_db == pytest.approx(expected[row.site], rel=1e-4), row.site
+
+
+def test_errors_accumulate_as_direct_runs_say(found: Found) -> None:
+    """Measured: everything narrow. Additive: each site alone, summed. Signal: everything wide."""
+    _, table, direct = found
+    space = direct.ready.space
+    base = direct.run(space.wide)[1]
+
+    def power(chosen: Choices) -> np.ndarray:
+        pairs = zip(base, direct.run(chosen)[1], strict=True)
+        return np.array([float((x - y).square().sum()) for x, y in pairs])
+
+    assert list(table["depth"]) == [0, 1, 2] and list(table["site"]) == ["embed.out", "0.layer.out", "1.layer.out"]
+    np.testing.assert_allclose(table["signal"], [float(x.square().sum()) for x in base], rtol=1e-4)
+    np.testing.assert_allclose(table["measured"], power(space.narrow), rtol=1e-3)
+    np.testing.assert_allclose(table["additive"], sum(map(power, combinations_of(space))), rtol=1e-3)
+    assert (table["additive"] > 0).all() and (table["measured"] > 0).all()
+
+
+def test_a_site_changes_nothing_before_it(found: Found) -> None:
+    direct = found[2]
+    space, ready = direct.ready.space, direct.ready
+    last = [v.name for v in space.variables].index("1.layer.out")
+    with insert_again(ready):
+        base, alone = (answered(ready, chosen, direct.batches) for chosen in (space.wide, combinations_of(space)[last]))
+    power = error_power(base, alone)
+    assert power[0] == power[1] == 0 < power[2]
+    assert logit_error(base, base) == kl(base, base) == 0
+
+
+def insert_again(ready: Bench) -> object:
+    """The weights in place once more, after the bench has ended."""
+    from quantlab.placement.insert import quantized_weights
+
+    return quantized_weights(ready.material.model, ready.weights)
+
+
+@pytest.mark.parametrize(
+    "group, worst, role", [("layer", "1.*", "*"), ("role", "*.ffn.mid", "ffn.mid"), ("layer_role", "1.ffn.*", "ffn.*")]
+)
+def test_sites_decided_together(make_lab: MakeLab, group: str, worst: str, role: str) -> None:
+    with make_lab((1,)).bench(f"search.group_by={group}") as ready:
+        table, accumulation = attribution_table(ready)
+        names = [variable.name for variable in ready.space.variables]
+    assert set(table["site"]) == set(names)
+    first = table.iloc[0]
+    assert (first["site"], first["role"]) == (worst, role) and first["layer"] == worst[0]
+    assert np.isfinite(accumulation[["additive", "measured"]]).all(axis=None)
+
+
+def test_two_culprits_come_first(planted: SearchLab) -> None:
+    with planted.bench() as ready:
+        table = attribution_table(ready)[0]
+    assert set(table["site"][:2]) == set(PLANTED)
+    assert set(table.nlargest(2, "logit_error")["site"]) == set(PLANTED)
+
+
+def test_sites_behind_the_stream_leave_it_alone(make_lab: MakeLab) -> None:
+    with make_lab((1,)).bench("search.sites=['head.*']", "bits.activations=fp16") as ready:
+        table, accumulation = attribution_table(ready)
+    assert set(table["layer"]) == {"head"}
+    assert (accumulation[["additive", "measured"]] == 0).all(axis=None)
+
+
+def test_attributing_leaves_the_model_as_it_was(make_lab: MakeLab) -> None:
+    with make_lab((1,)).bench() as ready:
+        model = ready.material.model
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        attribution_table(ready)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert not any(value.requires_grad or value.grad is not None for value in model.parameters())
