@@ -27,7 +27,7 @@ def commands() -> list[str]:
 def test_a_command_composes(line: str) -> None:
     words = shlex.split(line, comments=True)
     module = words[words.index("-m") + 1]
-    if module in ("quantlab.sync", "quantlab.export"):
+    if module in ("quantlab.sync", "quantlab.export", "quantlab.report"):
         return
     config = {"quantlab.run": "config", "quantlab.finetune": "finetune"}.get(module, "search")
     assert module in ("quantlab.run", "quantlab.finetune", "quantlab.search", "quantlab.sensitivity")

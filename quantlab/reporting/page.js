@@ -8,7 +8,13 @@
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   // Plots: drawn when they come into sight, all of them before printing, and again in the colours of another theme.
+  // Plotly itself, 4.6 MB, starts with the first of them, so that the answer and the table need not wait for it.
   const drawn = new Set();
+  const start = () => {
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+  };
   const merge = (base, more) => {
     const out = { ...base };
     for (const [key, value] of Object.entries(more)) {
@@ -40,6 +46,7 @@
   const draw = (id) => {
     const figure = byId.get(id);
     drawn.add(id);
+    if (!window.Plotly) start();
     return Plotly.react(id, structuredClone(figure.data), layout(figure), options);
   };
   const plots = [...document.querySelectorAll(".plot")];
