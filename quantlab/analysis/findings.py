@@ -8,6 +8,7 @@ import pandas as pd
 Tables = Mapping[str, pd.DataFrame]
 
 MATTERS = 0.5  # of all divergence: how many sites make it
+RESIDUAL = (".attn.out", ".ffn.out")  # what is added to the residual stream
 REMARKABLE = 2.0  # times its share of tokens: a kind of token that carries outliers
 
 
@@ -20,12 +21,13 @@ def findings(tables: Tables, primary: str) -> list[str]:
 
 
 def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
-    none, best = table.iloc[0], table.iloc[int(table[primary].argmax())]
+    none, best = table.iloc[0], table.iloc[_largest(table[primary])]
     if best["clipped"] == 0:
         yield f"Clipping weights gains nothing: {primary} is best, {none[primary]:.2%}, with none clipped."
         return
+    weights = "weight" if best["clipped"] == 1 else "weights"
     yield (
-        f"Clipping {best['clipped']:.0f} weights takes the quantized network's {primary} from {none[primary]:.2%} to "
+        f"Clipping {best['clipped']:.0f} {weights} takes the quantized network's {primary} from {none[primary]:.2%} to "
         f"{best[primary]:.2%} ({100 * best['difference']:+.1f} points, 95 % interval {100 * best['low']:+.1f} to "
         f"{100 * best['high']:+.1f}; n = {best['n']:,.0f}); in FP32 it has {best[f'{primary}_fp32']:.2%}, clipped "
         f"{best[f'{primary}_fp32_clipped']:.2%}."
@@ -38,19 +40,23 @@ def _protection(table: pd.DataFrame, primary: str) -> Iterator[str]:
     if last["sites"] == 0:
         yield f"Nothing needs protection: with every site narrow {primary} is {none[primary]:.2%}."
         return
+    worst = "the worst site" if last["sites"] == 1 else f"the {last['sites']:.0f} worst sites"
     text = (
-        f"With the {last['sites']:.0f} worst sites in 16 bits {primary} is {last[primary]:.2%}, with none "
+        f"With {worst} in 16 bits {primary} is {last[primary]:.2%}, with none "
         f"{none[primary]:.2%}, with all {table[table['kind'] == 'reference'].iloc[0][primary]:.2%}"
     )
     if len(random):
         text += (
-            f"; with {last['sites']:.0f} random ones {random[primary].mean():.2%} on average, at best "
+            f"; with as many random ones {random[primary].mean():.2%} on average, at best "
             f"{random[primary].max():.2%} ({len(random)} draws)"
         )
     yield f"{text}: {last['protected'].replace(' ', ', ')}."
 
 
 def _attribution(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    if not table["kl"].sum() > 0:
+        yield f"Quantizing one of the {len(table)} sites at a time changes no answer."
+        return
     reached = table["kl"].sort_values(ascending=False).cumsum() / table["kl"].sum()
     most = int((reached < MATTERS).sum()) + 1
     names = ", ".join(table["site"][:most])
@@ -60,10 +66,11 @@ def _attribution(table: pd.DataFrame, primary: str) -> Iterator[str]:
         worst = table.iloc[:most]
         shares = ("due_to_beyond_6_sigma", "due_to_dominant_channels", "in_beyond_6_sigma")
         due, channels, inside = (worst[share].mean() for share in shares)
-        yield (
-            f"There, {due:.1%} of the quantization error is due to elements beyond 6 standard deviations, which widen "
-            f"the range ({channels:.1%} to the dominant channels); {inside:.2%} of it lies in them."
-        )
+        if np.isfinite(due):
+            yield (
+                f"There, {due:.1%} of the quantization error is due to elements beyond 6 standard deviations, which "
+                f"widen the range ({channels:.1%} to the dominant channels); {inside:.2%} of it lies in them."
+            )
 
 
 def _weights(table: pd.DataFrame, primary: str) -> Iterator[str]:
@@ -74,15 +81,15 @@ def _weights(table: pd.DataFrame, primary: str) -> Iterator[str]:
         f"{worst['parameter']}, row {worst['row']}, column {worst['column']}{made}."
     )
     strong = table[table["sigmas"].abs() >= abs(worst["sigmas"]) / 4]
-    channels = strong["channel"].value_counts()
-    yield (
-        f"{len(strong)} weights are at least a quarter as far out; {channels.iloc[0]} of them feed channel "
-        f"{channels.index[0]}."
-    )
+    text = f"{len(strong)} weight{'s are' if len(strong) > 1 else ' is'} at least a quarter as far out"
+    residual = strong[strong["site"].astype(str).str.endswith(RESIDUAL)]["channel"].value_counts()
+    if len(residual):
+        text += f"; {residual.iloc[0]} of them feed channel {residual.index[0]} of the residual stream"
+    yield f"{text}."
 
 
 def _layers(table: pd.DataFrame, primary: str) -> Iterator[str]:
-    worst, published = (table.iloc[int(table[name].argmax())] for name in ("sum_kurtosis", "kurtosis_published"))
+    worst, published = (table.iloc[_largest(table[name])] for name in ("sum_kurtosis", "kurtosis_published"))
     dominant = str(worst["dominant"]).split()
     channels = f"; dominant channels: {', '.join(dominant[:5])}" if dominant else "; no channel dominates"
     yield (
@@ -115,10 +122,15 @@ def _tokens(table: pd.DataFrame, primary: str) -> Iterator[str]:
 
 def _accumulation(table: pd.DataFrame, primary: str) -> Iterator[str]:
     last = table.iloc[-1]
-    if last["additive"] > 0:
+    if last["additive"] > 0 and np.isfinite(last["measured"]):
         ratio = last["measured"] / last["additive"]
         verdict = "about as" if 0.5 < ratio < 2 else "not as"
         yield (
             f"At the last layer all sites together make {ratio:.2g} times the sum of the errors that each makes alone: "
             f"errors add up {verdict} independent ones would."
         )
+
+
+def _largest(column: pd.Series) -> int:
+    """The place of the largest number; NaN is none."""
+    return int(column.fillna(-np.inf).argmax())
