@@ -10,6 +10,7 @@ from quantlab.reporting.reading import Trial
 NO_ANSWERS = ("constant_prediction", "majority_accuracy", "majority_accuracy_fp32")  # alarms: it answers nothing
 MB = 1e6
 MAX_DROP = 0.5  # points
+SAME_SIZE = 1.01  # ranges and group indices make trials of equal bits differ by less
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,16 +25,16 @@ class Answer:
 
 
 def answer(rows: Sequence[Row], metric: str, limit: float) -> Answer:
-    """The smallest quantized trial, of equals the fastest, that loses at most ``limit`` points; else the closest."""
+    """The smallest quantized trial, of equals the fastest, then the best, that loses at most ``limit`` points; else the closest."""
     quantized = [row for row in rows if not row.trial.reference and math.isfinite(row.difference)]
     sound = [row for row in quantized if not _unsound(row)]
     within = [row for row in sound if _loss(row) <= limit + 1e-9]
     failed = min(quantized, key=lambda row: row.difference, default=None)
     failed = failed if failed is not None and failed.difference < 0 else None
     if within:
-        chosen: Row | None = min(
-            within, key=lambda row: (row.trial.number_of("size_bytes"), -_speed(row.trial)[0], _loss(row))
-        )
+        least = min(row.trial.number_of("size_bytes") for row in within)
+        small = [row for row in within if row.trial.number_of("size_bytes") <= SAME_SIZE * least]
+        chosen: Row | None = min(small, key=lambda row: (-_speed(row.trial)[0], _loss(row)))
         deploy = _recommendation(chosen, metric, limit) if chosen else ""
     else:
         chosen = min(sound, key=_loss, default=None)

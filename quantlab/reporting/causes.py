@@ -150,7 +150,7 @@ def _token_channels(tokens: pd.DataFrame) -> Plot:
 
 def _tokens(tokens: pd.DataFrame) -> Table:
     kept = [name for name in ("depth", "kind", "tokens", "outliers", "energy", "attention") if name in tokens]
-    shown = tokens[kept].copy()
+    shown = tokens.loc[tokens["tokens"] > 0, kept].copy()
     for name in kept[2:]:
         shown[name] = [f"{100 * value:.1f}" if math.isfinite(value) else "" for value in shown[name]]
     names = {

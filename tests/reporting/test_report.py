@@ -65,6 +65,11 @@ def test_smaller_wins_over_better(tmp_path: Path) -> None:
     assert told(folder)[0].startswith("Deploy small")
 
 
+def test_sizes_that_differ_by_ranges_only_are_one_size(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, [{"name": "better", "wrong": 0}, {"name": "bytes", "wrong": 1, "size_bytes": 0.999e6}])
+    assert told(folder)[0].startswith("Deploy better")
+
+
 def test_one_class_is_never_recommended(tmp_path: Path) -> None:
     folder = sweep(tmp_path, [{"name": "one class", "wrong": 0, "alarms": ["majority_accuracy"]}])
     assert told(folder)[0].startswith("Deploy none of these: no quantized trial answers better")
