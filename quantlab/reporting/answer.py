@@ -25,7 +25,7 @@ class Answer:
 
 
 def answer(rows: Sequence[Row], metric: str, limit: float) -> Answer:
-    """The smallest quantized trial, of equals the fastest, then the best, that loses at most ``limit`` points; else the closest."""
+    """The smallest quantized trial, then fastest, then best, that loses at most ``limit`` points; else the closest."""
     quantized = [row for row in rows if not row.trial.reference and math.isfinite(row.difference)]
     sound = [row for row in quantized if not _unsound(row)]
     within = [row for row in sound if _loss(row) <= limit + 1e-9]

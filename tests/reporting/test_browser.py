@@ -143,7 +143,7 @@ def test_data_are_saved_and_commands_copied(opened: Opened) -> None:
     assert saved.value.suggested_filename == "trials.csv" and len(lines) == 5
     assert lines[0].startswith("trial,") and lines[2].startswith("good k=4,")
     opened.page.locator(".copy").first.click()
-    assert opened.page.locator(".copy").first.inner_text() == "Copied"
+    opened.page.wait_for_function("document.querySelector('.copy').textContent === 'Copied'")
 
 
 def test_the_keyboard_reaches_the_answer_first(opened: Opened) -> None:
