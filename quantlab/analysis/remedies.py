@@ -5,14 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from quantlab.analysis.spec import OutliersConfig
+from quantlab.checkpoint import read_config
+from quantlab.deployment.runtime import Torch
 from quantlab.material import load
 from quantlab.memo import Memo
+from quantlab.methods.bits import weighted_modules
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
+from quantlab.placement.architecture import skeleton_of
 from quantlab.placement.insert import clipped_weights
 from quantlab.profiling import Off
 from quantlab.progress import progress
+from quantlab.quant.grid import AffineGrid
 from quantlab.result import TrialResult
 from quantlab.searching.evaluate import Judge, evaluate
 from quantlab.searching.setup import Bench
@@ -66,6 +72,19 @@ def fibonacci(most: int) -> Iterator[int]:
     yield most
 
 
+def check_clipping(config: OutliersConfig, memo: Memo) -> None:
+    """Raises ValueError where no matrix is on a grid, whose range is what clips it; no weight is read."""
+    kept = (config.model, config.task)
+    skeleton = memo.get("skeleton", kept, lambda: skeleton_of(read_config(config.model.folder(config.task))))
+    linears = {name: module for name, module in weighted_modules(skeleton).items() if isinstance(module, nn.Linear)}
+    on_grids = (isinstance(config.bits.weight_grid(name, module), AffineGrid) for name, module in linears.items())
+    if config.outliers.clip and not any(on_grids):
+        raise ValueError(
+            f"outliers.clip clips weights by the range of their grid: bits.weights must be 2 to 16, got "
+            f"{config.bits.weights!r}; outliers.clip=[] leaves the clipping out"
+        )
+
+
 def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
     """The trial, per tensor everywhere, with 0, then each number of ``outliers.clip`` weights clipped.
 
@@ -74,7 +93,7 @@ def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
     rows, primary, without = [], config.task.metrics[0], None
     for count in progress([0, *config.outliers.clip], "clipping weights"):
         method = ClipWeightOutliers(sigmas=config.outliers.sigmas, count=count)
-        result = run_trial(replace(config, method=method, profile=Off()), memo)
+        result = run_trial(replace(config, method=method, profile=Off(), runtime=Torch()), memo)
         without = without or result
         gain = compare(primary, without.logits, result.logits, result.labels)
         rows.append({

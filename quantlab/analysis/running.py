@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from quantlab.analysis.attribution import attribution_table
 from quantlab.analysis.channels import channel_table, layer_table, stream_sites
 from quantlab.analysis.findings import findings
 from quantlab.analysis.pictures import draw
-from quantlab.analysis.remedies import clipping_table, protection_table
+from quantlab.analysis.remedies import check_clipping, clipping_table, protection_table
 from quantlab.analysis.shares import error_shares
-from quantlab.analysis.spec import OutliersConfig
+from quantlab.analysis.spec import Outliers, OutliersConfig
 from quantlab.analysis.tokens import token_channels, token_table
 from quantlab.analysis.weights import outlier_weights, weight_table
 from quantlab.cache import code_digest, digest, write_whole
@@ -25,11 +26,13 @@ from quantlab.memo import Memo
 from quantlab.outlier_statistics import by_site
 from quantlab.placement.sites import Site
 from quantlab.provenance import machine_tags
+from quantlab.result import describe
 from quantlab.searching.setup import bench, checked
 from quantlab.tracking.base import Entry, Outcome
 from quantlab.trial import described
 
 SUMMARY = "summary.json"  # written last: where it is, everything is
+SEARCH = ("sites", "choices", "group_by", "max_drop", "reference", "sensitivity_rows", "seed")  # what decides numbers
 
 
 def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Path:
@@ -38,16 +41,19 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
     Raises ValueError or OSError, before anything is loaded where that is possible, on what cannot be right.
     """
     checked(config, memo)
+    check_clipping(config, memo)
+    train, _, data_fingerprint = rows_of(config.task, config.evaluation)
+    check_rows(config, len(train))
     fingerprints = {
         "checkpoint_fingerprint": config.model.fingerprint(config.task),
-        "data_fingerprint": rows_of(config.task, config.evaluation)[2],
+        "data_fingerprint": data_fingerprint,
     }
     asked = digest([json.dumps(described(config), sort_keys=True, default=str), repr(config.outliers),
                     repr(config.search), *fingerprints.values(), code_digest()])  # fmt: skip
     folder = root / f"{config.outliers.name}-{asked[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)
-    entry = Entry(identity=uuid.uuid4().hex, name=f"outliers {config.outliers.name}", params=config.params(), tags={})
+    entry = Entry(identity=uuid.uuid4().hex, name=f"outliers {config.outliers.name}", params=_params(config), tags={})
     with config.tracking.start(entry, folder) as run:
         tables = {}
         for name, table in _tables(config, memo):
@@ -65,6 +71,16 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
         raise ConnectionError(f"the analysis is in {folder}, but was not recorded: {run.problem}")
     _show(tables, sentences, folder)
     return folder
+
+
+def check_rows(config: OutliersConfig, train: int) -> None:
+    """Raises ValueError where fewer rows can calibrate than are asked for."""
+    for name, rows in (
+        ("calibration.samples", config.calibration.samples),
+        ("search.sensitivity_rows", config.search.sensitivity_rows),
+    ):
+        if rows > train:
+            raise ValueError(f"{name} is {rows}, but the training split has {train} rows")
 
 
 def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -93,6 +109,12 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
         yield "protection", protection_table(ready, list(ranked), config.outliers.random_draws, config.search.seed)
     if config.outliers.clip:
         yield "clipping", clipping_table(config, memo)
+
+
+def _params(config: OutliersConfig) -> dict[str, Any]:
+    search = {f"search.{name}": describe(getattr(config.search, name)) for name in SEARCH}
+    own = {f"outliers.{field.name}": describe(getattr(config.outliers, field.name)) for field in fields(Outliers)}
+    return config.params() | search | own
 
 
 def _material(config: OutliersConfig, memo: Memo) -> Material:

@@ -23,6 +23,8 @@ class Outliers:
         whole("outliers.draws", self.draws, 1)
         one_of("outliers.rank_by", self.rank_by, SCORES)
         whole("outliers.random_draws", self.random_draws, 0)
+        if not isinstance(self.clip, tuple):
+            raise ValueError(f"outliers.clip must be a list of numbers of weights, got {self.clip!r}")
         for count in self.clip:
             whole("outliers.clip", count, 1)
         at_least("outliers.sigmas", self.sigmas, 0)
