@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from quantlab.conf_dir import CONF
 from quantlab.tasks import metrics
@@ -258,6 +259,22 @@ def test_regression_metrics_by_hand() -> None:
     assert found["pearson"] == pytest.approx(np.corrcoef(scores[:, 0], labels)[0, 1])
     assert found["spearmanr"] == pytest.approx(1.0)
     assert metrics.loss(scores, labels, regression=True) == pytest.approx((1 + 1 + 4 + 25) / 4)
+
+
+@given(seed=st.integers(0, 1000), rows=st.integers(2, 40))
+def test_of_right_and_wrong_answers_as_sklearn_has_them(seed: int, rows: int) -> None:
+    random = np.random.default_rng(seed)
+    logits, labels = random.normal(size=(rows, 2)), random.integers(0, 2, rows)
+    answers = logits.argmax(-1)
+    assert metrics.f1(logits, labels) == pytest.approx(f1_score(labels, answers, zero_division=0.0))
+    constant = np.ptp(answers) == 0 or np.ptp(labels) == 0
+    expected = 0.0 if constant else matthews_corrcoef(labels, answers)
+    assert metrics.matthews_correlation(logits, labels) == pytest.approx(expected)
+
+
+def test_matthews_correlation_is_for_two_classes() -> None:
+    with pytest.raises(ValueError, match="two classes, got logits of 3"):
+        metrics.matthews_correlation(np.eye(3), np.arange(3))
 
 
 @pytest.mark.parametrize("name", ["f1", "matthews_correlation", "pearson", "spearmanr"])
