@@ -13,7 +13,7 @@ NAN = float("nan")
 
 def clipping(**more: list[object]) -> pd.DataFrame:
     return pd.DataFrame({
-        "clipped": [0, 1, 5], "sigmas": 6.0, "accuracy": [0.5, 0.8, 0.7], "accuracy_fp32": 0.86,
+        "clipped": [0, 1, 5], "of": 2_000_000, "sigmas": 6.0, "accuracy": [0.5, 0.8, 0.7], "accuracy_fp32": 0.86,
         "accuracy_fp32_clipped": [0.86, 0.85, 0.8], "difference": [0.0, 0.3, 0.2], "low": [0.0, 0.25, 0.1],
         "high": [0.0, 0.35, 0.3], "n": 2000, **more,
     })  # fmt: skip
@@ -72,7 +72,10 @@ WHOLE = {
 @pytest.mark.parametrize(
     "table, part",
     [
-        (clipping(), "Clipping 1 weight takes the quantized network's accuracy from 50.00% to 80.00% (+30.0 points"),
+        (
+            clipping(),
+            "Clipping 1 of 2.0 million weights takes the quantized network's accuracy from 50.00% to 80.00% (+30.0 points",
+        ),
         (clipping(), "in FP32 it has 86.00%, clipped 85.00%"),
         (clipping(accuracy=[0.5, 0.5, 0.4]), "Clipping weights gains nothing: accuracy is best, 50.00%, with none"),
         (protection(), "With the 2 worst sites in 16 bits accuracy is 80.00%, with none 40.00%, with all 86.00%; with"),

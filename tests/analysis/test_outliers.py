@@ -17,6 +17,7 @@ from searches import PLANTED, MakeLab
 
 from quantlab import outliers
 from quantlab.analysis import running
+from quantlab.analysis.spec import Outliers
 from quantlab.memo import Memo
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlflow's
@@ -91,7 +92,12 @@ def test_a_collapse_is_explained_and_recorded(analyse: Analyse, make_lab: MakeLa
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracked = ("tracking=sqlite", f"tracking.uri={uri}", "outliers.name=why", "bits.symmetric=false")
     done = analyse(
-        *make_lab().overrides, *tracked, "outliers.clip=[1,2]", "outliers.random_draws=2", "outliers.draws=2"
+        *make_lab().overrides,
+        *tracked,
+        "search.sites=['*.ffn.*']",
+        "outliers.clip=[2]",
+        "outliers.random_draws=2",
+        "outliers.draws=2",
     )
     assert re.fullmatch(r"why-[0-9a-f]{8}", done.folder.name)
     assert done.folder.parent == tmp_path / "multirun" / "outliers"
@@ -119,7 +125,7 @@ def test_a_collapse_is_explained_and_recorded(analyse: Analyse, make_lab: MakeLa
     assert run.info.status == "FINISHED" and run.info.run_name == "outliers why"
     assert run.data.metrics == pytest.approx(summary["metrics"])
     assert run.data.tags["findings"] == "\n".join(summary["findings"])
-    assert run.data.params["outliers.clip"] == "[1, 2]" and run.data.params["search.group_by"] == "site"
+    assert run.data.params["outliers.clip"] == "[2]" and run.data.params["search.group_by"] == "site"
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert artifacts >= {f"{name}.csv" for name in tables} | {"summary.json", "attribution.png"}
 
@@ -144,7 +150,9 @@ def test_every_architecture(analyse: Analyse, make_model: MakeModel, tiny_glue: 
     assert summary["tags"]["rows"] == "16" and summary["findings"]
 
 
-def test_another_start_writes_the_folder_again(analyse: Analyse, small: tuple[str, ...]) -> None:
+def test_another_start_writes_the_folder_again_and_one_that_fails_leaves_no_summary(
+    analyse: Analyse, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = analyse(*small)
     contents = {path.name: path.read_bytes() for path in first.folder.glob("*.csv")}
     (first.folder / "attribution.csv").write_text("cut sho")
@@ -152,12 +160,6 @@ def test_another_start_writes_the_folder_again(analyse: Analyse, small: tuple[st
     assert again.folder == first.folder
     assert {path.name: path.read_bytes() for path in again.folder.glob("*.csv")} == contents
     assert analyse(*small, "outliers.draws=3").folder != first.folder
-
-
-def test_an_analysis_that_fails_leaves_no_summary(
-    analyse: Analyse, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = analyse(*small)
     monkeypatch.setattr(running, "attribution_table", lambda ready: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(CompactHydraException, match="disk full"):
         analyse(*small)
@@ -167,16 +169,9 @@ def test_an_analysis_that_fails_leaves_no_summary(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("method=peg", "method.k=2", "outliers.clip=[1]"),
-        (
-            "outliers.rank_by=noise_db",
-            "search.group_by=site",
-            "search.sites=['*.ffn.*']",
-            "search.choices=[int4,int16]",
-        ),
+        ("method=peg", "method.k=2", "outliers.clip=[1]", "outliers.draws=1", "calibration.padding=included"),
         ("outliers.rank_by=first_order", "placement=gemm", "search.group_by=site", "engine=simulated"),
-        ("search.sites=['head.*']", "task.metrics=[matthews_correlation,accuracy]", "outliers.clip=[1]"),
-        ("bits=w8a32", "outliers.draws=1", "calibration.padding=included"),
+        ("search.sites=['head.*']", "task.metrics=[matthews_correlation,accuracy]"),
         ("calibration=percentile", "calibration.through=quantized_weights", "bits.weights=32", "search.max_drop=0"),
     ],
     ids=" ".join,
@@ -184,7 +179,8 @@ def test_an_analysis_that_fails_leaves_no_summary(
 def test_other_settings(analyse: Analyse, small: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     done = analyse(*small, *overrides)
     assert ("clipping" in done.tables) == ("outliers.clip=[1]" in overrides)
-    assert done.summary["findings"]
+    assert done.summary["findings"] and np.isfinite(list(done.summary["metrics"].values())).all()
+    assert "sum_kurtosis" in done.said and "logit_error" in done.said and "\x1b" not in done.said
 
 
 @pytest.mark.parametrize(
@@ -193,7 +189,7 @@ def test_other_settings(analyse: Analyse, small: tuple[str, ...], overrides: tup
 def test_sites_are_protected_in_the_order_of_the_score_that_is_asked_for(
     analyse: Analyse, make_lab: MakeLab, score: str, column: str, ascending: bool
 ) -> None:
-    alone = ("search.sites=['*.ffn.*']", "search.max_drop=0", "outliers.random_draws=0", "outliers.clip=[]")
+    alone = ("search.sites=['1.ffn.*']", "search.max_drop=0", "outliers.random_draws=0", "outliers.clip=[]")
     tables = analyse(*make_lab((1,)).overrides, *alone, f"outliers.rank_by={score}", "outliers.draws=1").tables
     ranked = list(tables["attribution"].sort_values(column, ascending=ascending)["site"])
     top = tables["protection"][tables["protection"]["kind"] == "top"][1:]
@@ -203,15 +199,29 @@ def test_sites_are_protected_in_the_order_of_the_score_that_is_asked_for(
 
 
 @pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("draws", 0, "outliers.draws must be a whole number of at least 1, got 0"),
+        ("random_draws", -1, "outliers.random_draws must be a whole number of at least 0, got -1"),
+        ("rank_by", "kurtosis", "outliers.rank_by must be one of noise_db, first_order, kl; got 'kurtosis'"),
+        ("clip", [1, 0], "outliers.clip must be a whole number of at least 1, got 0"),
+        ("clip", [1.5], "outliers.clip must be a whole number of at least 1, got 1.5"),
+        ("clip", "12", "outliers.clip must be a list of numbers of weights, got '12'"),
+        ("sigmas", -1, "outliers.sigmas must be at least 0, got -1"),
+        ("name", "a/b", "outliers.name must be a folder's name, got 'a/b'"),
+    ],
+)
+def test_settings_say_what_is_wrong_with_them(name: str, value: object, message: str) -> None:
+    right = {"name": "a", "draws": 1, "rank_by": "kl", "random_draws": 0, "clip": [], "sigmas": 6}
+    assert Outliers(**right).clip == ()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Outliers(**{**right, name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     "override, message",
     [
-        ("outliers.draws=0", "outliers.draws must be a whole number of at least 1, got 0"),
-        ("outliers.random_draws=-1", "outliers.random_draws must be a whole number of at least 0"),
-        ("outliers.rank_by=kurtosis", "outliers.rank_by must be one of noise_db, first_order, kl"),
-        ("outliers.clip=[0]", "outliers.clip must be a whole number of at least 1, got 0"),
         ("outliers.clip=5", "outliers.clip must be a list of numbers of weights, got 5"),
-        ("outliers.sigmas=-1", "outliers.sigmas must be at least 0, got -1"),
-        ("outliers.name=a/b", "outliers.name must be a folder's name, got 'a/b'"),
         ("search.sites=['9.*']", "matches nothing"),
         ("search.sensitivity_rows=97", "search.sensitivity_rows is 97, but the training split has 96 rows"),
         ("calibration.samples=1000", "calibration.samples is 1000, but the training split has 96 rows"),
@@ -233,16 +243,9 @@ def test_bad_settings_are_refused_before_anything_is_loaded(
     assert not (tmp_path / "multirun" / "outliers").exists()
 
 
-@pytest.mark.parametrize("bits", ["32", "fp16"])
 def test_clipping_needs_weights_on_grids(
-    analyse: Analyse, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, bits: str
+    analyse: Analyse, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(CompactHydraException, match="outliers.clip clips weights by the range of their grid"):
-        analyse(*small, f"bits.weights={bits}", "outliers.clip=[1]")
-
-
-def test_analysing_says_what_matters(analyse: Analyse, small: tuple[str, ...]) -> None:
-    done = analyse(*small)
-    assert "sum_kurtosis" in done.said and "logit_error" in done.said and "\x1b" not in done.said
-    assert np.isfinite(list(done.summary["metrics"].values())).all()
+        analyse(*small, "bits.weights=fp16", "outliers.clip=[1]")
