@@ -7,6 +7,7 @@ import pandas as pd
 
 Tables = Mapping[str, pd.DataFrame]
 
+NEAR = 0.005  # of the best: fewer weights that come so near are the finding
 MATTERS = 0.5  # of all divergence: how many sites make it
 RESIDUAL = (".attn.out", ".ffn.out")  # what is added to the residual stream
 REMARKABLE = 2.0  # times its share of tokens: a kind of token that carries outliers
@@ -25,12 +26,12 @@ def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
     if best["clipped"] == 0:
         yield f"Clipping weights gains nothing: {primary} is best, {none[primary]:.2%}, with none clipped."
         return
-    weights = "weight" if best["clipped"] == 1 else "weights"
+    fewest = table[table[primary] >= best[primary] - NEAR].iloc[0]
     yield (
-        f"Clipping {best['clipped']:.0f} {weights} takes the quantized network's {primary} from {none[primary]:.2%} to "
-        f"{best[primary]:.2%} ({100 * best['difference']:+.1f} points, 95 % interval {100 * best['low']:+.1f} to "
-        f"{100 * best['high']:+.1f}; n = {best['n']:,.0f}); in FP32 it has {best[f'{primary}_fp32']:.2%}, clipped "
-        f"{best[f'{primary}_fp32_clipped']:.2%}."
+        f"Clipping {fewest['clipped']:.0f} of {fewest['of'] / 1e6:,.1f} million weights takes the quantized network's "
+        f"{primary} from {none[primary]:.2%} to {fewest[primary]:.2%} ({100 * fewest['difference']:+.1f} points, 95 % "
+        f"interval {100 * fewest['low']:+.1f} to {100 * fewest['high']:+.1f}; n = {fewest['n']:,.0f}); in FP32 it has "
+        f"{fewest[f'{primary}_fp32']:.2%}, clipped {fewest[f'{primary}_fp32_clipped']:.2%}."
     )
 
 

@@ -96,22 +96,26 @@ def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
         result = run_trial(replace(config, method=method, profile=Off(), runtime=Torch()), memo)
         without = without or result
         gain = compare(primary, without.logits, result.logits, result.labels)
+        clipped_fp32, weights = _fp32_clipped(config, method, memo, result)
         rows.append({
-            "clipped": count, "sigmas": config.outliers.sigmas, primary: result.metrics[primary],
-            f"{primary}_fp32": result.metrics[f"{primary}_fp32"],
-            f"{primary}_fp32_clipped": _fp32_clipped(config, method, memo, result),
+            "clipped": count, "of": weights, "sigmas": config.outliers.sigmas, primary: result.metrics[primary],
+            f"{primary}_fp32": result.metrics[f"{primary}_fp32"], f"{primary}_fp32_clipped": clipped_fp32,
             "difference": gain.difference, "low": gain.low, "high": gain.high, "n": gain.n,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _fp32_clipped(config: OutliersConfig, method: ClipWeightOutliers, memo: Memo, result: TrialResult) -> float:
+def _fp32_clipped(
+    config: OutliersConfig, method: ClipWeightOutliers, memo: Memo, result: TrialResult
+) -> tuple[float, int]:
+    """The clipped network's metric in FP32, and how many weights its Linears have."""
     shared = (config.model, config.task, config.evaluation)
     material = memo.get("material", shared, lambda: load(*shared))
     with clipped_weights(material.model, method.weight_limits(material.model, config.bits)):
         logits = material.answer("FP32, clipped").logits
     primary = config.task.metrics[0]
-    return metrics.compute([primary], logits, result.labels)[primary]
+    weights = sum(module.weight.numel() for module in material.model.modules() if isinstance(module, nn.Linear))
+    return metrics.compute([primary], logits, result.labels)[primary], weights
 
 
 def _reference(judge: Judge, variables: int) -> dict[str, object]:
