@@ -98,7 +98,7 @@ def token_table(
     def attend(tally: Tally, probs: Tensor) -> Tensor:
         one_hot = now["kinds"]
         queries = 1 - one_hot[..., -1]
-        paid = torch.einsum("bhkq,bq,bkn->n", probs.float().cpu(), queries, one_hot).numpy()
+        paid = torch.einsum("bhqk,bq,bkn->n", probs.float().cpu(), queries, one_hot).numpy()
         tally.attention = paid + (0 if tally.attention is None else tally.attention)
         return probs
 
