@@ -1,4 +1,4 @@
-"""Why quantization fails here: plots and tables of outliers and errors, from an analysis and from the trials."""
+"""What quantization's errors do: which sites change the answers, how errors add up, and what takes them away."""
 
 import math
 from collections.abc import Sequence
@@ -8,39 +8,12 @@ import pandas as pd
 
 from quantlab.reporting.analysis import COMMAND, Analysis
 from quantlab.reporting.comparing import Row
+from quantlab.reporting.outlying import DEPTH, depth_step
 from quantlab.reporting.reading import Study
-from quantlab.reporting.sections import Section, Table, as_table
-from quantlab.reporting.shapes import Plot, axis, bar, bars, heat, level_line, line
+from quantlab.reporting.sections import Section
+from quantlab.reporting.shapes import Plot, axis, bar, bars, level_line, line
 
 TOP = 20  # sites that a bar chart shows; its data has all
-DEPTH = "depth (0: embeddings)"
-KURTOSES = {
-    "kurtosis": "all elements, padding left out",
-    "kurtosis_published": "arXiv 2603.04308: padding counted, mean over batches",
-    "channel_kurtosis_median": "median of the channels' own",
-}
-ENERGIES = {
-    "top1pct_energy_channels": "top 1 % of channels",
-    "top1pct_energy_elements": "top 1 % of elements",
-    "top1pct_energy_published": "arXiv 2603.04308: top 1 % of elements, padding counted",
-}
-
-
-def outliers(study: Study, analysis: Analysis | None) -> Section:
-    """Where outliers are: by depth, channel and token, and in which weights."""
-    layers = analysis.table("layers") if analysis else None
-    by_depth = layers if layers is not None else _by_depth(study)
-    plots = [] if by_depth is None else [_kurtosis(by_depth), _energy(by_depth)]
-    found = analysis.tables if analysis else {}
-    makers = {"channels": _channels, "token_channels": _token_channels}
-    plots += [make(found[name]) for name, make in makers.items() if name in found]
-    lists = {"tokens": _tokens, "weights": _weights}
-    tables = [make(found[name]) for name, make in lists.items() if name in found]
-    findings = [str(sentence) for sentence in analysis.summary["findings"]] if analysis else []
-    return Section(
-        id="outliers", title="Where outliers are", paragraphs=findings, plots=plots, tables=tables,
-        commands=[str(analysis.summary["command"])] if analysis else [],
-    )  # fmt: skip
 
 
 def errors(study: Study, found: Sequence[Row], analysis: Analysis | None) -> Section:
@@ -74,105 +47,6 @@ def _command(study: Study) -> list[str]:
     return []
 
 
-def _by_depth(study: Study) -> pd.DataFrame | None:
-    """What every trial measured of the FP32 network, of the first that did."""
-    names = [*KURTOSES, *ENERGIES]
-    for trial in study.finished:
-        lists = {name: trial.metrics[name] for name in names if isinstance(trial.metrics.get(name), list)}
-        if "kurtosis" in lists:
-            return pd.DataFrame(lists, dtype=float).rename_axis("depth").reset_index()
-    return None
-
-
-def _kurtosis(layers: pd.DataFrame) -> Plot:
-    names = {name: label for name, label in KURTOSES.items() if name in layers}
-    traces = [line(layers["depth"], layers[name], label, index) for index, (name, label) in enumerate(names.items())]
-    return Plot(
-        id="kurtosis", title="Kurtosis by depth", traces=traces, data=layers,
-        caption="Pearson's, of FP32's residual stream on the calibration rows; a Gaussian has 3 (dashed).",
-        layout={"xaxis": axis(DEPTH, dtick=_step(layers)), "yaxis": axis("kurtosis", type="log"), **level_line(3)},
-    )  # fmt: skip
-
-
-def _energy(layers: pd.DataFrame) -> Plot:
-    names = {name: label for name, label in ENERGIES.items() if name in layers}
-    traces = [
-        line(layers["depth"], 100 * layers[name], label, index, "%{y:.1f} %")
-        for index, (name, label) in enumerate(names.items())
-    ]
-    return Plot(
-        id="energy",
-        title="Energy in the top 1 % by depth",
-        traces=traces,
-        data=layers,
-        caption="Share of the sum of squares; of channels and of elements are two definitions, told apart here.",
-        layout={"xaxis": axis(DEPTH, dtick=_step(layers)), "yaxis": axis("share (%)", rangemode="tozero")},
-    )
-
-
-def _step(layers: pd.DataFrame) -> int:
-    return max(1, math.ceil(len(layers) / 14))
-
-
-def _channels(channels: pd.DataFrame) -> Plot:
-    table = channels.pivot_table(index="channel", columns="depth", values="largest", aggfunc="first")
-    table = table.loc[table.max(axis=1).sort_values().index]
-    table.index = [f"{channel}" for channel in table.index]
-    return Plot(
-        id="channels",
-        title="Channels by depth",
-        data=channels,
-        height=max(380, 17 * len(table) + 90),
-        traces=[heat(table, "largest |x|", "channel %{y}, depth %{x}<br>largest |x| %{z:.3g}")],
-        caption="The strongest channels of the residual stream, the strongest on top.",
-        layout={"xaxis": axis(DEPTH, dtick=1), "yaxis": axis("channel", type="category", dtick=1)},
-    )
-
-
-def _token_channels(tokens: pd.DataFrame) -> Plot:
-    table = tokens.pivot_table(index="channel", columns="position", values="value", aggfunc="first")
-    table = table.loc[table.abs().max(axis=1).sort_values().index]
-    words = tokens.drop_duplicates("position").sort_values("position")
-    table.index = [f"{channel}" for channel in table.index]
-    ticks = {"tickvals": words["position"].tolist(), "ticktext": words["token"].astype(str).tolist(), "tickangle": -60}
-    site = f" at {tokens['site'].iloc[0]}" if "site" in tokens else ""
-    return Plot(
-        id="token-channels",
-        title="Channels by token",
-        data=tokens,
-        height=max(420, 17 * len(table) + 150),
-        wide=True,
-        traces=[heat(table, "x", "channel %{y}, token %{x}<br>x = %{z:.3g}", symmetric=True)],
-        caption=f"One example{site}, where the outliers are strongest; the strongest channels, zero in the middle.",
-        layout={"xaxis": axis("", tickmode="array", **ticks), "yaxis": axis("channel", type="category", dtick=1)},
-    )
-
-
-def _tokens(tokens: pd.DataFrame) -> Table:
-    kept = [name for name in ("depth", "kind", "tokens", "outliers", "energy", "attention") if name in tokens]
-    shown = tokens.loc[tokens["tokens"] > 0, kept].copy()
-    for name in kept[2:]:
-        shown[name] = [f"{100 * value:.1f}" if math.isfinite(value) else "" for value in shown[name]]
-    names = {
-        "kind": "kind of token", "tokens": "share of tokens (%)", "outliers": "of elements beyond 6 σ (%)",
-        "energy": "of energy (%)", "attention": "of the next layer's attention (%)",
-    }  # fmt: skip
-    caption = "Which tokens carry the residual stream's outliers, and how much attention the next layer pays to them."
-    return as_table("tokens", "Tokens that carry outliers", shown.rename(columns=names), caption)
-
-
-def _weights(weights: pd.DataFrame) -> Table:
-    strongest = weights.reindex(weights["sigmas"].abs().sort_values(ascending=False).index).head(TOP)
-    names = ("parameter", "row", "column", "value", "sigmas", "site", "channel")
-    shown = strongest[[name for name in names if name in strongest]].copy()
-    shown["value"], shown["sigmas"] = shown["value"].map("{:.3f}".format), shown["sigmas"].map("{:+.1f}".format)
-    title = "Weights behind the outliers"
-    caption = (
-        f"The {len(shown)} furthest from zero of {len(weights)} listed, in standard deviations of their matrix, and "
-    )
-    return as_table("weights", title, shown, caption + "the site and channel that each feeds.")
-
-
 def _attribution(sites: pd.DataFrame) -> Plot:
     by = "kl" if "kl" in sites else "logit_error"
     titles = {"kl": "divergence of the answers that it alone causes (nats)", "logit_error": "RMS change of the logits"}
@@ -183,7 +57,7 @@ def _attribution(sites: pd.DataFrame) -> Plot:
         id="attribution", title="Which sites change the answers", data=sites, height=max(420, 21 * len(top) + 90),
         traces=[bar(top["site"], top[by], hover) | {"customdata": more.astype(object).where(more.notna(), None)
                 .to_numpy().tolist()}],
-        caption=f"Each site quantized alone, everything else in FP32; the first {len(top)} of {len(sites)}.",
+        caption=f"Each site alone at its narrowest, the others in 16 bits; the first {len(top)} of {len(sites)}.",
         layout={"xaxis": axis(titles[by]), "yaxis": axis("", autorange="reversed", dtick=1)},
     )  # fmt: skip
 
@@ -217,7 +91,7 @@ def _accumulation(table: pd.DataFrame) -> Plot:
         traces=traces,
         data=table,
         caption="Error power along the residual stream: above the sum, errors amplify each other; below, they cancel.",
-        layout={"xaxis": axis(DEPTH, dtick=_step(table)), "yaxis": axis("power", type="log")},
+        layout={"xaxis": axis(DEPTH, dtick=depth_step(table)), "yaxis": axis("power", type="log")},
     )
 
 

@@ -11,9 +11,10 @@ from markupsafe import Markup, escape
 from quantlab.reporting import anchors
 from quantlab.reporting.analysis import Analysis
 from quantlab.reporting.answer import answer
-from quantlab.reporting.causes import errors, outliers
+from quantlab.reporting.causes import errors
 from quantlab.reporting.comparing import Matrix, Row, matrix, repeats, rows
 from quantlab.reporting.figures import against_axes, pareto
+from quantlab.reporting.outlying import outliers
 from quantlab.reporting.reading import Study
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot
