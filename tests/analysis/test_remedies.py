@@ -29,7 +29,7 @@ def config(lab: SearchLab, *more: str) -> OutliersConfig:
 
 
 def ranked(ready: Bench) -> list[str]:
-    """The planted sites first, the rest in the network's order."""
+    """The planted sites first, the rest of those that are decided in the network's order."""
     names = [variable.name for variable in ready.space.variables]
     return [*PLANTED, *(name for name in names if name not in PLANTED)]
 
@@ -77,6 +77,13 @@ def test_random_sites_are_seeded_and_can_be_left_out(planted: SearchLab) -> None
     pd.testing.assert_frame_equal(first, again)
     assert list(first["protected"]) != list(other["protected"])
     assert set(none["kind"]) == {"reference", "top"}
+
+
+def test_a_draw_has_no_site_twice(planted: SearchLab) -> None:
+    """Two of two: every draw is both."""
+    table = protecting(planted, 8, "search.sites=['*.ffn.mid']")
+    drawn = [set(names.split()) for names in table["protected"][table["kind"] == "random"]]
+    assert drawn == [set(PLANTED)] * 8
 
 
 def test_the_numbers_are_those_of_the_protected_plan(planted: SearchLab) -> None:
