@@ -1,6 +1,7 @@
 """The weights that make the outliers: the last step back."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,20 @@ from quantlab.quant.sketch import Sketch
 LISTED = 200
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ends:
+    """What calibration saw of what enters a Linear, and of what it makes: its own output, or an activation of it."""
+
+    inputs: Sketch | None
+    outputs: Sketch | None
+    linear: bool
+
+    @property
+    def products(self) -> Sketch | None:
+        """The Linear's own output."""
+        return self.outputs if self.linear else None
+
+
 def weight_table(
     model: PreTrainedModel, places: Sequence[Place], sketches: Mapping[str, Sketch], sigmas: float
 ) -> pd.DataFrame:
@@ -25,16 +40,18 @@ def weight_table(
 
     ``row`` is the output's channel, ``column`` the input's; ``site`` the place of the Linear's output, ``dominant``
     whether that channel is a dominant one there. ``energy`` is the share of the channel's sum x² that the product of
-    this one weight with its input makes by itself, w² E[in²] / E[out²]: over 1 where others cancel it.
+    this one weight with its input makes by itself, w² E[in²] / E[out²]: over 1 where others cancel it. Where only the
+    tensor after an activation function has a place, that is ``site``, and there is no ``energy``.
     """
     taps = {tap: place.name for place in places for tap in (place.operand, place.tensor) if tap is not None}
     rows = []
     for parameter, module in weighted_modules(model).items():
         if isinstance(module, nn.Linear):
             path = parameter.removesuffix(".weight")
-            ends = [_input(path, taps), taps.get(Tap(path, "output"))]
-            inputs, outputs = (sketches.get(end or "") for end in ends)
-            rows += _rows(parameter, weight_of(module), inputs, outputs, ends[1], sigmas)
+            source, site = _input(path, taps), taps.get(Tap(path, "output"))
+            made = site or _after_activation(source, module.out_features, places)
+            ends = Ends(inputs=sketches.get(source or ""), outputs=sketches.get(made or ""), linear=site is not None)
+            rows += _rows(parameter, weight_of(module), ends, made, sigmas)
     columns = ["parameter", "layer", "row", "column", "value", "sigmas", "site", "channel", "dominant", "energy"]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values("sigmas", key=np.abs, ascending=False, ignore_index=True).head(LISTED)
@@ -51,14 +68,21 @@ def _input(path: str, taps: Mapping[Tap, str]) -> str | None:
     return taps.get(Tap(path, "input")) or taps.get(Tap(path.rpartition(".")[0], "input"))
 
 
-def _rows(
-    parameter: str, weight: torch.Tensor, inputs: Sketch | None, outputs: Sketch | None, site: str | None, sigmas: float
-) -> list[dict[str, object]]:
+def _after_activation(source: str | None, channels: int, places: Sequence[Place]) -> str | None:
+    """The next place of so many channels in the layer of the place that a Linear reads."""
+    names = [place.name for place in places]
+    after = places[names.index(source) + 1 :] if source else []
+    scope = source.split(".")[0] if source else ""
+    found = (place.name for place in after if place.channels == channels and place.name.split(".")[0] == scope)
+    return next(found, None)
+
+
+def _rows(parameter: str, weight: torch.Tensor, ends: Ends, site: str | None, sigmas: float) -> list[dict[str, object]]:
     deviation = float(weight.std())
-    dominant = set(dominant_channels(outputs)) if outputs else set()
+    dominant = set(dominant_channels(ends.outputs)) if ends.outputs else set()
     layers = [part for part in parameter.split(".") if part.isdigit()]
-    sent, received = (np.full(size, np.nan) if sketch is None else mean_square(sketch)
-                      for sketch, size in ((inputs, weight.shape[1]), (outputs, weight.shape[0])))  # fmt: skip
+    sketches = ((ends.products, weight.shape[0]), (ends.inputs, weight.shape[1]))
+    received, sent = (np.full(size, np.nan) if seen is None else mean_square(seen) for seen, size in sketches)
     found = []
     magnitudes, indices = weight.abs().flatten().topk(min(LISTED, weight.numel()))
     for index in indices[magnitudes > sigmas * deviation].tolist():

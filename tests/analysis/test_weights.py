@@ -88,8 +88,9 @@ def test_every_linear_has_its_sites_and_no_other_module_is_listed(family: str) -
     inside = {f"1.{role}" for role in ("attn.query", "attn.key", "attn.value", "attn.out", "ffn.out")}
     known = table[table["site"].isin(inside)]
     assert known["energy"].notna().all() and (known["energy"] > 0).all()
-    assert not table["dominant"].any()
-    middle = table[(table["layer"] == "1") & (table["site"] == "")]  # read by no place before its activation
+    assert not known["dominant"].any()
+    assert not (table["site"][table["layer"] == "1"] == "").any()
+    middle = table[table["site"] == "1.ffn.mid"]  # seen after its activation function only
     assert middle["parameter"].nunique() == 1 and middle["energy"].isna().all()
 
 
