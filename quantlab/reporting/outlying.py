@@ -24,6 +24,13 @@ ENERGIES = {
 }
 
 
+TOKENS = {
+    "outliers": "Which tokens carry the elements beyond 6 σ",
+    "energy": "Which tokens carry the energy",
+    "attention": "Which tokens the next layer attends to",
+}
+
+
 def outliers(study: Study, analysis: Analysis | None) -> Section:
     """Where outliers are: by depth, channel and token, and in which weights."""
     layers = analysis.table("layers") if analysis else None
@@ -33,8 +40,8 @@ def outliers(study: Study, analysis: Analysis | None) -> Section:
     found = analysis.tables if analysis else {}
     makers = {"channels": _channels, "token_channels": _token_channels}
     plots += [make(found[name]) for name, make in makers.items() if name in found]
-    lists = {"tokens": _tokens, "weights": _weights}
-    tables = [make(found[name]) for name, make in lists.items() if name in found]
+    tables = _tokens(found["tokens"]) if "tokens" in found else []
+    tables += [_weights(found["weights"])] if "weights" in found else []
     findings = [str(sentence) for sentence in analysis.summary["findings"]] if analysis else []
     return Section(
         id="outliers", title="Where outliers are", paragraphs=findings, plots=plots, tables=tables,
@@ -127,17 +134,18 @@ def _token_channels(tokens: pd.DataFrame) -> Plot:
     )
 
 
-def _tokens(tokens: pd.DataFrame) -> Table:
-    kept = [name for name in ("depth", "kind", "tokens", "outliers", "energy", "attention") if name in tokens]
-    shown = tokens.loc[tokens["tokens"] > 0, kept].copy()
-    for name in kept[2:]:
-        shown[name] = [f"{100 * value:.1f}" if math.isfinite(value) else "" for value in shown[name]]
-    names = {
-        "kind": "kind of token", "tokens": "share of tokens (%)", "outliers": "of elements beyond 6 σ (%)",
-        "energy": "of energy (%)", "attention": "of the next layer's attention (%)",
-    }  # fmt: skip
-    caption = "Which tokens carry the residual stream's outliers, and how much attention the next layer pays to them."
-    return as_table("tokens", "Tokens that carry outliers", shown.rename(columns=names), caption)
+def _tokens(tokens: pd.DataFrame) -> list[Table]:
+    shown = tokens[tokens["tokens"] > 0]
+    return [_by_kind(shown, column, title) for column, title in TOKENS.items() if shown[column].notna().any()]
+
+
+def _by_kind(tokens: pd.DataFrame, column: str, title: str) -> Table:
+    """A row a kind of token, a column a depth, in percent."""
+    wide = 100 * tokens.pivot_table(index="kind", columns="depth", values=column, sort=False)
+    share = 100 * tokens.groupby("kind", sort=False)["tokens"].mean()
+    texts = pd.concat([share.rename("of tokens"), wide], axis=1).map("{:.1f}".format, na_action="ignore")
+    caption = "Percent by depth (0: embeddings); the kind's share of the tokens beside it."
+    return as_table(f"tokens-{column}", title, texts.rename_axis("kind of token").reset_index(), caption)
 
 
 def _weights(weights: pd.DataFrame) -> Table:
