@@ -29,8 +29,9 @@ def test_a_command_composes(line: str) -> None:
     module = words[words.index("-m") + 1]
     if module in ("quantlab.sync", "quantlab.export", "quantlab.report"):
         return
-    config = {"quantlab.run": "config", "quantlab.finetune": "finetune"}.get(module, "search")
-    assert module in ("quantlab.run", "quantlab.finetune", "quantlab.search", "quantlab.sensitivity")
+    known = {"quantlab.run": "config", "quantlab.sensitivity": "search"}
+    known |= {f"quantlab.{name}": name for name in ("finetune", "search", "outliers")}
+    config = known[module]
     overrides = [word for word in words[words.index(module) + 1 :] if word != "-m"]
     overrides = [re.sub("^method=found/.*", "method=per_site", word) for word in overrides]  # there after a search
     first = [re.sub(r"=([\w.]+),[\w.,]+$", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
