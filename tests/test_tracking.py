@@ -96,6 +96,7 @@ def test_a_trial_arrives_whole(tracker: MLflow, tiny_bert: Path, tiny_glue: Path
         "plan.json",
         "answers.parquet",
         "sites.csv",
+        "outliers.csv",
         "linears.csv",
         "kurtosis.png",
         "result.json",
