@@ -14,7 +14,7 @@ from quantlab.reporting.analysis import of_study
 from quantlab.reporting.answer import MAX_DROP
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.writing import FORMATS, write
-from quantlab.tracking.mlflow import fetch
+from quantlab.tracking.download import fetch
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 

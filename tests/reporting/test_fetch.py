@@ -10,7 +10,8 @@ from quantlab.report import main
 from quantlab.reporting.sources import from_folders
 from quantlab.sweeping.store import Store, outcome
 from quantlab.tracking.base import Entry, Outcome
-from quantlab.tracking.mlflow import MLflow, fetch
+from quantlab.tracking.download import fetch
+from quantlab.tracking.mlflow import MLflow
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
