@@ -1,12 +1,12 @@
 """Runs out of an MLflow store, as folders: those that a trial and a sweep leave."""
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantlab.tracking.database import first_use, shown
-from quantlab.tracking.mlflow import ENVIRONMENT, SQLITE, require_healthy
+from quantlab.tracking.mlflow import SQLITE
+from quantlab.tracking.opening import prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,10 +42,7 @@ def fetch(uri: str, run_id: str, root: Path) -> Path:
 
 def _reader(uri: str) -> "MlflowClient":
     """A client for a store that is there already."""
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    if uri.startswith("http"):
-        require_healthy(uri)
+    prepare(uri)
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
         raise ConnectionError(f"there is no MLflow store {uri}")
     from mlflow import MlflowClient

@@ -1,8 +1,6 @@
 """MLflow: an SQLite file by default, or a server. A run's record is on disk first; what MLflow has follows from it."""
 
 import logging
-import os
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ from quantlab.result import Metric
 from quantlab.tracking import record as records
 from quantlab.tracking.base import Entry, Outcome, Run, Tracker
 from quantlab.tracking.database import first_use, shown
+from quantlab.tracking.opening import prepare
 from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Owner, Record
 
 if TYPE_CHECKING:
@@ -21,17 +20,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowEntity
 
 SQLITE, POSTGRES = "sqlite:///", "postgresql+psycopg2://"  # a plain postgresql:// means another driver by now
-HEALTH_TIMEOUT_S = 4.0
 PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters, MLflow's own
 CUT = " [cut short: the run's files have all of it]"
 UNSEEN = "the process ended without a word: killed, or the power failed"
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 log = logging.getLogger(__name__)
 
 Step = Callable[["MlflowClient", Record, Path], Record]
@@ -194,10 +185,7 @@ def connection(uri: str, experiment: str) -> tuple["MlflowClient", str]:
 
     Raises ConnectionError, within seconds, where nothing answers or lets us in.
     """
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    if uri.startswith("http"):
-        require_healthy(uri)
+    prepare(uri)
     from mlflow import MlflowClient  # seconds to import: not paid where tracking is off
 
     with first_use(uri):
@@ -220,21 +208,6 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str) -> str:
             found = client.get_experiment_by_name(experiment)  # another process was quicker
     assert found is not None
     return found.experiment_id
-
-
-def require_healthy(uri: str) -> None:
-    """Raises ConnectionError, with a way to start one, unless an MLflow server answers at ``uri`` within seconds."""
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S) as answer:
-            if answer.status == 200:
-                return
-            problem = f"status {answer.status}"
-    except OSError as error:
-        problem = str(error)
-    raise ConnectionError(
-        f"no MLflow server answers at {uri} ({problem}); start one with `mlflow server --port 5000`, or use "
-        "tracking=sqlite or tracking=off"
-    )
 
 
 def _found(client: "MlflowClient", record: Record) -> "MlflowEntity | None":
