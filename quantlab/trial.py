@@ -142,7 +142,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         **material.loaded.tags,
         **machine_tags(material.model.device),
         **measured,
-        "snap": native.name(),
+        "kernels": native.name(),
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": outcome.plan.fingerprint,

@@ -1,6 +1,9 @@
 """One pass in C, four in torch: the same bits, with and without a compiler."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,7 +53,7 @@ def snapper(grid: AffineGrid, channels: int) -> tuple[Snapper, Tensor, Tensor]:
 def test_c_and_torch_agree_to_the_bit(grid: AffineGrid, seed: int, rows: int, channels: int, each: bool) -> None:
     x = tensor(seed, rows, channels)
     snap, scale, zero_point = snapper(grid, channels if each else 1)
-    expected = grid.snap(x, scale, zero_point)
+    expected = (x * scale.reciprocal()).round().clamp(grid.q_min - zero_point, grid.q_max - zero_point) * scale
     assert snap(x).view(torch.int32).equal(expected.view(torch.int32))
     values, integers = snap.integers(x, values=True)
     assert values is not None and values.view(torch.int32).equal(expected.view(torch.int32))
@@ -61,6 +64,16 @@ def test_c_and_torch_agree_to_the_bit(grid: AffineGrid, seed: int, rows: int, ch
     )
     alone = snap.integers(x, values=False)
     assert alone[0] is None and alone[1] is not None and torch.equal(alone[1], integers)
+
+
+@given(overwrite=st.booleans(), each=st.booleans())
+def test_a_tensor_is_overwritten_only_where_that_is_allowed(overwrite: bool, each: bool) -> None:
+    x = tensor(0, 9, 33)
+    before = x.clone()
+    scale, zero_point = GRIDS[-2].parameters(*2 * [torch.linspace(0.5, 20, 33 if each else 1)])
+    y = GRIDS[-2].snapper(scale, zero_point, overwrite)(x)
+    assert torch.equal(y, GRIDS[-2].snap(before, scale, zero_point))
+    assert torch.equal(x, before) or (overwrite and x.data_ptr() == y.data_ptr())
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -89,20 +102,39 @@ def test_what_c_does_not_take_goes_through_torch(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(by_head(scores)[:, 1], grid.snapper(each[1], zeros[1])(scores[:, 1]))
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_compiler_that_works_torch_does_it(
-    compiler: str, own_cache: object, unbuilt: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CC", compiler)
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def test_where_there_is_a_compiler_the_kernels_are_built(own_cache: object, unbuilt: None) -> None:
+    assert native.name() == "kernels.c"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def test_the_kernels_compile_without_a_warning(tmp_path: Path) -> None:
+    command = ["cc", *native.FLAGS, "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "it.so"), str(native.SOURCE)]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
+
+
+def test_without_a_compiler_torch_does_it(unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
     assert native.library() is None and native.name() == "torch"
 
 
-def test_it_is_built_once(own_cache: object, unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.library() is None:
-        pytest.skip("no C compiler here")
+def test_a_compiler_that_fails_is_said_and_asked_again(
+    own_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "false")
+    for _ in range(2):
+        native.library.cache_clear()
+        with pytest.warns(UserWarning, match="could not build .*kernels.c; torch does its work"):
+            assert native.name() == "torch"
+    assert not list(own_cache.rglob("*.so"))
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def test_they_are_built_once(own_cache: object, unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library()
     native.library.cache_clear()
     monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: pytest.fail("built again"))
-    assert native.name() == "snap.c"
+    assert native.name() == "kernels.c"
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quantlab.placement.attention import Function, tapped_attention
+from quantlab.placement.attention import Counted, Function, tapped_attention
 from quantlab.placement.integer import Carrying, integer_linears, integer_weights
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
 from quantlab.placement.sites import Tap
@@ -71,7 +71,12 @@ def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engin
     def insert_activations(activations: Iterable[ActivationQuant]) -> Iterator[Inserted]:
         activations = tuple(activations)
         inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
-        with tapped(model, {item.tap: _counted(item.site, make(item, model.device), inserted) for item in activations}):
+        functions = {
+            # What a module returns, and what attention computes, nothing but the tap has seen: it may be overwritten.
+            item.tap: Counted(item.site, make(item, model.device, item.tap.at != "input"), inserted.calls)
+            for item in activations
+        }
+        with tapped(model, functions):
             yield inserted
 
     with quantized_weights(model, weights), integer_linears(model, integers, linears):
@@ -115,8 +120,8 @@ def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
     return weight.grid.snap(value, scale, zero_point)
 
 
-def quantizer(activation: ActivationQuant, device: torch.device) -> Function:
-    """The function that puts a site's tensor on its grid."""
+def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool = False) -> Function:
+    """The function that puts a site's tensor on its grid; where it may overwrite the tensor, that takes less memory."""
     grid = activation.grid
     if isinstance(grid, FloatGrid):
         return grid.snap
@@ -126,13 +131,16 @@ def quantizer(activation: ActivationQuant, device: torch.device) -> Function:
         scale, zero_point = scale[groups], zero_point[groups]
         if activation.tap.at in ("scores", "probs"):
             scale, zero_point = scale[:, None, None], zero_point[:, None, None]
-    return grid.snapper(scale.to(device), zero_point.to(device))
+    return grid.snapper(scale.to(device), zero_point.to(device), overwrite)
 
 
-def carrying(only_products: Container[Tap], activation: ActivationQuant, device: torch.device) -> Function:
-    """:func:`quantizer`, and its results carry their integers where these fit into bytes."""
-    function = quantizer(activation, device)
-    if not isinstance(function, Snapper) or activation.grid.bits > BITS:
+def carrying(
+    only_products: Container[Tap], activation: ActivationQuant, device: torch.device, overwrite: bool
+) -> Function:
+    """:func:`quantizer`, and its results carry their integers where these fit into bytes and a Linear may read them."""
+    function = quantizer(activation, device, overwrite)
+    inside = activation.tap.at in ("scores", "probs")
+    if inside or not isinstance(function, Snapper) or activation.grid.bits > BITS:
         return function
     return Carrying(function, activation.groups, values=activation.tap not in only_products)
 
@@ -140,14 +148,6 @@ def carrying(only_products: Container[Tap], activation: ActivationQuant, device:
 def activation_parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:
     """Scale and zero point of each of a site's ranges, shape (ranges,)."""
     return grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))
-
-
-def _counted(site: str, function: Function, inserted: Inserted) -> Function:
-    def run(x: Tensor) -> Tensor:
-        inserted.calls[site] += 1
-        return function(x)
-
-    return run
 
 
 @contextmanager

@@ -58,9 +58,9 @@ class AffineGrid:
         """The grid's value nearest to every element of ``x``: quantize, then dequantize."""
         return self.snapper(scale, zero_point)(x)
 
-    def snapper(self, scale: Tensor, zero_point: Tensor) -> Snapper:
-        """:meth:`snap` for one scale and zero point: the same numbers, faster."""
-        return Snapper(scale, zero_point, self.q_min, self.q_max)
+    def snapper(self, scale: Tensor, zero_point: Tensor, overwrite: bool = False) -> Snapper:
+        """:meth:`snap` for one scale and zero point: the same numbers, faster, and in place where it may overwrite."""
+        return Snapper(scale, zero_point, self.q_min, self.q_max, overwrite)
 
     def __str__(self) -> str:
         return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}"

@@ -13,12 +13,14 @@ class Snapper:
 
     The zero point is folded into the bounds. On a CPU one pass over memory does it all (:mod:`quantlab.quant.native`);
     in torch, a single range becomes plain numbers, which it clamps to three times as fast as to one-element tensors.
+    ``overwrite`` allows that pass to put the values where the tensor was.
     """
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int):
-        self.scale = scale
+    def __init__(self, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, overwrite: bool = False):
+        self.scale, self.overwrite = scale, overwrite
         self.terms = (scale.reciprocal(), q_min - zero_point, q_max - zero_point, scale)
         self.numbers = [term.item() for term in self.terms] if scale.numel() == 1 else None
+        self._per_head: Tensor | None = None
         self.byte_zero_point = (zero_point + (MIDDLE if q_min < 0 else 0)).int()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -40,16 +42,21 @@ class Snapper:
         integers = None if whole.isnan().any() else (whole + self.byte_zero_point).to(torch.uint8)
         return whole * step if values else None, integers
 
+    def per_head(self, heads: int) -> Tensor:
+        """Reciprocal of the scale, bounds and scale of each of the heads, shape (heads, 4), FP32."""
+        if self._per_head is None:
+            self._per_head = torch.stack([term.float().flatten().expand(heads) for term in self.terms], dim=1)
+        return self._per_head
+
     def _is_native(self, x: Tensor) -> bool:
-        plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
-        return plain and (self.numbers is not None or self.terms[0].ndim == 1) and native.library() is not None
+        return native.takes(x) and (self.numbers is not None or self.terms[0].ndim == 1)
 
     def _native(self, x: Tensor, values: bool, integers: bool) -> tuple[Tensor | None, Tensor | None]:
         library, x = native.library(), x.contiguous()
         assert library is not None
-        snapped = torch.empty_like(x) if values else None
+        snapped = (x if self.overwrite else torch.empty_like(x)) if values else None
         bytes_ = torch.empty(x.shape, dtype=torch.uint8) if integers else None
-        to = [x.data_ptr(), _address(snapped), _address(bytes_)]
+        to = [x.data_ptr(), native.address(snapped), native.address(bytes_)]
         if self.numbers is not None:
             nan = library.snap(*to, x.numel(), *self.numbers, self.byte_zero_point.item(), torch.get_num_threads())
         else:
@@ -57,7 +64,3 @@ class Snapper:
             size = (x.numel() // x.shape[-1], x.shape[-1])
             nan = library.snap_channels(*to, *size, *channels, torch.get_num_threads())
         return snapped, None if nan else bytes_
-
-
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()

@@ -1,0 +1,193 @@
+/* Elementwise work on a CPU in one pass over memory, where torch needs one pass an operator. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#pragma GCC target("prefer-vector-width=512")
+#define LANES 16
+#else
+#define LANES 8
+#endif
+
+typedef struct {
+    float inverse, lower, upper, step;
+} Grid; /* a value's integer is clamp(round(x * inverse), lower, upper), the value itself step times that */
+
+/* To the bit as torch's multiply, round and clamp do it; NaN stays NaN. */
+static inline float integer_of(float x, Grid grid) {
+    float q = rintf(x * grid.inverse);
+    q = q < grid.lower ? grid.lower : q;
+    return q > grid.upper ? grid.upper : q;
+}
+
+static inline float snapped(float x, Grid grid) { return integer_of(x, grid) * grid.step; }
+
+/* y gets x on one grid, bytes its integers plus zero_point; either may be 0, and y may be x. Returns whether x holds a
+   NaN, for which no byte stands; it is looked for where bytes are asked for. */
+int snap(const float *x, float *y, uint8_t *bytes, int64_t count, float inverse, float lower, float upper, float step,
+         int32_t zero_point, int threads) {
+    const Grid grid = {inverse, lower, upper, step};
+    int nan = 0;
+    if (y && bytes) {
+#pragma omp parallel for simd num_threads(threads) reduction(| : nan)
+        for (int64_t i = 0; i < count; i++) {
+            float q = integer_of(x[i], grid);
+            nan |= q != q;
+            y[i] = q * step;
+            bytes[i] = (uint8_t)((int32_t)q + zero_point);
+        }
+    } else if (y) {
+#pragma omp parallel for simd num_threads(threads)
+        for (int64_t i = 0; i < count; i++) y[i] = snapped(x[i], grid);
+    } else {
+#pragma omp parallel for simd num_threads(threads) reduction(| : nan)
+        for (int64_t i = 0; i < count; i++) {
+            float q = integer_of(x[i], grid);
+            nan |= q != q;
+            bytes[i] = (uint8_t)((int32_t)q + zero_point);
+        }
+    }
+    return nan;
+}
+
+/* snap with a grid for each of the channels, which are the last dimension. */
+int snap_channels(const float *x, float *y, uint8_t *bytes, int64_t rows, int64_t channels, const float *inverse,
+                  const float *lower, const float *upper, const float *step, const int32_t *zero_point, int threads) {
+    int nan = 0;
+#pragma omp parallel for num_threads(threads) reduction(| : nan)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *from = x + row * channels;
+        float *values = y ? y + row * channels : 0;
+        uint8_t *to = bytes ? bytes + row * channels : 0;
+#pragma omp simd reduction(| : nan)
+        for (int64_t c = 0; c < channels; c++) {
+            float q = integer_of(from[c], (Grid){inverse[c], lower[c], upper[c], step[c]});
+            if (to) {
+                nan |= q != q;
+                to[c] = (uint8_t)((int32_t)q + zero_point[c]);
+            }
+            if (values) values[c] = q * step[c];
+        }
+    }
+    return nan;
+}
+
+/* e to the x for x <= 0, within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, e^r by its Taylor series. */
+static inline float exp_of_negative(float x) {
+    float n = rintf(x * 1.44269504f);
+    float r = fmaf(n, -1.42860677e-6f, fmaf(n, -0.693145752f, x));
+    float p = 1.f / 5040;
+    p = fmaf(p, r, 1.f / 720);
+    p = fmaf(p, r, 1.f / 120);
+    p = fmaf(p, r, 1.f / 24);
+    p = fmaf(p, r, 1.f / 6);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p, r, 1.f);
+    p = fmaf(p, r, 1.f);
+    union {
+        int32_t bits;
+        float value;
+    } power = {.bits = ((int32_t)(n < -126.f ? -126.f : n) + 127) << 23};
+    return x < -87.f ? 0.f : p * power.value;
+}
+
+/* One row of attention scores becomes probabilities: scaled, on a grid, masked, softmax, on a grid. Steps whose grid is 0
+   are left out. NaN and infinite scores make a row of NaN, as torch has it. */
+static inline __attribute__((always_inline)) void softmax(float *x, int64_t keys, float scaling, const Grid *before,
+                                                          const float *mask, const Grid *after) {
+    float largest = -INFINITY, sum = 0;
+    int nan = 0;
+#pragma omp simd reduction(max : largest) reduction(| : nan)
+    for (int64_t k = 0; k < keys; k++) {
+        float s = (before ? snapped(x[k] * scaling, *before) : x[k] * scaling) + mask[k];
+        nan |= s != s;
+        largest = s > largest ? s : largest;
+        x[k] = s;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < keys; k++) sum += x[k] = exp_of_negative(x[k] - largest);
+    const float inverse = nan || !isfinite(largest) ? NAN : 1 / sum;
+#pragma omp simd
+    for (int64_t k = 0; k < keys; k++) x[k] = after ? snapped(x[k] * inverse, *after) : x[k] * inverse;
+}
+
+/* softmax, compiled for each of its cases: a branch inside its loops would keep them from being vectorized. */
+static void to_probabilities(float *x, int64_t keys, float scaling, const Grid *before, const float *mask,
+                             const Grid *after) {
+    if (before && after) {
+        softmax(x, keys, scaling, before, mask, after);
+    } else if (after) {
+        softmax(x, keys, scaling, 0, mask, after);
+    } else if (before) {
+        softmax(x, keys, scaling, before, mask, 0);
+    } else {
+        softmax(x, keys, scaling, 0, mask, 0);
+    }
+}
+
+#define ROWS 8 /* queries at a time: as many sums as registers hold */
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* sums[row] += factors[row][i] * rows[i], LANES of them from column on. */
+static inline void multiply_add(Lanes sums[ROWS], const float *const factors[ROWS], const float *rows, int64_t stride,
+                                int64_t count) {
+    for (int r = 0; r < ROWS; r++) sums[r] = (Lanes){0};
+    for (int64_t i = 0; i < count; i++) {
+        const Lanes row = *(const Lanes *)(rows + i * stride);
+        for (int r = 0; r < ROWS; r++) sums[r] += factors[r][i] * row;
+    }
+}
+
+/* Softmax attention. query, key, value (batch, tokens, heads, width) in memory, context too; width a multiple of LANES.
+   mask is added to the scaled scores where it is not 0; mask_strides are its elements a batch and a query. before and
+   after are grids of scores and probabilities, one a head, or 0. Returns 0, or 1 where memory is short. */
+int attend(const float *query, const float *key, const float *value, const float *mask, float *context, int64_t batch,
+           int64_t heads, int64_t queries, int64_t keys, int64_t width, const int64_t *mask_strides, float scaling,
+           const Grid *before, const Grid *after, int threads) {
+    const int64_t padded = (keys + LANES - 1) / LANES * LANES, stride = heads * width;
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        float *transposed = calloc(padded * (2 * width + ROWS + 1), sizeof(float)); /* keys: (width, padded) */
+        float *values = transposed + padded * width, *scores = values + padded * width, *masked = scores + padded * ROWS;
+        failed |= !transposed;
+        for (int64_t j = keys; j < padded && transposed; j++) masked[j] = -INFINITY;
+#pragma omp for collapse(2)
+        for (int64_t b = 0; b < batch; b++)
+            for (int64_t head = 0; head < heads; head++) {
+                if (!transposed) continue;
+                for (int64_t j = 0; j < keys; j++) {
+                    const int64_t from = (b * keys + j) * stride + head * width;
+                    for (int64_t d = 0; d < width; d++) transposed[d * padded + j] = key[from + d];
+                    memcpy(values + j * width, value + from, width * sizeof(float));
+                }
+                for (int64_t i = 0; i < queries; i += ROWS) {
+                    const int rows = queries - i < ROWS ? queries - i : ROWS;
+                    const float *q[ROWS], *p[ROWS];
+                    Lanes sums[ROWS];
+                    for (int r = 0; r < ROWS; r++) { /* what is beyond the last query is computed and left out */
+                        q[r] = query + (b * queries + i + (r < rows ? r : 0)) * stride + head * width;
+                        p[r] = scores + r * padded;
+                    }
+                    for (int64_t j = 0; j < padded; j += LANES) {
+                        multiply_add(sums, q, transposed + j, padded, width);
+                        for (int r = 0; r < ROWS; r++) *(Lanes *)(scores + r * padded + j) = sums[r];
+                    }
+                    for (int r = 0; r < rows; r++) {
+                        if (mask) memcpy(masked, mask + b * mask_strides[0] + (i + r) * mask_strides[1], keys * sizeof(float));
+                        to_probabilities(scores + r * padded, padded, scaling, before ? before + head : 0, masked,
+                                         after ? after + head : 0);
+                    }
+                    for (int64_t d = 0; d < width; d += LANES) {
+                        multiply_add(sums, p, values + d, width, keys);
+                        for (int r = 0; r < rows; r++)
+                            *(Lanes *)(context + (b * queries + i + r) * stride + head * width + d) = sums[r];
+                    }
+                }
+            }
+        free(transposed);
+    }
+    return failed;
+}
