@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from quantlab.placement.architecture import Family, Row, both
+from quantlab.placement.architecture import Family, FeedForward, Row, both
 from quantlab.placement.sites import Tap
 
 LAYER: Mapping[str, Row] = {
@@ -21,6 +21,7 @@ LAYER: Mapping[str, Row] = {
     "ffn.sum": Row(Tap("output.LayerNorm", "input")),
     "layer.out": Row(Tap("output.LayerNorm", "output")),
 }
+FEED_FORWARD = FeedForward("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense")
 
 
 def embeddings(prefix: str) -> Mapping[str, Row]:
@@ -43,4 +44,5 @@ FAMILY = Family(
     embed=embeddings("bert"),
     layer=LAYER,
     head=head("bert.pooler.dense", "classifier"),
+    feed_forward=FEED_FORWARD,
 )

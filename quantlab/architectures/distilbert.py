@@ -1,7 +1,7 @@
 """DistilBERT: BERT's layers under other names, without token types and pooler."""
 
 from quantlab.architectures.bert import embeddings, head
-from quantlab.placement.architecture import Family, Row, both
+from quantlab.placement.architecture import Family, FeedForward, Row, both
 from quantlab.placement.sites import Tap
 
 FAMILY = Family(
@@ -24,4 +24,5 @@ FAMILY = Family(
         "layer.out": Row(Tap("output_layer_norm", "output")),
     },
     head=head("pre_classifier", "classifier"),
+    feed_forward=FeedForward("ffn.lin1", "ffn.activation", "ffn.lin2"),
 )

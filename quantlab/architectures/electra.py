@@ -1,6 +1,6 @@
 """ELECTRA: BERT's layers; small ones project their narrower embeddings to the hidden size."""
 
-from quantlab.architectures.bert import LAYER, embeddings, head
+from quantlab.architectures.bert import FEED_FORWARD, LAYER, embeddings, head
 from quantlab.placement.architecture import Family, Row
 from quantlab.placement.sites import Tap
 
@@ -13,4 +13,5 @@ FAMILY = Family(
     },
     layer=LAYER,
     head=head("classifier.dense", "classifier.out_proj"),
+    feed_forward=FEED_FORWARD,
 )

@@ -1,6 +1,6 @@
 """RoBERTa: BERT's layers, the dense layer inside the classifier."""
 
-from quantlab.architectures.bert import LAYER, embeddings, head
+from quantlab.architectures.bert import FEED_FORWARD, LAYER, embeddings, head
 from quantlab.placement.architecture import Family
 
 FAMILY = Family(
@@ -8,4 +8,5 @@ FAMILY = Family(
     embed=embeddings("roberta"),
     layer=LAYER,
     head=head("classifier.dense", "classifier.out_proj"),
+    feed_forward=FEED_FORWARD,
 )

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import nn
@@ -28,6 +28,16 @@ def both(module: str, at: str) -> Row:
     return Row(tensor=Tap(module, at), operand=Tap(module, at))
 
 
+@dataclass(frozen=True)
+class FeedForward:
+    """The modules of a feed-forward block: a Linear, an activation that alone reads it, and a Linear that alone reads
+    the activation."""
+
+    first: str
+    activation: str
+    second: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """The table of one model family: its layers' module path and the rows before, in and after each layer."""
@@ -36,6 +46,7 @@ class Family:
     embed: Mapping[str, Row]
     layer: Mapping[str, Row]
     head: Mapping[str, Row]
+    feed_forward: FeedForward | None = None  # where an engine may compute it in one go
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """Every place of the model, in the network's order."""
@@ -64,6 +75,17 @@ def family_of(config: PretrainedConfig) -> Family:
     family = importlib.import_module(f"quantlab.architectures.{name}").FAMILY
     assert isinstance(family, Family)
     return family
+
+
+def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
+    """The feed-forward block of every layer, where the family's table names it."""
+    family = family_of(model.config)
+    if family.feed_forward is None:
+        return []
+    names = (name for name, _ in model.get_submodule(family.layers).named_children())
+    return [
+        FeedForward(*(f"{family.layers}.{name}.{module}" for module in astuple(family.feed_forward))) for name in names
+    ]
 
 
 def places(model: PreTrainedModel) -> list[Place]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantlab.placement.attention import Counted, Function, tapped_attention
-from quantlab.placement.integer import Carrying, integer_linears, integer_weights
+from quantlab.placement.integer import Carrying, gelus, integer_linears, integer_weights
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
 from quantlab.placement.sites import Tap
 from quantlab.quant.grid import AffineGrid, FloatGrid
@@ -76,7 +76,7 @@ def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engin
             item.tap: Counted(item.site, make(item, model.device, item.tap.at != "input"), inserted.calls)
             for item in activations
         }
-        with tapped(model, functions):
+        with tapped(model, functions), gelus(model, functions):
             yield inserted
 
     with quantized_weights(model, weights), integer_linears(model, integers, linears):

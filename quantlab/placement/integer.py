@@ -13,14 +13,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import GELUActivation
 
+from quantlab.placement.architecture import feed_forwards
+from quantlab.placement.attention import Counted, Function
 from quantlab.placement.plan import WeightQuant, weight_ranges
+from quantlab.placement.sites import Tap
 from quantlab.quant.grid import AffineGrid
-from quantlab.quant.integer import BITS, OnGrid, Product, Weight, has_exact_kernel, product
+from quantlab.quant.integer import BITS, OneDnn, OnGrid, Product, Weight, has_exact_kernel, product
 from quantlab.quant.snapper import MIDDLE, Snapper
 
 FP32 = "fp32: "  # begins the reason why a Linear did not run in integers
-CARRIED = "_quantlab_carried"
+CARRIED, GELU_ONTO = "_quantlab_carried", "_quantlab_gelu_onto"
 
 Groups = tuple[int, ...]  # of each channel; empty: all are in one
 
@@ -40,6 +44,8 @@ class Carrying:
         self.zero_points = [int(snapper.byte_zero_point.flatten()[first]) for first in firsts]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if (carried := getattr(x, CARRIED, None)) is not None and carried.by is self:
+            return x
         if self.wanted:
             snapped, integers = self.snapper.integers(x, self.values)
             if integers is None:  # NaN must go on as NaN
@@ -55,6 +61,13 @@ class Carrying:
         self.wanted = True
         integers = self.snapper.integers(y, values=False)[1]
         return None if integers is None else self._parts(integers)
+
+    def gelu(self, multiply: OneDnn, x: OnGrid, bias: Tensor | None) -> Tensor:
+        """GELU of a product as this would have it. The result has integers only: its own values are NaN."""
+        onto = multiply.gelu(x, bias, self.snapper)
+        y = torch.full((), torch.nan).expand(onto.integers.shape)
+        setattr(y, CARRIED, _Carried(self, [onto]))
+        return y
 
     def _parts(self, integers: Tensor) -> list[OnGrid]:
         parts = [integers.index_select(-1, channels) for channels in self.channels] or [integers]
@@ -106,6 +119,34 @@ def integer_linears(model: PreTrainedModel, weights: Mapping[str, Weight | str],
             vars(linear).pop("forward", None)
 
 
+@contextmanager
+def gelus(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
+    """Inside, a Linear whose GELU nothing but the next product reads, in integers of one range, computes these at once:
+    the widest tensor of a layer is never in memory."""
+    found = []
+    for chain in feed_forwards(model):
+        activation, linear = model.get_submodule(chain.activation), model.get_submodule(chain.first)
+        tap = functions.get(Tap(chain.second, "input"))
+        onto = tap.function if isinstance(tap, Counted) else None
+        plain = isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu
+        only = isinstance(onto, Carrying) and not onto.values and onto.snapper.numbers is not None
+        if plain and only and Tap(chain.first, "output") not in functions:
+            found.append((linear, activation, onto))
+    try:
+        for linear, activation, onto in found:
+            setattr(linear, GELU_ONTO, onto)
+            vars(activation)["forward"] = partial(_unless_done, type(activation).forward, activation)
+        yield
+    finally:
+        for linear, activation, _ in found:
+            delattr(linear, GELU_ONTO)
+            vars(activation).pop("forward", None)
+
+
+def _unless_done(forward: Callable[[nn.Module, Tensor], Tensor], activation: nn.Module, x: Tensor) -> Tensor:
+    return x if hasattr(x, CARRIED) else forward(activation, x)
+
+
 def _forward(linear: nn.Linear, weight: Weight | str, report: Callable[[str], None]) -> Callable[[Tensor], Tensor]:
     ready: dict[Groups, list[Product]] = {}
 
@@ -119,8 +160,12 @@ def _forward(linear: nn.Linear, weight: Weight | str, report: Callable[[str], No
         if groups not in ready:
             ready[groups] = _products(weight, groups)
             report(_named(ready[groups]))
-        y = ready[groups][0](parts[0], linear.bias)
-        for multiply, part in zip(ready[groups][1:], parts[1:], strict=True):
+        onto: Carrying | None = getattr(linear, GELU_ONTO, None)
+        first, *others = ready[groups]
+        if onto is not None and isinstance(first, OneDnn) and not others:
+            return onto.gelu(first, parts[0], linear.bias)
+        y = first(parts[0], linear.bias)
+        for multiply, part in zip(others, parts[1:], strict=True):
             y += multiply(part, None)
         return y
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from quantlab.quant.snapper import MIDDLE
+from quantlab.quant.snapper import MIDDLE, Snapper
 
 BITS = 8  # what the kernels take
 INT_MM_MULTIPLE, INT_MM_ROWS = 8, 32  # cuBLASLt takes more than 16 rows, and other sizes in multiples of 8
@@ -23,7 +23,7 @@ INT_MM_MULTIPLE, INT_MM_ROWS = 8, 32  # cuBLASLt takes more than 16 rows, and ot
 class OnGrid:
     """A tensor's values ``scale (integers - zero_point)``."""
 
-    integers: Tensor  # uint8, (..., inputs)
+    integers: Tensor  # uint8 or int8, (..., inputs)
     scale: float
     zero_point: int
 
@@ -52,23 +52,41 @@ class Product(ABC):
 
 
 class OneDnn(Product):
-    """oneDNN's u8 x s8 product, for symmetric weights on a CPU."""
+    """oneDNN's product of bytes, for symmetric weights on a CPU."""
 
     def __init__(self, weight: Weight):
         self.packed = torch.ops.onednn.qlinear_prepack(weight.integers, None)
         self.scale, self.zero_point = weight.scale, torch.zeros_like(weight.scale, dtype=torch.long)
-        self.kernel = f"onednn u8s8 {isa()}"
+        self.kernel = f"onednn {isa()}"
 
     def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+        return self._run(x, bias, 1.0, 0, torch.float32, "none")
+
+    def gelu(self, x: OnGrid, bias: Tensor | None, onto: Snapper) -> OnGrid:
+        """GELU of the product, on a grid of up to 8 bits with one range, without a number in FP32 that leaves the
+        processor's registers.
+
+        Symmetric grids get signed bytes, for oneDNN adds a zero point before it rounds: to 128 and more, whose last bit
+        is worth 1/65536 of a step. With a zero point an element in a million is off by a step for that.
+        """
+        assert onto.numbers is not None
+        _, lower, _, scale = onto.numbers
+        zero_point = int(onto.q_min - lower)
+        integers = self._run(x, bias, scale, zero_point, torch.int8 if onto.q_min < 0 else torch.uint8, "gelu")
+        return OnGrid(integers=integers.clamp_(onto.q_min, onto.q_max), scale=scale, zero_point=zero_point)
+
+    def _run(
+        self, x: OnGrid, bias: Tensor | None, scale: float, zero_point: int, dtype: torch.dtype, post: str
+    ) -> Tensor:
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             x.integers, x.scale, x.zero_point, self.packed, self.scale, self.zero_point, bias,
-            1.0, 0, torch.float32, "none", [], "",
+            scale, zero_point, dtype, post, [], "none",
         )  # fmt: skip
         return y
 
 
 class IntMm(Product):
-    """``torch._int_mm``, s8 x s8, on a GPU, and wherever the weight has zero points."""
+    """``torch._int_mm`` on a GPU, and wherever the weight has zero points."""
 
     def __init__(self, weight: Weight):
         self.outputs, inputs = weight.integers.shape
@@ -77,16 +95,17 @@ class IntMm(Product):
         self.weight = pad(weight.integers, extra).t()
         self.scale, self.zero_point = weight.scale, weight.zero_point
         self.sums = weight.integers.sum(1, dtype=torch.int32)
-        self.kernel = f"torch._int_mm s8s8 {isa() if weight.scale.device.type == 'cpu' else 'cuda'}"
+        self.kernel = f"torch._int_mm {isa() if weight.scale.device.type == 'cpu' else 'cuda'}"
 
     def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
-        zero = x.zero_point - MIDDLE
-        shifted = (x.integers.reshape(-1, self.inputs).short() - MIDDLE).to(torch.int8)
-        rows = len(shifted)
-        padded = pad(shifted, (0, self.extra_inputs, 0, max(0, INT_MM_ROWS - rows)))
+        integers, zero = x.integers.reshape(-1, self.inputs), x.zero_point
+        if integers.dtype == torch.uint8:
+            integers, zero = (integers.short() - MIDDLE).to(torch.int8), zero - MIDDLE
+        rows = len(integers)
+        padded = pad(integers, (0, self.extra_inputs, 0, max(0, INT_MM_ROWS - rows)))
         total = torch._int_mm(padded, self.weight)[:rows, : self.outputs] - zero * self.sums
         if self.zero_point.any():
-            total -= (shifted.sum(1, dtype=torch.int32, keepdim=True) - zero * self.inputs) * self.zero_point
+            total -= (integers.sum(1, dtype=torch.int32, keepdim=True) - zero * self.inputs) * self.zero_point
         y = total.float().mul_(x.scale * self.scale)
         return (y if bias is None else y.add_(bias)).reshape(*x.integers.shape[:-1], self.outputs)
 
@@ -116,13 +135,16 @@ def is_exact(kind: type[OneDnn] | type[IntMm], device: torch.device) -> bool:
     Processors without VNNI add pairs of products in 16 bits; oneDNN's guide calls it undefined what comes of it.
     """
     count = 64
-    for x, w in ((255, 127), (255, -127), (0, 127)):
+    for x, w, dtype in (
+        (255, 127, torch.uint8), (255, -127, torch.uint8), (0, 127, torch.uint8), (127, 127, torch.int8),
+        (-127, 127, torch.int8),
+    ):  # fmt: skip
         weight = Weight(
             integers=torch.full((16, count), w, dtype=torch.int8, device=device),
             scale=torch.ones(16, device=device),
             zero_point=torch.zeros(16, dtype=torch.int32, device=device),
         )
-        ones = torch.full((INT_MM_ROWS, count), x, dtype=torch.uint8, device=device)
+        ones = torch.full((INT_MM_ROWS, count), x, dtype=dtype, device=device)
         try:
             y = kind(weight)(OnGrid(integers=ones, scale=1.0, zero_point=1), None)
         except (RuntimeError, AttributeError):  # a build of torch without this kernel

@@ -18,6 +18,7 @@ class Snapper:
 
     def __init__(self, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, overwrite: bool = False):
         self.scale, self.overwrite = scale, overwrite
+        self.q_min, self.q_max = q_min, q_max
         self.terms = (scale.reciprocal(), q_min - zero_point, q_max - zero_point, scale)
         self.numbers = [term.item() for term in self.terms] if scale.numel() == 1 else None
         self._per_head: Tensor | None = None
