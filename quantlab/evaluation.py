@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from quantlab.batching import Batch, on_device, total_rows
 from quantlab.checks import whole
+from quantlab.parallel import side_by_side
 from quantlab.progress import progress
 from quantlab.quant.errors import ratio_db
 from quantlab.significance import accuracy_drop_ci95, metric_drop_ci95
@@ -41,14 +43,19 @@ class Answers:
     seconds: float
 
 
-@torch.inference_mode()
 def predict(model: PreTrainedModel, batches: Sequence[Batch], columns: Sequence[int], title: str) -> Answers:
     """Answers to all rows of the batches; ``columns`` puts the model's classes into the task's order."""
+
+    @torch.inference_mode()
+    def answer(batch: Batch) -> np.ndarray:
+        output: np.ndarray = model(**on_device(batch, model.device)).logits.float().cpu().numpy()
+        return output[:, list(columns)]
+
     logits = np.empty((total_rows(batches), len(columns)), dtype=np.float32)
     start = time.perf_counter()
-    for batch in progress(batches, title):
-        output = model(**on_device(batch, model.device)).logits
-        logits[batch.indices] = output.float().cpu().numpy()[:, list(columns)]
+    with closing(side_by_side(answer, batches, model.device)) as answers:
+        for batch in progress(batches, title):
+            logits[batch.indices] = next(answers)
     return Answers(logits=logits, seconds=time.perf_counter() - start)
 
 

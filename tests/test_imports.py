@@ -13,7 +13,7 @@ from quantlab.cache import CODE, NO_NUMBERS
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
     ("quantlab", "quantlab.checks", "quantlab.cache", "quantlab.memo", "quantlab.progress", "quantlab.provenance",
-     "quantlab.allocator"),
+     "quantlab.allocator", "quantlab.parallel"),
     ("quantlab.quant", "quantlab.quant.*"),
     ("quantlab.placement", "quantlab.placement.*", "quantlab.architectures", "quantlab.architectures.*"),
     ("quantlab.tasks", "quantlab.tasks.*", "quantlab.labels", "quantlab.checkpoint", "quantlab.models",
