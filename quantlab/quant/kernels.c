@@ -24,30 +24,47 @@ static inline float integer_of(float x, Grid grid) {
 
 static inline float snapped(float x, Grid grid) { return integer_of(x, grid) * grid.step; }
 
-/* y gets x on one grid, bytes its integers plus zero_point; either may be 0, and y may be x. Returns whether x holds a
+/* Loops stand in functions of their own, compiled for each of their cases: branches in them, and the variables that
+   OpenMP's threads share, would keep them from being vectorized. */
+#define SPECIALIZED static inline __attribute__((always_inline))
+#define BLOCK 16384 /* elements: what one thread takes at a time */
+
+/* y gets x on the grid, bytes its integers plus zero_point; either may be 0, and y may be x. Returns whether x holds a
    NaN, for which no byte stands; it is looked for where bytes are asked for. */
+SPECIALIZED int snap_block(const float *x, float *y, uint8_t *bytes, int64_t count, Grid grid, int32_t zero_point) {
+    int nan = 0;
+#pragma omp simd reduction(| : nan)
+    for (int64_t i = 0; i < count; i++) {
+        float q = integer_of(x[i], grid);
+        if (bytes) nan |= q != q, bytes[i] = (uint8_t)((int32_t)q + zero_point);
+        if (y) y[i] = q * grid.step;
+    }
+    return nan;
+}
+
+static int snap_part(const float *x, float *y, uint8_t *bytes, int64_t count, Grid grid, int32_t zero_point) {
+    if (y && bytes) return snap_block(x, y, bytes, count, grid, zero_point);
+    return y ? snap_block(x, y, 0, count, grid, 0) : snap_block(x, 0, bytes, count, grid, zero_point);
+}
+
 int snap(const float *x, float *y, uint8_t *bytes, int64_t count, float inverse, float lower, float upper, float step,
          int32_t zero_point, int threads) {
-    const Grid grid = {inverse, lower, upper, step};
     int nan = 0;
-    if (y && bytes) {
-#pragma omp parallel for simd num_threads(threads) reduction(| : nan)
-        for (int64_t i = 0; i < count; i++) {
-            float q = integer_of(x[i], grid);
-            nan |= q != q;
-            y[i] = q * step;
-            bytes[i] = (uint8_t)((int32_t)q + zero_point);
-        }
-    } else if (y) {
-#pragma omp parallel for simd num_threads(threads)
-        for (int64_t i = 0; i < count; i++) y[i] = snapped(x[i], grid);
-    } else {
-#pragma omp parallel for simd num_threads(threads) reduction(| : nan)
-        for (int64_t i = 0; i < count; i++) {
-            float q = integer_of(x[i], grid);
-            nan |= q != q;
-            bytes[i] = (uint8_t)((int32_t)q + zero_point);
-        }
+#pragma omp parallel for num_threads(threads) reduction(| : nan)
+    for (int64_t i = 0; i < count; i += BLOCK)
+        nan |= snap_part(x + i, y ? y + i : 0, bytes ? bytes + i : 0, count - i < BLOCK ? count - i : BLOCK,
+                         (Grid){inverse, lower, upper, step}, zero_point);
+    return nan;
+}
+
+SPECIALIZED int snap_row(const float *x, float *y, uint8_t *bytes, int64_t channels, const float *inverse,
+                         const float *lower, const float *upper, const float *step, const int32_t *zero_point) {
+    int nan = 0;
+#pragma omp simd reduction(| : nan)
+    for (int64_t c = 0; c < channels; c++) {
+        float q = integer_of(x[c], (Grid){inverse[c], lower[c], upper[c], step[c]});
+        if (bytes) nan |= q != q, bytes[c] = (uint8_t)((int32_t)q + zero_point[c]);
+        if (y) y[c] = q * step[c];
     }
     return nan;
 }
@@ -61,15 +78,12 @@ int snap_channels(const float *x, float *y, uint8_t *bytes, int64_t rows, int64_
         const float *from = x + row * channels;
         float *values = y ? y + row * channels : 0;
         uint8_t *to = bytes ? bytes + row * channels : 0;
-#pragma omp simd reduction(| : nan)
-        for (int64_t c = 0; c < channels; c++) {
-            float q = integer_of(from[c], (Grid){inverse[c], lower[c], upper[c], step[c]});
-            if (to) {
-                nan |= q != q;
-                to[c] = (uint8_t)((int32_t)q + zero_point[c]);
-            }
-            if (values) values[c] = q * step[c];
-        }
+        if (values && to)
+            nan |= snap_row(from, values, to, channels, inverse, lower, upper, step, zero_point);
+        else if (values)
+            snap_row(from, values, 0, channels, inverse, lower, upper, step, zero_point);
+        else
+            nan |= snap_row(from, 0, to, channels, inverse, lower, upper, step, zero_point);
     }
     return nan;
 }
@@ -95,8 +109,8 @@ static inline float exp_of_negative(float x) {
 
 /* One row of attention scores becomes probabilities: scaled, on a grid, masked, softmax, on a grid. Steps whose grid is 0
    are left out. NaN and infinite scores make a row of NaN, as torch has it. */
-static inline __attribute__((always_inline)) void softmax(float *x, int64_t keys, float scaling, const Grid *before,
-                                                          const float *mask, const Grid *after) {
+SPECIALIZED void softmax(float *x, int64_t keys, float scaling, const Grid *before, const float *mask,
+                         const Grid *after) {
     float largest = -INFINITY, sum = 0;
     int nan = 0;
 #pragma omp simd reduction(max : largest) reduction(| : nan)
@@ -113,7 +127,6 @@ static inline __attribute__((always_inline)) void softmax(float *x, int64_t keys
     for (int64_t k = 0; k < keys; k++) x[k] = after ? snapped(x[k] * inverse, *after) : x[k] * inverse;
 }
 
-/* softmax, compiled for each of its cases: a branch inside its loops would keep them from being vectorized. */
 static void to_probabilities(float *x, int64_t keys, float scaling, const Grid *before, const float *mask,
                              const Grid *after) {
     if (before && after) {
