@@ -1,8 +1,10 @@
 """Site by site: the range each tensor got, what was seen there, and what its quantization alone costs."""
 
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import fsum
 
 import pandas as pd
 import torch
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 
 from quantlab.batching import Batch, on_device
 from quantlab.calibration import flat
+from quantlab.parallel import side_by_side
 from quantlab.placement.attention import Function
 from quantlab.placement.insert import quantizer, snap_weight, tapped
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
@@ -37,30 +40,39 @@ def site_table(
     return pd.DataFrame(rows + [_weight_row(item, model.get_parameter(item.parameter).data) for item in plan.weights])
 
 
-@torch.inference_mode()
 def site_sqnr_db(
     model: PreTrainedModel, plan: QuantPlan, sites: Sequence[Site], batches: Sequence[Batch]
 ) -> dict[str, float]:
     """SQNR of each of the plan's sites in dB, the network itself in FP32; one pass serves them all."""
     by_name = {site.name: site for site in sites}
-    signal: dict[str, float] = defaultdict(float)
-    noise: dict[str, float] = defaultdict(float)
-    mask = torch.empty(0)
+    signal: dict[str, list[float]] = defaultdict(list)
+    noise: dict[str, list[float]] = defaultdict(list)
+    running = threading.local()  # batches run side by side, each with the mask of its padding
 
     def compare(site: Site, snap: Function, x: Tensor) -> Tensor:
-        signal[site.name] += energy(flat(x, mask, site))
-        noise[site.name] += energy(flat(x - snap(x), mask, site))
+        signal[site.name].append(unpadded_energy(x, running.mask, site))
+        noise[site.name].append(unpadded_energy(x - snap(x), running.mask, site))
         return x
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> None:
+        inputs = on_device(batch, model.device)
+        running.mask = inputs["attention_mask"].bool()
+        model(**inputs)
 
     functions = {
         item.tap: partial(compare, by_name[item.site], quantizer(item, model.device)) for item in plan.activations
     }
     with tapped(model, functions):
-        for batch in batches:
-            inputs = on_device(batch, model.device)
-            mask = inputs["attention_mask"].bool()
-            model(**inputs)
-    return {item.site: ratio_db(signal[item.site], noise[item.site]) for item in plan.activations}
+        deque(side_by_side(run, batches, model.device), maxlen=0)
+    return {item.site: ratio_db(fsum(signal[item.site]), fsum(noise[item.site])) for item in plan.activations}
+
+
+def unpadded_energy(x: Tensor, mask: Tensor, site: Site) -> float:
+    """Sum of squares of a site's tensor without its padding, in float64."""
+    if x.ndim != 3 or site.tap.at in ("scores", "probs"):
+        return energy(flat(x, mask, site))
+    return float(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square()[mask].sum())
 
 
 def _activation_row(item: ActivationQuant, sketch: Sketch, sqnr: float) -> dict[str, object]:
