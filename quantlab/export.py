@@ -2,7 +2,8 @@
 
 ``<trial>`` is the folder that a trial has written, or its plan.json. The folder ``onnx`` in it (or ``--output``) gets
 model.onnx with the trial's key in its metadata, the tokenizer, config.json with the label names, and export.json with
-what ONNX Runtime made of it. ``--plan`` exports another plan for the same checkpoint.
+what the trial's runtime (ONNX Runtime where it names none) made of it. ``--plan`` exports another plan for the same
+checkpoint.
 """
 
 import argparse
@@ -55,13 +56,18 @@ def main(arguments: Sequence[str]) -> int:
     try:
         trial = read_trial(chosen.trial, chosen.plan)
         target = chosen.output or _folder(chosen.trial) / "onnx"
-        summary = export(trial, target, OnnxRuntime(), own_plan=chosen.plan is None)
+        summary = export(trial, target, runtime_of(trial.config), own_plan=chosen.plan is None)
     except (ValueError, OSError, InstantiationException) as error:
         print(error, file=sys.stderr)
         return 1
     Console(highlight=False).print("\n".join(f"{name}: {value}" for name, value in summary.items()), soft_wrap=True)
     Console(highlight=False).print(str(target), soft_wrap=True)
     return 0
+
+
+def runtime_of(config: TrialConfig) -> Deployment:
+    """The runtime that a trial's export is made for, and that checks it: ONNX Runtime where the trial names none."""
+    return config.runtime if isinstance(config.runtime, Deployment) else OnnxRuntime()
 
 
 def read_trial(path: Path, plan: Path | None) -> Trial:
@@ -109,7 +115,7 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
     }
     with published(target) as scratch:
         scratch.chmod(READABLE)
-        path = write_model(material.loaded, trial.plan, material.batches, scratch, notes)
+        path = write_model(runtime, material.loaded, trial.plan, material.batches, scratch, notes)
         found = answer(runtime, path, material.batches, material.loaded.label_columns)
         summary = summarized(trial, material, found, runtime)
         agreement = summary.get("agreement_deployed", 1.0)

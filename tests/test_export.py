@@ -68,7 +68,7 @@ def trial(finished: Path, tmp_path: Path) -> Path:
 def quickly(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file that is written is the one that was written before: exporting takes seconds."""
 
-    def copied(_: object, __: object, ___: object, folder: Path, ____: object) -> Path:
+    def copied(_: object, __: object, ___: object, ____: object, folder: Path, _____: object) -> Path:
         return Path(shutil.copy(written / "model.onnx", folder))
 
     monkeypatch.setattr(quantlab.export, "write_model", copied)

@@ -37,11 +37,16 @@ class Deployed:
 
 
 def write_model(
-    loaded: Loaded, plan: QuantPlan, batches: Sequence[Batch], folder: Path, notes: Mapping[str, str]
+    runtime: Deployment,
+    loaded: Loaded,
+    plan: QuantPlan,
+    batches: Sequence[Batch],
+    folder: Path,
+    notes: Mapping[str, str],
 ) -> Path:
-    """Exports the plan's model into a folder, ``notes`` in its metadata. Returns the file."""
+    """Exports the plan's model for a runtime into a folder, ``notes`` in its metadata. Returns the file."""
     path = folder / MODEL
-    export(loaded.model, plan, batches[-1].inputs, path, notes)
+    export(loaded.model, plan, batches[-1].inputs, path, notes, runtime.signed)
     return path
 
 
@@ -78,7 +83,7 @@ def deployed_trial(
 ) -> Measured:
     """Exports, answers, and times next to torch's FP32. Numbers of the runtime have ``deployed`` in their names."""
     with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
-        path = write_model(loaded, plan, batches, Path(folder), {})
+        path = write_model(runtime, loaded, plan, batches, Path(folder), {})
         found = answer(runtime, path, batches, loaded.label_columns)
         timed = profile.measure(RuntimeSubject(path=path, runtime=runtime), fp32, rows, loaded.tokenizer)
     return Measured(

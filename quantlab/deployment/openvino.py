@@ -10,7 +10,8 @@ import numpy as np
 from quantlab.deployment.runtime import Deployment, Products, Session, check_model, count, require, require_device
 
 WITH_WEIGHT = "FullyConnected"
-PRODUCTS = (WITH_WEIGHT, "MatMul")
+FUSED = "Subgraph"  # several nodes in one kernel, which its name does not tell
+PRODUCTS = (WITH_WEIGHT, "MatMul", FUSED)
 INTEGER = ("u8", "i8")
 
 
@@ -19,6 +20,7 @@ class OpenVino(Deployment):
     """OpenVINO, for the least latency; what is not quantized runs in FP32, not in the processor's 16 bits."""
 
     package: ClassVar[str] = "openvino"
+    signed: ClassVar[bool] = True  # attention's products run in integers then, all of attention as one kernel
 
     device: str = "CPU"
 
@@ -53,7 +55,11 @@ class _Session(Session):
 
     def products(self) -> Products:
         nodes = [node.get_rt_info() for node in self.compiled.get_runtime_model().get_ops()]
-        products = ((_text(node, "layerType"), _text(node, "runtimePrecision")) for node in nodes)
+        products = (
+            (_text(node, "layerType"), _text(node, "runtimePrecision"))
+            for node in nodes
+            if _text(node, "layerType") != FUSED or "matmul" in _text(node, "originalLayersNames").lower()
+        )
         kernels = [(f"{layer} {precision}", layer == WITH_WEIGHT) for layer, precision in products if layer in PRODUCTS]
         return count(kernels, (f"{layer} {precision}" for layer in PRODUCTS for precision in INTEGER))
 

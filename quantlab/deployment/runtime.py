@@ -80,6 +80,7 @@ class Deployment(Runtime):
     """A runtime of exported files: one file and one YAML each."""
 
     package: ClassVar[str]
+    signed: ClassVar[bool] = False  # how it likes activations on symmetric grids: as signed bytes, or as unsigned ones
 
     @abstractmethod
     def open(self, path: Path, threads: int) -> Session:

@@ -51,7 +51,7 @@ def _measure(
             if not isinstance(config.runtime, Deployment):
                 return torch_subject(config, material, plan(chosen))
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="quantlab-")))
-            path = write_model(material.loaded, plan(chosen), material.batches, folder, {})
+            path = write_model(config.runtime, material.loaded, plan(chosen), material.batches, folder, {})
             return RuntimeSubject(path=path, runtime=config.runtime)
 
         narrow, tokenizer, base = subject(space.narrow), material.loaded.tokenizer, []

@@ -111,12 +111,12 @@ def deployed(_: Path | None) -> None:
             "torch integer": TorchSubject(folder=folder / "model", plan=files["INT8"], engine="integer", device="cpu"),
         }
         for precision, plan in files.items():
-            path = folder / f"{precision}.onnx"
-            export(model, plan, batch.inputs, path, {})
             for runtime in (OnnxRuntime(), OpenVino()):
+                path = folder / f"{runtime.package} {precision}.onnx"
+                export(model, plan, batch.inputs, path, {}, runtime.signed)
                 subjects[f"{runtime.package} {precision}"] = RuntimeSubject(path=path, runtime=runtime)
                 print(f"{runtime.describe()} {precision}: {runtime.open(path, THREADS).products()}")
-        size = {precision: (folder / f"{precision}.onnx").stat().st_size for precision in files}
+        size = {precision: (folder / f"onnxruntime {precision}.onnx").stat().st_size for precision in files}
         print(f"file: {size['INT8'] / size['FP32']:.3f} of FP32's {size['FP32']:,} bytes")
         profile = Timed(warmup=3, iterations=10, seconds=5, batch_size=ROWS, length=LENGTH)
         inputs = {name: values.numpy() for name, values in batch.inputs.items()}

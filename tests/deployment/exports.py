@@ -114,7 +114,7 @@ def part(rows: slice, tokens: int) -> Batch:
 
 
 @cache
-def exported(name: str) -> Exported:
+def exported(name: str, signed: bool = False) -> Exported:
     """The file of one of :data:`CASES`. Its example is a small batch: the file takes any other."""
     case = CASES[name]
     model = case.model()
@@ -124,7 +124,7 @@ def exported(name: str) -> Exported:
     with onnx_s_grids(), insert(model, replace(plan, activations=in_bytes)):
         simulated = logits(model, ROWS)
     before = all_of(model)
-    export(model, plan, part(slice(3), 5).inputs, path, NOTES)
+    export(model, plan, part(slice(3), 5).inputs, path, NOTES, signed)
     return Exported(
         case=case, path=path, model=model, plan=plan, states=(before, all_of(model)), fp32=fp32, simulated=simulated
     )

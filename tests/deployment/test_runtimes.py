@@ -38,7 +38,7 @@ def runtime(package: str) -> Deployment:
 
 @pytest.mark.parametrize("name", [*QUANTIZED, "fp32"])
 def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, runtime: Deployment) -> None:
-    made = exported(name)
+    made = exported(name, runtime.signed)
     found = answer(runtime, made.path, [ROWS], [0, 1])
     # ONNX Runtime does not see that the first token's row is quantized where the whole tensor is
     cut = isinstance(runtime, OnnxRuntime) and made.case.placement == ALL
@@ -48,6 +48,20 @@ def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, r
     assert found.size_bytes == 0  # the file has a name of its own here; see tests/test_export.py
     errors = np.abs(found.logits - made.simulated.numpy()) / made.simulated.abs().max().item()
     assert errors.max() < 0.1 and np.median(errors) < 0.02
+
+
+def test_either_kind_of_bytes_has_the_same_answers(runtime: Deployment) -> None:
+    signed, unsigned = (exported("all, symmetric, per channel", kind) for kind in (True, False))
+    assert signed.path.read_bytes() != unsigned.path.read_bytes()
+    answers = [run(runtime.open(made.path, 1), ROWS) for made in (signed, unsigned)]
+    torch.testing.assert_close(*answers, rtol=0, atol=0.05)
+
+
+def test_openvino_runs_attention_in_integers_too() -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install -e '.[onnx,openvino]'")
+    products = OpenVino().open(exported("all, symmetric, per channel", OpenVino.signed).path, 1).products()
+    assert sum(products.attention.values()) > 0
+    assert not any(kernel.endswith("f32") for kernel in products.attention), str(products)
 
 
 def test_a_session_s_answers_stay_what_they_are(runtime: Deployment) -> None:
