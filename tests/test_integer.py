@@ -201,7 +201,7 @@ def test_the_integers_of_a_tensor_are_made_once_for_all_who_read_them(monkeypatc
         for _ in range(3):
             made.clear()
             logits(model, padded())
-            # those that q, k and v read, attention's output, the FFN's first (its second's come with GELU), the classifier
+            # what q, k and v read, attention's output, the FFN's first (the second's come with GELU), the classifier
             assert len(made) == (4 if is_exact(OneDnn, CPU) else 5)
 
 
