@@ -91,6 +91,13 @@ def test_tokens_are_cut_to_the_tasks_length() -> None:
     assert (rows.max_length, rows.labels.tolist()) == (10, [0, 1])
 
 
+def test_tokenizing_a_few_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = Examples(texts=tuple(("cat " * n, "the dog") for n in range(1, 8)), labels=np.arange(7))
+    whole = tokenize(examples, tokenizer(), max_length=10)
+    monkeypatch.setattr("quantlab.batching.AT_ONCE", 3)
+    assert tokenize(examples, tokenizer(), max_length=10).rows == whole.rows and len(whole) == 7
+
+
 LABELS = np.array([0, 1, 1, 0, 1, 0, 1, 1])
 REFERENCE = np.array([[2, 1], [0, 1], [0, 3], [1, 2], [0, 1], [1, 0], [2, 1], [0, 1]], dtype=np.float32)  # 6 right
 LOGITS = np.array([[1, 2], [0, 1], [3, 0], [2, 1], [0, 1], [1, 0], [2, 1], [1, 0]], dtype=np.float32)  # 4 right
