@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+def threads(request: pytest.FixtureRequest) -> int:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     request.addfinalizer(lambda: torch.set_num_threads(before))

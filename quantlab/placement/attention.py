@@ -21,7 +21,8 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Counted:
-    """A site's quantizer, and how often each site's has run."""
+    """A site's quantizer, and how often each site's has run: exactly if batches run one after another, at least once
+    if they run side by side."""
 
     site: str
     function: Function
