@@ -26,6 +26,12 @@ def at_least(field: str, value: Any, least: float) -> None:
         raise ValueError(f"{field} must be at least {least}, got {value!r}")
 
 
+def share(field: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a number (not a bool) in ``[0, 1)``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{field} must be a share in [0, 1), got {value!r}")
+
+
 def whole(field: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises ValueError unless ``value`` is an integer in ``[least, most]``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):

@@ -11,28 +11,50 @@ import torch
 from transformers import PreTrainedModel
 
 from quantlab.batching import Batch, on_device, total_rows
-from quantlab.checks import whole
+from quantlab.checks import one_of, share, whole
 from quantlab.parallel import side_by_side
 from quantlab.progress import progress
 from quantlab.quant.errors import ratio_db
+from quantlab.sampling import drawn, held_out
 from quantlab.significance import accuracy_drop_ci95, metric_drop_ci95
 from quantlab.tasks import metrics
-from quantlab.tasks.base import Task
+from quantlab.tasks.base import Examples, Task
 
+ORDERS = ("random", "file")
 CONSTANT_SHARE = 0.98  # of the answers in one class: the model has stopped looking at its input
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How many of the evaluation split's first rows are answered (all, if None), and in batches of how many."""
+    """Which rows of the evaluation split are answered, and which of these choose nothing."""
 
-    limit: int | None = None
+    limit: int | None = None  # rows; None: all
+    order: str = "random"  # or file: whether limit draws rows, every class in its share, or takes the first
+    seed: int = 0  # of the draw and of the split
+    holdout: float = (
+        0.5  # share of the answered rows that choose no trial and measure the chosen one; it decides no answer
+    )
     batch_size: int = 16
 
     def __post_init__(self) -> None:
         whole("evaluation.batch_size", self.batch_size, 1)
+        whole("evaluation.seed", self.seed, 0)
+        one_of("evaluation.order", self.order, ORDERS)
+        share("evaluation.holdout", self.holdout)
         if self.limit is not None:
             whole("evaluation.limit", self.limit, 1)
+
+    def rows(self, examples: Examples) -> Examples:
+        """The examples that are answered, in the order of the file."""
+        if self.limit is None or self.limit >= len(examples):
+            return examples
+        if self.order == "file":
+            return examples.head(self.limit)
+        return examples.take(drawn(examples.labels, self.limit, self.seed))
+
+    def held_out(self, labels: np.ndarray) -> np.ndarray:
+        """Which of the answered rows choose nothing, bool (N,), found from their labels (N,)."""
+        return held_out(labels, self.holdout, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

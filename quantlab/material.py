@@ -67,7 +67,7 @@ def load(model: ModelSpec, task: Task, evaluation: Evaluation) -> Material:
 def rows_of(task: Task, evaluation: Evaluation) -> tuple[Examples, Examples, str]:
     """The rows that calibrate, the rows that are answered, and the fingerprint of both."""
     splits = task.load()
-    examples = splits.evaluation if evaluation.limit is None else splits.evaluation.head(evaluation.limit)
+    examples = evaluation.rows(splits.evaluation)
     return splits.train, examples, digest([splits.train.fingerprint, examples.fingerprint])
 
 

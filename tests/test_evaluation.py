@@ -178,6 +178,9 @@ def test_answers_that_are_no_numbers() -> None:
     [
         ({"limit": 0}, "evaluation.limit must be a whole number of at least 1, got 0"),
         ({"limit": "all"}, "evaluation.limit must be a whole number of at least 1, got 'all'"),
+        ({"order": "shuffled"}, "evaluation.order must be one of random, file; got 'shuffled'"),
+        ({"seed": -1}, "evaluation.seed must be a whole number of at least 0, got -1"),
+        ({"holdout": 1}, r"evaluation.holdout must be a share in \[0, 1\), got 1"),
         ({"batch_size": 0}, "evaluation.batch_size must be a whole number of at least 1, got 0"),
     ],
 )

@@ -1,0 +1,46 @@
+"""Which rows are drawn, and which of them are held out: seeded, with every class in its share."""
+
+from enum import IntEnum
+
+import numpy as np
+
+FEWEST = 100  # rows on either side of a split: with fewer, one standard error of an accuracy is over 3 points
+
+
+class Purpose(IntEnum):
+    """What an order is for. Two purposes with one seed get orders that know nothing of each other."""
+
+    DRAW = 0
+    HOLD_OUT = 1
+
+
+def shuffled(labels: np.ndarray, seed: int, purpose: Purpose) -> np.ndarray:
+    """All row numbers, (N,), in a random order every prefix of which holds the classes in their shares.
+
+    Integer ``labels`` (N,) are classes; scores are no classes, and their rows are shuffled as one. The order depends on
+    labels, seed and purpose alone: numpy promises PCG64's stream for all machines and versions.
+    """
+    keys = np.random.PCG64(np.random.SeedSequence([seed, purpose])).random_raw(len(labels))
+    strata = labels if labels.dtype.kind in "iu" else np.zeros(len(labels), np.int64)
+    place = np.empty(len(labels))  # of a row within its class, from 0 to 1
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
+        place[rows[np.argsort(keys[rows])]] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.lexsort((keys, place))
+
+
+def drawn(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """``count`` row numbers, or all where there are fewer, in the order of the file."""
+    return np.sort(shuffled(labels, seed, Purpose.DRAW)[:count])
+
+
+def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which rows choose nothing, bool (N,): what the other rows choose is measured on them.
+
+    None are where either side would have fewer than ``FEWEST`` rows.
+    """
+    count = round(share * len(labels))
+    mask = np.zeros(len(labels), bool)
+    if min(count, len(labels) - count) >= FEWEST:
+        mask[shuffled(labels, seed, Purpose.HOLD_OUT)[:count]] = True
+    return mask
