@@ -39,6 +39,14 @@ def whole(field: str, value: Any, least: int, most: int | None = None) -> None:
         raise ValueError(f"{field} must be a whole number {bound}, got {value!r}")
 
 
+def texts(field: str, values: Iterable[Any]) -> None:
+    """Raises ValueError unless every value is a text, which YAML's ``[no, yes]`` and ``[0, 1]`` are not."""
+    for value in values:
+        if not isinstance(value, str):
+            hint = "; YAML reads yes, no, on and off as booleans" if isinstance(value, bool) else ""
+            raise ValueError(f"{field} must be texts, got {value!r}: quote it{hint}")
+
+
 def freeze(component: Any) -> None:
     """Turns the lists of a frozen dataclass (YAML has no tuples) into tuples, so that it can be hashed."""
     for field in fields(component):

@@ -112,7 +112,7 @@ def test_mnli_takes_either_name_of_its_evaluation_file(tmp_path: Path) -> None:
         write(frame, tmp_path / f"{split}.jsonl")
     assert configured("mnli", data_dir=tmp_path).load().evaluation.labels.tolist() == [2]
     write(frame, tmp_path / "validation.jsonl")
-    with pytest.raises(ValueError, match=r"validation_matched\.jsonl and validation\.jsonl for the same split"):
+    with pytest.raises(ValueError, match=r"validation\.jsonl and validation_matched\.jsonl for the same split"):
         configured("mnli", data_dir=tmp_path).load()
 
 
@@ -122,8 +122,11 @@ def test_mnli_takes_either_name_of_its_evaluation_file(tmp_path: Path) -> None:
         ({"sentence": None}, r"row 0 holds None"),
         (
             {"label": -1},
-            r"unknown label '-1', which marks the hidden labels of a test set; allowed are 0 \(entailment\)",
+            r"row 0: unknown label '-1', which marks the hidden labels of a test set; allowed are 0 \(entailment\)",
         ),
+        ({"label": [0, 1, None, 1]}, "row 2: label 'nan' means that there is none; remove the rows without a label"),
+        ({"label": ["0", "1", "1", "-"]}, "row 3: label '-' means that there is none"),
+        ({"label": [0.0, 1.0, 0.5, 1.0]}, "row 2: unknown label '0.5'"),
         ({"label": 2}, r"unknown label '2'; allowed are 0 \(entailment\), 1 \(not_entailment\)"),
         ({"label": "entailmant"}, r"unknown label 'entailmant' \(did you mean 'entailment'"),
         ({"sentence": 7}, r"column 'sentence' must hold texts, row 0 holds 7"),
@@ -135,6 +138,87 @@ def test_wrong_values_are_named(tmp_path: Path, change: dict, message: str) -> N
         qnli(folder).load()
 
 
+@pytest.mark.parametrize(
+    ("suffix", "content", "message"),
+    [
+        ("tsv", "question\tsentence\tlabel\na\tb\t0\na\t0\n", r"line 3 has 2 fields, the header names 3"),
+        ("tsv", "question\tsentence\tlabel\na\tb\t0\na\tb\tc\t0\n", r"line 3 has 4 fields, the header names 3"),
+        ("tsv", "question\tsentence\tlabel\n\na\tb\t\n", "line 3: label '' means that there is none"),
+        ("tsv", "a\tb\t0\n", r"no column 'question'; found \['a', 'b', '0'\]"),
+        ("jsonl", '[{"question": "a", "sentence": "b", "label": 0}]', r"line 1 holds a JSON array.*jq -c '\.\[\]'"),
+        ("jsonl", '{"question": "a", "sentence": "b", "label": 0}\n{"questi', "line 2: Unterminated string"),
+        ("jsonl", '\n"a"\n', "line 2 holds 'a', expected an object"),
+        ("parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+        ("tsv", "\ufeffquestion".encode("utf-16"), r"is UTF-16, expected UTF-8: iconv"),
+    ],
+    ids=lambda value: value[:12] if isinstance(value, str) else "utf16",
+)
+def test_a_wrong_line_is_named(tmp_path: Path, suffix: str, content: str | bytes, message: str) -> None:
+    path = tmp_path / f"train.{suffix}"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"train\.{suffix}.*{message}"):
+        qnli(tmp_path).load()
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "tsv"])
+@pytest.mark.parametrize("change", ["plain", "CRLF", "BOM", "blank line", "tabs at the end"])
+def test_line_ends_and_byte_order_marks_change_no_row(tmp_path: Path, suffix: str, change: str) -> None:
+    frame = pd.DataFrame({"question": ["a\rb", "c\u2028d\x85"], "sentence": ['"e', "f"], "label": [0, 1]})
+    path = folder_with(tmp_path, frame, suffix) / f"train.{suffix}"
+    edits = {
+        "CRLF": lambda text: text.replace("\n", "\r\n"),
+        "BOM": lambda text: "\ufeff" + text,
+        "blank line": lambda text: text + "\n",
+        "tabs at the end": lambda text: text.replace("\n", "\t\n") if suffix == "tsv" else text,
+        "plain": lambda text: text,
+    }
+    path.write_bytes(edits[change](path.read_bytes().decode()).encode())
+    texts = (("a\rb", '"e'), ("c\u2028d\x85", "f"))
+    assert qnli(tmp_path).load().train.texts == texts
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0], ["0", "1"], np.array([0, 1], dtype=np.uint8)], ids=type)
+def test_labels_of_any_type_that_holds_whole_numbers(tmp_path: Path, labels: object) -> None:
+    frame = pd.DataFrame({"question": ["a", "b"], "sentence": ["c", "d"], "label": labels})
+    assert qnli(folder_with(tmp_path, frame)).load().train.labels.tolist() == [0, 1]
+
+
+def test_the_hub_s_shards_are_read_in_order(tmp_path: Path) -> None:
+    frame = qnli_rows(9)
+    for number, part in enumerate((frame[:4], frame[4:8], frame[8:])):
+        write(part, tmp_path / f"train-{number:05}-of-00003.parquet")
+    write(frame, tmp_path / "validation-00000-of-00001.parquet")
+    write(frame, tmp_path / "test-00000-of-00001.parquet")
+    splits = qnli(tmp_path).load()
+    assert splits.train.fingerprint == splits.evaluation.fingerprint
+    write(frame.assign(label=7), tmp_path / "train-00002-of-00003.parquet")
+    with pytest.raises(ValueError, match=r"train-\*\.parquet: row 8: unknown label '7'"):
+        qnli(tmp_path).load()
+    (tmp_path / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks train-00001-of-00003\.parquet: it has 2 of 3 shards"):
+        qnli(tmp_path).load()
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluation", "lines", "texts", "labels"),
+    [
+        ("cola", "dev", ["gj04\t1\t\tthe cat is red", "gj04\t0\t*\tcat the"], ("the cat is red",), [1, 0]),
+        ("mrpc", "dev", ["\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\ta\tb"], ("a", "b"), [1]),
+        ("qqp", "dev", ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\ta\tb\t1"], ("a", "b"), [1]),
+        ("mnli", "dev_matched", ["index\tsentence1\tsentence2\tgold_label", "0\ta\tb\tneutral"], ("a", "b"), [1]),
+        ("stsb", "dev", ["index\tsentence1\tsentence2\tscore", "0\ta\tb\t2.5"], ("a", "b"), [2.5]),
+    ],
+)
+def test_the_files_of_glue_s_own_archive(
+    tmp_path: Path, name: str, evaluation: str, lines: list[str], texts: tuple[str, ...], labels: list[float]
+) -> None:
+    for stem in ("train", evaluation):
+        (tmp_path / f"{stem}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    read = configured(name, data_dir=tmp_path).load().evaluation
+    assert read.texts[0] == texts
+    assert read.labels.tolist() == labels
+
+
 @pytest.mark.parametrize("label", [-1.0, 5.5, math.nan, "high"])
 def test_scores_outside_their_bounds_are_refused(tmp_path: Path, label: object) -> None:
     frame = pd.DataFrame({"sentence1": ["a"], "sentence2": ["b"], "label": [label]})
@@ -144,7 +228,7 @@ def test_scores_outside_their_bounds_are_refused(tmp_path: Path, label: object) 
 
 def test_wrong_columns_are_listed_with_the_nearest(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, qnli_rows(4).rename(columns={"sentence": "sentense"}))
-    expected = r"no column 'sentence'; expected \['question', 'sentence', 'label'\], found \['question', 'sentense'"
+    expected = r"no column 'sentence'; found \['question', 'sentense'"
     with pytest.raises(ValueError, match=rf"{expected}.*did you mean 'sentense'"):
         qnli(folder).load()
 
@@ -211,6 +295,9 @@ def test_a_failing_hub_says_what_else_can_be_done(monkeypatch: pytest.MonkeyPatc
         ({"metrics": ()}, "at least one metric"),
         ({"labels": ("a",)}, "at least two different names"),
         ({"labels": ("a", "a")}, "at least two different names"),
+        ({"labels": (False, True)}, "labels must be texts, got False: quote it; YAML reads yes, no"),
+        ({"labels": (0, 1)}, "labels must be texts, got 0: quote it"),
+        ({"text": (True,)}, "text must be texts, got True: quote it"),
         ({"max_length": 2}, "max_length must be a whole number of at least 4, got 2"),
         ({"text": ("a", "b", "c")}, "one or two columns"),
     ],

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from quantlab.cache import digest
-from quantlab.checks import freeze, nearest, one_of, whole
+from quantlab.checks import freeze, one_of, texts, whole
 from quantlab.tasks.metrics import CLASSIFICATION, REGRESSION
 
 
@@ -61,6 +61,7 @@ class Task(ABC):
 
     def __post_init__(self) -> None:
         freeze(self)
+        texts("labels", self.labels)
         if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
             raise ValueError(
                 f"labels must be at least two different names, or none for a regression; got {self.labels}"
@@ -84,15 +85,3 @@ class Task(ABC):
     def num_labels(self) -> int:
         """The number of logits a model for this task has: 1 for a regression."""
         return len(self.labels) or 1
-
-
-def class_indices(names: Sequence[str], labels: Sequence[str], source: str) -> np.ndarray:
-    """Maps label names, or indices written as text, to int64 indices; raises ValueError on any other value."""
-    table = {name: index for index, name in enumerate(labels)}
-    table |= {str(index): index for index in range(len(labels))}
-    unknown = sorted(set(names) - set(table))
-    if unknown:
-        allowed = ", ".join(f"{index} ({name})" for index, name in enumerate(labels))
-        hint = ", which marks the hidden labels of a test set" if "-1" in unknown else nearest(unknown[0], labels)
-        raise ValueError(f"{source}: unknown label {unknown[0]!r}{hint}; allowed are {allowed}")
-    return np.array([table[name] for name in names], dtype=np.int64)
