@@ -115,7 +115,8 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
     }
     with published(target) as scratch:
         scratch.chmod(READABLE)
-        path = write_model(runtime, material.loaded, trial.plan, material.batches, scratch, notes)
+        names = material.batches[0].inputs
+        path = write_model(runtime, material.loaded, trial.plan, names, scratch, notes)
         found = answer(runtime, path, material.batches, material.loaded.label_columns)
         summary = summarized(trial, material, found, runtime)
         agreement = summary.get("agreement_deployed", 1.0)

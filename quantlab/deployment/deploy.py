@@ -1,7 +1,7 @@
 """A trial's model as it would be deployed: exported, answered by its runtime, compared with the trial."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +40,16 @@ def write_model(
     runtime: Deployment,
     loaded: Loaded,
     plan: QuantPlan,
-    batches: Sequence[Batch],
+    names: Collection[str],
     folder: Path,
     notes: Mapping[str, str],
 ) -> Path:
-    """Exports the plan's model for a runtime into a folder, ``notes`` in its metadata. Returns the file."""
+    """Exports the plan's model for a runtime into a folder. Returns the file.
+
+    ``names`` are the tokenizer's inputs; ``notes`` go into the file's metadata.
+    """
     path = folder / MODEL
-    export(loaded.model, plan, batches[-1].inputs, path, notes, runtime.signed)
+    export(loaded.model, plan, names, path, notes, runtime.signed)
     return path
 
 
@@ -83,7 +86,7 @@ def deployed_trial(
 ) -> Measured:
     """Exports, answers, and times next to torch's FP32. Numbers of the runtime have ``deployed`` in their names."""
     with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
-        path = write_model(runtime, loaded, plan, batches, Path(folder), {})
+        path = write_model(runtime, loaded, plan, batches[0].inputs, Path(folder), {})
         found = answer(runtime, path, batches, loaded.label_columns)
         timed = profile.measure(RuntimeSubject(path=path, runtime=runtime), fp32, rows, loaded.tokenizer)
     return Measured(

@@ -7,7 +7,7 @@ A site in groups is split into them, each with its one range, so that its produc
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from quantlab.quant.snapper import MIDDLE
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 FLOAT_BITS, WEIGHT_BITS = 16, 8
+DYNAMIC = ("batch", "tokens")  # the first two dimensions of each input
+TRACED_ROWS, TRACED_TOKENS = 2, 3
 EXTERNAL_BYTES = 1_800_000_000  # protobuf holds no more than 2 GB
 GROUPED = "_quantlab_grouped"
 
@@ -61,21 +63,22 @@ def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
 def export(
     model: PreTrainedModel,
     plan: QuantPlan,
-    example: Mapping[str, Tensor],
+    names: Collection[str],
     path: Path,
     notes: Mapping[str, str],
     signed: bool = False,
 ) -> None:
-    """Writes the quantized model, with dynamic batch and length, inputs named as the tokenizer names them.
+    """Writes the quantized model to ``path``, for batches of any number of rows and tokens.
 
-    ``example`` is one batch; ``notes`` go into the file's metadata; ``signed`` writes activations on symmetric grids as
-    signed bytes, not as unsigned ones with zero point 128: runtimes are fast with one or the other. Raises ValueError
-    where the plan has no equivalent or is another model's.
+    ``names`` are the tokenizer's inputs, of which the file gets those that it knows (:data:`INPUTS`). ``notes`` go into
+    the file's metadata. ``signed`` writes activations on symmetric grids as signed bytes, not as unsigned ones with
+    zero point 128: runtimes are fast with one or the other. Raises ValueError where the plan has no equivalent in ONNX
+    or is another model's, and where the written file fixes a number of rows or tokens.
     """
     check_exportable(plan)
     check_fits(model, plan)
-    inputs = {name: example[name] for name in INPUTS if name in example}
-    dynamic = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")} for name in inputs}
+    inputs = {name: values for name, values in traced_inputs().items() if name in names}
+    dynamic = {name: dict(enumerate(map(torch.export.Dim, DYNAMIC))) for name in inputs}
     with quantize_dequantize(model, plan, signed), _quietly():
         program = torch.onnx.export(
             _Logits(model).eval(), (), kwargs=inputs, dynamo=True, dynamic_shapes=dynamic, output_names=["logits"],
@@ -85,6 +88,34 @@ def export(
     program.model.metadata_props.update(notes)
     large = sum(value.numel() * value.element_size() for value in model.parameters()) > EXTERNAL_BYTES
     program.save(path, external_data=large)
+    check_dynamic(path)
+
+
+def traced_inputs() -> dict[str, Tensor]:
+    """The batch that the exporter sees, (:data:`TRACED_ROWS`, :data:`TRACED_TOKENS`), its rows of two lengths.
+
+    It is made here because real batches differ: the exporter takes a size of 1 for a constant, and a mask without
+    padding for no mask.
+    """
+    ids = torch.ones(TRACED_ROWS, TRACED_TOKENS, dtype=torch.long)
+    mask = ids.clone()
+    mask[-1, -1] = 0
+    return dict(zip(INPUTS, (ids, mask, torch.zeros_like(ids)), strict=True))
+
+
+def check_dynamic(path: Path) -> None:
+    """Raises ValueError where a saved file's inputs or outputs have a fixed number of rows, or inputs one of tokens."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    fixed = []
+    for values, expected in ((graph.input, DYNAMIC), (graph.output, DYNAMIC[:1])):
+        for value in values:
+            found = [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+            if found[: len(expected)] != list(expected):
+                fixed.append(f"{value.name} is {tuple(found)}, not ({', '.join(expected)}, ...)")
+    if fixed:
+        raise ValueError(f"the exported file takes batches of one shape only: {'; '.join(fixed)}")
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def _measure(
             if not isinstance(config.runtime, Deployment):
                 return torch_subject(config, material, plan(chosen))
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="quantlab-")))
-            path = write_model(config.runtime, material.loaded, plan(chosen), material.batches, folder, {})
+            names = material.batches[0].inputs
+            path = write_model(config.runtime, material.loaded, plan(chosen), names, folder, {})
             return RuntimeSubject(path=path, runtime=config.runtime)
 
         narrow, tokenizer, base = subject(space.narrow), material.loaded.tokenizer, []

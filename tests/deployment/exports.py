@@ -107,7 +107,7 @@ def all_of(model: PreTrainedModel) -> dict[str, object]:
     return {**state(model), "forwards": [vars(module).get("forward") for module in model.modules()]}
 
 
-def part(rows: slice, tokens: int) -> Batch:
+def part(rows: slice | list[int], tokens: int) -> Batch:
     """Some of :data:`ROWS`, padded to fewer tokens. Row i has i + 1."""
     inputs = {name: tensor[rows, :tokens] for name, tensor in ROWS.inputs.items()}
     return Batch(inputs=inputs, indices=np.arange(len(inputs["input_ids"])))
@@ -115,7 +115,7 @@ def part(rows: slice, tokens: int) -> Batch:
 
 @cache
 def exported(name: str, signed: bool = False) -> Exported:
-    """The file of one of :data:`CASES`. Its example is a small batch: the file takes any other."""
+    """The file of one of :data:`CASES`."""
     case = CASES[name]
     model = case.model()
     plan, path = case.plan(model), folder() / f"{len(list(folder().iterdir()))}.onnx"
@@ -124,7 +124,7 @@ def exported(name: str, signed: bool = False) -> Exported:
     with onnx_s_grids(), insert(model, replace(plan, activations=in_bytes)):
         simulated = logits(model, ROWS)
     before = all_of(model)
-    export(model, plan, part(slice(3), 5).inputs, path, NOTES, signed)
+    export(model, plan, ROWS.inputs, path, NOTES, signed)
     return Exported(
         case=case, path=path, model=model, plan=plan, states=(before, all_of(model)), fp32=fp32, simulated=simulated
     )

@@ -15,6 +15,7 @@ from tiny import ALL, logits, tiny_config, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from quantlab.deployment import qdq
 from quantlab.deployment.onnxruntime import OnnxRuntime
 from quantlab.deployment.qdq import check_exportable, check_fits, export, quantize_dequantize
 from quantlab.deployment.runtime import check_model, planned_products
@@ -79,8 +80,17 @@ def test_any_batch_of_any_length(made: Exported) -> None:
     """The same rows in other company give the answers that they give among all."""
     session = as_it_stands(made.path)
     answers = run(session, ROWS)
-    for rows, tokens in [(slice(0, 1), 1), (slice(10, 17), 17), (slice(63, 64), 64)]:
+    for rows, tokens in [([0], 1), ([0] * 7, 1), ([2], 3), ([0, 2, 1, 2, 2], 3), ([*range(10, 17)], 17), ([63], 64)]:
         torch.testing.assert_close(run(session, part(rows, tokens)), answers[rows], rtol=0, atol=0.05)
+
+
+def test_a_file_that_fixes_a_dimension_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter takes a size of 1 for a constant, whatever is asked of it."""
+    monkeypatch.setattr(qdq, "TRACED_ROWS", 1)
+    model = tiny_model(layers=1)
+    message = r"of one shape only: input_ids is \(1, 'tokens'\), not \(batch, tokens, \.\.\.\); .*logits is \(1, 2\)"
+    with pytest.raises(ValueError, match=message):
+        export(model, planned(model, ALL, Uniform()), qdq.INPUTS, tmp_path / "model.onnx", {})
 
 
 @every_plan
