@@ -24,7 +24,7 @@ from quantlab.checkpoint import quiet
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-pytest_plugins = ["servers", "searches"]
+pytest_plugins = ["servers", "searches", "processes"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -140,13 +140,13 @@ class Server:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, attempt)
             deadline = time.monotonic() + STOP_S
-            while _members(self._process.pid) and time.monotonic() < deadline:
+            while members(self._process.pid) and time.monotonic() < deadline:
                 time.sleep(POLL_S / 4)
         self._process.wait(STOP_S)
         self._process = None
 
 
-def _members(group: int) -> list[int]:
+def members(group: int) -> list[int]:
     """The living processes of a group. Its first one may end, and leave another on the port."""
     found = []
     for process in psutil.process_iter(["status"]):
