@@ -1,7 +1,8 @@
 """Latency and memory of one model on one machine, so measured that they cannot mislead.
 
 Each subject runs in a fresh process of its own. Next to FP32 the two take turns (A B A B), so that whatever else the
-machine does slows both alike, and the ratio has an interval over the turns.
+machine does slows both alike. Where a process's memory happens to lie makes it faster or slower for as long as it
+lives, so several pairs of processes are timed, one after another, and the ratio's interval is over the pairs.
 """
 
 import os
@@ -18,12 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from quantlab.batching import Tokenized
 from quantlab.checks import at_least, whole
-from quantlab.timing import Inputs, Subject, started
+from quantlab.timing import Inputs, Subject, alone, started
+
+Turns = list[np.ndarray]  # of one process: each turn's times in ms
 
 TURN_S = 0.5
 STABLE = 0.05  # two turns in a row whose medians differ by less end the warm-up
 MOST_WARM_UP_TURNS = 20
-FEWEST_TURNS = 3
+PAIRS = 3  # of processes; each takes its share of the runs and seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,10 @@ class Off(Profile):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Profile):
-    """At least ``warmup`` runs and until they are stable, then at least ``iterations`` runs and ``seconds`` of them.
+    """At least ``iterations`` runs and ``seconds`` of them, in equal shares in each of :data:`PAIRS` processes.
 
-    A run is one batch of ``batch_size`` rows of ``length`` tokens on ``threads`` threads (null: as many as torch uses).
+    Each process first runs at least ``warmup`` times and until its times are stable. A run is one batch of
+    ``batch_size`` rows of ``length`` tokens on ``threads`` threads (null: as many as torch uses).
     A GPU is timed with CUDA events, a CPU with the wall clock.
     """
 
@@ -80,12 +84,16 @@ class Timed(Profile):
     def measure(
         self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
     ) -> Measured:
-        """Raises RuntimeError where a quantizer of the plan did not run in every run, and what a process raised."""
+        """Waits until no other timing runs on this host, so that no two share a processor.
+
+        Raises RuntimeError where a quantizer of the plan did not run in every run, and what a process raised.
+        """
         inputs, threads = self.inputs(data, tokenizer), self.threads or torch.get_num_threads()
-        load = psutil.getloadavg()[0]
         subjects = [subject] if reference is None else [subject, reference]
-        timed, memory = self.in_turns(subjects, inputs, threads)
-        times = np.concatenate(timed[0])
+        with alone():
+            load = psutil.getloadavg()[0]
+            timed, memory = self.in_turns(subjects, inputs, threads)
+        times = np.concatenate([turn for turns in timed[0] for turn in turns])
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
         return Measured(
             metrics={
@@ -108,13 +116,23 @@ class Timed(Profile):
 
     def in_turns(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int
-    ) -> tuple[list[list[np.ndarray]], dict[str, float]]:
-        """Each subject's times, turn by turn, and the first one's memory."""
+    ) -> tuple[list[list[Turns]], dict[str, float]]:
+        """For each subject the times of each of its processes, turn by turn; and the memory of the first one's first.
+
+        One process of each subject lives at a time, and these take turns.
+        """
+        together = [self._together(subjects, inputs, threads) for _ in range(PAIRS)]
+        return [list(processes) for processes in zip(*(turns for turns, _ in together), strict=True)], together[0][1]
+
+    def _together(
+        self, subjects: Sequence[Subject], inputs: Inputs, threads: int
+    ) -> tuple[list[Turns], dict[str, float]]:
+        """One process of each subject: its turns' times; and the first one's memory."""
         with ExitStack() as stack:
             starting = [stack.enter_context(started(one, inputs, threads)) for one in subjects]
             workers = [loaded() for loaded in starting]
             counts = [self._warm_up(worker.times) for worker in workers]
-            turns: list[list[np.ndarray]] = [[] for _ in workers]
+            turns: list[Turns] = [[] for _ in workers]
             while not all(map(self._enough, turns)):
                 for worker, count, taken in zip(workers, counts, turns, strict=True):
                     taken.append(np.array(worker.times(count)))
@@ -131,18 +149,26 @@ class Timed(Profile):
                 break
         return count
 
-    def _enough(self, turns: Sequence[np.ndarray]) -> bool:
+    def _enough(self, turns: Turns) -> bool:
+        """Whether a process has its share of the runs and seconds."""
         times = np.concatenate([np.empty(0), *turns])
-        return len(turns) >= FEWEST_TURNS and len(times) >= self.iterations and times.sum() >= 1000 * self.seconds
+        return bool(turns) and PAIRS * len(times) >= self.iterations and PAIRS * times.sum() >= 1000 * self.seconds
 
 
-def speedup(reference: Sequence[np.ndarray], subject: Sequence[np.ndarray]) -> dict[str, float]:
-    """The geometric mean over turns of ``reference``'s median time by ``subject``'s, with its 95 % t interval."""
-    medians = [[np.median(turn) for turn in turns] for turns in (reference, subject)]
-    logarithms = np.log(medians[0]) - np.log(medians[1])
+def speedup(reference: Sequence[Turns], subject: Sequence[Turns]) -> dict[str, float]:
+    """How many times as fast as ``reference`` the subject is, with its 95 % interval.
+
+    Both have one entry for each pair of processes, with as many turns each. A turn's ratio is that of its median times,
+    a pair's the geometric mean of its turns', the speed-up that of the pairs'; the interval is Student's t over the
+    logarithms of the pairs' ratios.
+    """
+    logarithms = [
+        np.mean([np.log(np.median(slow) / np.median(fast)) for slow, fast in zip(*pair, strict=True)])
+        for pair in zip(reference, subject, strict=True)
+    ]
     low, high = stats.ttest_1samp(logarithms, 0).confidence_interval(0.95)
     return {
-        "speedup_vs_fp32": float(np.exp(logarithms.mean())),
+        "speedup_vs_fp32": float(np.exp(np.mean(logarithms))),
         "speedup_ci95_low": float(np.exp(low)),
         "speedup_ci95_high": float(np.exp(high)),
     }

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -16,8 +17,10 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import psutil
 import torch
+from filelock import FileLock
 
 from quantlab.allocator import keep_freed_memory, release_freed_memory
+from quantlab.cache import cache_dir
 from quantlab.checkpoint import read_model
 from quantlab.deployment.runtime import Deployment
 from quantlab.placement.insert import insert
@@ -103,6 +106,18 @@ class Worker:
         with suppress(ConnectionError):  # that it has ended is said where its answer is awaited
             self._connection.send(count)
         return _received(self._connection)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Waits until no other process times on this host, and keeps others waiting; the lock ends with its process.
+
+    Processes that share a cache folder know of each other: :func:`pin` gives each of them the same processors.
+    """
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"timing on {platform.node()}.lock"):
+        yield
 
 
 @contextmanager

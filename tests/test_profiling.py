@@ -18,7 +18,7 @@ from tiny import tokenized
 
 from quantlab import profiling
 from quantlab.placement.plan import QuantPlan
-from quantlab.profiling import FEWEST_TURNS, MOST_WARM_UP_TURNS, Off, Timed, speedup
+from quantlab.profiling import MOST_WARM_UP_TURNS, PAIRS, Off, Timed, speedup
 from quantlab.timing import Inputs, TorchSubject
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # turns of a script are all alike
@@ -41,7 +41,7 @@ class Scripts:
     """Workers whose runs take the milliseconds of a script, by subject, and a log of what is asked of them."""
 
     ms: dict[str, Iterable[float]]
-    log: list[tuple[object, ...]]
+    log: list[Any]
 
     @contextmanager
     def started(self, subject: TorchSubject, inputs: Inputs, threads: int) -> Iterator[Callable[[], SimpleNamespace]]:
@@ -70,7 +70,15 @@ class Scripts:
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
     """By default a run of the trial takes 50 ms and one of FP32 100 ms: turns of half a second are 10 and 5 runs."""
     made = Scripts({"trial": repeat(50.0), "fp32": repeat(100.0)}, [])
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        made.log.append("alone")
+        yield
+        made.log.append("not alone")
+
     monkeypatch.setattr(profiling, "started", made.started)
+    monkeypatch.setattr(profiling, "alone", alone)
     return made
 
 
@@ -78,14 +86,18 @@ def measure(profile: Timed, reference: TorchSubject | None = FP32) -> profiling.
     return profile.measure(TRIAL, reference, tokenized(), tokenizer())
 
 
-def test_the_two_load_side_by_side_warm_up_and_take_turns(scripts: Scripts) -> None:
-    measured = measure(Timed(warmup=2, iterations=1, seconds=0, batch_size=8, length=4, threads=1))
+def test_each_pair_loads_side_by_side_warms_up_and_takes_turns(scripts: Scripts) -> None:
+    measured = measure(Timed(warmup=2, iterations=35, seconds=0, batch_size=8, length=4, threads=1))
     shapes = {"input_ids": (8, 4), "attention_mask": (8, 4)}
     assert scripts.log == [
-        ("trial", "starts", shapes, 1), ("fp32", "starts", shapes, 1), ("trial", "loaded"), ("fp32", "loaded"),
-        ("trial", 2), ("trial", 10), ("trial", 10), ("fp32", 2), ("fp32", 5), ("fp32", 5),
-        *[("trial", 10), ("fp32", 5)] * FEWEST_TURNS,
-        ("trial", "peak"), ("fp32", "ends"), ("trial", "ends"),
+        "alone",
+        *[
+            ("trial", "starts", shapes, 1), ("fp32", "starts", shapes, 1), ("trial", "loaded"), ("fp32", "loaded"),
+            ("trial", 2), ("trial", 10), ("trial", 10), ("fp32", 2), ("fp32", 5), ("fp32", 5),
+            *[("trial", 10), ("fp32", 5)] * 3,
+            ("trial", "peak"), ("fp32", "ends"), ("trial", "ends"),
+        ] * PAIRS,
+        "not alone",
     ]  # fmt: skip
     assert measured.metrics.keys() == LATENCIES | SPEEDUP | MEMORY
     assert measured.metrics["speedup_vs_fp32"] == pytest.approx(2)
@@ -94,34 +106,34 @@ def test_the_two_load_side_by_side_warm_up_and_take_turns(scripts: Scripts) -> N
 
 def test_alone_there_is_no_speedup(scripts: Scripts) -> None:
     assert measure(SMALL, reference=None).metrics.keys() == LATENCIES | MEMORY
-    assert {name for name, *_ in scripts.log} == {"trial"}
+    assert {name for name, *_ in scripts.log[1:-1]} == {"trial"}
 
 
 def test_percentiles_are_of_the_timed_runs_alone(scripts: Scripts) -> None:
-    """101 runs of warm-up of 5 ms and 100 more, then three turns of 100."""
+    """In each process 101 runs of warm-up of 5 ms and 100 more, then three turns of 100."""
     timed = np.random.default_rng(0).permutation(np.arange(1.0, 301))
     scripts.ms["trial"] = [5.0] * (1 + 100 + 100) + timed.tolist()
-    measured = measure(Timed(warmup=0, iterations=300, seconds=0, batch_size=8, length=4), reference=None)
+    measured = measure(Timed(warmup=0, iterations=300 * PAIRS, seconds=0, batch_size=8, length=4), reference=None)
     p50, p95, p99, examples = (
         measured.metrics[key] for key in ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s")
     )
     assert (p50, p95, p99) == pytest.approx((150.5, 285.05, 297.01))
     assert examples == pytest.approx(8 * 1000 / 150.5)
-    assert measured.tags["timed_runs"] == "300"
+    assert measured.tags["timed_runs"] == str(300 * PAIRS)
 
 
 @pytest.mark.parametrize(
     "iterations, seconds, turns",
-    [(1, 0, 3), (15, 1.5, 3), (16, 0, 4), (1, 1.6, 4), (1, 2, 4), (100, 2, 20), (1, 5.1, 11)],
+    [(1, 0, 1), (15, 1.5, 1), (16, 0, 2), (1, 1.6, 2), (1, 3, 2), (100, 2, 7), (1, 5.1, 4)],
 )
 def test_turns_go_on_until_runs_and_seconds_are_enough(
     scripts: Scripts, iterations: int, seconds: float, turns: int
 ) -> None:
-    """Of the slower one too, whose turns of 100 ms have 5 runs."""
+    """A third of each in each process; of the slower one too, whose turns of half a second have 5 runs."""
     profile = Timed(warmup=0, iterations=iterations, seconds=seconds, batch_size=8, length=4)
-    assert measure(profile).tags["timed_runs"] == str(10 * turns)
-    asked = [name for name, count, *_ in scripts.log if isinstance(count, int)]
-    assert asked[6:] == ["trial", "fp32"] * turns
+    assert measure(profile).tags["timed_runs"] == str(PAIRS * 10 * turns)
+    asked = [name for name, count, *_ in scripts.log[1:-1] if isinstance(count, int)]
+    assert asked == [*["trial"] * 3, *["fp32"] * 3, *["trial", "fp32"] * turns] * PAIRS
 
 
 def test_tags_say_how_it_was_measured(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +141,7 @@ def test_tags_say_how_it_was_measured(scripts: Scripts, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     tags = {"profile_threads": "3", "load_average_1m": "1.24", "timed_runs": "30"}
     assert measure(SMALL).tags == tags
-    assert scripts.log[0][-1] == 3
+    assert scripts.log[1][-1] == 3
 
 
 def test_all_end_where_one_fails(scripts: Scripts) -> None:
@@ -179,15 +191,19 @@ def test_inputs_are_the_first_rows_cut_padded_and_repeated() -> None:
     assert data.rows[1]["input_ids"][12:]  # the data are as they were
 
 
-def turns_of(medians: Iterable[float]) -> list[np.ndarray]:
-    """Turns with these medians, whose means are far away."""
-    return [np.array([median, 0.01, 900, median, median]) for median in medians]
+def pairs_of(medians: Iterable[float]) -> list[list[np.ndarray]]:
+    """One pair of processes for each median, with two turns of it, whose means are far away."""
+    return [[np.array([median, 0.01, 900, median, median])] * 2 for median in medians]
 
 
-def test_speedup_has_a_t_interval_over_turns() -> None:
-    """Logarithms 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, and the 97.5 % quantile of t with 2 degrees is 4.30265."""
+def test_speedup_has_a_t_interval_over_pairs_of_processes() -> None:
+    """Logarithms 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, and the 97.5 % quantile of t with 2 degrees is 4.30265.
+
+    The turns of one pair differ by three times as much, and their number says nothing of the interval.
+    """
     half = 4.3026527299 * 0.1 / math.sqrt(3)
-    found = speedup(turns_of(7 * np.exp([0.1, 0.3, 0.2])), turns_of([7, 7, 7]))
+    slow = [[np.full(5, 7 * math.exp(pair + turn)) for turn in (-0.3, 0, 0.3) * 4] for pair in (0.1, 0.3, 0.2)]
+    found = speedup(slow, [[np.full(5, 7.0)] * 12] * 3)
     expected = {"speedup_vs_fp32": 0.2, "speedup_ci95_low": 0.2 - half, "speedup_ci95_high": 0.2 + half}
     assert found == pytest.approx({key: math.exp(value) for key, value in expected.items()})
 
@@ -195,13 +211,15 @@ def test_speedup_has_a_t_interval_over_turns() -> None:
 @pytest.mark.parametrize("ratio", [0.3, 1, 2.5])
 def test_what_slows_both_alike_leaves_speedup_alone(ratio: float) -> None:
     drift = np.array([1, 3, 1.5, 8])
-    assert list(speedup(turns_of(ratio * drift), turns_of(drift)).values()) == pytest.approx([ratio] * 3)
+    assert list(speedup(pairs_of(ratio * drift), pairs_of(drift)).values()) == pytest.approx([ratio] * 3)
 
 
-def noisy(ratio: float, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def noisy(ratio: float, seed: int) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
+    """A process is faster or slower by 5 % as long as it lives, a turn by 3 %."""
     random = np.random.default_rng(seed)
-    slow, fast = random.lognormal(sigma=0.05, size=(2, 8))
-    return turns_of(ratio * slow), turns_of(fast)
+    processes = np.array([ratio, 1])[:, None, None, None] * random.lognormal(sigma=0.05, size=(2, PAIRS, 1, 1))
+    slow, fast = (processes * random.lognormal(sigma=0.03, size=(2, PAIRS, 4, 1))).tolist()
+    return ([[np.array(turn) for turn in turns] for turns in side] for side in (slow, fast))  # type: ignore[return-value]
 
 
 def test_speedup_the_other_way_round_is_the_reciprocal() -> None:
@@ -213,7 +231,7 @@ def test_speedup_the_other_way_round_is_the_reciprocal() -> None:
 
 
 def test_intervals_hold_a_planted_speedup_19_times_of_20() -> None:
-    found = [speedup(*noisy(1.7, seed)) for seed in range(300)]
+    found = [speedup(*noisy(1.7, seed)) for seed in range(400)]
     held = [one["speedup_ci95_low"] < 1.7 < one["speedup_ci95_high"] for one in found]
     assert 0.92 < np.mean(held) < 0.98
 

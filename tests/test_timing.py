@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +26,19 @@ from quantlab.placement.insert import insert
 from quantlab.placement.plan import ActivationQuant, QuantPlan
 from quantlab.placement.sites import Tap
 from quantlab.quant.grid import FloatGrid
-from quantlab.timing import MB, Inputs, Run, RuntimeSubject, Subject, TorchSubject, Worker, cuda_ms, started, wall_ms
+from quantlab.timing import (
+    MB,
+    Inputs,
+    Run,
+    RuntimeSubject,
+    Subject,
+    TorchSubject,
+    Worker,
+    alone,
+    cuda_ms,
+    started,
+    wall_ms,
+)
 
 INPUTS = {name: values.numpy() for name, values in padded().inputs.items()}
 HELD_MB, USED_MB = 64, 128
@@ -92,6 +105,26 @@ def test_what_goes_wrong_in_a_process_is_raised_here() -> None:
         with pytest.raises(RuntimeError, match="ended without a word"):
             dying()
     assert set(multiprocessing.active_children()) == children
+
+
+def test_one_timing_at_a_time() -> None:
+    """Two of them would be pinned to the same processors, the first ones."""
+    log: list[str] = []
+    asked = threading.Event()
+
+    def other() -> None:
+        asked.set()
+        with alone():
+            log.append("the other's turn")
+
+    thread = threading.Thread(target=other)
+    with alone():
+        thread.start()
+        asked.wait()
+        thread.join(0.1)
+        log.append("done")
+    thread.join(30)
+    assert log == ["done", "the other's turn"]
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from quantlab.placement.architecture import places
 from quantlab.placement.insert import insert
 from quantlab.placement.plan import QuantPlan
 from quantlab.placement.sites import Placement
-from quantlab.profiling import Timed, speedup
+from quantlab.profiling import Timed, Turns, speedup
 from quantlab.timing import RuntimeSubject, Subject, TorchSubject, wall_ms
 
 ROWS, LENGTH, THREADS = 8, 128, torch.get_num_threads()
@@ -93,10 +93,10 @@ def forward(_: Path | None) -> None:
         runs["FP32"] = lambda: model(**batch.inputs)
         for run in runs.values():
             run()
-        times: dict[str, list[np.ndarray]] = {name: [] for name in runs}
+        times: dict[str, list[Turns]] = {name: [] for name in runs}
         for _ in range(ROUNDS):
             for name, run in runs.items():
-                times[name].append(np.array([wall_ms(run)]))
+                times[name].append([np.array([wall_ms(run)])])
     show("forward", times, "FP32")
 
 
@@ -175,10 +175,10 @@ def w8a8(model: PreTrainedModel, batch: Batch, at: str, granularity: str = "tens
     return Uniform().plan(sites, observe(model, sites, [batch]), weights, bits, calibration)
 
 
-def show(title: str, times: Mapping[str, Sequence[np.ndarray]], base: str) -> None:
-    """Each subject's p50, and its time by the base's, with the 95 % interval over turns."""
+def show(title: str, times: Mapping[str, Sequence[Turns]], base: str) -> None:
+    """Each subject's p50, and its time by the base's, with the 95 % interval over processes, or rounds in one."""
     for name, taken in times.items():
-        p50 = np.median(np.concatenate(list(taken)))
+        p50 = np.median(np.concatenate([turn for turns in taken for turn in turns]))
         if name == base:
             print(f"{title}: {name}: p50 {p50:.0f} ms", flush=True)
             continue
