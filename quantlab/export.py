@@ -25,7 +25,8 @@ from quantlab.cache import published, write_whole
 from quantlab.deployment.deploy import Deployed, answer, compare, write_model
 from quantlab.deployment.onnxruntime import OnnxRuntime
 from quantlab.deployment.runtime import Deployment
-from quantlab.material import Material, load
+from quantlab.material import Material, load, resolved
+from quantlab.memo import Memo
 from quantlab.placement.plan import QuantPlan
 from quantlab.result import RESULT
 from quantlab.trial import TrialConfig
@@ -100,14 +101,15 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
     if target.exists():
         raise ValueError(f"{target} is there already: name another --output, or remove it")
     runtime.check()
-    config = trial.config
-    fingerprint = config.model.fingerprint(config.task)
+    config, memo = trial.config, Memo()
+    found = resolved(config.model, config.task, memo)
+    fingerprint = found.fingerprint
     if fingerprint != trial.tags["checkpoint_fingerprint"]:
         raise ValueError(
-            f"{config.model.title(config.task)} is not the checkpoint that the trial ran on: its fingerprint is "
+            f"{found.tags['checkpoint']} is not the checkpoint that the trial ran on: its fingerprint is "
             f"{fingerprint[:12]}, the trial's {trial.tags['checkpoint_fingerprint'][:12]}"
         )
-    material = load(config.model, config.task, config.evaluation)
+    material = load(config.model, config.task, config.evaluation, memo)
     notes = {
         "quantlab_key": trial.tags["key"],
         "quantlab_plan": trial.plan.fingerprint,

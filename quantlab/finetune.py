@@ -46,20 +46,21 @@ class FineTuning:
                 "this model is a checkpoint already; train with model=minilm, or with model=bert_base and "
                 "model.base.path=<folder or hub name>"
             )
-        target = self.model.target(self.task)
+        data, base = self.task.load(), self.model.base.folder()
+        target = self.model.target(self.task, data, base)
         if target.is_dir():
             console.print(f"already there: {target}", soft_wrap=True)
             return target
         with published(target) as scratch:  # made first, so that a read-only cache fails before hours of training
-            scores = finetune(self.model, self.task, scratch)
+            scores = finetune(self.model, self.task, data, base, scratch)
         console.print(", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         console.print(f"stored in {target}", soft_wrap=True)
         return target
 
 
-def finetune(spec: FineTuned, task: Task, folder: Path) -> dict[str, float]:
-    """Trains on the train split, writes model, tokenizer and recipe.json into ``folder``; the evaluation's metrics."""
-    device, base, data = spec.torch_device(), spec.base.folder(), task.load()
+def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path) -> dict[str, float]:
+    """Trains ``base``, writes model, tokenizer and recipe.json into ``folder``, returns the evaluation's metrics."""
+    device = spec.torch_device()
     tokenizer = checkpoint.read_tokenizer(base)
     check_fit(checkpoint.read_config(base), tokenizer, task, base)
     rows = tokenize(data.train, tokenizer, task.max_length)

@@ -10,12 +10,13 @@ from quantlab.batching import Batch, Tokenized, by_length, tokenize
 from quantlab.cache import cache_dir, code_digest, digest, published
 from quantlab.calibration import Calibration, observe
 from quantlab.evaluation import Answers, Evaluation, predict
-from quantlab.models import Loaded, ModelSpec
+from quantlab.memo import Memo
+from quantlab.models import Loaded, ModelSpec, Resolved
 from quantlab.placement.architecture import places
 from quantlab.placement.sites import Place, Site
 from quantlab.provenance import device_name
 from quantlab.quant.sketch import Sketch
-from quantlab.tasks.base import Examples, Task
+from quantlab.tasks.base import Examples, Splits, Task
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,11 +45,29 @@ class Material:
         return calibration.batches(self.train, self.loaded.tokenizer, self.task.max_length)
 
 
-def load(model: ModelSpec, task: Task, evaluation: Evaluation) -> Material:
-    """Reads data and checkpoint. Raises ValueError or OSError that says what is wrong with either."""
-    train, examples, data_fingerprint = rows_of(task, evaluation)
-    loaded = model.load(task)
-    rows = tokenize(examples, loaded.tokenizer, task.max_length)
+def splits_of(task: Task, memo: Memo) -> Splits:
+    """The task's data, loaded once. Raises ValueError or OSError that says what is wrong with it."""
+    return memo.get("splits", task, task.load)
+
+
+def resolved(model: ModelSpec, task: Task, memo: Memo) -> Resolved:
+    """The model's checkpoint, found once: no step of a trial asks the hub or hashes files again.
+
+    Raises ValueError or OSError that says what is wrong with it.
+    """
+    return memo.get("checkpoint", (model, task), lambda: model.resolve(task, lambda: splits_of(task, memo)))
+
+
+def load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Material:
+    """Reads data and checkpoint, once. Raises ValueError or OSError that says what is wrong with either."""
+    return memo.get("material", (model, task, evaluation), lambda: _load(model, task, evaluation, memo))
+
+
+def _load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Material:
+    train, examples, data_fingerprint = rows_of(task, evaluation, memo)
+    found = resolved(model, task, memo)
+    rows = tokenize(examples, found.tokenizer, task.max_length)
+    loaded = model.load(found)
     device = loaded.model.device
     setting = (task.name, str(task.max_length), str(evaluation.batch_size), device_name(device))
     arithmetic = (torch.__version__, torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads()))
@@ -64,9 +83,9 @@ def load(model: ModelSpec, task: Task, evaluation: Evaluation) -> Material:
     )
 
 
-def rows_of(task: Task, evaluation: Evaluation) -> tuple[Examples, Examples, str]:
+def rows_of(task: Task, evaluation: Evaluation, memo: Memo) -> tuple[Examples, Examples, str]:
     """The rows that calibrate, the rows that are answered, and the fingerprint of both."""
-    splits = task.load()
+    splits = splits_of(task, memo)
     examples = evaluation.rows(splits.evaluation)
     return splits.train, examples, digest([splits.train.fingerprint, examples.fingerprint])
 

@@ -1,6 +1,7 @@
 """Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own fine-tuning."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +13,22 @@ from quantlab import checkpoint
 from quantlab.cache import cache_dir, digest
 from quantlab.checks import at_least, one_of, whole
 from quantlab.labels import label_columns
-from quantlab.tasks.base import Task
+from quantlab.placement.architecture import skeleton_of
+from quantlab.tasks.base import Splits, Task
 
 DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resolved:
+    """A checkpoint that was found and fits its task; no weight has been read yet."""
+
+    folder: Path  # of config.json, weights and tokenizer
+    fingerprint: str  # SHA-256 of these files: the checkpoint's part of every key
+    skeleton: PreTrainedModel  # its modules, on the meta device
+    tokenizer: PreTrainedTokenizerBase
+    label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
+    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,6 +36,7 @@ class Loaded:
     """A model ready to answer, and what names it."""
 
     model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
+    folder: Path  # that it was read from
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str  # of its files
     label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
@@ -38,16 +53,15 @@ class ModelSpec(ABC):
         one_of("device", self.device, DEVICES)
 
     @abstractmethod
-    def folder(self, task: Task) -> Path:
-        """Where config.json, weights and tokenizer lie. Raises OSError where they are not there and cannot be had."""
+    def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
+        """Where config.json, weights and tokenizer lie; ``splits`` loads the task's data.
 
-    def title(self, task: Task) -> str:
+        Raises OSError where the files are not there and cannot be had.
+        """
+
+    def title(self, folder: Path) -> str:
         """The checkpoint in words, for tags."""
-        return str(self.folder(task))
-
-    def fingerprint(self, task: Task) -> str:
-        """SHA-256 of config, weights and tokenizer files: the checkpoint's part of every key."""
-        return checkpoint.fingerprint(self.folder(task))
+        return str(folder)
 
     def torch_device(self) -> torch.device:
         """The device to run on. Raises ValueError for ``cuda`` where there is no GPU."""
@@ -55,13 +69,29 @@ class ModelSpec(ABC):
             raise ValueError("device is cuda, but torch sees no GPU here; use auto or cpu")
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
-    def load(self, task: Task) -> Loaded:
-        """Reads the checkpoint. Raises ValueError or OSError that names the file, tensor or label that is wrong."""
-        device, folder = self.torch_device(), self.folder(task)
+    def resolve(self, task: Task, splits: Callable[[], Splits]) -> Resolved:
+        """Finds the checkpoint, once for all steps of a trial; ``splits`` loads the task's data where that names it.
+
+        Raises ValueError or OSError that names the device, file or label that is wrong.
+        """
+        self.torch_device()
+        folder = self.folder(task, splits)
         config = checkpoint.read_config(folder)
         columns, order = label_columns(config, task)
         tokenizer = checkpoint.read_tokenizer(folder)
         check_fit(config, tokenizer, task, folder)
+        return Resolved(
+            folder=folder,
+            fingerprint=checkpoint.fingerprint(folder),
+            skeleton=skeleton_of(config),
+            tokenizer=tokenizer,
+            label_columns=columns,
+            tags={"label_order": order, "checkpoint": self.title(folder)},
+        )
+
+    def load(self, found: Resolved) -> Loaded:
+        """Reads the weights. Raises ValueError or OSError that names the file or tensor that is wrong."""
+        device, folder = self.torch_device(), found.folder
         model, missing = checkpoint.read_model(folder)
         if missing:
             raise ValueError(
@@ -71,10 +101,11 @@ class ModelSpec(ABC):
         model.requires_grad_(False).eval().to(device)  # type: ignore[no-untyped-call]
         return Loaded(
             model=model,
-            tokenizer=tokenizer,
-            fingerprint=self.fingerprint(task),
-            label_columns=columns,
-            tags={"label_order": order, "checkpoint": self.title(task), "device": str(device)},
+            folder=folder,
+            tokenizer=found.tokenizer,
+            fingerprint=found.fingerprint,
+            label_columns=found.label_columns,
+            tags={**found.tags, "device": str(device)},
         )
 
 
@@ -89,11 +120,11 @@ class Checkpoint(ModelSpec):
         super().__post_init__()
         checkpoint.require_path(self.path)
 
-    def folder(self, task: Task) -> Path:
+    def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
         """The folder itself, or the hub's files in its local cache."""
         return checkpoint.locate(self.path, self.revision)
 
-    def title(self, task: Task) -> str:
+    def title(self, folder: Path) -> str:
         """The path or name, with its revision."""
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
@@ -170,9 +201,9 @@ class FineTuned(ModelSpec):
     base: Base
     recipe: Recipe
 
-    def folder(self, task: Task) -> Path:
+    def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
         """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not there."""
-        target = self.target(task)
+        target = self.target(task, splits(), self.base.folder())
         if not target.is_dir():
             raise FileNotFoundError(
                 f"{self.name} is not fine-tuned on {task.name} yet: run python -m quantlab.finetune model={self.name} "
@@ -180,9 +211,9 @@ class FineTuned(ModelSpec):
             )
         return target
 
-    def target(self, task: Task) -> Path:
-        """Its place in the cache, named by all that decides its weights."""
-        content = (checkpoint.fingerprint(self.base.folder()), task.load().train.fingerprint, *task.labels)
+    def target(self, task: Task, splits: Splits, base: Path) -> Path:
+        """Its place in the cache, named by all that decides its weights; ``base`` is the base's folder."""
+        content = (checkpoint.fingerprint(base), splits.train.fingerprint, *task.labels)
         settings = (repr(sorted(asdict(self.recipe).items())), str(task.max_length))
         return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"
 

@@ -9,20 +9,19 @@ from typing import Any
 
 from quantlab.alarms import Finding, raised
 from quantlab.calibration import Calibration
-from quantlab.checkpoint import read_config
 from quantlab.checks import one_of
 from quantlab.deployment.deploy import deployed_trial
 from quantlab.deployment.runtime import Deployment, Runtime, Torch
 from quantlab.diagnosis import site_table
 from quantlab.evaluation import Answers, Evaluation, score
 from quantlab.identity import key_of
-from quantlab.material import Material, fp32_answers, fp32_sketches, load, rows_of
+from quantlab.material import Material, fp32_answers, fp32_sketches, load, resolved, rows_of
 from quantlab.memo import Memo
 from quantlab.methods.base import Method
 from quantlab.methods.bits import Bits, weighted_modules
 from quantlab.models import ModelSpec
 from quantlab.outlier_statistics import by_depth, by_site, hidden_states
-from quantlab.placement.architecture import places, skeleton_of
+from quantlab.placement.architecture import places
 from quantlab.placement.insert import ENGINES, insert
 from quantlab.placement.integer import FP32
 from quantlab.placement.plan import QuantPlan
@@ -79,7 +78,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
     """
     sites = check(config, memo)
     shared = (config.model, config.task, config.evaluation)
-    material = memo.get("material", shared, lambda: load(*shared))
+    material = load(*shared, memo)
     reference = memo.get("reference", shared, lambda: fp32_answers(material))
     seconds: dict[str, float] = {}
     with _timed(seconds, "calibrate_s"):
@@ -103,10 +102,8 @@ def check(config: TrialConfig, memo: Memo) -> list[Site]:
 
     Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right.
     """
-    config.model.torch_device()
     config.runtime.check()
-    model, task = config.model, config.task
-    skeleton = memo.get("skeleton", (model, task), lambda: skeleton_of(read_config(model.folder(task))))
+    skeleton = resolved(config.model, config.task, memo).skeleton
     sites = config.placement.select(places(skeleton))
     config.method.check(sites)
     config.bits.check_rules([*(site.name for site in sites), *weighted_modules(skeleton)])
@@ -118,7 +115,8 @@ def trial_key(config: TrialConfig, memo: Memo) -> str:
     shared = (config.model, config.task, config.evaluation)
 
     def read() -> tuple[str, str]:
-        return config.model.fingerprint(config.task), rows_of(config.task, config.evaluation)[2]
+        found = resolved(config.model, config.task, memo)
+        return found.fingerprint, rows_of(config.task, config.evaluation, memo)[2]
 
     return key_of(described(config), *memo.get("fingerprints", shared, read))
 
@@ -185,8 +183,8 @@ def deploy(config: TrialConfig, material: Material, plan: QuantPlan, answers: An
 
 def torch_subject(config: TrialConfig, material: Material, plan: QuantPlan) -> TorchSubject:
     """What a fresh process needs to run a plan as this trial does."""
-    folder, device = config.model.folder(config.task), str(material.model.device)
-    return TorchSubject(folder=folder, plan=plan, engine=config.engine, device=device)
+    loaded = material.loaded
+    return TorchSubject(folder=loaded.folder, plan=plan, engine=config.engine, device=str(loaded.model.device))
 
 
 def engine_tags(plan: QuantPlan, linears: Mapping[str, str]) -> dict[str, str]:

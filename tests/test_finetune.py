@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from quantlab import checkpoint, finetune, training
 from quantlab.batching import tokenize
 from quantlab.finetune import FineTuning
-from quantlab.models import Checkpoint, FineTuned, Pretrained, Recipe
+from quantlab.models import Checkpoint, FineTuned, Pretrained, Recipe, Resolved
 from quantlab.tasks.glue import Glue
 
 RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=1e-3)
@@ -41,6 +41,14 @@ def spec_of(base: Path, recipe: Recipe = RECIPE) -> FineTuned:
     return FineTuned(name="tiny", device="cpu", base=Pretrained(path=str(base)), recipe=recipe)
 
 
+def found(spec: FineTuned, task: Glue) -> Resolved:
+    return spec.resolve(task, task.load)
+
+
+def target(spec: FineTuned, task: Glue) -> Path:
+    return spec.target(task, task.load(), spec.base.folder())
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -61,23 +69,23 @@ def headless(tiny_bert: Path, tmp_path: Path, make_model: MakeModel) -> Path:
 def test_the_same_seed_gives_the_same_weights(
     headless: Path, tiny_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    task, found = qnli(tiny_glue), []
+    task, made = qnli(tiny_glue), []
     for number, seed in enumerate((0, 0, 1)):
         monkeypatch.setenv("QUANTLAB_CACHE", str(tmp_path / str(number)))
         torch.manual_seed(100 + number)  # the caller's random state has no say, and is left alone
         before = torch.random.get_rng_state()
         spec = spec_of(headless, replace(RECIPE, seed=seed))
-        found.append(weights(FineTuning(model=spec, task=task).run(SILENT)))
+        made.append(weights(FineTuning(model=spec, task=task).run(SILENT)))
         assert torch.equal(before, torch.random.get_rng_state())
-    assert same(found[0], found[1])
-    assert not same(found[0], found[2])
+    assert same(made[0], made[1])
+    assert not same(made[0], made[2])
 
 
 def test_what_is_stored_is_found_and_answers_in_the_tasks_order(headless: Path, tiny_glue: Path) -> None:
     task, spec = qnli(tiny_glue), spec_of(headless)
     folder = FineTuning(model=spec, task=task).run(SILENT)
-    assert folder == spec.folder(task)
-    loaded = spec.load(task)
+    assert folder == found(spec, task).folder
+    loaded = spec.load(found(spec, task))
     assert loaded.tags["label_order"] == "matched"
     assert loaded.model.dtype == torch.float32
     card = json.loads((folder / "recipe.json").read_text())
@@ -106,7 +114,7 @@ def test_a_run_that_dies_leaves_nothing(
         FineTuning(model=spec, task=task).run(SILENT)
     assert not list((own_cache / "finetuned").iterdir())
     with pytest.raises(FileNotFoundError, match="not fine-tuned on qnli yet"):
-        spec.load(task)
+        found(spec, task)
 
 
 def test_everything_that_decides_the_weights_names_the_folder(
@@ -116,14 +124,14 @@ def test_everything_that_decides_the_weights_names_the_folder(
     for split in ("train", "validation"):
         qnli_rows(16, seed=5).to_parquet(tmp_path / f"{split}.parquet")
     others = [
-        spec_of(tiny_bert).target(task),
-        spec_of(headless, replace(RECIPE, learning_rate=2e-3)).target(task),
-        spec.target(qnli(tmp_path)),
-        spec.target(replace(task, max_length=16)),
-        spec.target(replace(task, labels=("yes", "no"))),
+        target(spec_of(tiny_bert), task),
+        target(spec_of(headless, replace(RECIPE, learning_rate=2e-3)), task),
+        target(spec, qnli(tmp_path)),
+        target(spec, replace(task, max_length=16)),
+        target(spec, replace(task, labels=("yes", "no"))),
     ]
-    assert len({spec.target(task), *others}) == 6
-    assert replace(spec, device="auto").target(task) == spec.target(task)
+    assert len({target(spec, task), *others}) == 6
+    assert target(replace(spec, device="auto"), task) == target(spec, task)
 
 
 def test_it_learns(headless: Path, tmp_path: Path) -> None:
@@ -152,7 +160,7 @@ def test_a_regression_trains_with_its_own_loss(headless: Path, tmp_path: Path) -
     spec = spec_of(headless)
     card = json.loads((FineTuning(model=spec, task=task).run(SILENT) / "recipe.json").read_text())
     assert set(card["evaluation"]) == {"pearson", "spearmanr", "loss"}
-    assert spec.load(task).tags["label_order"] == "regression"
+    assert found(spec, task).tags["label_order"] == "regression"
 
 
 def test_an_epoch_has_every_row_once_in_batches_of_like_length(tiny_bert: Path, tiny_glue: Path) -> None:
@@ -208,11 +216,11 @@ def test_the_command_line_trains_what_the_trial_asks_for(
     spec = replace(spec_of(headless), name="bert_base", recipe=Recipe(epochs=1, seed=3, batch_size=32))
     task = qnli(tiny_glue)
     with pytest.raises(FileNotFoundError) as missing:
-        spec.load(task)
+        found(spec, task)
     command = str(missing.value).partition(": run python ")[2].partition(",")[0].split()
     command += [f"model.base.path={headless}", "recipe@model.recipe=quick", "model.recipe.seed=3"]
     command += [f"task.data_dir={tiny_glue}", f"task.max_length={task.max_length}"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert spec.load(task).tags["label_order"] == "matched"
+    assert found(spec, task).tags["label_order"] == "matched"
     assert not list(tmp_path.iterdir())

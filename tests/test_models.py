@@ -14,7 +14,7 @@ from transformers import BertModel
 
 from quantlab import checkpoint
 from quantlab.labels import label_columns
-from quantlab.models import Checkpoint, FineTuned, Packaged, Pretrained, Recipe
+from quantlab.models import Checkpoint, FineTuned, Loaded, Packaged, Pretrained, Recipe
 from quantlab.tasks.base import Task
 from quantlab.tasks.glue import Glue
 
@@ -34,8 +34,9 @@ def copy(tiny_bert: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
 
 
-def load(path: Path | str, task: Task | None = None, **settings: str) -> None:
-    Checkpoint(path=str(path), **settings).load(task or task_of())
+def load(path: Path | str, task: Task | None = None, **settings: str) -> Loaded:
+    model, task = Checkpoint(path=str(path), **settings), task or task_of()
+    return model.load(model.resolve(task, task.load))
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -44,7 +45,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 
 def test_a_loaded_model_is_fp32_eager_and_at_rest(tiny_bert: Path) -> None:
-    loaded = Checkpoint(path=str(tiny_bert), device="cpu").load(task_of())
+    loaded = load(tiny_bert, device="cpu")
     assert loaded.model.dtype == torch.float32
     assert loaded.model.config._attn_implementation == "eager"
     assert not loaded.model.training
@@ -55,7 +56,7 @@ def test_a_loaded_model_is_fp32_eager_and_at_rest(tiny_bert: Path) -> None:
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_every_family_loads_at_any_depth(make_model: MakeModel, family: str, layers: int) -> None:
-    loaded = Checkpoint(path=str(make_model(family, layers)), device="cpu").load(task_of())
+    loaded = load(make_model(family, layers), device="cpu")
     assert loaded.model.config.num_hidden_layers == layers
     tokens = loaded.tokenizer("what is the cat", "a red bird", return_tensors="pt")
     assert torch.isfinite(loaded.model(**tokens).logits).all()
@@ -65,7 +66,7 @@ def test_half_precision_files_run_in_fp32(copy: Path) -> None:
     file = copy / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     edit_config(copy, dtype="float16")
-    assert Checkpoint(path=str(copy)).load(task_of()).model.dtype == torch.float32
+    assert load(copy).model.dtype == torch.float32
 
 
 def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(tiny_bert: Path, copy: Path) -> None:
@@ -154,10 +155,10 @@ def as_pickle(folder: Path) -> None:
 
 
 def test_bin_weights_are_read_only_without_safetensors(copy: Path) -> None:
-    expected = Checkpoint(path=str(copy)).load(task_of()).model.state_dict()
+    expected = load(copy).model.state_dict()
     as_pickle(copy)
     (copy / "saved").rename(copy / "pytorch_model.bin")
-    read = Checkpoint(path=str(copy)).load(task_of()).model.state_dict()
+    read = load(copy).model.state_dict()
     assert all(torch.equal(read[name], tensor) for name, tensor in expected.items())
     (copy / "pytorch_model.bin").write_bytes(b"broken")
     (copy / "kept").rename(copy / "model.safetensors")
@@ -260,7 +261,7 @@ def test_of_the_hub_only_what_is_read_is_downloaded(copy: Path, monkeypatch: pyt
         as_pickle(copy)
         (copy / "saved").rename(copy / weights)
     monkeypatch.setattr(checkpoint, "snapshot_download", download)
-    loaded = Checkpoint(path="owner/name", revision="v1").load(task_of())
+    loaded = load("owner/name", revision="v1")
     assert loaded.tags["checkpoint"] == "owner/name@v1"
     pickles = [pattern for patterns in asked for pattern in patterns if ".bin" in pattern]
     assert bool(pickles) == weights.endswith("bin")
@@ -304,10 +305,10 @@ def test_a_model_that_is_not_trained_yet_names_the_command(tiny_bert: Path, tiny
     spec = FineTuned(name="bert_base", base=Pretrained(path=str(tiny_bert)), recipe=recipe)
     task = replace(task_of(), name="qnli", data_dir=str(tiny_glue), max_length=128)
     with pytest.raises(FileNotFoundError, match="run python -m quantlab.finetune model=bert_base task=qnli, with"):
-        spec.load(task)
+        spec.resolve(task, task.load)
 
 
 def test_the_real_checkpoint_loads(shared: Path) -> None:
-    loaded = Checkpoint(path=str(shared / "models" / "minilm-qnli"), device="cpu").load(task_of(max_length=128))
+    loaded = load(shared / "models" / "minilm-qnli", task_of(max_length=128), device="cpu")
     assert loaded.model.num_parameters() == 22_713_986
     assert loaded.tags["label_order"] == "matched"

@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from quantlab import checkpoint
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig
 from quantlab.memo import Memo
+from quantlab.models import FineTuned, Pretrained, Recipe
 from quantlab.placement.plan import QuantPlan
 from quantlab.result import TrialResult, check_writable
-from quantlab.trial import run_trial
+from quantlab.tasks.glue import Glue
+from quantlab.trial import run_trial, trial_key
 
 TIMINGS = {"calibrate_s", "evaluate_s", "profile_s"}
 CLASSIFICATION = {
@@ -98,6 +102,21 @@ def test_a_multirun_is_as_many_trials(lab: Lab, tmp_path: Path) -> None:
     results = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/trials/*/result.json")]
     assert sorted(result["config"]["method"]["k"] for result in results) == [2, 3, 4]
     assert len({result["tags"]["key"] for result in results}) == 3
+
+
+def test_a_trial_finds_its_checkpoint_and_its_data_once(
+    lab: Lab, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is asked once and the data are read once, from the key to the profile."""
+    config, asked, read, load = lab.config(), [], [], Glue.load
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda name, **_: asked.append(name) or str(tiny_bert))
+    monkeypatch.setattr(Glue, "load", lambda task: read.append(task) or load(task))
+    model = FineTuned(name="tiny", base=Pretrained(path="owner/name"), recipe=Recipe())
+    shutil.copytree(tiny_bert, model.target(config.task, load(config.task), tiny_bert))
+    memo, config = Memo(), replace(config, model=model)
+    key = trial_key(config, memo)
+    assert run_trial(config, memo).tags["key"] == key
+    assert (len(asked), len(read)) == (1, 1)
 
 
 def test_a_failed_trial_exits_non_zero_with_one_clear_line(lab: Lab, tmp_path: Path) -> None:

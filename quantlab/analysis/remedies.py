@@ -8,13 +8,11 @@ import pandas as pd
 from torch import nn
 
 from quantlab.analysis.spec import OutliersConfig
-from quantlab.checkpoint import read_config
 from quantlab.deployment.runtime import Torch
-from quantlab.material import load
+from quantlab.material import load, resolved
 from quantlab.memo import Memo
 from quantlab.methods.bits import weighted_modules
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
-from quantlab.placement.architecture import skeleton_of
 from quantlab.placement.insert import clipped_weights
 from quantlab.profiling import Off
 from quantlab.progress import progress
@@ -74,8 +72,7 @@ def fibonacci(most: int) -> Iterator[int]:
 
 def check_clipping(config: OutliersConfig, memo: Memo) -> None:
     """Raises ValueError where no matrix is on a grid, whose range is what clips it; no weight is read."""
-    kept = (config.model, config.task)
-    skeleton = memo.get("skeleton", kept, lambda: skeleton_of(read_config(config.model.folder(config.task))))
+    skeleton = resolved(config.model, config.task, memo).skeleton
     linears = {name: module for name, module in weighted_modules(skeleton).items() if isinstance(module, nn.Linear)}
     on_grids = (isinstance(config.bits.weight_grid(name, module), AffineGrid) for name, module in linears.items())
     if config.outliers.clip and not any(on_grids):
@@ -109,8 +106,7 @@ def _fp32_clipped(
     config: OutliersConfig, method: ClipWeightOutliers, memo: Memo, result: TrialResult
 ) -> tuple[float, int]:
     """The clipped network's metric in FP32, and how many weights its Linears have."""
-    shared = (config.model, config.task, config.evaluation)
-    material = memo.get("material", shared, lambda: load(*shared))
+    material = load(config.model, config.task, config.evaluation, memo)
     with clipped_weights(material.model, method.weight_limits(material.model, config.bits)):
         logits = material.answer("FP32, clipped").logits
     primary = config.task.metrics[0]

@@ -21,7 +21,7 @@ from quantlab.analysis.spec import Outliers, OutliersConfig
 from quantlab.analysis.tokens import token_channels, token_table
 from quantlab.analysis.weights import outlier_weights, weight_table
 from quantlab.cache import code_digest, digest, write_whole
-from quantlab.material import Material, fp32_sketches, load, rows_of
+from quantlab.material import Material, fp32_sketches, load, resolved, rows_of
 from quantlab.memo import Memo
 from quantlab.outlier_statistics import by_site
 from quantlab.placement.sites import Site
@@ -42,10 +42,10 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
     """
     checked(config, memo)
     check_clipping(config, memo)
-    train, _, data_fingerprint = rows_of(config.task, config.evaluation)
+    train, _, data_fingerprint = rows_of(config.task, config.evaluation, memo)
     check_rows(config, len(train))
     fingerprints = {
-        "checkpoint_fingerprint": config.model.fingerprint(config.task),
+        "checkpoint_fingerprint": resolved(config.model, config.task, memo).fingerprint,
         "data_fingerprint": data_fingerprint,
     }
     asked = digest([json.dumps(described(config), sort_keys=True, default=str), repr(config.outliers),
@@ -118,8 +118,7 @@ def _params(config: OutliersConfig) -> dict[str, Any]:
 
 
 def _material(config: OutliersConfig, memo: Memo) -> Material:
-    shared = (config.model, config.task, config.evaluation)
-    return memo.get("material", shared, lambda: load(*shared))
+    return load(config.model, config.task, config.evaluation, memo)
 
 
 def _column(config: OutliersConfig) -> str:

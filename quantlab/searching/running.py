@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from quantlab.cache import code_digest, published
-from quantlab.material import rows_of
+from quantlab.material import resolved, rows_of
 from quantlab.memo import Memo
 from quantlab.result import describe
 from quantlab.searching.answer import Reporter, draw_scores
@@ -80,7 +80,8 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
 def opened(config: SearchConfig, folder: Path, memo: Memo) -> Study:
     """The study, made or continued; everything that can be wrong is found before anything is loaded."""
     _, space = checked(config, memo)
-    shared = (config.model.fingerprint(config.task), rows_of(config.task, config.evaluation)[2])
+    fingerprint = resolved(config.model, config.task, memo).fingerprint
+    shared = (fingerprint, rows_of(config.task, config.evaluation, memo)[2])
     trial = json.dumps(described(config), sort_keys=True, default=str)
     return open_study(config.search, space, folder, identity_of(config.search, space, *shared, code_digest(), trial))
 

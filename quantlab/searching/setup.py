@@ -112,7 +112,7 @@ def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
     """Loads the material, and puts the weights in place until the exit."""
     sites, space = checked(config, memo)
     shared = (config.model, config.task, config.evaluation)
-    material = memo.get("material", shared, lambda: load(*shared))
+    material = load(*shared, memo)
     key = (*shared, *config.calibration.data)
     seen = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
     weights, sketches = weights_and_sketches(config, material, sites, seen)

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from quantlab.cache import digest
-from quantlab.checkpoint import read_config
 from quantlab.config import RunConfig
+from quantlab.material import resolved
 from quantlab.memo import Memo
 from quantlab.sweeping.spec import Axes, Row, Sweep, rows
 from quantlab.sweeping.store import Store
@@ -63,10 +63,9 @@ def prepare(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) 
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
     fixed = [item for item in overrides if not item.is_sweep_override()]
     with _hydra_config_kept():
-        base = composed(loader, master, [str(item.input_line) for item in fixed])
-        found = rows(base.sweep, _axes(overrides), lambda: _layers(base))
+        base, memo = composed(loader, master, [str(item.input_line) for item in fixed]), Memo()
+        found = rows(base.sweep, _axes(overrides), lambda: _layers(base, memo))
         given = [str(item.input_line) for item in fixed if item.get_key_element() not in found[0].overrides]
-        memo = Memo()
         trials = [_checked(row, [*given, *_lines(row)], loader, master, memo) for row in found]
     store = Store(Path(master.hydra.sweep.dir).absolute())
     return Sweeping(sweep=base.sweep, tracking=base.tracking, store=store, trials=trials)
@@ -109,8 +108,8 @@ def _lines(row: Row) -> list[str]:
     return [f"{key}={value}" for key, value in row.overrides.items()]
 
 
-def _layers(config: RunConfig) -> int:
-    return int(read_config(config.model.folder(config.task)).num_hidden_layers)
+def _layers(config: RunConfig, memo: Memo) -> int:
+    return int(resolved(config.model, config.task, memo).skeleton.config.num_hidden_layers)
 
 
 @contextmanager

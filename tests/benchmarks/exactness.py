@@ -57,7 +57,7 @@ def main() -> None:
 
 def both_engines(config: RunConfig, memo: Memo) -> None:
     shared = (config.model, config.task, config.evaluation)
-    material = memo.get("material", shared, lambda: load(*shared))
+    material = load(*shared, memo)
     fp32 = memo.get("sketches", shared, lambda: fp32_sketches(material, config.calibration))
     plan, _ = make_plan(config, material, check(config, memo), fp32)
     logits = {}

@@ -50,6 +50,7 @@ from quantlab.timing import sampled_peak_mb, resident_mb
 from quantlab.calibration import MinMax
 from quantlab.evaluation import Evaluation
 from quantlab.material import fp32_sketches, load
+from quantlab.memo import Memo
 from quantlab.models import Checkpoint
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -58,7 +59,7 @@ from quantlab.sweeping.catalogue import register
 register()
 with initialize_config_dir(CONF, version_base="1.3"):
     config = instantiate(compose("config", sys.argv[2:]))
-material = load(config.model, config.task, config.evaluation)
+material = load(config.model, config.task, config.evaluation, Memo())
 fp32_sketches(material, MinMax(samples=8))
 before = resident_mb()
 print(sampled_peak_mb(lambda: fp32_sketches(material, MinMax(samples=int(sys.argv[1])))) - before)
