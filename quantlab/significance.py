@@ -1,13 +1,11 @@
 """Intervals, tests and verdicts for differences between two models that answered the same examples."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from quantlab.tasks.metrics import METRICS, REGRESSION
@@ -20,24 +18,37 @@ FEWEST = 3  # examples that a bootstrap can do anything with
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A model against another on the same examples. Differences are fractions of the metric: a gain is positive."""
+    """A model against another on the same examples. Differences are fractions of the metric: a gain is positive.
+
+    The interval leaves out 0 exactly where p is below ``ALPHA``.
+    """
 
     n: int
     difference: float  # this less the other
     low: float
-    high: float  # 95 %, paired
-    p: float  # two-sided: exact McNemar for accuracy, else a permutation test of paired swaps; NaN where there is none
+    high: float  # paired; of all comparisons that stand beside this one, 95 % at once
+    p: float  # two-sided, corrected for as many comparisons; NaN where there is no test
     needed: int | None  # pairs that show ``least`` with 80 % power at 5 %; None where no two answers differ
 
 
 def compare(
-    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, least: float = LEAST, resamples: int = 999
+    metric: str,
+    other: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    least: float = LEAST,
+    resamples: int = 999,
+    tests: int = 1,
 ) -> Comparison:
     """A model with these ``logits`` against an ``other`` one, both (N, C), by any of the tasks' metrics.
 
+    ``tests`` comparisons stand beside each other: by Bonferroni's correction p is multiplied by them, and the interval
+    is of level 1 - 5 %/tests. For accuracy, p is the larger of the exact McNemar test's and of that which belongs to
+    the interval of Agresti and Min; for other metrics, of a permutation test of paired swaps and of that which belongs
+    to the bootstrap interval. Where p says nothing at 5 %, the interval is widened to reach 0.
+
     Logits that are NaN or infinite count as a wrong answer; a regression, which knows no wrong answers, then gets NaN
-    for all numbers. ``resamples`` matter to other metrics than accuracy: p is then at least ``2 / (resamples + 1)``.
-    Raises ValueError where the arrays do not pair up.
+    for all numbers. Raises ValueError where the arrays do not pair up.
     """
     if not 0 < least < 1:
         raise ValueError(f"least must be between 0 and 1, a fraction of the metric, got {least!r}")
@@ -45,13 +56,28 @@ def compare(
         raise ValueError(f"logits of {other.shape} and {logits.shape} and labels of {labels.shape} do not pair up")
     if metric not in REGRESSION:
         other, logits = _answers(other, labels), _answers(logits, labels)
+    untested = Comparison(n=len(labels), difference=math.nan, low=math.nan, high=math.nan, p=math.nan, needed=None)
     if not (np.isfinite(other).all() and np.isfinite(logits).all()):
-        return Comparison(n=len(labels), difference=math.nan, low=math.nan, high=math.nan, p=math.nan, needed=None)
-    (low, high), p, needed = _paired(metric, other, logits, labels, least, resamples)
-    return Comparison(
-        n=len(labels), difference=METRICS[metric](logits, labels) - METRICS[metric](other, labels),
-        low=low, high=high, p=p, needed=None if np.array_equal(other, logits) else needed,
-    )  # fmt: skip
+        return untested
+    difference = METRICS[metric](logits, labels) - METRICS[metric](other, labels)
+    if metric != "accuracy" and len(labels) < FEWEST:
+        return replace(untested, difference=difference)
+    if metric == "accuracy":
+        centre, error, p, sd = _paired_accuracy(other, logits, labels)
+        sd = max(sd, math.sqrt(least - least**2))  # that of a model which differs in ``least`` of its answers, all lost
+    else:
+        centre, error, p, sd = _paired(metric, other, logits, labels, resamples)
+    p, margin = min(1.0, tests * p), z_of(1 - ALPHA / tests) * error
+    low, high = centre - margin, centre + margin
+    if p >= ALPHA:
+        low, high = min(low, 0.0), max(high, 0.0)
+    needed = None if np.array_equal(other, logits) else _needed(least, sd)
+    return Comparison(n=len(labels), difference=difference, low=low, high=high, p=p, needed=needed)
+
+
+def z_of(level: float) -> float:
+    """Standard errors to either side of a normal interval of a level, 1.96 of 0.95."""
+    return float(stats.norm.isf((1 - level) / 2))
 
 
 def examples_needed(low: float, high: float, n: int, least: float = LEAST) -> int:
@@ -59,23 +85,14 @@ def examples_needed(low: float, high: float, n: int, least: float = LEAST) -> in
     return _needed(least, (high - low) / (2 * Z95) * math.sqrt(n))
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's p-values of as many tests; NaN stays NaN and does not count as a test."""
-    corrected = np.array(p, dtype=np.float64)
-    tested = ~np.isnan(corrected)
-    if tested.any():
-        corrected[tested] = multipletests(corrected[tested], method="holm")[1]
-    return [float(value) for value in corrected]
-
-
-def verdict(comparison: Comparison, p: float, least: float = LEAST) -> str:
-    """A comparison in words; ``p`` is its p-value after correction, ``least`` what ``needed`` was asked for."""
+def verdict(comparison: Comparison, least: float = LEAST) -> str:
+    """A comparison in words; ``least`` is what ``needed`` was asked for."""
     n = f"n = {comparison.n:,}"
-    if math.isnan(p) or math.isnan(comparison.p):
+    if math.isnan(comparison.p):
         return f"no test with {n}: {'too few examples' if comparison.n < FEWEST else 'NaN or infinite scores'}"
     if comparison.needed is None:
         return "the same answers"
-    if p < ALPHA:
+    if comparison.p < ALPHA:
         return "better" if comparison.difference > 0 else "worse"
     to_see = f"to see {100 * least:g} points"
     if comparison.needed <= comparison.n:
@@ -98,20 +115,14 @@ def accuracy_drop_ci95(reference_right: np.ndarray, right: np.ndarray) -> tuple[
 def metric_drop_ci95(
     metric: str, reference: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int = 999
 ) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of ``metric(reference) - metric(logits)``, resampling examples in pairs.
+    """95 % interval of ``metric(reference) - metric(logits)``: 1.96 bootstrap errors to either side of it.
 
     ``reference`` and ``logits`` are (N, C), ``labels`` (N,). Seeded: the same inputs give the same interval.
     """
     compute = METRICS[metric]
-
-    def drop(rows: np.ndarray) -> float:
-        rows = rows.astype(np.int64)
-        return compute(reference[rows], labels[rows]) - compute(logits[rows], labels[rows])
-
-    result = stats.bootstrap(
-        (np.arange(len(labels)),), drop, n_resamples=resamples, vectorized=False, method="percentile", rng=0
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    drop = compute(reference, labels) - compute(logits, labels)
+    error = _bootstrap_error(metric, logits, reference, labels, resamples)
+    return drop - Z95 * error, drop + Z95 * error
 
 
 def accuracy_drop_upper95(reference_right: np.ndarray, right: np.ndarray) -> float:
@@ -156,22 +167,43 @@ def _answers(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return one_hot
 
 
+def _paired_accuracy(other: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float, float]:
+    """Centre and standard error of the difference's interval, p, and the standard deviation of paired differences."""
+    before, after = (each.argmax(axis=-1) == labels for each in (other, logits))
+    table = [[np.sum(before & after), np.sum(before & ~after)], [np.sum(~before & after), np.sum(~before & ~after)]]
+    centre, error = _adjusted(after, before)
+    p = max(float(mcnemar(table, exact=True).pvalue), _normal_p(centre, error))
+    seen = float(np.std(after.astype(np.float64) - before, ddof=min(1, len(labels) - 1)))
+    return centre, error, p, seen
+
+
 def _paired(
-    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, least: float, resamples: int
-) -> tuple[tuple[float, float], float, int | None]:
-    """The difference's 95 % interval, its p-value, and how many examples show ``least``."""
-    if metric == "accuracy":
-        before, after = (each.argmax(axis=-1) == labels for each in (other, logits))
-        table = [[np.sum(before & after), np.sum(before & ~after)], [np.sum(~before & after), np.sum(~before & ~after)]]
-        seen = float(np.std(after.astype(np.float64) - before, ddof=min(1, len(labels) - 1)))
-        smallest = math.sqrt(least - least**2)  # that of a model which differs in ``least`` of its answers, all lost
-        p = float(mcnemar(table, exact=True).pvalue)
-        return accuracy_drop_ci95(after, before), p, _needed(least, max(seen, smallest))
-    if len(labels) < FEWEST:
-        return (math.nan, math.nan), math.nan, None
-    low, high = metric_drop_ci95(metric, logits, other, labels, resamples)
-    p = _swapped_p(metric, other, logits, labels, resamples)
-    return (low, high), p, examples_needed(low, high, len(labels), least)
+    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
+) -> tuple[float, float, float, float]:
+    """The same for another metric. Swaps say of a p no more than that it is below 2 of their number: then it is the
+    bootstrap's own."""
+    centre = METRICS[metric](logits, labels) - METRICS[metric](other, labels)
+    error = _bootstrap_error(metric, other, logits, labels, resamples)
+    swapped, p = _swapped_p(metric, other, logits, labels, resamples), _normal_p(centre, error)
+    return centre, error, p if swapped <= 2 / (resamples + 1) else max(swapped, p), error * math.sqrt(len(labels))
+
+
+def _normal_p(centre: float, error: float) -> float:
+    """Two-sided p of a normal estimate, were its mean 0."""
+    return float(2 * stats.norm.sf(abs(centre) / error)) if error else float(centre == 0)
+
+
+def _bootstrap_error(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int) -> float:
+    """Standard deviation of the difference over resamples of the examples, which both models answer. Seeded."""
+    compute = METRICS[metric]
+
+    def difference(rows: np.ndarray) -> float:
+        rows = rows.astype(np.int64)
+        return compute(logits[rows], labels[rows]) - compute(other[rows], labels[rows])
+
+    rows = (np.arange(len(labels)),)
+    found = stats.bootstrap(rows, difference, n_resamples=resamples, vectorized=False, method="percentile", rng=0)
+    return float(found.standard_error)
 
 
 def _swapped_p(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int) -> float:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
@@ -16,9 +17,9 @@ from quantlab.significance import (
     accuracy_drop_upper95,
     compare,
     exceeds_drop_p,
-    holm,
     metric_drop_ci95,
     verdict,
+    z_of,
 )
 from quantlab.tasks.metrics import METRICS
 
@@ -95,7 +96,7 @@ def test_bootstrap(metric: str) -> None:
 
 
 def test_bootstrap_by_hand() -> None:
-    """Percentiles of the difference over other resamples, both models answering the same rows of each."""
+    """The spread of the difference over other resamples, both models answering the same rows of each."""
     reference, logits, labels = answered("pearson", 80, 0.5, seed=1)
     random, drops = np.random.default_rng(7), []
     for _ in range(999):
@@ -103,7 +104,7 @@ def test_bootstrap_by_hand() -> None:
         one, other = (np.corrcoef(scores[rows, 0], labels[rows])[0, 1] for scores in (reference, logits))
         drops.append(one - other)
     low, high = metric_drop_ci95("pearson", reference, logits, labels)
-    assert (low, high) == pytest.approx(tuple(np.percentile(drops, [2.5, 97.5])), abs=0.1 * (high - low))
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(drops, ddof=1), rel=0.1)
 
 
 def test_bootstrap_covers() -> None:
@@ -172,21 +173,46 @@ def test_a_drop_of_the_limit_is_rarely_called_larger(limit: float, differing: fl
     assert np.mean([p[tuple(table)] < 0.05 for table in tables]) <= 0.06
 
 
-def compared(lost: int, won: int, n: int, least: float = 0.005) -> Comparison:
+def compared(lost: int, won: int, n: int, least: float = 0.005, tests: int = 1) -> Comparison:
     """A model against another one, of whose right answers it loses and wins so many."""
     labels = np.arange(n) % 2
     other, logits = (np.eye(2)[np.where(right, labels, 1 - labels)] for right in paired(lost, won, n))
-    return compare("accuracy", other, logits, labels, least)
+    return compare("accuracy", other, logits, labels, least, tests=tests)
 
 
+@pytest.mark.parametrize("tests", [1, 11])
 @pytest.mark.parametrize("lost, won, n", TABLES)
-def test_exact_mcnemar_is_the_two_sided_binomial_test(lost: int, won: int, n: int) -> None:
-    found = compared(lost, won, n)
-    expected = stats.binomtest(won, lost + won, 0.5).pvalue if lost + won else 1.0
-    assert found.p == pytest.approx(expected, rel=1e-9)
-    assert (found.n, found.difference) == (n, pytest.approx((won - lost) / n, abs=1e-12))
+def test_p_is_exact_mcnemars_or_that_of_the_interval(lost: int, won: int, n: int, tests: int) -> None:
+    found = compared(lost, won, n, tests=tests)
+    exact = stats.binomtest(won, lost + won, 0.5).pvalue if lost + won else 1.0
     low, high = accuracy_drop_ci95(*paired(lost, won, n))
-    assert (found.low, found.high) == pytest.approx((-high, -low))
+    wald = 2 * stats.norm.sf(abs(low + high) / (high - low) * stats.norm.ppf(0.975))
+    assert found.p == pytest.approx(min(1, tests * max(exact, wald)), rel=1e-9)
+    assert (found.n, found.difference) == (n, pytest.approx((won - lost) / n, abs=1e-12))
+    wider = z_of(1 - 0.05 / tests) / z_of(0.95)
+    assert found.high - found.low == pytest.approx(wider * (high - low))
+
+
+@properties
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 3000), st.integers(1, 300))
+def test_an_interval_never_contradicts_the_verdict_beside_it(lost: int, won: int, same: int, tests: int) -> None:
+    """Worse or better exactly where the interval leaves out 0, and on the side that the verdict names."""
+    found = compared(lost, won, max(lost + won + same, 1), tests=tests)
+    said = verdict(found)
+    assert (said == "worse") == (found.high < 0) and (said == "better") == (found.low > 0)
+
+
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "accuracy"])
+@pytest.mark.parametrize("tests", [1, 40])
+def test_intervals_of_other_metrics_do_not_contradict_either(metric: str, tests: int) -> None:
+    said_so = set()
+    for seed in range(6):
+        one, other, labels = answered(metric, 80, 0.5 * seed, seed)
+        found = compare(metric, one, other, labels, resamples=99, tests=tests)
+        said = verdict(found)
+        assert (said == "worse") == (found.high < 0) and (said == "better") == (found.low > 0)
+        said_so.add(said)
+    assert "worse" in said_so  # 99 swaps show a p of 2 % at the least: 40 times as much would never be one
 
 
 @pytest.mark.parametrize("lost, won, n", TABLES)
@@ -233,14 +259,14 @@ def test_the_same_answers(metric: str) -> None:
     found = compare(metric, logits, logits, labels, resamples=19)
     assert (found.difference, found.p, found.needed) == (0, 1, None)
     assert found.low <= 0 <= found.high
-    assert verdict(found, found.p) == "the same answers"
+    assert verdict(found) == "the same answers"
 
 
 def test_other_wrong_answers_are_not_the_same_answers() -> None:
     labels = np.zeros(30, dtype=int)
     found = compare("accuracy", np.eye(3)[labels + 1], np.eye(3)[labels + 2], labels)
     assert found.p == 1 and found.difference == 0 and found.needed is not None
-    assert verdict(found, 1.0).startswith("not distinguishable")
+    assert verdict(found).startswith("not distinguishable")
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "accuracy"])
@@ -250,11 +276,11 @@ def test_swapped_pairs(metric: str) -> None:
     assert found == compare(metric, reference, logits, labels, resamples=99)
     assert found.difference == METRICS[metric](logits, labels) - METRICS[metric](reference, labels) < 0
     assert found.low < found.difference < found.high < 0
-    assert found.p == pytest.approx(2 / 100)  # the least that 99 resamples can give
-    assert found.needed is not None and verdict(found, found.p) == "worse"
+    assert found.p < 2 / 100  # the least that 99 swaps can give: beyond it, the interval's own
+    assert found.needed is not None and verdict(found) == "worse"
     again = compare(metric, logits, reference, labels, resamples=99)
     assert (again.difference, again.low, again.high) == pytest.approx((-found.difference, -found.high, -found.low))
-    assert verdict(again, again.p) == "better"
+    assert verdict(again) == "better"
 
 
 def test_swapped_pairs_of_equals_are_rarely_called_different() -> None:
@@ -265,13 +291,13 @@ def test_swapped_pairs_of_equals_are_rarely_called_different() -> None:
         one, other = (labels[:, None] + random.normal(size=(100, 1)) for _ in range(2))
         found.append(compare("pearson", one, other, labels, resamples=99).p)
     assert np.mean(np.array(found) < 0.05) <= 0.12  # two standard errors of 40 trials at 5 % are 0.07
-    assert stats.kstest(found, "uniform").pvalue > 0.01
 
 
 def test_four_pairs_swapped_in_every_way() -> None:
     """So few are not resampled but enumerated: p is a whole number of sixteenths."""
     reference, logits, labels = answered("pearson", 4, 0.7, seed=0)
-    assert (16 * compare("pearson", reference, logits, labels).p) % 1 == pytest.approx(0)
+    p = compare("pearson", reference, logits, labels).p
+    assert (16 * p) % 1 == pytest.approx(0) and p > 0.1
 
 
 def test_needed_of_a_correlation_shrinks_with_its_interval() -> None:
@@ -297,7 +323,7 @@ def test_a_regression_with_nan_has_no_numbers(metric: str) -> None:
     logits[3] = math.nan
     found = compare(metric, reference, logits, labels)
     assert np.isnan([found.difference, found.low, found.high, found.p]).all() and found.needed is None
-    assert verdict(found, found.p) == "no test with n = 60: NaN or infinite scores"
+    assert verdict(found) == "no test with n = 60: NaN or infinite scores"
 
 
 @pytest.mark.parametrize("metric", list(METRICS))
@@ -307,7 +333,7 @@ def test_few_examples(metric: str, n: int) -> None:
     found = compare(metric, reference, logits, labels, resamples=19)
     assert math.isnan(found.p) == (n < 3 and metric != "accuracy")
     if math.isnan(found.p):
-        assert verdict(found, found.p) == f"no test with n = {n}: too few examples"
+        assert verdict(found) == f"no test with n = {n}: too few examples"
 
 
 @pytest.mark.parametrize(
@@ -325,33 +351,11 @@ def test_least_is_a_fraction(least: float) -> None:
         compared(1, 2, 10, least)
 
 
-P_VALUES = st.lists(st.floats(0, 1), max_size=20)
-
-
-@settings(max_examples=15, deadline=None)  # statsmodels collects garbage in every call
-@given(P_VALUES)
-def test_holm_by_hand(p: list[float]) -> None:
-    """Holm 1979: the k-th smallest of m by m - k + 1, never smaller than one before it."""
-    order = np.argsort(p, kind="stable")
-    steps = [min(1.0, (len(p) - rank) * p[index]) for rank, index in enumerate(order)]
-    expected = np.empty(len(p))
-    expected[order] = np.maximum.accumulate(steps) if p else []
-    assert holm(p) == pytest.approx(list(expected))
-
-
-@settings(max_examples=15, deadline=None)
-@given(P_VALUES, st.integers(0, 20))
-def test_holm_leaves_nan_out(p: list[float], at: int) -> None:
-    found = holm([*p[:at], math.nan, *p[at:]])
-    assert math.isnan(found.pop(min(at, len(p)))) and found == holm(p)
-
-
 def test_verdicts() -> None:
     shown = Comparison(n=1600, difference=-0.002, low=-0.01, high=0.006, p=0.6, needed=5347)
-    assert verdict(shown, 0.6) == "not distinguishable with n = 1,600; needs about n = 5,400 to see 0.5 points"
-    assert verdict(replace(shown, n=5463), 0.6) == "not distinguishable with n = 5,463, enough to see 0.5 points"
-    assert verdict(shown, 0.049) == "worse"
-    assert verdict(replace(shown, difference=0.002), 0.049) == "better"
-    assert verdict(replace(shown, p=0.01), 0.2).startswith("not distinguishable")  # it is the corrected p that counts
-    assert verdict(replace(shown, needed=7), 0.6, least=0.1).endswith("enough to see 10 points")
-    assert verdict(replace(shown, n=3, needed=7), 0.6).endswith("needs about n = 7 to see 0.5 points")
+    assert verdict(shown) == "not distinguishable with n = 1,600; needs about n = 5,400 to see 0.5 points"
+    assert verdict(replace(shown, n=5463)) == "not distinguishable with n = 5,463, enough to see 0.5 points"
+    assert verdict(replace(shown, p=0.049)) == "worse"
+    assert verdict(replace(shown, difference=0.002, p=0.049)) == "better"
+    assert verdict(replace(shown, needed=7), least=0.1).endswith("enough to see 10 points")
+    assert verdict(replace(shown, n=3, needed=7)).endswith("needs about n = 7 to see 0.5 points")

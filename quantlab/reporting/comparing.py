@@ -8,8 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
-from quantlab.reporting.reading import Answers, Study, Trial
-from quantlab.significance import Comparison, compare, holm, verdict
+from quantlab.reporting.reading import Study, Trial
+from quantlab.significance import Comparison, compare, verdict
+from quantlab.sweeping.answers import Answers, held_out_rows
 
 SEEDS = re.compile(r"(^|[._])(seed|draw)s?$")
 PAIRS_OF = 12  # trials in the matrix of pairs: more are not readable, and cost
@@ -18,13 +19,17 @@ NO_FILE = "no answers file"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """A trial with what can be said of it. ``p`` is Holm's, over all trials of the report."""
+    """A trial with what can be said of it on all rows."""
 
     trial: Trial
     value: float  # the primary metric, a fraction
-    comparison: Comparison | None  # this less FP32; None where it was not tested
-    p: float
+    comparison: Comparison | None  # this less FP32, beside those of the report's other trials; None where not tested
     verdict: str
+
+    @property
+    def p(self) -> float:
+        """The corrected p-value; NaN where there is none."""
+        return self.comparison.p if self.comparison else math.nan
 
     @property
     def difference(self) -> float:
@@ -33,7 +38,7 @@ class Row:
 
     @property
     def low(self) -> float:
-        """The lower end of the metric's 95 % interval, that of the difference around FP32."""
+        """The lower end of the metric's interval, that of the difference around FP32."""
         return self.value - self.difference + self.comparison.low if self.comparison else math.nan
 
     @property
@@ -44,18 +49,18 @@ class Row:
 
 def rows(study: Study) -> list[Row]:
     """A row a trial, in the study's order."""
-    found = [_against_fp32(study.primary, trial) for trial in study.trials]
-    corrected = holm([comparison.p if comparison else math.nan for comparison, _ in found])
+    tests = max(1, sum(trial.answers is not None and not trial.reference for trial in study.finished))
+    found = [_against_fp32(study.primary, trial, tests) for trial in study.trials]
     return [
         Row(
-            trial=trial, value=trial.number_of(study.primary), comparison=comparison, p=p,
-            verdict=note or (verdict(comparison, p) if comparison else ""),
+            trial=trial, value=trial.number_of(study.primary), comparison=comparison,
+            verdict=note or (verdict(comparison) if comparison else ""),
         )
-        for trial, (comparison, note), p in zip(study.trials, found, corrected, strict=True)
+        for trial, (comparison, note) in zip(study.trials, found, strict=True)
     ]  # fmt: skip
 
 
-def _against_fp32(metric: str, trial: Trial) -> tuple[Comparison | None, str]:
+def _against_fp32(metric: str, trial: Trial, tests: int) -> tuple[Comparison | None, str]:
     """The comparison that a trial's answers allow, and what there is to say instead of a verdict."""
     if trial.summary is None:
         return None, "failed: " + (trial.error.strip().split("\n")[0] or "no result")
@@ -64,7 +69,7 @@ def _against_fp32(metric: str, trial: Trial) -> tuple[Comparison | None, str]:
     answers = trial.answers
     if answers is None:
         return _untested(metric, trial), NO_FILE
-    comparison = compare(metric, answers.fp32, answers.logits, answers.labels)
+    comparison = answers.against_fp32(metric, tests)
     if answers.missing:
         return comparison, f"NaN or infinite logits in {answers.missing:,} of {len(answers.labels):,} answers"
     return comparison, ""
@@ -74,6 +79,12 @@ def _untested(metric: str, trial: Trial) -> Comparison | None:
     """The difference as the trial's result has it, without a test."""
     drop, low, high = (trial.number_of(f"{metric}_drop{part}") for part in ("", "_ci95_low", "_ci95_high"))
     return Comparison(n=0, difference=-drop, low=-high, high=-low, p=math.nan, needed=None)
+
+
+def held_out(study: Study, candidates: Sequence[Row]) -> np.ndarray | None:
+    """The rows, bool (N,), that do not choose among candidates; None where all rows do."""
+    share, seed = study.evaluation.get("holdout", 0.0), study.evaluation.get("seed", 0)
+    return held_out_rows([row.trial.answers for row in candidates], share, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +134,10 @@ def repeats(study: Study, found: Sequence[Row]) -> list[Repeat]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Matrix:
-    """Trials in pairs: ``comparisons[i, j]`` is row i less row j, with Holm's p over all pairs."""
+    """Trials in pairs: ``comparisons[i, j]`` is row i less row j, beside all other pairs."""
 
     rows: tuple[Row, ...]
-    comparisons: Mapping[tuple[int, int], tuple[Comparison, float]]
+    comparisons: Mapping[tuple[int, int], Comparison]
     left_out: int
 
 
@@ -140,11 +151,11 @@ def matrix(study: Study, found: Sequence[Row]) -> Matrix | None:
     if len(chosen) < 2:
         return None
     pairs = list(combinations(range(len(chosen)), 2))
-    compared = [_pair(study.primary, _answers(chosen[i]), _answers(chosen[j])) for i, j in pairs]
-    corrected = holm([comparison.p for comparison in compared])
     return Matrix(
         rows=tuple(chosen), left_out=len(usable) - len(chosen),
-        comparisons={pair: (comparison, p) for pair, comparison, p in zip(pairs, compared, corrected, strict=True)},
+        comparisons={
+            (i, j): _pair(study.primary, _answers(chosen[i]), _answers(chosen[j]), len(pairs)) for i, j in pairs
+        },
     )  # fmt: skip
 
 
@@ -153,5 +164,5 @@ def _answers(row: Row) -> Answers:
     return row.trial.answers
 
 
-def _pair(metric: str, one: Answers, other: Answers) -> Comparison:
-    return compare(metric, other.logits, one.logits, one.labels)
+def _pair(metric: str, one: Answers, other: Answers, tests: int) -> Comparison:
+    return compare(metric, other.logits, one.logits, one.labels, tests=tests)

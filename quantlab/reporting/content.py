@@ -23,11 +23,14 @@ from quantlab.significance import verdict
 
 DEFINITIONS = {
     "Difference": "the metric less FP32's on the same examples, in points of a percent; a loss is negative",
-    "95 % interval": "paired over examples: Agresti and Min's for accuracy, a bootstrap for other metrics",
-    "p (Holm)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise; corrected by Holm over "
-    "the page's trials, in the matrix over its pairs",
-    "Verdict": "better or worse where the corrected p is below 5 %; else the examples that would show half a point "
-    "with 80 % power",
+    "95 % interval": "paired over examples: Agresti and Min's for accuracy, of bootstrap errors for other metrics. "
+    "Those of the table, and those of the matrix, hold all at once with 95 % probability (Bonferroni)",
+    "p (corrected)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise, or that of the "
+    "interval where it is larger; times the number of the page's trials, in the matrix of its pairs (Bonferroni)",
+    "Verdict": "better or worse where the corrected p is below 5 %: there the interval beside it leaves out 0; "
+    "else the examples that would show half a point with 80 % power",
+    "Chosen and measured": "what to deploy and what failed worst are chosen on one part of the rows and measured on "
+    "the held-out part (evaluation.holdout), as the best of many looks better on the rows that chose it than it is",
     "Simulated": "FP32 arithmetic on quantized values: answers as of integers up to rounding, its time is not",
     "Kurtosis": "Pearson's m4 / m2² of all elements of a tensor, padding excluded; 3 for a Gaussian",
     "Top 1 % of channels": "share of the sum of squares in the hundredth of channels that hold most",
@@ -61,7 +64,7 @@ def content(study: Study, analysis: Analysis | None, max_drop: float) -> Content
     commands = [(row.trial.name, row.trial.command) for row in found if row.trial.command]
     values = {
         "title": study.title, "facts": _facts(study), "contents": list(names.items()),
-        "marked": marked, "answer": answer(found, study.primary, max_drop), "rows": found, "columns": shown,
+        "marked": marked, "answer": answer(study, found, max_drop), "rows": found, "columns": shown,
         "kinds": [kind(row.verdict) for row in found], "table_note": _table_note(study),
         "matrix": _matrix(pairs) if pairs else None, "sections": sections, "again": study.command,
         "commands": commands, "uncommanded": _uncommanded(found),
@@ -94,7 +97,7 @@ def numbers(study: Study, found: Sequence[Row], shown: Sequence[Column]) -> pd.D
     for row in found:
         comparison = row.comparison
         scalars = {name: value for name, value in row.trial.metrics.items() if not isinstance(value, list)}
-        tested = {"difference": row.difference, "p_holm": row.p, "verdict": row.verdict}
+        tested = {"difference": row.difference, "p_corrected": row.p, "verdict": row.verdict}
         ends = {"difference_low": comparison.low, "difference_high": comparison.high} if comparison else {}
         told = {"alarms": ", ".join(alarm_names(row.trial)), "engine": row.trial.tags.get("engine", "")}
         records.append({"trial": row.trial.name, **row.trial.settings, **scalars, **tested, **ends, **told})
@@ -148,18 +151,18 @@ def _table_note(study: Study) -> str:
 def _matrix(pairs: Matrix) -> dict[str, Any]:
     size = len(pairs.rows)
     cells: list[list[Any]] = [[None] * size for _ in range(size)]
-    for (i, j), (comparison, p) in pairs.comparisons.items():
+    for (i, j), comparison in pairs.comparisons.items():
         for row, column, sign in ((i, j, 1), (j, i, -1)):
             difference = 100 * sign * comparison.difference
             low, high = sorted(100 * sign * end for end in (comparison.low, comparison.high))
-            same = verdict(comparison, p)
+            same = verdict(comparison)
             words = same if sign > 0 else {"better": "worse", "worse": "better"}.get(same, same)
             mark = {"better": "▲ ", "worse": "▼ "}.get(words, "")
             title = f"{pairs.rows[row].trial.name} less {pairs.rows[column].trial.name}: {words}; "
-            title += f"95 % interval {interval(low, high, '+z.2f')}; p {p_text(p)}"
+            title += f"95 % interval {interval(low, high, '+z.2f')}; p {p_text(comparison.p)}"
             cells[row][column] = {"text": f"{mark}{number(difference, '+z.1f')}", "kind": kind(words), "title": title}
-    caption = "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after Holm's correction "
-    caption += "over all pairs here; without a mark, the examples do not tell the two apart."
+    caption = "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after a correction "
+    caption += "for all pairs here; without a mark, the examples do not tell the two apart."
     if pairs.left_out:
         caption += f" These are the {size} with the highest accuracy; {pairs.left_out} others are left out."
     return {"names": [row.trial.name for row in pairs.rows], "cells": cells, "caption": caption}

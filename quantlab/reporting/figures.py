@@ -110,7 +110,7 @@ def _against(study: Study, rows: Sequence[Row], name: str, short: str) -> Plot |
     caption = (
         f"Every trial as a dot, and the mean of each level of {name}."
         if len(groups) > LINES
-        else ("With 95 % intervals: those of the difference to FP32, paired over examples, around FP32's.")
+        else ("With simultaneous 95 % intervals: those of the difference to FP32, paired over examples, around FP32's.")
     )
     fp32 = 100 * study.finished[0].number_of(f"{study.primary}_fp32")
     ticks = {"tickmode": "array", "tickvals": list(levels.values()), "ticktext": list(levels)}

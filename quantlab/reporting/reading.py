@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from quantlab.result import RESULT
+from quantlab.sweeping.answers import Answers, read_answers
 
 ALIKE = {  # what trials of one report must share: a name for people, and where it stands
     "checkpoint": ("tags", "checkpoint_fingerprint"),
@@ -21,20 +21,6 @@ ALIKE = {  # what trials of one report must share: a name for people, and where 
 
 class MixedTrialsError(ValueError):
     """The trials answer different questions."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
-    """What a trial and FP32 answered: ``labels`` (N,), logits (N, classes)."""
-
-    labels: np.ndarray
-    logits: np.ndarray
-    fp32: np.ndarray
-
-    @property
-    def missing(self) -> int:
-        """Examples without a finite answer of the trial's or FP32's."""
-        return int((~(np.isfinite(self.logits).all(axis=1) & np.isfinite(self.fp32).all(axis=1))).sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,12 +70,7 @@ class Trial:
     @cached_property
     def answers(self) -> Answers | None:
         """Its answers; None where their file is not there."""
-        path = self.folder / "answers.parquet"
-        if self.summary is None or not path.is_file():
-            return None
-        table = pd.read_parquet(path)
-        logits, fp32 = (table.filter(regex=rf"^{kind}_\d+$").to_numpy(float) for kind in ("logit", "fp32_logit"))
-        return Answers(labels=table["label"].to_numpy(), logits=logits, fp32=fp32)
+        return read_answers(self.folder) if self.summary is not None else None
 
     @cached_property
     def sites(self) -> pd.DataFrame | None:
@@ -107,6 +88,9 @@ class Study:
     root: Path | None  # where the trials' sweep keeps its files
     command: str = ""  # runs all of them again
     alarms: tuple[tuple[str, str], ...] = ()  # of all of them together, names and messages
+    evaluation: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # how a sweep's rows were evaluated, or the first trial's
 
     @property
     def finished(self) -> list[Trial]:
@@ -138,7 +122,7 @@ def study(title: str, trials: Iterable[Trial], root: Path | None) -> Study:
         raise ValueError(f"{title}: none of {len(trials)} trials finished, so there is nothing to report{first}")
     for what, place in ALIKE.items():
         _require_alike(what, place, finished)
-    return Study(title=title, trials=trials, root=root)
+    return Study(title=title, trials=trials, root=root, evaluation=finished[0].config.get("evaluation", {}))
 
 
 def _require_alike(what: str, place: tuple[str, ...], trials: Sequence[Trial]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from omegaconf import OmegaConf
 
 from quantlab.reporting.reading import Study, Trial, study, summary_of
 from quantlab.result import RESULT
@@ -38,7 +39,8 @@ def from_folders(folders: Sequence[Path]) -> Study:
         title = " and ".join(dict.fromkeys(_question(folder) for folder in folders))
         found = study(title, _numbered(trials), folders[0].absolute().parents[1])
         alarms = tuple(alarm for folder in folders for alarm in _alarms(folder))
-        return replace(found, alarms=alarms, command=_again(folders[0]) if len(folders) == 1 else "")
+        again = _again(folders[0]) if len(folders) == 1 else ""
+        return replace(found, alarms=alarms, command=again, evaluation=_evaluation(folders[0], found.evaluation))
     return study("Trials compared", _told_apart(_numbered(trials)), None)
 
 
@@ -102,6 +104,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     """What Hydra composed for a sweep; nothing where it is not there."""
     path = folder / "multirun.yaml"
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _evaluation(folder: Path, first: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sweep's own, for what decides no answer may be another than when a trial that it reuses ran."""
+    settings = OmegaConf.create(_settings(folder))
+    return {**first, **OmegaConf.to_container(settings.evaluation, resolve=True)} if "evaluation" in settings else first
 
 
 def _again(folder: Path) -> str:

@@ -44,9 +44,14 @@ def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
     swept = [_setting(name, short, rows) for name, short in short_names(study.swept).items()]
     found = [
         _text("trial", "its name in the sweep", rows, lambda row: row.trial.name),
-        _numbers(f"{metric} (%)", "95 % interval: that of the difference, around FP32's", rows, _score),
-        _numbers("difference (points)", "less FP32 on the same examples; 95 % interval, paired", rows, _difference),
-        _numbers("p (Holm)", "two-sided, corrected over all trials of this page", rows, _p),
+        _numbers(f"{metric} (%)", "simultaneous 95 % interval: that of the difference, around FP32's", rows, _score),
+        _numbers(
+            "difference (points)",
+            "less FP32 on the same examples; paired 95 % interval, simultaneous over all trials of this page",
+            rows,
+            _difference,
+        ),
+        _numbers("p (corrected)", "two-sided, corrected for all trials of this page", rows, _p),
         _cells("verdict", "against FP32, at 5 % after the correction", False, map(_verdict, rows)),
         _numbers("same as FP32 (%)", "share of examples answered as FP32 answers them", rows, _agreement),
         _numbers("p50 (ms)", "median time of a batch, with what computed it", rows, lambda row: latency(row.trial)),

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from quantlab.alarms import Alarm
 from quantlab.reporting.reading import MixedTrialsError
 from quantlab.reporting.writing import write_sweep
 from quantlab.sweeping.alarms import flat_axes
+from quantlab.sweeping.answers import Answers, read_answers
+from quantlab.sweeping.best import best_of
 from quantlab.sweeping.prepare import Sweeping, Trial
-from quantlab.sweeping.results import Results, best, concise, write_tables, write_texts
+from quantlab.sweeping.results import Results, concise, write_tables, write_texts
 from quantlab.sweeping.spec import varying
-from quantlab.sweeping.store import right_answers
 
 LOG_WIDTH = 160  # columns, where the output goes to a file
 log = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
     files: list[Path] = [sweeping.folder / "multirun.yaml"]
     undrawn = []
     alarms = flat_axes(results) if results else ()
+    chosen = None
     if results is not None:
+        chosen = best_of(results, _answers(sweeping, results.table["key"]), sweeping.trials[0].evaluation)
         files += write_tables(results, sweeping.folder)
         raised = pd.DataFrame([asdict(alarm) for alarm in alarms], columns=["name", "message"])
         files += write_texts(sweeping.folder, {"alarms.csv": raised.to_csv(index=False)})
@@ -77,8 +80,10 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
     counts["trials_done"] = total - len(reused) - len(errors)
     return Ended(
         results=results, files=tuple(files), errors=errors, undrawn=tuple(undrawn),
-        metrics={name: float(count) for name, count in counts.items()} | _best_metric(results),
-        tags=_best_tags(results) | {"alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms))}, alarms=alarms,
+        metrics={name: float(count) for name, count in counts.items()}
+        | ({f"best_{chosen.metric}": chosen.value} if chosen else {}),
+        tags=({"best": str(chosen), "best_key": chosen.key} if chosen else {})
+        | {"alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms))}, alarms=alarms,
     )  # fmt: skip
 
 
@@ -114,7 +119,8 @@ def gathered(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) ->
         for number, trial in enumerate(trials, start=1)
     ]
     primary = next(name.removesuffix("_drop") for name in finished[0]["metrics"] if name.endswith("_drop"))
-    right = [right_answers(sweeping.store.folder(trial.key)) if summaries[trial.key] else None for trial in trials]
+    answers = _answers(sweeping, [key for key, summary in summaries.items() if summary])
+    right = [found.right if (found := answers.get(trial.key)) else None for trial in trials]
     return Results(
         table=pd.DataFrame(rows), primary=primary, swept=swept, correct=_stacked(right),
         title=sweeping.sweep.question or sweeping.sweep.name,
@@ -143,13 +149,6 @@ def _stacked(right: list[np.ndarray | None]) -> np.ndarray | None:
     return np.stack([nothing if answers is None else answers for answers in right])
 
 
-def _best_metric(results: Results | None) -> dict[str, float]:
-    row = best(results) if results else None
-    return {} if row is None or results is None else {f"best_{results.primary}": float(row[results.primary])}
-
-
-def _best_tags(results: Results | None) -> dict[str, str]:
-    row = best(results) if results else None
-    if row is None or results is None:
-        return {}
-    return {"best": f"{row['name']}: {results.primary} {row[results.primary]:.4f}", "best_key": str(row["key"])}
+def _answers(sweeping: Sweeping, keys: Iterable[str]) -> dict[str, Answers | None]:
+    """What finished trials answered, by key, each once."""
+    return {key: read_answers(sweeping.store.folder(key)) for key in dict.fromkeys(keys)}

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, open_dict
 
 from quantlab.cache import digest
 from quantlab.config import RunConfig
+from quantlab.evaluation import Evaluation
 from quantlab.material import resolved
 from quantlab.memo import Memo
 from quantlab.sweeping.spec import Axes, Row, Sweep, rows
@@ -29,6 +30,7 @@ class Trial:
     row: Row
     key: str
     overrides: Sequence[str]  # all that Hydra composes it from
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +89,7 @@ def _checked(row: Row, overrides: list[str], loader: ConfigLoader, master: DictC
         check(config, memo)
     except (ValueError, OSError) as error:
         raise ValueError(f"trial {row.name!r}: {error}") from error
-    return Trial(row=row, key=trial_key(config, memo), overrides=overrides)
+    return Trial(row=row, key=trial_key(config, memo), overrides=overrides, evaluation=config.evaluation)
 
 
 def _axes(overrides: Sequence[Override]) -> Axes:

@@ -77,14 +77,6 @@ class Results:
             raise ValueError(f"every trial is needed here, but {self.failed.sum()} failed: {names}")
 
 
-def best(results: Results) -> pd.Series | None:
-    """The row with the highest primary metric, of equal ones the smallest; FP32 only where nothing else finished."""
-    finished = results.where(~results.failed)
-    others = finished.where(~finished.reference)
-    table = (finished if others.table.empty else others).table
-    return None if table.empty else table.sort_values([results.primary, "size_bytes"], ascending=[False, True]).iloc[0]
-
-
 def write_tables(results: Results, folder: Path) -> list[Path]:
     """``results.csv`` with everything; ``results.md`` and ``results.tex`` (needs booktabs) with what a paper shows."""
     shown = concise(results)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from quantlab.result import RESULT
@@ -45,22 +43,6 @@ def outcome(folder: Path, summary: Mapping[str, Any]) -> Outcome:
     """What a tracker is told of a finished trial."""
     files = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return Outcome(metrics=summary["metrics"], tags=summary["tags"], files=tuple(files))
-
-
-def right_answers(folder: Path) -> np.ndarray | None:
-    """1 where a finished trial's answer is right, else 0, (examples,); None for a regression.
-
-    None, too, where only the summary came back from another machine.
-    """
-    path = folder / "answers.parquet"
-    if not path.is_file():
-        return None
-    answers = pd.read_parquet(path)
-    if answers["label"].dtype.kind == "f":
-        return None
-    logits = answers.filter(regex=r"^logit_\d+$").to_numpy()
-    right: np.ndarray = (logits.argmax(axis=1) == answers["label"].to_numpy()).astype(float)
-    return right
 
 
 @contextmanager

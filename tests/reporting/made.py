@@ -66,7 +66,10 @@ def trial(
     return folder
 
 
-def sweep(root: Path, rows: Sequence[Mapping[str, Any]], alarms: str = "", question: str = "Which?") -> Path:
+def sweep(
+    root: Path, rows: Sequence[Mapping[str, Any]], alarms: str = "", question: str = "Which?",
+    evaluation: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
     """A sweep's folder; a row has a ``name``, its ``settings``, and what :func:`trial` takes, or ``failed``."""
     folder = root / "sweeps" / "mine-12345678"
     folder.mkdir(parents=True)
@@ -83,7 +86,7 @@ def sweep(root: Path, rows: Sequence[Mapping[str, Any]], alarms: str = "", quest
                       "error": error})  # fmt: skip
     pd.DataFrame(table).to_csv(folder / "results.csv", index=False)
     (folder / "alarms.csv").write_text(alarms or "name,message\n")
-    settings = {"sweep": {"name": "mine", "question": question},
+    settings = {"sweep": {"name": "mine", "question": question}, "evaluation": evaluation or {},
                 "hydra": {"overrides": {"task": ["+sweeps=mine", "a=b c"]}}}  # fmt: skip
     (folder / "multirun.yaml").write_text(yaml.safe_dump(settings))
     return folder

@@ -8,7 +8,7 @@ import html5lib
 import numpy as np
 import pandas as pd
 import pytest
-from made import EVIL, REFERENCE, ROWS, logits, losing, sweep, trial
+from made import EVIL, FP32, LABELS, REFERENCE, ROWS, logits, losing, sweep, trial
 from scipy import stats
 
 from quantlab.report import main
@@ -20,13 +20,14 @@ from quantlab.reporting.figures import front
 from quantlab.reporting.reading import MixedTrialsError
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.writing import write, write_sweep
+from quantlab.sampling import held_out
 
 MB_8 = 8 * 2**20
 
 
 def told(folder: Path, limit: float = 0.5) -> tuple[str, str]:
     study = from_folders([folder])
-    found = answer(rows(study), study.primary, limit)
+    found = answer(study, rows(study), limit)
     return found.deploy, found.worst
 
 
@@ -37,8 +38,60 @@ def test_the_smallest_within_the_limit_is_recommended_and_the_worst_is_named(tmp
     assert worst.startswith("bad k=2 failed worst: it loses 40.00 points") and "alarm constant_prediction says" in worst
 
 
+HALF = {"holdout": 0.5, "seed": "${oc.decode:'3'}"}
+HELD_OUT = held_out(LABELS, 0.5, seed=3)
+
+
+def wrong_on(rows: np.ndarray, count: int) -> np.ndarray:
+    """FP32's answers but for so many that become wrong, all of them among these rows."""
+    answers = FP32.copy()
+    lost = np.flatnonzero(rows & (FP32 == LABELS))[:count]
+    answers[lost] = 1 - answers[lost]
+    return logits(answers)
+
+
+def test_what_is_recommended_is_measured_on_rows_that_did_not_choose_it(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, [
+        REFERENCE, {"name": "lucky", "given": wrong_on(HELD_OUT, 1)}, {"name": "fair", "given": wrong_on(~HELD_OUT, 1)},
+        {"name": "bad", "given": wrong_on(np.ones(400, bool), 100)},
+    ], evaluation=HALF)  # fmt: skip
+    deploy, worst = told(folder, limit=0.6)
+    assert deploy.startswith("Deploy lucky: it loses 0.50 points") and "within the limit of 0.6 points" in deploy
+    assert "measured on 200 rows, chosen on 200 others" in deploy and "measured on 200 rows" in worst
+    study = from_folders([folder])
+    lost = HELD_OUT & (wrong_on(np.ones(400, bool), 100).argmax(axis=1) != FP32)
+    assert f"bad failed worst: it loses {lost.sum() / 2:.2f} points" in answer(study, rows(study), 0.6).worst
+
+
+def test_rows_that_did_not_choose_a_trial_may_not_bear_it_out(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, [
+        REFERENCE, {"name": "lucky", "given": wrong_on(HELD_OUT, 20)},
+        {"name": "bad", "given": wrong_on(~HELD_OUT, 30)},
+    ], evaluation=HALF)  # fmt: skip
+    deploy, _ = told(folder)
+    assert deploy.startswith(
+        "Deploy none of these yet: lucky, within the limit of 0.5 points on the rows that chose it"
+    )
+    assert "loses 10.00 points" in deploy
+    study = from_folders([folder])
+    assert not answer(study, rows(study), 0.5).within
+
+
+def test_without_a_split_it_says_that_the_rows_flatter(tmp_path: Path) -> None:
+    assert "measured on the 400 rows that chose it, which flatters it" in told(sweep(tmp_path, ROWS))[0]
+    alone = from_folders([trial(tmp_path / "one", wrong=1)])
+    assert "measured on 400 rows;" in answer(alone, rows(alone), 0.5).deploy  # there is nothing to choose from
+
+
+def test_no_interval_contradicts_the_verdict_beside_it(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, [{"name": str(wrong), "wrong": wrong} for wrong in range(5, 16)])
+    for row in rows(from_folders([folder])):
+        assert row.comparison is not None
+        assert (row.verdict == "worse") == (row.comparison.high < 0)
+
+
 @pytest.mark.parametrize(
-    "limit, bound", [(0.3, "though not with its whole interval"), (5.0, "with its whole interval,")]
+    "limit, bound", [(0.3, "though not with its whole interval"), (5.0, "5 points with its whole interval.")]
 )
 def test_it_says_whether_the_interval_is_within_the_limit(tmp_path: Path, limit: float, bound: str) -> None:
     assert bound in told(sweep(tmp_path, ROWS), limit)[0]
@@ -75,12 +128,12 @@ def test_one_class_is_never_recommended(tmp_path: Path) -> None:
     assert told(folder)[0].startswith("Deploy none of these: no quantized trial answers better")
 
 
-def test_rows_agree_with_scipy_and_holm(tmp_path: Path) -> None:
+def test_rows_agree_with_scipy_and_bonferroni(tmp_path: Path) -> None:
     found = rows(from_folders([sweep(tmp_path, ROWS)]))
-    raw = [stats.binomtest(0, wrong, 0.5).pvalue for wrong in (1, 40, 160)]  # exact McNemar: only losses differ
-    order = np.maximum.accumulate(np.sort(raw) * [3, 2, 1])
+    shy = [stats.binomtest(0, wrong, 0.5).pvalue for wrong in (1, 40, 160)]  # exact McNemar: only losses differ
+    wald = [2 * stats.norm.sf(wrong / np.sqrt(wrong + 1 - wrong**2 / 402)) for wrong in (1, 40, 160)]
     assert np.isnan(found[0].p) and found[0].verdict == "the reference"
-    assert [row.p for row in found[1:]] == pytest.approx([min(order[2], 1.0), order[1], order[0]])
+    assert [row.p for row in found[1:]] == pytest.approx(np.minimum(3 * np.maximum(shy, wald), 1), rel=1e-6)
     assert [row.verdict.split(" with")[0] for row in found[1:]] == ["not distinguishable", "worse", "worse"]
 
 
@@ -88,7 +141,7 @@ def test_pairs_are_compared_once_each_and_signed(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, ROWS)])
     pairs = matrix(study, rows(study))
     assert pairs is not None and len(pairs.comparisons) == 6
-    assert pairs.comparisons[1, 2][0].difference == pytest.approx(39 / 400)  # good less poor
+    assert pairs.comparisons[1, 2].difference == pytest.approx(39 / 400)  # good less poor
 
 
 def test_seeds_are_repeats(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Sweeps without trials: settings, and which examples each of their trials answers right."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -55,6 +56,11 @@ def faked(
     correct = right.astype(float)
     correct[list(failed)] = np.nan
     return Results(table=pd.DataFrame(rows), primary="accuracy", swept=swept, title="Which?", correct=correct)
+
+
+def changed(results: Results, **columns: list[object]) -> Results:
+    """The same with other columns in its table."""
+    return replace(results, table=results.table.assign(**columns))
 
 
 def answers(accuracies: Sequence[float], examples: int = 400, noise: float = 0.1, seed: int = 0) -> np.ndarray:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from faked import answers, crossed, faked
+from faked import answers, changed, crossed, faked
 
 from quantlab.sweeping.results import (
     Results,
-    best,
     concise,
     latex,
     markdown,
@@ -24,10 +23,6 @@ from quantlab.sweeping.results import (
 
 SETTINGS = crossed(method_k=["1", "2", "16"])
 RIGHT = answers([0.5, 0.7, 0.9])
-
-
-def changed(results: Results, **columns: list[object]) -> Results:
-    return replace(results, table=results.table.assign(**columns))
 
 
 def as_metric(results: Results, metric: str) -> Results:
@@ -91,7 +86,6 @@ def test_concise_of_nothing_but_failures() -> None:
     metrics = [name for name in results.table if name.startswith(("accuracy", "agreement", "size"))]
     bare = replace(results, table=results.table.drop(columns=metrics))
     assert list(concise(bare)) == ["name", "status"]
-    assert best(bare) is None
 
 
 def test_concise_gives_the_settings_that_names_do_not_tell_apart() -> None:
@@ -128,25 +122,6 @@ def test_latex_escapes() -> None:
     assert r"same (\%) & alarms \\" in text
     assert r"99.0 & fp16\_overflow \& 100 \% \{x\} \\" in text
     assert all(rule in text for rule in (r"\begin{tabular}{rl}", r"\toprule", r"\midrule", r"\bottomrule"))
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "sizes", "failed", "expected"),
-    [
-        ([0.5, 0.9, 0.7], [1e6] * 3, (), 1),
-        ([0.5, 0.9, 0.9], [1e6, 2e6, 1e6], (), 2),
-        ([0.9, 0.9, 0.9], [1e6] * 3, (), 0),
-        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], (), 1),  # the first is FP32 itself
-        ([1.0, 0.9, 0.7], [1e6, 1e6, 1e6], (), 0),  # the first only answers alike
-        ([0.5, 0.9, 0.7], [1e6] * 3, {1}, 2),
-        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], {1, 2}, 0),
-        ([0.5, 0.9, 0.7], [1e6] * 3, {0, 1, 2}, None),
-    ],
-)
-def test_best(accuracies: list[float], sizes: list[object], failed: set[int], expected: int | None) -> None:
-    results = changed(faked(SETTINGS, answers(accuracies), failed), size_bytes=sizes)
-    row = best(results)
-    assert (None if row is None else row["number"] - 1) == expected
 
 
 def test_rows_keep_their_answers() -> None:

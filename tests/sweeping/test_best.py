@@ -1,0 +1,70 @@
+"""The best trial of a sweep: chosen on some rows, measured on others."""
+
+import numpy as np
+import pytest
+from faked import answers, changed, faked
+
+from quantlab.evaluation import Evaluation
+from quantlab.sweeping.answers import Answers
+from quantlab.sweeping.best import Best, best_of
+
+SETTINGS = [{"method.k": str(k)} for k in (1, 2, 16)]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "sizes", "failed", "expected"),
+    [
+        ([0.5, 0.9, 0.7], [1e6] * 3, (), 1),
+        ([0.5, 0.9, 0.9], [1e6, 2e6, 1e6], (), 2),
+        ([0.9, 0.9, 0.9], [1e6] * 3, (), 0),
+        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], (), 1),  # the first is FP32 itself
+        ([1.0, 0.9, 0.7], [1e6, 1e6, 1e6], (), 0),  # the first only answers alike
+        ([0.5, 0.9, 0.7], [1e6] * 3, {1}, 2),
+        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], {1, 2}, 0),
+        ([0.5, 0.9, 0.7], [1e6] * 3, {0, 1, 2}, None),
+    ],
+)
+def test_best(accuracies: list[float], sizes: list[object], failed: set[int], expected: int | None) -> None:
+    results = changed(faked(SETTINGS, answers(accuracies), failed), size_bytes=sizes)
+    found = best_of(results, {}, Evaluation())
+    assert (None if found is None else int(found.key, 16)) == expected
+
+
+def luckiest(seed: int, evaluation: Evaluation, **more: object) -> tuple[Best, np.ndarray]:
+    """The best of 20 trials that are equally good, as only chance tells them apart; with their right answers."""
+    luck = np.random.default_rng(seed).random((20, 1000)) < 0.8
+    labels = np.arange(1000) % 2
+    right = np.eye(2)[labels]
+    given = {
+        f"{index:08x}": Answers(labels=labels, logits=np.where(row[:, None], right, 1 - right), fp32=right)
+        for index, row in enumerate(luck)
+    }
+    results = faked([{"calibration.seed": str(seed)} for seed in range(20)], luck)
+    found = best_of(results, {**given, **more}, evaluation)  # type: ignore[dict-item]
+    assert found is not None
+    return found, luck
+
+
+def test_the_best_is_measured_on_rows_that_did_not_choose_it() -> None:
+    values = []
+    for seed in range(10):
+        found, luck = luckiest(seed, Evaluation())
+        mask = Evaluation().held_out(np.arange(1000) % 2)
+        index = luck[:, ~mask].mean(axis=1).argmax()
+        assert (int(found.key, 16), found.value) == (index, luck[index, mask].mean())
+        assert found.drop[1] < 100 * (1 - found.value) < found.drop[2]
+        assert found.rows == "measured on 500 rows, chosen on 500 others"
+        values.append(found.value)
+    assert np.mean(values) == pytest.approx(
+        0.8, abs=0.015
+    )  # over two standard errors; measured where they were chosen, 0.82
+
+
+@pytest.mark.parametrize("evaluation, more", [
+    (Evaluation(holdout=0), {}), (Evaluation(holdout=0.05), {}), (Evaluation(), {"00000004": None}),
+])  # fmt: skip
+def test_where_the_same_rows_choose_and_measure_it_says_so(evaluation: Evaluation, more: dict) -> None:
+    found, luck = luckiest(0, evaluation, **more)
+    assert found.value == luck.mean(axis=1).max() > 0.81
+    assert found.rows == "measured on the 1,000 rows that chose it, which flatters it"
+    assert str(found).startswith(f"{int(found.key, 16)}: accuracy 0.8") and str(found).endswith(found.rows)
