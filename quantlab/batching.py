@@ -41,12 +41,21 @@ class Batch:
 
 
 def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
-    """Each example's sentences as one row, cut to ``max_length`` tokens."""
+    """Each example's sentences as one row, cut to ``max_length`` tokens.
+
+    Raises ValueError, naming the example, where the tokenizer makes no token of its texts.
+    """
     rows: list[dict[str, list[int]]] = []
     for start in range(0, len(examples.texts), AT_ONCE):
         columns = [list(column) for column in zip(*examples.texts[start : start + AT_ONCE], strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
         rows += [dict(zip(encoded.keys(), values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    empty = next((index for index, row in enumerate(rows) if not row["input_ids"]), None)
+    if empty is not None:
+        raise ValueError(
+            f"the tokenizer makes no token of {' / '.join(map(repr, examples.texts[empty]))} (example {empty}): remove "
+            f"the row, or give tokenizer.json the post-processor that adds [CLS] and [SEP]"
+        )
     return Tokenized(rows=tuple(rows), labels=examples.labels, max_length=max_length)
 
 

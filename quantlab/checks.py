@@ -3,7 +3,10 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -45,6 +48,13 @@ def texts(field: str, values: Iterable[Any]) -> None:
         if not isinstance(value, str):
             hint = "; YAML reads yes, no, on and off as booleans" if isinstance(value, bool) else ""
             raise ValueError(f"{field} must be texts, got {value!r}: quote it{hint}")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises ValueError where Git LFS has put a pointer in place of the file."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull")
 
 
 def freeze(component: Any) -> None:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import hydra
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -23,8 +24,9 @@ from quantlab.batching import by_length, tokenize
 from quantlab.cache import published
 from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
-from quantlab.evaluation import predict
-from quantlab.models import FineTuned, ModelSpec, check_fit
+from quantlab.evaluation import CONSTANT_SHARE, largest_share, predict
+from quantlab.models import FineTuned, ModelSpec, check_fit, check_token_types
+from quantlab.placement.architecture import skeleton_of
 from quantlab.tasks import metrics
 from quantlab.tasks.base import Splits, Task
 from quantlab.training import train
@@ -62,17 +64,22 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
     """Trains ``base``, writes model, tokenizer and recipe.json into ``folder``, returns the evaluation's metrics."""
     device = spec.torch_device()
     tokenizer = checkpoint.read_tokenizer(base)
-    check_fit(checkpoint.read_config(base), tokenizer, task, base)
+    skeleton = skeleton_of(checkpoint.read_config(base))
+    check_fit(skeleton, tokenizer, task, base)
     rows = tokenize(data.train, tokenizer, task.max_length)
+    check_token_types(rows, skeleton, base)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's random state is its own
         torch.manual_seed(spec.recipe.seed)
         model = with_head(base, task)
         model.to(device)  # type: ignore[arg-type]
         train(model, tokenizer, rows, spec.recipe)
-    scores = evaluate(model, tokenizer, task, data)
+    logits = answers(model, tokenizer, task, data)
+    require_learnt(task, logits, data.evaluation.labels)
     with checkpoint.quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    scores = metrics.compute(task.metrics, logits, data.evaluation.labels)
+    scores["loss"] = metrics.loss(logits, data.evaluation.labels, task.regression)
     write_card(folder, spec, task, data, scores)
     return scores
 
@@ -85,19 +92,28 @@ def with_head(base: Path, task: Task) -> PreTrainedModel:
     model, missing = checkpoint.read_model(
         base, num_labels=task.num_labels, id2label=names, label2id=ids, problem_type=kind
     )
-    encoder = f"{model.base_model_prefix}."
-    lost = sorted(name for name in missing if name.startswith(encoder) and ".pooler." not in name)
-    if lost:
+    if lost := checkpoint.of_encoder(missing, model):
         raise ValueError(f"{base} lacks {', '.join(lost[:8])}: the encoder is not whole")
     return model
 
 
-def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits) -> dict[str, float]:
-    """The task's metrics and the loss on its evaluation split, in FP32."""
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits) -> np.ndarray:
+    """Logits of shape (N, classes) for the evaluation split, in FP32."""
     batches = by_length(tokenize(data.evaluation, tokenizer, task.max_length), tokenizer, EVALUATION_BATCH)
-    logits = predict(model, batches, range(task.num_labels), "evaluating").logits
-    labels = data.evaluation.labels
-    return metrics.compute(task.metrics, logits, labels) | {"loss": metrics.loss(logits, labels, task.regression)}
+    return predict(model, batches, range(task.num_labels), "evaluating").logits
+
+
+def require_learnt(task: Task, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Raises ValueError where a classifier answers one class to next to all rows, though the labels do not."""
+    if task.regression or largest_share(labels) >= CONSTANT_SHARE:
+        return
+    classes, counts = np.unique(logits.argmax(-1), return_counts=True)
+    if counts.max() >= CONSTANT_SHARE * len(labels):
+        raise ValueError(
+            f"training did not work: it answers {task.labels[classes[counts.argmax()]]!r} to {counts.max():,} of "
+            f"{len(labels):,} evaluation rows, so nothing is stored; try a lower model.recipe.learning_rate, more "
+            f"model.recipe.epochs or another model.recipe.seed"
+        )
 
 
 def write_card(folder: Path, spec: FineTuned, task: Task, data: Splits, scores: dict[str, float]) -> None:

@@ -1,15 +1,17 @@
 """Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own fine-tuning."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantlab import checkpoint
+from quantlab.batching import Tokenized
 from quantlab.cache import cache_dir, digest
 from quantlab.checks import at_least, one_of, whole
 from quantlab.labels import label_columns
@@ -17,6 +19,7 @@ from quantlab.placement.architecture import skeleton_of
 from quantlab.tasks.base import Splits, Task
 
 DEVICES = ("auto", "cpu", "cuda")
+CAPITALS = 0.01  # of a vocabulary's words: an uncased one has next to none
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +31,7 @@ class Resolved:
     skeleton: PreTrainedModel  # its modules, on the meta device
     tokenizer: PreTrainedTokenizerBase
     label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
-    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint
+    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint; what is wrong with the tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,32 +75,29 @@ class ModelSpec(ABC):
     def resolve(self, task: Task, splits: Callable[[], Splits]) -> Resolved:
         """Finds the checkpoint, once for all steps of a trial; ``splits`` loads the task's data where that names it.
 
-        Raises ValueError or OSError that names the device, file or label that is wrong.
+        Raises ValueError or OSError that names the device, file, tensor or label that is wrong.
         """
         self.torch_device()
         folder = self.folder(task, splits)
         config = checkpoint.read_config(folder)
         columns, order = label_columns(config, task)
-        tokenizer = checkpoint.read_tokenizer(folder)
-        check_fit(config, tokenizer, task, folder)
+        tokenizer, skeleton = checkpoint.read_tokenizer(folder), skeleton_of(config)
+        check_fit(skeleton, tokenizer, task, folder)
+        require_whole(folder, skeleton, checkpoint.missing_tensors(folder, skeleton))
         return Resolved(
             folder=folder,
             fingerprint=checkpoint.fingerprint(folder),
-            skeleton=skeleton_of(config),
+            skeleton=skeleton,
             tokenizer=tokenizer,
             label_columns=columns,
-            tags={"label_order": order, "checkpoint": self.title(folder)},
+            tags={"label_order": order, "checkpoint": self.title(folder), **tokenizer_tags(skeleton, tokenizer)},
         )
 
     def load(self, found: Resolved) -> Loaded:
         """Reads the weights. Raises ValueError or OSError that names the file or tensor that is wrong."""
         device, folder = self.torch_device(), found.folder
         model, missing = checkpoint.read_model(folder)
-        if missing:
-            raise ValueError(
-                f"{folder} lacks {', '.join(sorted(missing)[:8])}: its head or layers were never trained for a task; "
-                f"`python -m quantlab.finetune` trains one"
-            )
+        require_whole(folder, model, missing)
         model.requires_grad_(False).eval().to(device)  # type: ignore[no-untyped-call]
         return Loaded(
             model=model,
@@ -218,10 +218,72 @@ class FineTuned(ModelSpec):
         return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"
 
 
-def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
+def check_fit(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
     """Raises ValueError where the tokenizer's ids or the task's length exceed the model's embeddings."""
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
-    positions = min(config.max_position_embeddings, tokenizer.model_max_length)
-    if task.max_length > positions:
-        raise ValueError(f"task.max_length={task.max_length}, but the model takes at most {positions} tokens")
+    vocabulary = skeleton.config.vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
+    most = min(token_limit(skeleton), tokenizer.model_max_length)
+    if task.max_length > most:
+        raise ValueError(f"task.max_length={task.max_length}, but the model takes at most {most} tokens")
+
+
+def check_token_types(rows: Tokenized, skeleton: PreTrainedModel, folder: Path) -> None:
+    """Raises ValueError where the tokenizer marks the second text of a pair with a type that the model lacks."""
+    types, marked = _embedding(skeleton, "token_type_embeddings"), (row.get("token_type_ids") for row in rows.rows)
+    most = max((max(ids) for ids in marked if ids), default=0)
+    if types is not None and most >= types.num_embeddings:
+        raise ValueError(
+            f"{folder}: the tokenizer gives the second text of a pair token type {most}, but the model has "
+            f"type_vocab_size={types.num_embeddings}: leave token_type_ids out of model_input_names in "
+            f"tokenizer_config.json, or take a task of single texts"
+        )
+
+
+def token_limit(skeleton: PreTrainedModel) -> int:
+    """How many tokens have a position. RoBERTa's begin behind padding's: of 66, pad id 1 leaves 64."""
+    positions = _embedding(skeleton, "position_embeddings")
+    if positions is None:
+        return int(skeleton.config.max_position_embeddings)
+    return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
+
+
+def tokenizer_tags(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What the tokenizer does that its vocabulary or the model does not expect, as the tag ``tokenizer_mismatch``."""
+    found = [*_case_mismatch(tokenizer)]
+    positions = _embedding(skeleton, "position_embeddings")
+    if positions is not None and positions.padding_idx not in (None, tokenizer.pad_token_id):
+        token = tokenizer.convert_ids_to_tokens(positions.padding_idx)
+        found.append(
+            f"it pads with id {tokenizer.pad_token_id}, the model takes {positions.padding_idx} ({token}) for padding"
+        )
+    return {"tokenizer_mismatch": "; ".join(found)} if found else {}
+
+
+def require_whole(folder: Path, model: PreTrainedModel, missing: set[str]) -> None:
+    """Raises ValueError where tensors are missing. Training helps only where they are all the head's."""
+    if lost := checkpoint.of_encoder(missing, model):
+        raise ValueError(f"{folder} lacks {', '.join(lost[:8])}: the encoder is not whole")
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {', '.join(sorted(missing)[:8])}: its head was never trained for a task; "
+            f"`python -m quantlab.finetune` trains one"
+        )
+
+
+def _embedding(skeleton: PreTrainedModel, name: str) -> nn.Embedding | None:
+    named = (module for path, module in skeleton.named_modules() if path.endswith(f"embeddings.{name}"))
+    return next((module for module in named if isinstance(module, nn.Embedding)), None)
+
+
+def _case_mismatch(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Whether the tokenizer and its vocabulary disagree on capitals."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    lowers = normalizer is not None and normalizer.normalize_str("A") == "a"
+    pieces = (piece.removeprefix("##") for piece in tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens))
+    words = [piece for piece in pieces if piece.isascii() and piece.isalpha()]
+    capitals = sum(word != word.lower() for word in words)
+    if lowers and capitals > CAPITALS * len(words):
+        yield f"it lower-cases texts, but {capitals:,} of {len(words):,} words of its vocabulary have capitals"
+    if not lowers and words and not capitals:
+        yield f"it keeps capitals, but none of {len(words):,} words of its vocabulary has one"

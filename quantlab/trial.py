@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quantlab.alarms import Finding, raised
+from quantlab.batching import tokenize
 from quantlab.calibration import Calibration
 from quantlab.checks import one_of
 from quantlab.deployment.deploy import deployed_trial
@@ -15,11 +16,11 @@ from quantlab.deployment.runtime import Deployment, Runtime, Torch
 from quantlab.diagnosis import site_table
 from quantlab.evaluation import Answers, Evaluation, score
 from quantlab.identity import key_of
-from quantlab.material import Material, fp32_answers, fp32_sketches, load, resolved, rows_of
+from quantlab.material import Material, fp32_answers, fp32_sketches, load, resolved, rows_of, splits_of
 from quantlab.memo import Memo
 from quantlab.methods.base import Method
 from quantlab.methods.bits import Bits, weighted_modules
-from quantlab.models import ModelSpec
+from quantlab.models import ModelSpec, check_token_types
 from quantlab.outlier_statistics import by_depth, by_site, hidden_states
 from quantlab.placement.architecture import places
 from quantlab.placement.insert import ENGINES, insert
@@ -98,12 +99,15 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
 
 
 def check(config: TrialConfig, memo: Memo) -> list[Site]:
-    """The sites of this trial, found from the checkpoint's config alone: no weight is read yet.
+    """The sites of this trial, found before any weight is read.
 
-    Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right.
+    Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right, and
+    where checkpoint, tokenizer and the rows that calibrate do not fit each other.
     """
     config.runtime.check()
-    skeleton = resolved(config.model, config.task, memo).skeleton
+    found = resolved(config.model, config.task, memo)
+    skeleton, calibrating = found.skeleton, config.calibration.rows(splits_of(config.task, memo).train)
+    check_token_types(tokenize(calibrating, found.tokenizer, config.task.max_length), skeleton, found.folder)
     sites = config.placement.select(places(skeleton))
     config.method.check(sites)
     config.bits.check_rules([*(site.name for site in sites), *weighted_modules(skeleton)])

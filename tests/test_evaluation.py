@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tokenizer
 from tiny import FAMILIES, tiny_model, tokenized
+from tokenizers.processors import TemplateProcessing
 
 from quantlab import evaluation
 from quantlab.batching import Tokenized, by_length, in_file_order, tokenize
@@ -101,6 +102,16 @@ def test_tokenizing_a_few_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPa
 LABELS = np.array([0, 1, 1, 0, 1, 0, 1, 1])
 REFERENCE = np.array([[2, 1], [0, 1], [0, 3], [1, 2], [0, 1], [1, 0], [2, 1], [0, 1]], dtype=np.float32)  # 6 right
 LOGITS = np.array([[1, 2], [0, 1], [3, 0], [2, 1], [0, 1], [1, 0], [2, 1], [1, 0]], dtype=np.float32)  # 4 right
+
+
+def test_an_example_without_a_token_is_named() -> None:
+    """A tokenizer that adds no [CLS] and no [SEP] makes nothing of an empty pair."""
+    bare = tokenizer()
+    bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
+    examples = Examples(texts=(("the cat", "a"), ("the", ""), ("", " ")), labels=np.zeros(3))
+    assert len(tokenize(examples.head(2), bare, max_length=10)) == 2
+    with pytest.raises(ValueError, match=r"makes no token of '' / ' ' \(example 2\).*post-processor"):
+        tokenize(examples, bare, max_length=10)
 
 
 def test_score() -> None:

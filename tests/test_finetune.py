@@ -21,7 +21,7 @@ from quantlab.finetune import FineTuning
 from quantlab.models import Checkpoint, FineTuned, Pretrained, Recipe, Resolved
 from quantlab.tasks.glue import Glue
 
-RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=1e-3)
+RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=5e-3, bf16=False)  # enough to learn from learnable_glue
 SILENT = Console(quiet=True)
 
 
@@ -57,6 +57,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.fixture(scope="session")
+def learnable_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows whose sentence gives the label away."""
+    folder = tmp_path_factory.mktemp("learnable")
+    for split, count in (("train", 256), ("validation", 64)):
+        frame = qnli_rows(count, seed=count)
+        frame["sentence"] = ["cat dog" if label else "red blue" for label in frame["label"]]
+        frame.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
 @pytest.fixture
 def headless(tiny_bert: Path, tmp_path: Path, make_model: MakeModel) -> Path:
     """An encoder without a head, as pretrained ones are."""
@@ -67,9 +78,9 @@ def headless(tiny_bert: Path, tmp_path: Path, make_model: MakeModel) -> Path:
 
 
 def test_the_same_seed_gives_the_same_weights(
-    headless: Path, tiny_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    headless: Path, learnable_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    task, made = qnli(tiny_glue), []
+    task, made = qnli(learnable_glue), []
     for number, seed in enumerate((0, 0, 1)):
         monkeypatch.setenv("QUANTLAB_CACHE", str(tmp_path / str(number)))
         torch.manual_seed(100 + number)  # the caller's random state has no say, and is left alone
@@ -81,8 +92,8 @@ def test_the_same_seed_gives_the_same_weights(
     assert not same(made[0], made[2])
 
 
-def test_what_is_stored_is_found_and_answers_in_the_tasks_order(headless: Path, tiny_glue: Path) -> None:
-    task, spec = qnli(tiny_glue), spec_of(headless)
+def test_what_is_stored_is_found_and_answers_in_the_tasks_order(headless: Path, learnable_glue: Path) -> None:
+    task, spec = qnli(learnable_glue), spec_of(headless)
     folder = FineTuning(model=spec, task=task).run(SILENT)
     assert folder == found(spec, task).folder
     loaded = spec.load(found(spec, task))
@@ -96,9 +107,9 @@ def test_what_is_stored_is_found_and_answers_in_the_tasks_order(headless: Path, 
 
 
 def test_what_is_there_is_not_trained_again(
-    headless: Path, tiny_glue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    headless: Path, learnable_glue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = FineTuning(model=spec_of(headless), task=qnli(tiny_glue)).run
+    run = FineTuning(model=spec_of(headless), task=qnli(learnable_glue)).run
     first = run(SILENT)
     monkeypatch.setattr(finetune, "train", lambda *_: pytest.fail("trained again"))
     assert run(Console()) == first
@@ -106,10 +117,10 @@ def test_what_is_there_is_not_trained_again(
 
 
 def test_a_run_that_dies_leaves_nothing(
-    headless: Path, tiny_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    headless: Path, learnable_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finetune, "write_card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    spec, task = spec_of(headless), qnli(tiny_glue)
+    spec, task = spec_of(headless), qnli(learnable_glue)
     with pytest.raises(KeyboardInterrupt):
         FineTuning(model=spec, task=task).run(SILENT)
     assert not list((own_cache / "finetuned").iterdir())
@@ -134,13 +145,8 @@ def test_everything_that_decides_the_weights_names_the_folder(
     assert target(replace(spec, device="auto"), task) == target(spec, task)
 
 
-def test_it_learns(headless: Path, tmp_path: Path) -> None:
-    for split, count in (("train", 512), ("validation", 64)):
-        frame = qnli_rows(count, seed=count)
-        frame["sentence"] = ["cat dog" if label else "red blue" for label in frame["label"]]
-        frame.to_parquet(tmp_path / f"{split}.parquet")
-    recipe = Recipe(epochs=1, batch_size=16, learning_rate=5e-3, bf16=False)
-    folder = FineTuning(model=spec_of(headless, recipe), task=qnli(tmp_path)).run(SILENT)
+def test_it_learns(headless: Path, learnable_glue: Path) -> None:
+    folder = FineTuning(model=spec_of(headless), task=qnli(learnable_glue)).run(SILENT)
     assert json.loads((folder / "recipe.json").read_text())["evaluation"]["accuracy"] == 1.0
 
 
@@ -195,6 +201,19 @@ def test_a_diverging_loss_stops_the_training(headless: Path, tiny_glue: Path, ow
     assert not list((own_cache / "finetuned").iterdir())
 
 
+def test_a_training_that_answers_one_class_only_is_not_stored(
+    headless: Path, tiny_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant = np.tile(np.float32([0.1, 0.2]), (64, 1))
+    monkeypatch.setattr(finetune, "answers", lambda *_: constant)
+    with pytest.raises(ValueError, match=r"'not_entailment' to 64 of 64.*nothing is stored.*lower model\.recipe"):
+        FineTuning(model=spec_of(headless), task=qnli(tiny_glue)).run(SILENT)
+    assert not list((own_cache / "finetuned").iterdir())
+    labels = np.repeat(np.int64([0, 1]), 32)
+    finetune.require_learnt(qnli(tiny_glue), np.eye(2)[labels], labels)
+    finetune.require_learnt(qnli(tiny_glue), constant, np.ones(64, dtype=np.int64))  # there is one class only
+
+
 def test_an_encoder_with_holes_is_refused(headless: Path, tiny_glue: Path) -> None:
     tensors = weights(headless)
     del tensors["bert.encoder.layer.0.output.dense.weight"]
@@ -211,15 +230,26 @@ def test_a_checkpoint_is_not_trained(tiny_bert: Path, tiny_glue: Path) -> None:
 
 
 def test_the_command_line_trains_what_the_trial_asks_for(
-    headless: Path, tiny_glue: Path, own_cache: Path, tmp_path: Path
+    headless: Path, learnable_glue: Path, own_cache: Path, tmp_path: Path
 ) -> None:
-    spec = replace(spec_of(headless), name="bert_base", recipe=Recipe(epochs=1, seed=3, batch_size=32))
-    task = qnli(tiny_glue)
+    spec = replace(
+        spec_of(headless), name="bert_base", recipe=Recipe(epochs=1, seed=3, batch_size=8, learning_rate=5e-3)
+    )
+    task = qnli(learnable_glue)
     with pytest.raises(FileNotFoundError) as missing:
         found(spec, task)
     command = str(missing.value).partition(": run python ")[2].partition(",")[0].split()
-    command += [f"model.base.path={headless}", "recipe@model.recipe=quick", "model.recipe.seed=3"]
-    command += [f"task.data_dir={tiny_glue}", f"task.max_length={task.max_length}"]
+    command += [
+        f"model.base.path={headless}",
+        "recipe@model.recipe=quick",
+        "model.recipe.seed=3",
+        "model.recipe.batch_size=8",
+    ]
+    command += [
+        "model.recipe.learning_rate=0.005",
+        f"task.data_dir={learnable_glue}",
+        f"task.max_length={task.max_length}",
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert found(spec, task).tags["label_order"] == "matched"

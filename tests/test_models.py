@@ -2,20 +2,24 @@
 
 import json
 import pickle
+import re
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import MakeModel
+from conftest import SPECIAL, WORDS, MakeModel
 from safetensors.torch import load_file, save_file
-from transformers import BertModel
+from transformers import BertModel, PreTrainedTokenizerFast
 
 from quantlab import checkpoint
+from quantlab.batching import tokenize
 from quantlab.labels import label_columns
-from quantlab.models import Checkpoint, FineTuned, Loaded, Packaged, Pretrained, Recipe
-from quantlab.tasks.base import Task
+from quantlab.models import Checkpoint, FineTuned, Loaded, Packaged, Pretrained, Recipe, check_token_types
+from quantlab.tasks.base import Examples, Task
 from quantlab.tasks.glue import Glue
 
 QNLI = ("entailment", "not_entailment")
@@ -110,6 +114,22 @@ def test_contradicting_labels_are_refused(make_model: MakeModel, model: tuple, t
         load(make_model(labels=model), task_of(task))
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem", "message"),
+    [
+        (("LABEL_0",), None, r"one logit is a score that waits for a threshold.*entailment"),
+        (QNLI, "multi_label_classification", "multi_label_classification, but quantlab judges one label"),
+        (QNLI, "regression", "problem_type is regression"),
+    ],
+)
+def test_answers_that_are_no_choice_of_one_label_are_refused(
+    make_model: MakeModel, labels: tuple, problem: str | None, message: str
+) -> None:
+    config = checkpoint.read_config(make_model(labels=labels, problem_type=problem))
+    with pytest.raises(ValueError, match=message):
+        label_columns(config, task_of())
+
+
 def test_a_checkpoint_without_a_head_is_refused(copy: Path) -> None:
     with checkpoint.quiet():
         BertModel.from_pretrained(copy).save_pretrained(copy)
@@ -127,6 +147,75 @@ def test_missing_and_misshapen_tensors_are_named(copy: Path) -> None:
     save_file(tensors | {"bert.encoder.layer.1.output.dense.weight": lost.T.contiguous()}, file)
     with pytest.raises(ValueError, match=r"dense\.weight has shape \[64, 32\], config\.json asks for \[32, 64\]"):
         load(copy)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Puts other tensors into the folder's weight file."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def prefixed(prefix: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def besides(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: tensors | {name: torch.ones(3) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (prefixed("module."), r"names of its tensors begin with module\. \(module\.bert\."),
+        (prefixed("_orig_mod.module."), r"begin with _orig_mod\.module\. "),
+        (
+            besides("bert.encoder.layer.0.attention.self.distance_embedding.weight"),
+            r"bert with 2 layers, as config\.json describes it, has no bert\.encoder\.layer\.0\.attention\.self\.dist",
+        ),
+        (besides("bert.encoder.layer.0.adapter.down.weight"), r"has no bert\.encoder\.layer\.0\.adapter\.down\.weight"),
+        (besides(*(f"bert.encoder.layer.2.output.{n}.bias" for n in range(9))), r"2 layers.* has no .* and 4 more"),
+    ],
+    ids=["module", "compiled", "relative positions", "adapter", "third layer"],
+)
+def test_tensors_that_no_module_takes_are_refused_before_weights_are_read(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, change: Callable, message: str
+) -> None:
+    rewritten(copy, change)
+    with pytest.raises(ValueError, match=message) as refused:
+        checkpoint.read_model(copy)
+    assert "finetune" not in str(refused.value)
+    monkeypatch.setattr(checkpoint, "read_model", lambda *_: pytest.fail("read the weights"))
+    with pytest.raises(ValueError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize(("family", "config"), [("bert", "distilbert"), ("distilbert", "bert"), ("roberta", "electra")])
+def test_another_familys_weights_are_named_so(make_model: MakeModel, family: str, config: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make_model(config), tmp_path / "model"))
+    shutil.copy(make_model(family) / "model.safetensors", folder)
+    with pytest.raises(ValueError, match=rf"weights of another family than config\.json's {config}: {family}\."):
+        load(folder)
+
+
+def test_leftovers_that_no_answer_depends_on_change_nothing(copy: Path) -> None:
+    """Old names of LayerNorm's weights, a buffer of positions, and pretraining's heads."""
+    plain = load(copy).model.state_dict()
+
+    def old(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = {name: re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name) for name in tensors}
+        renamed = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", names[name]): tensors[name] for name in tensors}
+        leftovers = ("bert.embeddings.position_ids", "cls.predictions.bias", "cls.seq_relationship.weight")
+        return besides(*leftovers)(renamed)
+
+    rewritten(copy, old)
+    found = load(copy).model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+
+
+def test_a_pooler_that_the_head_does_not_use_is_harmless(make_model: MakeModel, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make_model("roberta"), tmp_path / "model"))
+    rewritten(folder, besides("roberta.pooler.dense.weight", "lm_head.bias"))
+    load(folder)
 
 
 def test_weights_that_are_not_numbers_are_refused(copy: Path) -> None:
@@ -165,6 +254,76 @@ def test_bin_weights_are_read_only_without_safetensors(copy: Path) -> None:
     load(copy)
 
 
+def sharded(folder: Path) -> None:
+    """Splits the weights into two shards with their index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, folder / shard, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
+def test_what_is_fingerprinted_is_what_is_read(copy: Path, form: str) -> None:
+    """Variants, other formats and stray shards do not matter; every byte that is read does."""
+    if form == "shards":
+        sharded(copy)
+    if form == "bin":
+        as_pickle(copy)
+        (copy / "saved").rename(copy / "pytorch_model.bin")
+    files, alone = checkpoint.weight_files(copy), checkpoint.fingerprint(copy)
+    plain = load(copy).model.state_dict()
+    for name in ("model.fp16.safetensors", "model-00001-of-00005.safetensors", "pytorch_model-00001-of-00002.bin"):
+        (copy / name).write_bytes(b"not read")
+    assert checkpoint.weight_files(copy) == files
+    assert checkpoint.fingerprint(copy) == alone
+    read = load(copy).model.state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in plain.items())
+    for path in files:
+        before = path.read_bytes()
+        path.write_bytes(before + b" ")
+        assert checkpoint.fingerprint(copy) != alone
+        path.write_bytes(before)
+
+
+def test_variants_alone_missing_shards_and_shards_elsewhere_are_named(copy: Path) -> None:
+    sharded(copy)
+    (copy / "model-00002-of-00002.safetensors").rename(copy / "kept")
+    with pytest.raises(FileNotFoundError, match=r"lists shards that are not there: model-00002-of-00002\.safetensors"):
+        load(copy)
+    index = copy / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00002", "../model-00002"))
+    with pytest.raises(ValueError, match=r"index\.json cannot be used: '\.\./model-00002.* is no file beside it"):
+        load(copy)
+    index.unlink()
+    (copy / "model-00001-of-00002.safetensors").rename(copy / "model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no weights: expected model\.safetensors.*not read: model\.fp16\.saf"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_git_lfs_pointers_are_named(copy: Path, name: str) -> None:
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n")
+    with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
+        load(copy)
+
+
+def test_an_adapter_beside_a_checkpoint_or_alone_is_refused(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"holds an adapter \(adapter_config\.json\).*merge_and_unload"):
+            load(copy)
+        (copy / "config.json").unlink(missing_ok=True)
+
+
+def test_a_folder_of_checkpoints_names_them(copy: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config\.json.*these folders in it have one: model"):
+        load(copy.parent)
+
+
 class Payload:
     """Unpickling it would make a file."""
 
@@ -193,6 +352,12 @@ def test_pickled_code_is_refused_and_never_run(copy: Path, tmp_path: Path, save:
         ('{"model_type": "bertx"}', r"config\.json.*bertx"),
         ('{"model_type": "bert", "hidden_size": "wide"}', r"config\.json.*hidden_size"),
         ('{"model_type": "new", "auto_map": {"AutoConfig": "code.Config"}}', r"config\.json.*custom code"),
+        ('{"model_type": "bert", "position_embedding_type": "relative_key"}', "relative_key.*absolute positions only"),
+        ('{"model_type": "bert", "pruned_heads": {"0": [1], "3": [2]}}', "pruned_heads lists heads of layers 0, 3"),
+        (
+            '{"model_type": "bert", "transformers_weights": "x.safetensors"}',
+            "transformers_weights.*x.safetensors",
+        ),
         ('{"model_type": "bert", "quantization_config": {"quant_method": "gptq"}}', r"quantized already"),
     ],
 )
@@ -223,6 +388,80 @@ def test_a_tokenizer_or_task_too_large_for_the_model_is_refused(make_model: Make
         load(make_model(vocab_size=10))
     with pytest.raises(ValueError, match=r"max_length=128.*at most 64 tokens"):
         load(tiny_bert, task_of(max_length=128))
+
+
+@pytest.mark.parametrize(("family", "pad", "most"), [
+    ("bert", 0, 66), ("bert", 3, 66), ("distilbert", 0, 66), ("electra", 0, 66),
+    ("roberta", 0, 65), ("roberta", 1, 64), ("roberta", 3, 62),
+])  # fmt: skip
+def test_positions_begin_behind_paddings(
+    make_model: MakeModel, tmp_path: Path, family: str, pad: int, most: int
+) -> None:
+    """The limit that is allowed is the longest that the model answers."""
+    folder = Path(shutil.copytree(make_model(family, pad_token_id=pad), tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": 10**30}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"max_length={most + 1}, but the model takes at most {most} tokens"):
+        load(folder, task_of(max_length=most + 1))
+    model, rows = load(folder, task_of(max_length=most)).model, torch.full((2, most + 1), 6)
+    assert torch.isfinite(model(input_ids=rows[:, :-1]).logits).all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=rows)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_a_pair_needs_two_token_types(make_model: MakeModel, family: str) -> None:
+    found = Checkpoint(path=str(make_model(family, type_vocab_size=1))).resolve(task_of(), task_of().load)
+    single, pair = (
+        tokenize(Examples(texts=(texts,), labels=np.zeros(1)), found.tokenizer, 32)
+        for texts in (("the cat",), ("the cat", "a dog"))
+    )
+    check_token_types(single, found.skeleton, found.folder)
+    with pytest.raises(ValueError, match=r"token type 1, but the model has type_vocab_size=1"):
+        check_token_types(pair, found.skeleton, found.folder)
+
+
+def tokenizer_of(folder: Path, words: Sequence[str], **settings: object) -> None:
+    """Replaces the folder's tokenizer by one of these words."""
+    for name in checkpoint.TOKENIZER:
+        (folder / name).unlink(missing_ok=True)
+    (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *words]) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **settings}))
+
+
+@pytest.mark.parametrize(
+    ("words", "lowers", "message"),
+    [
+        (
+            ("The", "the", "Cat", "cat", "##Ing"),
+            True,
+            "lower-cases texts, but 3 of 5 words of its",
+        ),
+        (("the", "cat"), False, "keeps capitals, but none of 2 words of its vocabulary has one"),
+        (("The", "the", "Cat"), False, None),
+        (("the", "cat"), True, None),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_its_vocabulary_is_tagged(
+    copy: Path, words: tuple, lowers: bool, message: str | None
+) -> None:
+    tokenizer_of(copy, words, do_lower_case=lowers)
+    tags = load(copy).tags
+    assert (message is None) == ("tokenizer_mismatch" not in tags)
+    assert message is None or message in tags["tokenizer_mismatch"]
+
+
+def test_another_id_of_padding_is_tagged(make_model: MakeModel) -> None:
+    tags = load(make_model("roberta", pad_token_id=1)).tags
+    assert "pads with id 0, the model takes 1 ([UNK]) for padding" in tags["tokenizer_mismatch"]
+
+
+def test_a_tokenizer_without_a_pad_token_is_refused(copy: Path) -> None:
+    tokenizer_of(copy, WORDS)
+    backend = checkpoint.read_tokenizer(copy).backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(copy)
+    with pytest.raises(ValueError, match=r"no pad token: name it as pad_token in tokenizer_config\.json"):
+        load(copy)
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/model", "~/nowhere", "a/b/c", "{parent}/nowhere"])

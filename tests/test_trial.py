@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import MakeModel
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -117,6 +118,14 @@ def test_a_trial_finds_its_checkpoint_and_its_data_once(
     key = trial_key(config, memo)
     assert run_trial(config, memo).tags["key"] == key
     assert (len(asked), len(read)) == (1, 1)
+
+
+def test_pairs_that_the_checkpoint_cannot_take_are_refused_before_anything_is_loaded(
+    lab: Lab, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantlab.trial.load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=r"token type 1, but the model has type_vocab_size=1"):
+        lab.trial(f"model.path={make_model(type_vocab_size=1)}")
 
 
 def test_a_failed_trial_exits_non_zero_with_one_clear_line(lab: Lab, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from quantlab.alarms.answers import (
     label_order_assumed,
     majority_accuracy,
     nan_logits,
+    tokenizer_mismatch,
     too_few_examples,
 )
 from quantlab.alarms.base import Alarm, Finding
@@ -31,7 +32,7 @@ ALARMS = (
     constant_prediction, majority_accuracy, collapsed_logits, nan_logits, one_sided_range, zeroed_weights, saturation,
     wasted_levels, unpermuted_groups, fp16_overflow, uncalibrated_site, few_calibration_rows, padding_counted,
     products_in_float, simulated_latency, runtime_fell_back, size_not_smaller, machine_busy, label_order_assumed,
-    fp32_far_from_published, too_few_examples,
+    tokenizer_mismatch, fp32_far_from_published, too_few_examples,
 )  # fmt: skip
 
 __all__ = ["ALARMS", "Alarm", "Finding", "raised"]

@@ -93,6 +93,12 @@ def label_order_assumed(finding: Finding) -> Iterator[Alarm]:
         yield Alarm("label_order_assumed", "the checkpoint has no label names: its order is taken to be the task's")
 
 
+def tokenizer_mismatch(finding: Finding) -> Iterator[Alarm]:
+    """The tokenizer's files do not fit its vocabulary or the model: FP32 is worse than it should be, and so is all."""
+    if found := finding.tags.get("tokenizer_mismatch"):
+        yield Alarm("tokenizer_mismatch", f"the tokenizer is not the one that the model was trained with: {found}")
+
+
 def _needed(finding: Finding, primary: str, low: float, high: float) -> int | None:
     if primary == "accuracy":
         return compare(primary, finding.reference, finding.logits, finding.labels).needed

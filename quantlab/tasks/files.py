@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from quantlab.checks import refuse_pointer
+
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
-LFS = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")  # the hub's file names
 
 
@@ -69,10 +70,9 @@ def _total(path: Path) -> int | None:
 
 def _read(path: Path, header: Sequence[str]) -> pd.DataFrame:
     suffix = path.suffix[1:]
+    refuse_pointer(path)
     with path.open("rb") as file:
-        start = file.read(len(LFS))
-    if start == LFS:
-        raise ValueError(f"{path} is a Git LFS pointer, not the data: run git lfs pull")
+        start = file.read(len(UTF16[0]))
     if suffix != "parquet" and start.startswith(UTF16):
         raise ValueError(f"{path} is UTF-16, expected UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} converts it")
     try:

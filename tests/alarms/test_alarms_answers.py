@@ -58,6 +58,11 @@ def test_label_order_assumed(order: str, raises: bool) -> None:
     assert names(tags={"label_order": order}) == (["label_order_assumed"] if raises else [])
 
 
+def test_tokenizer_mismatch() -> None:
+    assert names(tags={"tokenizer_mismatch": "it lower-cases texts"}) == ["tokenizer_mismatch"]
+    assert names(tags={}) == []
+
+
 def test_a_regression_has_no_classes() -> None:
     scores = np.zeros((200, 1), dtype=np.float32)
     assert names(regression=True, logits=scores, reference=scores, labels=np.linspace(0, 5, 200)) == []
