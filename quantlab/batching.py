@@ -1,14 +1,19 @@
 """From texts to batches of tokens."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from quantlab.tasks.base import Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 AT_ONCE = 256  # examples: a tokenizer's own record of what it did takes ten times the memory of the ids
 

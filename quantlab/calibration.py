@@ -1,15 +1,16 @@
 """Calibration: what each site's values looked like, and the ranges that follow."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantlab.batching import Batch, in_file_order, on_device, tokenize
 from quantlab.checks import one_of, whole
@@ -20,6 +21,9 @@ from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.base import Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Requantize = Callable[[Site, Sketch], Callable[[Tensor], Tensor] | None]
 

@@ -1,5 +1,7 @@
 """Reading a checkpoint folder: its files, config, weights and tokenizer. Nothing in it is ever run."""
 
+from __future__ import annotations
+
 import json
 import pickle
 import re
@@ -7,26 +9,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 from transformers.utils import logging
 
 from quantlab.cache import digest, file_digest
 from quantlab.checks import refuse_pointer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CONFIG, INDEX = "config.json", ".index.json"
 SAFETENSORS = ("model.safetensors", f"model.safetensors{INDEX}")
@@ -118,6 +114,8 @@ def read_config(folder: Path) -> PretrainedConfig:
 
     Raises FileNotFoundError where there is none, ValueError where it is broken or describes what cannot be loaded.
     """
+    from transformers import AutoConfig
+
     path = folder / CONFIG
     if adapters := [name for name in ADAPTERS if (folder / name).exists()]:
         raise ValueError(
@@ -144,6 +142,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises FileNotFoundError where its vocabulary is missing, which transformers forgives, and ValueError where its
     files are broken or it cannot pad.
     """
+    from transformers import AutoTokenizer
+
     files = _matching(folder, VOCABULARIES)
     if not files:
         raise FileNotFoundError(f"{folder} holds no tokenizer: expected one of {', '.join(VOCABULARIES)}")
@@ -190,6 +190,8 @@ def read_model(folder: Path, **config: Any) -> tuple[PreTrainedModel, set[str]]:
     ``config`` overrides keys of its config. Raises ValueError on unreadable files, on tensors of another shape or that
     no module takes, on NaN and infinities, and on pickled code, which torch's weights-only loader refuses.
     """
+    from transformers import AutoModelForSequenceClassification
+
     files = weight_files(folder)
     with quiet(), _clear_errors(files[0]):
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -293,6 +295,8 @@ def _require_fitting(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
 
 def _described(strangers: Sequence[str], model: PreTrainedModel, missing: set[str]) -> str:
     """Why no module takes these tensors: a prefix, another family's weights, or what config.json does not describe."""
+    from transformers import CONFIG_MAPPING
+
     config, own, names = model.config, f"{model.base_model_prefix}.", model.state_dict()
     known = {*names, *(name.removeprefix(own) for name in names)}
     prefixes = Counter(prefix for name in strangers if (prefix := _prefix(name, known)))

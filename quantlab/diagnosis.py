@@ -1,15 +1,17 @@
 """Site by site: the range each tensor got, what was seen there, and what its quantization alone costs."""
 
+from __future__ import annotations
+
 import threading
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import fsum
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from quantlab.batching import Batch, on_device
 from quantlab.calibration import flat
@@ -21,6 +23,9 @@ from quantlab.placement.sites import Site
 from quantlab.quant.errors import energy, ratio_db, sqnr_db
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def site_table(

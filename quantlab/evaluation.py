@@ -1,14 +1,16 @@
 """Answers, and what they are worth."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from quantlab.batching import Batch, on_device, total_rows
 from quantlab.checks import one_of, share, whole
@@ -19,6 +21,9 @@ from quantlab.sampling import drawn, held_out
 from quantlab.significance import accuracy_drop_ci95, metric_drop_ci95
 from quantlab.tasks import metrics
 from quantlab.tasks.base import Examples, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ORDERS = ("random", "file")
 CONSTANT_SHARE = 0.98  # of the answers in one class: the model has stopped looking at its input

@@ -1,10 +1,14 @@
 """Which of a checkpoint's logits stands for which of a task's labels."""
 
-import re
+from __future__ import annotations
 
-from transformers import PretrainedConfig
+import re
+from typing import TYPE_CHECKING
 
 from quantlab.tasks.base import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def label_columns(config: PretrainedConfig, task: Task) -> tuple[tuple[int, ...], str]:

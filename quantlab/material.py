@@ -1,10 +1,12 @@
 """What all trials of one model, task and evaluation share: loaded and computed once, not once a trial."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from quantlab.batching import Batch, Tokenized, by_length, tokenize
 from quantlab.cache import cache_dir, code_digest, digest, published
@@ -17,6 +19,9 @@ from quantlab.placement.sites import Place, Site
 from quantlab.provenance import device_name
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.base import Examples, Splits, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

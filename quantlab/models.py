@@ -1,14 +1,16 @@
 """Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own fine-tuning."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantlab import checkpoint
 from quantlab.batching import Tokenized
@@ -17,6 +19,9 @@ from quantlab.checks import at_least, one_of, whole
 from quantlab.labels import label_columns
 from quantlab.placement.architecture import skeleton_of
 from quantlab.tasks.base import Splits, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEVICES = ("auto", "cpu", "cuda")
 CAPITALS = 0.01  # of a vocabulary's words: an uncased one has next to none

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from quantlab.placement.sites import Place
 from quantlab.quant.sketch import Sketch
@@ -70,6 +69,8 @@ def jaccard(a: Iterable[int], b: Iterable[int]) -> float:
 
 def plot_by_depth(layers: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
     """Kurtosis, and the energy of the top 1 % of channels and elements, against depth, as a PNG."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     depth = range(len(layers["kurtosis"]))

@@ -5,21 +5,26 @@ machine does slows both alike. Where a process's memory happens to lie makes it 
 lives, so several pairs of processes are timed, one after another, and the ratio's interval is over the pairs.
 """
 
+from __future__ import annotations
+
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+import scipy
 import torch
-from scipy import stats
-from transformers import PreTrainedTokenizerBase
 
 from quantlab.batching import Tokenized
 from quantlab.checks import at_least, whole
 from quantlab.timing import Inputs, Subject, alone, started
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Turns = list[np.ndarray]  # of one process: each turn's times in ms
 
@@ -166,7 +171,7 @@ def speedup(reference: Sequence[Turns], subject: Sequence[Turns]) -> dict[str, f
         np.mean([np.log(np.median(slow) / np.median(fast)) for slow, fast in zip(*pair, strict=True)])
         for pair in zip(reference, subject, strict=True)
     ]
-    low, high = stats.ttest_1samp(logarithms, 0).confidence_interval(0.95)
+    low, high = scipy.stats.ttest_1samp(logarithms, 0).confidence_interval(0.95)
     return {
         "speedup_vs_fp32": float(np.exp(np.mean(logarithms))),
         "speedup_ci95_low": float(np.exp(low)),

@@ -1,8 +1,13 @@
 """Published numbers to hold ours against, and what they really measured. Data only."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from transformers import PretrainedConfig
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 K = "arXiv 2603.04308"
 OS_PLUS = "OS+ (arXiv 2304.09145, table 7)"

@@ -5,18 +5,14 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from quantlab.allocator import keep_freed_memory
 from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
-from quantlab.config import RunConfig, run_name
 from quantlab.interrupts import end_on_sigterm
 from quantlab.memo import Memo
-from quantlab.summary import print_member, print_summary
 from quantlab.sweeping.catalogue import register
-from quantlab.sweeping.member import run_member, run_single
 
 MEMO = Memo()  # shared by the trials that one process runs
 
@@ -26,6 +22,13 @@ register()
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(settings: DictConfig) -> Any:
     """Builds the components and runs the trial; as a member of a sweep, returns what it found."""
+    # Only now: what Hydra finds wrong with an override is told without the seconds that these take.
+    from hydra.utils import instantiate
+
+    from quantlab.config import RunConfig, run_name
+    from quantlab.summary import print_member, print_summary
+    from quantlab.sweeping.member import run_member, run_single
+
     keep_freed_memory()
     with compact_errors():
         config: RunConfig = instantiate(settings)

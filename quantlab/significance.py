@@ -4,13 +4,11 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.power import TTestPower
+import scipy
 
 from quantlab.tasks.metrics import METRICS, REGRESSION
 
-Z95 = float(stats.norm.ppf(0.975))
+Z95 = float(scipy.special.ndtri(0.975))
 ALPHA, POWER = 0.05, 0.8
 LEAST = 0.005  # half a point of accuracy is what people ask about
 FEWEST = 3  # examples that a bootstrap can do anything with
@@ -77,7 +75,7 @@ def compare(
 
 def z_of(level: float) -> float:
     """Standard errors to either side of a normal interval of a level, 1.96 of 0.95."""
-    return float(stats.norm.isf((1 - level) / 2))
+    return float(scipy.stats.norm.isf((1 - level) / 2))
 
 
 def examples_needed(low: float, high: float, n: int, least: float = LEAST) -> int:
@@ -128,7 +126,7 @@ def metric_drop_ci95(
 def accuracy_drop_upper95(reference_right: np.ndarray, right: np.ndarray) -> float:
     """One-sided 95 % upper bound of the same difference, by the same adjusted interval."""
     drop, error = _adjusted(reference_right, right)
-    return drop + float(stats.norm.ppf(0.95)) * error
+    return drop + float(scipy.stats.norm.ppf(0.95)) * error
 
 
 def exceeds_drop_p(reference_right: np.ndarray, right: np.ndarray, limit: float) -> float:
@@ -143,11 +141,11 @@ def exceeds_drop_p(reference_right: np.ndarray, right: np.ndarray, limit: float)
     expected = 0.5 + len(right) * limit / (2 * pairs) if pairs else 1.0
     if expected >= 1:
         return 1.0
-    sign_p = float(stats.binomtest(lost, pairs, expected, alternative="greater").pvalue)
+    sign_p = float(scipy.stats.binomtest(lost, pairs, expected, alternative="greater").pvalue)
     if limit == 0:
         return sign_p
     drop, error = _adjusted(reference_right, right)
-    return max(sign_p, float(stats.norm.sf((drop - limit) / error)))
+    return max(sign_p, float(scipy.stats.norm.sf((drop - limit) / error)))
 
 
 def _adjusted(reference_right: np.ndarray, right: np.ndarray) -> tuple[float, float]:
@@ -169,6 +167,8 @@ def _answers(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _paired_accuracy(other: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float, float]:
     """Centre and standard error of the difference's interval, p, and the standard deviation of paired differences."""
+    from statsmodels.stats.contingency_tables import mcnemar
+
     before, after = (each.argmax(axis=-1) == labels for each in (other, logits))
     table = [[np.sum(before & after), np.sum(before & ~after)], [np.sum(~before & after), np.sum(~before & ~after)]]
     centre, error = _adjusted(after, before)
@@ -190,7 +190,7 @@ def _paired(
 
 def _normal_p(centre: float, error: float) -> float:
     """Two-sided p of a normal estimate, were its mean 0."""
-    return float(2 * stats.norm.sf(abs(centre) / error)) if error else float(centre == 0)
+    return float(2 * scipy.stats.norm.sf(abs(centre) / error)) if error else float(centre == 0)
 
 
 def _bootstrap_error(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int) -> float:
@@ -202,7 +202,7 @@ def _bootstrap_error(metric: str, other: np.ndarray, logits: np.ndarray, labels:
         return compute(logits[rows], labels[rows]) - compute(other[rows], labels[rows])
 
     rows = (np.arange(len(labels)),)
-    found = stats.bootstrap(rows, difference, n_resamples=resamples, vectorized=False, method="percentile", rng=0)
+    found = scipy.stats.bootstrap(rows, difference, n_resamples=resamples, vectorized=False, method="percentile", rng=0)
     return float(found.standard_error)
 
 
@@ -213,7 +213,7 @@ def _swapped_p(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.nd
     def difference(one: np.ndarray, two: np.ndarray) -> float:
         return compute(both[two.astype(np.int64)], labels) - compute(both[one.astype(np.int64)], labels)
 
-    return float(stats.permutation_test(
+    return float(scipy.stats.permutation_test(
         (rows, rows + len(rows)), difference, permutation_type="samples", vectorized=False, n_resamples=resamples,
         rng=0,
     ).pvalue)  # fmt: skip
@@ -222,4 +222,6 @@ def _swapped_p(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.nd
 def _needed(least: float, sd: float) -> int:
     """Pairs that a t test needs to see a difference of ``least``."""
     effect = min(least / sd, 1.0) if sd else 1.0
+    from statsmodels.stats.power import TTestPower
+
     return math.ceil(float(TTestPower().solve_power(effect_size=effect, alpha=ALPHA, power=POWER)))

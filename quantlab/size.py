@@ -1,12 +1,17 @@
 """What a plan's model would weigh, packed."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid, Grid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SCALE_BYTES = 4
 

@@ -1,12 +1,11 @@
 """Imports point one way: tensor math, placement, models and tasks, methods, evaluation, trial, tracking, commands."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-
-import pytest
 
 from quantlab.cache import CODE, NO_NUMBERS
 
@@ -33,6 +32,11 @@ LAYERS = (
      "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary", "quantlab.export"),
 )  # fmt: skip
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
+# Seconds of imports that a wrong override has nothing to do with, and where they would come in first.
+HEAVY = {"datasets", "matplotlib", "mlflow", "optuna", "plotly", "scipy.optimize", "scipy.stats", "statsmodels",
+         "transformers", "transformers.activations", "transformers.masking_utils"}  # fmt: skip
+EARLY = ("quantlab.run", "quantlab.sweeping.sweeper", "quantlab.config", "quantlab.methods.*", "quantlab.tasks.*",
+         "quantlab.tracking.*", "quantlab.models", "quantlab.calibration", "quantlab.sweeping.views")  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -96,9 +100,9 @@ def test_modules_are_found() -> None:
     assert "mlflow" not in {name.split(".")[0] for name in imported(MODULES["quantlab.tracking.mlflow"], False)}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module: str) -> None:
-    assert not {name for name in ours(module) if layer(name) > layer(module)}
+def test_imports_point_down() -> None:
+    upwards = {f"{module} -> {name}" for module in MODULES for name in ours(module) if layer(name) > layer(module)}
+    assert not upwards
 
 
 def test_every_layer_exists() -> None:
@@ -130,6 +134,26 @@ def test_a_trial_knows_nothing_of_the_command_line() -> None:
         for name in {name.split(".")[0] for name in imported(MODULES[module], everywhere=False)} & COMMANDS_ONLY
     }
     assert not reaching
+
+
+def test_a_wrong_override_does_not_wait_for_what_only_a_trial_needs() -> None:
+    early = [module for module in MODULES if any(fnmatchcase(module, pattern) for pattern in EARLY)]
+    waited_for = {
+        f"{module}: {name}"
+        for start in early
+        for module in reached(start)
+        for name in imported(MODULES[module], everywhere=False)
+        if name in HEAVY or name.split(".")[0] in HEAVY - {"transformers"}
+    }
+    assert not waited_for
+
+
+def test_what_hydra_finds_wrong_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "quantlab.run", "method=pge"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    imports = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert done.returncode == 1 and "Could not find 'method/pge'" in done.stderr and "hydra" in imports
+    assert not imports & (HEAVY | {"numpy", "torch", "pandas"})
 
 
 def path(module: str) -> list[str]:

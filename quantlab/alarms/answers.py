@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-from statsmodels.stats.proportion import proportion_confint
 
 from quantlab.alarms.base import Alarm, Finding
 from quantlab.evaluation import CONSTANT_SHARE, largest_share
@@ -62,6 +61,8 @@ def fp32_far_from_published(finding: Finding) -> Iterator[Alarm]:
     anchor = fp32_anchor(finding.config["task"]["name"], config)
     if accuracy is None or anchor is None:
         return
+    from statsmodels.stats.proportion import proportion_confint
+
     n = len(finding.labels)
     low, high = proportion_confint(round(accuracy * n), n, method="wilson")
     if not low - FAR <= anchor.value <= high + FAR:

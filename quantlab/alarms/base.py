@@ -1,17 +1,21 @@
 """What an alarm is, and what alarms look at."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from quantlab.alarms.coverage import Coverage, of_site, of_weight
 from quantlab.placement.plan import QuantPlan
 from quantlab.placement.sites import Place
 from quantlab.quant.sketch import Sketch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAMED = 3  # of the worst
 

@@ -5,17 +5,18 @@ as unsigned bytes, symmetric ones with zero point 128: there ONNX's grid has one
 A site in groups is split into them, each with its one range, so that its products are integer ones too.
 """
 
+from __future__ import annotations
+
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from quantlab.placement.architecture import places
 from quantlab.placement.attention import Function
@@ -24,6 +25,9 @@ from quantlab.placement.integer import members, signed_integers
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.snapper import MIDDLE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 FLOAT_BITS, WEIGHT_BITS = 16, 8

@@ -1,11 +1,13 @@
 """What a quantization method is: a pure function from what calibration saw to a plan."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from quantlab.calibration import Calibration
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
@@ -15,6 +17,9 @@ from quantlab.quant.granularity import PER_TENSOR, Granularity
 from quantlab.quant.grid import FloatGrid, Grid
 from quantlab.quant.ranges import group_ranges, weight_range
 from quantlab.quant.sketch import Sketch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,20 @@
 """How many bits each kind of tensor gets, and how weights find their ranges."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from quantlab.checks import freeze, one_of
 from quantlab.placement.sites import matching
 from quantlab.quant.grid import Grid, grid_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Precision = int | str
 

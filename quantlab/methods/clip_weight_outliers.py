@@ -1,16 +1,21 @@
 """Clips the few weights that make a network's outliers: the last step back from why W8A8 collapses."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from quantlab.checks import at_least, whole
 from quantlab.methods.base import Method
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
 from quantlab.quant.grid import AffineGrid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)

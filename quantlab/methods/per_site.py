@@ -1,16 +1,20 @@
 """Precisions site by site over another method: what a search finds."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from quantlab.methods.base import Method, SiteSpec
 from quantlab.methods.bits import Bits
 from quantlab.placement.sites import Site, matching
 from quantlab.quant.grid import Grid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)

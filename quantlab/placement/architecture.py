@@ -1,17 +1,22 @@
 """How a model family's table of places is written, and how it unfolds over a model of any depth."""
 
+from __future__ import annotations
+
 import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 import quantlab.architectures
 from quantlab.checks import nearest
 from quantlab.placement.sites import Place, Tap
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
 
     Raises ValueError where quantlab has no site table for its architecture.
     """
+    from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
     family_of(config)
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]

@@ -1,17 +1,21 @@
 """An attention function whose scores and probabilities can be tapped, registered with transformers by name."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
 
 from quantlab.quant.attend import attend
 from quantlab.quant.snapper import Snapper
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "quantlab"
 TAPS = "_quantlab_taps"
@@ -84,9 +88,15 @@ def _on_grids(
     return context
 
 
-AttentionInterface.register(NAME, attention)
-# Without an entry of the same name here, transformers hands every layer attention_mask=None without a word.
-AttentionMaskInterface.register(NAME, eager_mask)
+@cache
+def _register() -> None:
+    """Makes :func:`attention` known to transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(NAME, attention)
+    # Without an entry of the same name here, transformers hands every layer attention_mask=None without a word.
+    AttentionMaskInterface.register(NAME, eager_mask)
 
 
 @contextmanager
@@ -95,6 +105,7 @@ def tapped_attention(model: PreTrainedModel, taps: Mapping[str, Mapping[str, Fun
     if not taps:
         yield
         return
+    _register()
     before = model.config._attn_implementation
     modules = {path: model.get_submodule(path) for path in taps}
     try:

@@ -1,15 +1,16 @@
 """How functions and plans enter a model, and leave it bit for bit as it was."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from quantlab.placement.attention import Counted, Function, tapped_attention
 from quantlab.placement.integer import Carrying, gelus, integer_linears, integer_weights
@@ -18,6 +19,9 @@ from quantlab.placement.sites import Tap
 from quantlab.quant.grid import AffineGrid, FloatGrid
 from quantlab.quant.integer import BITS, Weight
 from quantlab.quant.snapper import Snapper
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ENGINES = ("integer", "simulated")
 

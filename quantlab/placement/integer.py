@@ -4,16 +4,17 @@ Which Linears these are shows in the run itself: a quantized tensor carries its 
 one multiplies them. A tensor that was changed on its way (sliced, added to) is another tensor, and carries none.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.activations import GELUActivation
 
 from quantlab.placement.architecture import feed_forwards
 from quantlab.placement.attention import Counted, Function
@@ -22,6 +23,9 @@ from quantlab.placement.sites import Tap
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.integer import BITS, OneDnn, OnGrid, Product, Weight, has_exact_kernel, product
 from quantlab.quant.snapper import MIDDLE, Snapper
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FP32 = "fp32: "  # begins the reason why a Linear did not run in integers
 CARRIED, GELU_ONTO = "_quantlab_carried", "_quantlab_gelu_onto"
@@ -123,6 +127,8 @@ def integer_linears(model: PreTrainedModel, weights: Mapping[str, Weight | str],
 def gelus(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
     """Inside, a Linear whose GELU nothing but the next product reads, in integers of one range, computes these at once:
     the widest tensor of a layer is never in memory."""
+    from transformers.activations import GELUActivation
+
     found = []
     for chain in feed_forwards(model):
         activation, linear = model.get_submodule(chain.activation), model.get_submodule(chain.first)

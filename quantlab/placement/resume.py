@@ -1,13 +1,17 @@
 """A forward pass that begins at a later layer, with what an earlier pass had there."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from quantlab.placement.architecture import family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

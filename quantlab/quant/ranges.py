@@ -7,8 +7,8 @@ extremes reach (:func:`group_ranges`): exact for min-max, and for the others the
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from quantlab.quant.granularity import Granularity, group_extremes
@@ -116,5 +116,5 @@ def _best_shrink(error: Callable[[float], float]) -> float:
     errors = [error(shrink) for shrink in SHRINKS]
     best = int(np.argmin(errors))
     upper, lower = SHRINKS[max(best - 1, 0)], SHRINKS[min(best + 1, len(SHRINKS) - 1)]
-    refined = minimize_scalar(error, bounds=(lower, upper), method="bounded", options={"maxiter": 12})
+    refined = scipy.optimize.minimize_scalar(error, bounds=(lower, upper), method="bounded", options={"maxiter": 12})
     return float(refined.x) if refined.fun < errors[best] else float(SHRINKS[best])

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from quantlab.reporting.content import Content
 from quantlab.reporting.shapes import Plot
@@ -41,6 +40,8 @@ def embedded(value: Any) -> Markup:
 @cache
 def plotly_script() -> str:
     """Plotly's own bundle, safe inside a script element of a valid page."""
+    from plotly.offline import get_plotlyjs
+
     safe = str(get_plotlyjs()).replace("</script", "<\\/script").replace("<!--", "<\\!--")
     return NOT_IN_HTML.sub(lambda sign: f"\\u{ord(sign[0]):04x}", safe)
 

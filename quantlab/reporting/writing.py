@@ -1,13 +1,15 @@
 """A report as a file: the page, or its table for a paper."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from quantlab.cache import write_whole
 from quantlab.reporting.analysis import Analysis, of_study
@@ -19,6 +21,9 @@ from quantlab.reporting.reading import Study
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.table import columns, frame
 from quantlab.sweeping.results import latex, markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("html", "md", "tex", "png")
 WRAP = 28  # characters of a line in the picture of a table
@@ -45,6 +50,8 @@ def write_sweep(folder: Path) -> Path:
 
 def picture(table: pd.DataFrame, title: str) -> Figure:
     """A table as a figure; texts are wrapped, and columns as wide as their longest line."""
+    from matplotlib.figure import Figure
+
     cells = table.map(lambda text: fill(text.replace(" (", "\n("), WRAP))
     heads = [fill(name, WRAP) for name in table.columns]
     lines = [[head, *cells.iloc[:, index]] for index, head in enumerate(heads)]

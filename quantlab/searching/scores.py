@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -46,7 +46,7 @@ class Scores:
         rows = []
         for score in SCORES:
             constant = min(self.table[score].nunique(), self.table[MEASURED].nunique()) == 1
-            found = (np.nan, np.nan) if constant else stats.spearmanr(self.table[score], self.table[MEASURED])
+            found = (np.nan, np.nan) if constant else scipy.stats.spearmanr(self.table[score], self.table[MEASURED])
             rows.append({
                 "score": score, "spearman": float(found[0]), "p": float(found[1]),
                 "rows": self.rows[score], "seconds": self.seconds[score],

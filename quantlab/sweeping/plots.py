@@ -1,18 +1,22 @@
 """Figures of sweeps. Scores are in percent, their differences in points, intervals 95 %."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from quantlab.sweeping.results import ordered, short_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without yellow, which white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -22,13 +26,20 @@ REFERENCE: dict[str, Any] = {"color": "gray", "linestyle": "--", "linewidth": 1,
 SPREAD = 50.0  # numbers that lie further apart than this many times the closest two, or the least, are spaced evenly
 
 
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, inches. matplotlib is imported here: most commands draw nothing."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str, ylabel: str) -> Figure:
     """For each label a line of ``value``, with ``low`` to ``high``, against the texts ``x``.
 
     A row without a value failed, and is marked at the foot.
     """
     columns = max(1, 100 // (max(map(len, lines)) + 8))
-    figure = Figure(figsize=(7.5, 4 + 0.2 * math.ceil((len(lines) + 1) / columns)), layout="constrained")
+    figure = _figure(7.5, 4 + 0.2 * math.ceil((len(lines) + 1) / columns))
     axes = figure.subplots()
     ticks = positions([x for line in lines.values() for x in line["x"]])
     foot = axes.get_xaxis_transform()
@@ -50,7 +61,7 @@ def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str,
 def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
     """For each name, from the top down, a dot at ``value`` with ``low`` to ``high``, or the word "failed"."""
     height, width = min(1.2 + 0.19 * len(names), 18.0), 4 + 0.065 * max(map(len, names))
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _figure(width, height)
     axes = figure.subplots()
     rows = np.arange(len(names))
     axes.hlines(rows, percent["low"], percent["high"], color=COLOURS[0], linewidth=1.2)
@@ -71,7 +82,7 @@ def main_effects(levels: pd.DataFrame, ylabel: str) -> Figure:
     """A panel a factor of a table of ``Factorial.main_effects``; the dashed line is the mean of all trials."""
     factors = {str(factor): group for factor, group in levels.groupby("factor", sort=False)}
     short, widths = short_names(factors), [min(max(1.4, _width(list(group["level"]))), 5) for group in factors.values()]
-    figure = Figure(figsize=(1 + sum(widths), 3.2), layout="constrained")
+    figure = _figure(1 + sum(widths), 3.2)
     panels = figure.subplots(1, len(factors), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axes, width, (factor, group) in zip(panels, widths, factors.items(), strict=True):
         mean = group["mean_percent"] - group["effect_points"]
@@ -87,7 +98,7 @@ def main_effects(levels: pd.DataFrame, ylabel: str) -> Figure:
 
 def interactions(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) -> Figure:
     """A panel a pair of factors, with its share of the variance: one's levels along x, a line a level of the other."""
-    figure = Figure(figsize=(3.2 * len(pairs) + 0.8, 3.6), layout="constrained")
+    figure = _figure(3.2 * len(pairs) + 0.8, 3.6)
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for axes, (cells, share) in zip(panels, pairs, strict=True):
         along = cells if len(cells) >= len(cells.columns) else cells.T
@@ -106,7 +117,7 @@ def path(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str
 
     The ``marked`` changes are darker.
     """
-    figure = Figure(figsize=(9, 1.4 + 0.34 * (len(full) + 2)), layout="constrained")
+    figure = _figure(9, 1.4 + 0.34 * (len(full) + 2))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     rows, gains = np.arange(1, len(full) + 1), full["gain_points"].to_numpy()
     start = full["reached_percent"].iloc[0] - gains[0]

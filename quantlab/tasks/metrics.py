@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from scipy import stats
+import scipy
 from scipy.special import logsumexp
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
@@ -34,12 +34,12 @@ def matthews_correlation(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def pearson(logits: np.ndarray, labels: np.ndarray) -> float:
     """Pearson's correlation of scores (N, 1) and labels; 0 where either is constant, as Matthews' is."""
-    return _correlation(stats.pearsonr, logits, labels)
+    return _correlation(scipy.stats.pearsonr, logits, labels)
 
 
 def spearmanr(logits: np.ndarray, labels: np.ndarray) -> float:
     """Spearman's rank correlation of scores (N, 1) and labels; 0 where either is constant."""
-    return _correlation(stats.spearmanr, logits, labels)
+    return _correlation(scipy.stats.spearmanr, logits, labels)
 
 
 def _correlation(statistic: Callable[..., tuple[float, float]], logits: np.ndarray, labels: np.ndarray) -> float:
