@@ -1,9 +1,11 @@
 """The cache folder, and the one way anything gets into it: whole or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -55,24 +57,45 @@ def code_digest() -> str:
 def published(target: Path) -> Iterator[Path]:
     """A fresh folder to write in, renamed to ``target`` when the block ends well and removed when it does not.
 
-    Renaming is atomic, so a reader sees all of ``target`` or nothing. Where another process has published the same
-    key meanwhile, its folder stays: equal keys mean equal content.
+    Renaming is atomic, so a reader sees all of ``target`` or nothing, after a power failure too. Where another process
+    has published the same key meanwhile, its folder stays: equal keys mean equal content.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield scratch
+        settle([*scratch.rglob("*"), scratch])
         try:
             scratch.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
+        settle([target.parent])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file by renaming a finished one over it: a reader never sees half of it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    """Writes a text file by renaming a finished one over it: a reader sees the older text or all of the new one, after
+    a power failure too."""
+    scratch = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        settle([scratch])
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    settle([path.parent])
+
+
+def settle(paths: Iterable[Path]) -> None:
+    """Waits until files, and the names in folders, are on the disk: a power failure does not take them back."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some file systems do this for files alone
+                raise
+        finally:
+            os.close(handle)

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from quantlab.alarms import Alarm
-from quantlab.cache import write_whole
+from quantlab.cache import settle, write_whole
 from quantlab.outlier_statistics import plot_by_depth
 from quantlab.placement.plan import QuantPlan
 
@@ -57,10 +57,11 @@ class TrialResult:
         pd.DataFrame(self.linears.items(), columns=["linear", "ran_on"]).to_csv(folder / "linears.csv", index=False)
         title = f"FP32 activations of {Path(self.tags['checkpoint']).name}"
         plot_by_depth(self.layers(), title, folder / "kurtosis.png")
-        write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
         tables = ("sites.csv", "outliers.csv", "linears.csv")
-        names = ("config.yaml", "plan.json", "answers.parquet", *tables, "kurtosis.png", RESULT)
-        return [folder / name for name in names]
+        files = [folder / name for name in ("config.yaml", "plan.json", "answers.parquet", *tables, "kurtosis.png")]
+        settle(files)
+        write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
+        return [*files, folder / RESULT]
 
     def layers(self) -> dict[str, list[float]]:
         """The metrics that have one value a depth; NaN where there is none."""

@@ -1,5 +1,7 @@
 """The cache folder holds whole things or nothing, under names that differ where the content may."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,31 @@ def test_files_are_written_over_at_once(tmp_path: Path) -> None:
     write_whole(path, "né")
     assert path.read_bytes() == "né".encode()
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and contents, in the order in which a power failure may come between."""
+    events: list[str] = []
+
+    def fsync(handle: int) -> None:
+        events.append(f"synced {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+
+    def renamed(kind: str) -> Callable[[Path, Path], Path]:
+        own = getattr(Path, kind)
+
+        def rename(path: Path, target: Path) -> Path:
+            events.append(f"{path.name} becomes {target.name}")
+            return Path(own(path, target))
+
+        return rename
+
+    monkeypatch.setattr("os.fsync", fsync)
+    for kind in ("rename", "replace"):
+        monkeypatch.setattr(Path, kind, renamed(kind))
+    write_whole(tmp_path / "result.json", "{}")
+    scratch = events[1].split()[0]
+    assert events == [f"synced {scratch}", f"{scratch} becomes result.json", f"synced {tmp_path.name}"]
+    events.clear()
+    with published(tmp_path / "key") as folder:
+        (folder / "file").touch()
+    assert events == ["synced file", f"synced {folder.name}", f"{folder.name} becomes key", f"synced {tmp_path.name}"]

@@ -1,6 +1,7 @@
 """Finished trials on disk, by key: what a sweep need not run again."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from quantlab.result import RESULT
 from quantlab.tracking.base import Outcome
 
 LOCK = ".lock"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,16 @@ class Store:
 
 
 def finished(folder: Path, key: str) -> dict[str, Any] | None:
-    """What the ``result.json`` of a trial's folder says; None unless it is there and of that key."""
+    """What the ``result.json`` of a trial's folder says; None unless it is there, whole, and of that key."""
     path = folder / RESULT
     if not path.is_file():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary if summary["tags"].get("key") == key else None
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return summary if summary["tags"]["key"] == key else None
+    except (ValueError, LookupError, TypeError):
+        log.warning("%s is not a whole result: the trial has not finished", path)
+        return None
 
 
 def outcome(folder: Path, summary: Mapping[str, Any]) -> Outcome:

@@ -54,6 +54,12 @@ def test_what_another_process_finished_is_taken(config: RunConfig, tmp_path: Pat
     assert (folder / "result.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("content", ["", "\0\0", "{", "[]", "{}"])
+def test_a_result_that_a_power_failure_emptied_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    assert finished(tmp_path, "key") is None
+
+
 def test_a_sweep_without_m_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="peg_k is a sweep: it needs -m"):
         run_single(configured("+sweeps=peg_k"), "alone", tmp_path, Memo())
