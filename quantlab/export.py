@@ -10,15 +10,14 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from rich.console import Console
 
 from quantlab.cache import published, write_whole
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         trial = read_trial(chosen.trial, chosen.plan)
         target = chosen.output or _folder(chosen.trial) / "onnx"
         summary = export(trial, target, runtime_of(trial.config), own_plan=chosen.plan is None)
-    except (ValueError, OSError, InstantiationException) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     Console(highlight=False).print("\n".join(f"{name}: {value}" for name, value in summary.items()), soft_wrap=True)
@@ -84,13 +83,46 @@ def read_trial(path: Path, plan: Path | None) -> Trial:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{folder / 'config.yaml'}: {error}") from error
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{folder / 'config.yaml'} is no trial's config")
     answers = pd.read_parquet(folder / "answers.parquet")
     return Trial(
-        config=instantiate({"_target_": "quantlab.trial.TrialConfig", "_convert_": "all", **config}),
+        config=built({**config, "_target_": "quantlab.trial.TrialConfig"}),
         plan=_read_plan(plan or folder / "plan.json"),
         tags=json.loads((folder / RESULT).read_text(encoding="utf-8"))["tags"],
         logits=answers.filter(regex=r"^logit_\d+$").to_numpy(),
     )
+
+
+def built(tree: Any) -> Any:
+    """What a part of a trial's config.yaml describes, with quantlab's own components and nothing else built.
+
+    Raises ValueError where it names anything else: the file may come from elsewhere, and a class of somebody else's
+    may do anything when it is built.
+    """
+    if isinstance(tree, list):
+        return [built(part) for part in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    values = {name: built(part) for name, part in tree.items() if name != "_target_"}
+    if "_target_" not in tree:
+        return values
+    try:
+        return _component(str(tree["_target_"]))(**values)
+    except TypeError as error:  # a field that the component does not have
+        raise ValueError(f"config.yaml: {error}") from error
+
+
+def _component(target: str) -> type:
+    module, _, name = target.rpartition(".")
+    if module.startswith("quantlab."):
+        try:
+            found = vars(import_module(module)).get(name)
+        except ImportError:
+            found = None
+        if isinstance(found, type) and is_dataclass(found) and found.__module__ == module:
+            return found
+    raise ValueError(f"config.yaml names {target}: an export builds quantlab's own components only")
 
 
 def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> dict[str, Any]:

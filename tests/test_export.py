@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import MakeModel
 from test_trial import Lab
 from tiny import ALL, padded, sites_of, tiny_model
@@ -154,6 +155,32 @@ def uniform(layers: int, **bits: object) -> QuantPlan:
 def test_half_a_trial_is_none(missing: str, trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (trial / missing).unlink()
     assert f"{trial} is no finished trial: it has no {missing}" in refused(capsys, trial)
+
+
+HOSTILE = (
+    {"model": {"_target_": "os.mkdir", "path": "made"}},
+    {"_target_": "os.mkdir", "path": "made"},
+    {"model": {"_target_": "quantlab.export.shutil.copy", "src": "a", "dst": "made"}},
+    {"bits": {"a": [{"_target_": "quantlab.export.main", "arguments": []}]}},
+    {"model": {"_target_": "quantlab.nothing.Here"}},
+    {"model": {"_target_": "quantlab_evil.Here"}},
+    {"model": {"_target_": "quantlab.methods.uniform.Uniform", "_args_": [], "_partial_": True}},
+)
+
+
+@pytest.mark.parametrize("part", HOSTILE, ids=str)
+def test_a_trials_folder_builds_nothing_but_quantlabs_own(
+    trial: Path,
+    part: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load((trial / "config.yaml").read_text())
+    (trial / "config.yaml").write_text(yaml.safe_dump({**config, **part}))
+    assert "config.yaml" in refused(capsys, trial)
+    assert not (trial / "made").exists()
 
 
 def test_a_folder_without_a_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
