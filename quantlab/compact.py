@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from hydra.errors import CompactHydraException
 
+from quantlab.tracking.secrets import without_password
+
 
 @contextmanager
 def compact_errors() -> Iterator[None]:
@@ -12,4 +14,4 @@ def compact_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise CompactHydraException(str(error)) from error
+        raise CompactHydraException(without_password(str(error))) from error

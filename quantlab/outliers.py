@@ -21,6 +21,7 @@ from quantlab.conf_dir import CONF
 from quantlab.interrupts import end_on_sigterm
 from quantlab.memo import Memo
 from quantlab.sweeping.catalogue import register
+from quantlab.tracking.secrets import without_password
 
 MEMO = Memo()
 
@@ -34,7 +35,7 @@ def main(settings: DictConfig) -> None:
     with compact_errors():
         config: OutliersConfig = instantiate(settings)
         composed = HydraConfig.get()
-        command = shlex.join(["python", "-m", "quantlab.outliers", *composed.overrides.task])
+        command = without_password(shlex.join(["python", "-m", "quantlab.outliers", *composed.overrides.task]))
         analyse(config, Path(composed.sweep.dir).absolute() / "outliers", command, MEMO)
 
 

@@ -55,7 +55,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-drop", type=float, default=MAX_DROP, help="points that may be lost against FP32 (0.5)")
     parser.add_argument("--analysis", type=Path, help="a folder of quantlab.outliers; by default the trials' newest")
     parser.add_argument(
-        "--tracking-uri", default=f"sqlite:///{Path.cwd() / 'mlflow.db'}", help="where runs are; ./mlflow.db by default"
+        "--tracking-uri", default=str(Path.cwd() / "mlflow.db"), help="where runs are; ./mlflow.db by default"
     )
     return parser.parse_args(arguments)
 

@@ -1,6 +1,7 @@
 """``python -m quantlab.sync [folders]``: sends what MLflow has not got yet, once.
 
-Looks in ``outputs`` and ``multirun`` of the working folder unless folders are named.
+Looks in ``outputs`` and ``multirun`` of the working folder unless folders are named. A record names its store without
+a password: that comes from MLFLOW_TRACKING_PASSWORD, from PGPASSWORD for Postgres, or from ``--tracking-uri``.
 """
 
 import argparse
@@ -8,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantlab.tracking.address import store_uri
 from quantlab.tracking.mlflow import abandoned, attempt, deliver
 from quantlab.tracking.record import unsent
+from quantlab.tracking.secrets import without_password
 
 FOLDERS = ("outputs", "multirun")
 
@@ -20,15 +23,28 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "folders", nargs="*", type=Path, default=[Path(name) for name in FOLDERS if Path(name).is_dir()]
     )
-    folders = parser.parse_args(arguments).folders
-    if missing := [folder for folder in folders if not folder.is_dir()]:
+    parser.add_argument("--tracking-uri", type=_uri, default=[], help="a store with its password", action="append")
+    options = parser.parse_args(arguments)
+    if missing := [folder for folder in options.folders if not folder.is_dir()]:
         parser.error(f"no such folder: {', '.join(map(str, missing))}")
-    found = [item for folder in folders for item in unsent(folder)]
-    problems = [problem for folder, record in found if (problem := attempt(deliver, abandoned(record), folder)[1])]
-    print(f"{len(found) - len(problems)} runs sent, {len(problems)} not")
+    given = {without_password(uri): uri for uri in options.tracking_uri}
+    results = [
+        attempt(deliver, abandoned(record), folder, given.get(record.uri, record.uri))[1]
+        for place in options.folders
+        for folder, record in unsent(place)
+    ]
+    problems = [problem for problem in results if problem]
+    print(f"{len(results) - len(problems)} runs sent, {len(problems)} not")
     for problem in dict.fromkeys(problems):
         print(problem, file=sys.stderr)
     return 1 if problems else 0
+
+
+def _uri(text: str) -> str:
+    try:
+        return store_uri(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the tests run side by side
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("QUANTLAB_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with MLflow's tables and nothing in it, to copy: MLflow makes them in seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture(scope="session")

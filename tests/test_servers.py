@@ -11,7 +11,10 @@ import psutil
 import pytest
 from servers import BACKEND, Postgres, Server, mlflow_server, optuna_dashboard, service, without_password
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 RUNS = "/api/2.0/mlflow/experiments/search?max_results=1"
 

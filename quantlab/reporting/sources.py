@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from quantlab.reporting.reading import Study, Trial, study, summary_of
 from quantlab.result import RESULT
 from quantlab.sweeping.results import short_names
+from quantlab.tracking.secrets import without_password
 
 TABLE = "results.csv"
 ROW = {"number", "block", "name", "key", "status", "alarms", "error"}
@@ -115,7 +116,7 @@ def _evaluation(folder: Path, first: Mapping[str, Any]) -> Mapping[str, Any]:
 def _again(folder: Path) -> str:
     """The command line that runs a sweep again; "" where it is not known."""
     overrides = _settings(folder).get("hydra", {}).get("overrides", {}).get("task")
-    return shlex.join([*RUN.split(), "-m", *map(str, overrides)]) if overrides is not None else ""
+    return _line("-m", *overrides) if overrides is not None else ""
 
 
 def _alarms(folder: Path) -> list[tuple[str, str]]:
@@ -139,4 +140,9 @@ def command(folder: Path) -> str:
     overrides = [str(item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
     kept = [item for item in overrides if not item.lstrip("+~").startswith(NOT_REPEATED)]
     alone = ["sweep.trials=[]"] if any(item.startswith("+sweeps=") for item in kept) else []
-    return shlex.join([*RUN.split(), *kept, *alone])
+    return _line(*kept, *alone)
+
+
+def _line(*words: Any) -> str:
+    """A command line as it is typed, but for passwords: these come from the environment."""
+    return without_password(shlex.join([*RUN.split(), *map(str, words)]))

@@ -22,10 +22,12 @@ from quantlab.searching.history import Found, History
 from quantlab.searching.scores import Scores, measured
 from quantlab.searching.setup import Bench, bench, checked
 from quantlab.searching.spec import SearchConfig
-from quantlab.searching.study import count_setup, identity_of, open_study
+from quantlab.searching.study import count_setup, identity_of, open_study, storage_url
 from quantlab.searching.worker import Worker
 from quantlab.sweeping.store import held
 from quantlab.tracking.base import Entry, Outcome, Run
+from quantlab.tracking.mlflow import MLflow
+from quantlab.tracking.secrets import without_password
 from quantlab.trial import described
 
 PARENT = "run of the search"
@@ -79,11 +81,19 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
 
 def opened(config: SearchConfig, folder: Path, memo: Memo) -> Study:
     """The study, made or continued; everything that can be wrong is found before anything is loaded."""
+    _require_two_databases(config, folder)
     _, space = checked(config, memo)
     fingerprint = resolved(config.model, config.task, memo).fingerprint
     shared = (fingerprint, rows_of(config.task, config.evaluation, memo)[2])
     trial = json.dumps(described(config), sort_keys=True, default=str)
     return open_study(config.search, space, folder, identity_of(config.search, space, *shared, code_digest(), trial))
+
+
+def _require_two_databases(config: SearchConfig, folder: Path) -> None:
+    """MLflow and Optuna keep their versions in a table of one name: the second to open a database damages it."""
+    url = storage_url(config.search.storage, folder)
+    if isinstance(config.tracking, MLflow) and without_password(url) == config.tracking.address:
+        raise ValueError(f"search.storage and tracking.uri are one database, {without_password(url)}: give them two")
 
 
 def made(ready: Bench, study: Study, folder: Path) -> Worker:

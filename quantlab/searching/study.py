@@ -12,18 +12,21 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from quantlab.cache import digest
+from quantlab.searching.journal import open_journal
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
 from quantlab.sweeping.store import held
-from quantlab.tracking.record import Owner
+from quantlab.tracking.address import sqlite_url
+from quantlab.tracking.database import RUNS
+from quantlab.tracking.liveness import Owner
+from quantlab.tracking.secrets import without_password
 
 IDENTITY = "identity"
 OWNER = "owner"
@@ -41,17 +44,24 @@ def open_study(search: Search, space: Space, folder: Path, identity: Mapping[str
     Raises ValueError, saying what differs, where the study of this name is another one's, and ConnectionError where the
     storage cannot be reached.
     """
-    url = search.storage or f"sqlite:///{folder / 'study.db'}"
+    url = storage_url(search.storage, folder)
     study = _created(url, search, space, folder)
     known = study.user_attrs.get(IDENTITY)
     if known is None:
         study.set_user_attr(IDENTITY, dict(identity))
     elif differing := [name for name in identity if known.get(name) != identity[name]]:
         raise ValueError(
-            f"the study {search.name!r} in {shown(url)} is of another {', another '.join(differing)}: its results say "
-            f"nothing here. Give this search another search.name"
+            f"the study {search.name!r} in {without_password(url)} is of another {', another '.join(differing)}: its "
+            f"results say nothing here. Give this search another search.name"
         )
     return study
+
+
+def storage_url(storage: str | None, folder: Path) -> str:
+    """The URL of a study's database, or a journal's path: ``search.storage``, or study.db in the search's folder."""
+    if storage is None or (storage.startswith("/") and not storage.endswith(".log")):
+        return sqlite_url(Path(storage or folder / "study.db"))
+    return storage
 
 
 def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
@@ -73,12 +83,12 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
             time.sleep(1)
         except ImportError as error:
             raise ConnectionError(
-                f"the study's storage {shown(url)} cannot be used: its driver is not there ({error}); Postgres is "
-                f"postgresql+psycopg2://, with pip install 'quantlab[server]'"
+                f"the study's storage {without_password(url)} cannot be used: its driver is not there ({error}); "
+                f"Postgres is postgresql+psycopg2://, with pip install 'quantlab[server]'"
             ) from None
         except (SQLAlchemyError, ArgumentError, StorageInternalError, OSError) as error:
             reason = str(getattr(error.__cause__ or error, "orig", None) or error).splitlines()[0]
-            raise ConnectionError(f"the study's storage {shown(url)} cannot be used: {reason}") from None
+            raise ConnectionError(f"the study's storage {without_password(url)} cannot be used: {reason}") from None
     raise AssertionError("unreachable")
 
 
@@ -129,14 +139,6 @@ def _experimental() -> Iterator[None]:
         yield
 
 
-def shown(url: str) -> str:
-    """A storage's URL without its password."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
-
-
 def sampler(search: Search, space: Space) -> BaseSampler:
     """The sampler that is asked where no score speaks for a candidate. Each worker draws other numbers."""
     seed = search.seed + 1000 * search.worker
@@ -168,10 +170,12 @@ def earlier(trials: Iterable[FrozenTrial], number: int) -> list[FrozenTrial]:
 
 def _storage(url: str, heartbeat_s: int) -> BaseStorage:
     if url.endswith(".log"):
-        return JournalStorage(JournalFileBackend(url))
+        return open_journal(Path(url))
     waiting = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite") else {}
+    if RUNS in inspect(create_engine(url, poolclass=NullPool, **waiting)).get_table_names():
+        raise ValueError(f"{without_password(url)} is MLflow's database: give the study another search.storage")
     return RDBStorage(
-        url,
+        url.replace("{", "{{").replace("}", "}}"),  # Optuna takes braces for fields
         engine_kwargs=waiting,
         heartbeat_interval=heartbeat_s,
         grace_period=2 * heartbeat_s,

@@ -19,7 +19,7 @@ from quantlab.searching.proposals import Known, Losses, bisect, greedy, ladder, 
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
 from quantlab.searching.study import OWNER, distributions, earlier, params, retry_dead, retry_stale
-from quantlab.tracking.record import Owner
+from quantlab.tracking.liveness import Owner
 
 TOLERANCE = 1e-9  # points: drops are differences of means
 RUNGS_OF_A_FRONT = 9

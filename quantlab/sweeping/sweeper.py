@@ -19,12 +19,15 @@ from rich.console import Console
 from quantlab.cache import write_whole
 from quantlab.compact import compact_errors
 from quantlab.result import RESULT
+from quantlab.sweeping.clusters import admitted
 from quantlab.sweeping.ending import Ended, show, write
 from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import Sweeping, Trial, prepare
 from quantlab.sweeping.spec import Member, in_hydra, varying
 from quantlab.sweeping.store import held, outcome
 from quantlab.tracking.base import Entry, Outcome
+from quantlab.tracking.fitting import equals
+from quantlab.tracking.secrets import without_password, without_passwords
 
 WORKERS_END_S = 3.0
 
@@ -37,8 +40,9 @@ def run_sweep(context: HydraContext, task: TaskFunction, master: DictConfig, arg
     with compact_errors():
         sweeping = prepare(context.config_loader, master, arguments)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
-        with _room(sweeping), held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
-            OmegaConf.save(master, sweeping.folder / "multirun.yaml")
+        with _room(sweeping), admitted(), held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
+            settings = without_passwords(OmegaConf.to_container(master, resolve=False))
+            OmegaConf.save(OmegaConf.create(settings), sweeping.folder / "multirun.yaml")
             ended = _recorded(sweeping, partial(launcher.launch, initial_job_idx=0), console)
     show(ended, sweeping, console)
     if complaint := ended.complaint(sweeping):
@@ -68,7 +72,7 @@ def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
         console.print(f"sweep {identity}: {len(members)} trials, {len(reused)} reused, {len(missing)} to run")
         console.print(f"results: {sweeping.folder}")
         if tracking.ui():
-            console.print(f"MLflow: {tracking.ui()}, filter: tags.sweep = '{identity}'")
+            console.print(f"MLflow: {tracking.ui()}, filter: {equals('tags.sweep', identity)}")
         try:
             returns = launch([_job(sweeping, trial, members[trial.key]) for trial in missing]) if missing else []
         except BaseException:
@@ -133,7 +137,7 @@ def _errors(sweeping: Sweeping, missing: Sequence[Trial], returns: Sequence[JobR
     errors = {}
     for trial, job in zip(missing, returns, strict=True):
         if job.status != JobStatus.COMPLETED:
-            errors[trial.key] = str(job._return_value)
+            errors[trial.key] = without_password(str(job._return_value))
         elif sweeping.store.summary(trial.key) is None:
             folder = sweeping.store.folder(trial.key)
             folder.mkdir(parents=True, exist_ok=True)

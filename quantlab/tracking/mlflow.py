@@ -1,6 +1,7 @@
 """MLflow: an SQLite file by default, or a server. A run's record is on disk first; what MLflow has follows from it."""
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,91 +10,117 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantlab.result import Metric
+from quantlab.tracking import fitting
 from quantlab.tracking import record as records
+from quantlab.tracking.address import sqlite_file, store_uri
 from quantlab.tracking.base import Entry, Outcome, Run, Tracker
-from quantlab.tracking.database import first_use, shown
-from quantlab.tracking.opening import prepare
-from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Owner, Record
+from quantlab.tracking.database import first_use
+from quantlab.tracking.opening import answering, prepare
+from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Record
+from quantlab.tracking.secrets import signed_in, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowEntity
 
-SQLITE, POSTGRES = "sqlite:///", "postgresql+psycopg2://"  # a plain postgresql:// means another driver by now
-PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters, MLflow's own
-CUT = " [cut short: the run's files have all of it]"
+PARENT = "mlflow.parentRunId"
+DELETED = "deleted"  # MLflow's own word
 UNSEEN = "the process ended without a word: killed, or the power failed"
 log = logging.getLogger(__name__)
 
-Step = Callable[["MlflowClient", Record, Path], Record]
+
+@dataclass(frozen=True)
+class Store:
+    """An experiment of an MLflow store."""
+
+    client: "MlflowClient"
+    experiment_id: str
+
+
+Step = Callable[[Store, Record, Path], Record]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLflow(Tracker):
-    """Records runs in an MLflow store, by absolute URI: ``sqlite:////...``, ``http://...`` or ``postgresql+psycopg2://...``.
+    """Records runs in an MLflow store: an SQLite file by its absolute path, or a URI that begins with ``sqlite:////``,
+    ``http://``, ``https://`` or ``postgresql+psycopg2://``.
 
-    A server keeps artifacts where it was told to; those of an SQLite file lie in ``mlartifacts`` beside it.
+    A server keeps artifacts where it was told to; those of an SQLite file lie in ``mlartifacts`` beside it. A password
+    in the URI is used and kept nowhere.
     """
 
     uri: str
     experiment: str
 
     def __post_init__(self) -> None:
-        if not self.uri.startswith((SQLITE, "http://", "https://", POSTGRES)):
-            hint = " (did you mean postgresql+psycopg2://?)" if self.uri.startswith("postgres") else ""
-            kinds = f"{SQLITE}/, http://, https:// or {POSTGRES}"
-            raise ValueError(f"tracking.uri must start with {kinds}, got {shown(self.uri)!r}{hint}")
-        if self.uri.startswith(SQLITE) and not Path(self.uri.removeprefix(SQLITE)).is_absolute():
-            raise ValueError(f"tracking.uri must name an absolute path (four slashes), got {self.uri!r}")
+        object.__setattr__(self, "uri", store_uri(self.uri))
+
+    @property
+    def address(self) -> str:
+        """The URI without its password: what is shown and written."""
+        return without_password(self.uri)
 
     @contextmanager
     def start(self, entry: Entry, folder: Path) -> Iterator[Run]:
-        record = Record(
-            uri=self.uri, experiment=self.experiment, entry=entry, owner=Owner.me(), started_ms=records.now_ms()
-        )
-        before = records.earlier(record, folder)
-        record = replace(record, run_id=before.run_id if before else None)
-        run = MLflowRun()
-        try:
-            record, run.problem = attempt(begin if before is None else resume, record, folder)
-        except BaseException as error:  # a signal while MLflow made the run, which may be there
-            _close(record, error, folder)
-            raise
-        if run.problem and entry.parent is None:
-            record.forget(folder, before)  # nothing has run, so there is nothing to send later
-            raise ConnectionError(run.problem)
-        run.id = record.run_id
-        try:
-            if entry.parent is None:
-                self.tidy()
-            yield run
-        except BaseException as error:
-            _close(record, error, folder)
-            raise
-        _, run.problem = attempt(deliver, replace(record.ended(FINISHED), outcome=run.outcome), folder)
+        record = self._record(entry)
+        with record.held(folder):
+            known = record.file(folder).is_file()
+            before = records.earlier(record, folder)
+            record = replace(record, run_id=before.run_id if before else None)
+            run = MLflowRun()
+            try:
+                record, run.problem = attempt(resume if known else begin, record, folder, self.uri)
+            except BaseException as error:  # a signal while MLflow made the run, which may be there
+                self._close(record, error, folder)
+                raise
+            if run.problem and entry.parent is None:
+                record.forget(folder, before)  # nothing has run, so there is nothing to send later
+                raise ConnectionError(run.problem)
+            run.id = record.run_id
+            try:
+                if entry.parent is None:
+                    self.tidy()
+                yield run
+            except BaseException as error:
+                self._close(record, error, folder)
+                raise
+            done = replace(record.ended(FINISHED), outcome=run.outcome)
+            _, run.problem = attempt(deliver, done, folder, self.uri)
 
     def ui(self) -> str:
-        return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {shown(self.uri)}"
+        start = f"mlflow ui --backend-store-uri {shlex.quote(self.address)}"
+        return self.address if self.uri.startswith("http") else start
 
     def unsent(self, folder: Path) -> int:
-        mine = [record for _, record in records.unsent(folder) if record.uri == self.uri]
-        return len(mine)
+        return sum(record.uri == self.address for _, record in records.unsent(folder))
 
     def tidy(self) -> None:
-        for folder, record in list(records.orphans(self.uri)):
-            if problem := attempt(deliver, abandoned(record), folder)[1]:
-                log.warning("run %s could not be closed: %s", record.run_id, problem)
+        for folder, record in records.orphans(self.address):
+            if problem := attempt(deliver, abandoned(record), folder, self.uri)[1]:
+                log.warning("run %r could not be closed: %s", record.entry.name, problem)
 
     def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
-        now = records.now_ms()
-        record = Record(
-            uri=self.uri, experiment=self.experiment, entry=entry, owner=Owner.me(), started_ms=now, ended_ms=now,
-            status=FINISHED, outcome=outcome,
-        )  # fmt: skip
-        before = records.earlier(record, folder)
-        if before is not None and before.sent and before.status == FINISHED:
-            return None
-        return attempt(deliver, replace(record, run_id=before.run_id if before else None), folder)[1]
+        record = self._record(entry)
+        with record.held(folder):
+            before = records.earlier(record, folder)
+            if before is None or before.status != FINISHED:
+                now = records.now_ms()
+                before = replace(record, run_id=before and before.run_id, status=FINISHED, ended_ms=now)
+            record = replace(before, entry=entry, outcome=outcome)
+            if record.sent:
+                record, problem = attempt(confirm, record, folder, self.uri)
+                if record.sent:
+                    return problem
+            return attempt(deliver, record, folder, self.uri)[1]
+
+    def _record(self, entry: Entry) -> Record:
+        return Record(uri=self.address, experiment=self.experiment, entry=entry, started_ms=records.now_ms())
+
+    def _close(self, record: Record, error: BaseException, folder: Path) -> None:
+        """Ends a run that did not end well."""
+        status = FAILED if isinstance(error, Exception) else KILLED
+        text = without_password(f"{type(error).__name__}: {error}")
+        attempt(deliver, record.ended(status, text), folder, self.uri)
 
 
 class MLflowRun(Run):
@@ -106,21 +133,19 @@ class MLflowRun(Run):
         self.outcome = outcome
 
 
-def _close(record: Record, error: BaseException, folder: Path) -> None:
-    """Ends a run that did not end well."""
-    status = FAILED if isinstance(error, Exception) else KILLED
-    attempt(deliver, record.ended(status, f"{type(error).__name__}: {error}"), folder)
+def attempt(step: Step, record: Record, folder: Path, uri: str) -> tuple[Record, str | None]:
+    """A step of recording in the store at ``uri``, which has the password that the record's own does not have.
 
-
-def attempt(step: Step, record: Record, folder: Path) -> tuple[Record, str | None]:
-    """A step of recording. Whether or not MLflow takes it, the record on disk says so; returns what went wrong."""
+    Whether or not MLflow takes it, the record on disk says so; returns what went wrong.
+    """
     from mlflow.exceptions import MlflowException
 
     _saved(record, folder)
     try:
-        record = step(connection(record.uri, record.experiment)[0], record, folder)
+        with signed_in(uri):
+            record = step(connection(uri, record.experiment), record, folder)
     except (MlflowException, OSError) as error:  # requests' and the database's errors arrive as one of these
-        return record, f"{error}"
+        return record, without_password(f"{error}").splitlines()[0]
     return record, _saved(record, folder)
 
 
@@ -133,92 +158,119 @@ def _saved(record: Record, folder: Path) -> str | None:
     return None
 
 
-def begin(client: "MlflowClient", record: Record, folder: Path) -> Record:
+def begin(store: Store, record: Record, folder: Path) -> Record:
     """Creates the run."""
     entry = record.entry
-    tags = {"identity": entry.identity, **entry.tags} | ({"mlflow.parentRunId": entry.parent} if entry.parent else {})
-    _, experiment_id = connection(record.uri, record.experiment)
-    run = client.create_run(experiment_id, record.started_ms, {k: _fitting(v) for k, v in tags.items()}, entry.name)
+    tags = {"identity": entry.identity, **entry.tags} | ({PARENT: entry.parent} if entry.parent else {})
+    name = fitting.run_name(entry.name)
+    if name != entry.name:
+        tags["full_name"] = entry.name
+    fit = {key: fitting.cut(value) for key, value in fitting.named(tags).items()}
+    run = store.client.create_run(store.experiment_id, record.started_ms, fit, name)
     return replace(record, run_id=run.info.run_id)
 
 
-def resume(client: "MlflowClient", record: Record, folder: Path) -> Record:
-    """Finds the run that was begun before, or creates it: an answer may have been lost on its way."""
-    run = _found(client, record)
+def resume(store: Store, record: Record, folder: Path) -> Record:
+    """Takes up the run that was begun before, or creates it: an answer may have been lost on its way, and somebody may
+    have deleted the run."""
+    run = restored(store, record)
     if run is None:
-        return begin(client, record, folder)
-    client.update_run(run.info.run_id, RUNNING)
+        return begin(store, record, folder)
+    store.client.update_run(run.info.run_id, RUNNING)
     if "error" in run.data.tags:
-        client.delete_tag(run.info.run_id, "error")
+        store.client.delete_tag(run.info.run_id, "error")
     return replace(record, run_id=run.info.run_id)
 
 
-def deliver(client: "MlflowClient", record: Record, folder: Path) -> Record:
+def confirm(store: Store, record: Record, folder: Path) -> Record:
+    """Whether the store still has a run that was sent: it may be another store by now, or somebody's deletion."""
+    run = restored(store, record)
+    return record if run is not None and run.info.status == record.status else replace(record, run_id=None, sent=False)
+
+
+def restored(store: Store, record: Record) -> "MlflowEntity | None":
+    """The run that the store has under this identity, taken back where it was deleted, and put under its parent; None
+    where there is none."""
+    from mlflow.entities import ViewType
+
+    identity, parent = record.entry.identity, record.entry.parent
+    query = fitting.equals("tags.identity", identity)
+    runs = store.client.search_runs([store.experiment_id], query, ViewType.ALL)
+    own = [run for run in runs if run.data.tags["identity"] == identity]
+    own.sort(key=lambda run: (run.info.lifecycle_stage == DELETED, run.info.run_id != record.run_id))
+    run = next(iter(own), None)
+    if run is not None and run.info.lifecycle_stage == DELETED:
+        store.client.restore_run(run.info.run_id)
+    if run is not None and parent and run.data.tags.get(PARENT) != parent:
+        store.client.set_tag(run.info.run_id, PARENT, parent)
+    return run
+
+
+def deliver(store: Store, record: Record, folder: Path) -> Record:
     """Sends all that the record holds, and closes the run. Sent twice, it is there once."""
     from mlflow.entities import Param, RunTag
 
     if record.run_id is None:
-        record = resume(client, record, folder)
+        record = resume(store, record, folder)
     assert record.run_id is not None and record.ended_ms is not None
     outcome = record.outcome or Outcome(metrics={}, tags={}, files=())
     for name in outcome.files:
-        client.log_artifact(record.run_id, str(folder / name))
+        if (folder / name).is_file():
+            store.client.log_artifact(record.run_id, str(folder / name))
+        else:
+            log.warning("%s is not there any more: the run %r goes without it", folder / name, record.entry.name)
     tags = outcome.tags if record.error is None else {**outcome.tags, "error": record.error}
-    client.log_batch(
-        record.run_id,
-        metrics=list(_entities(outcome.metrics, record.ended_ms)),
-        params=[Param(name, _fitting(str(value), PARAM_LIMIT)) for name, value in record.entry.params.items()],
-        tags=[RunTag(name, _fitting(value)) for name, value in tags.items()],
-    )
-    client.set_terminated(record.run_id, record.status, record.ended_ms)
+    params = fitting.named(record.entry.params)
+    for batch in fitting.batches(
+        metrics=list(_entities(fitting.named(outcome.metrics), record.ended_ms)),
+        params=[Param(name, fitting.cut(str(value), fitting.PARAM_LIMIT)) for name, value in params.items()],
+        tags=[RunTag(name, fitting.cut(value)) for name, value in fitting.named(tags).items()],
+    ):
+        store.client.log_batch(record.run_id, **batch)
+    store.client.set_terminated(record.run_id, record.status, record.ended_ms)
     return replace(record, sent=True)
 
 
 def abandoned(record: Record) -> Record:
-    """The record of a run whose process is gone."""
-    return record if record.status != RUNNING else record.ended(KILLED, UNSEEN)
+    """The record of a run whose process is gone, to be sent to whichever run the store has for it by now."""
+    over = record if record.status != RUNNING else record.ended(KILLED, UNSEEN)
+    return replace(over, run_id=None)
 
 
 @cache
-def connection(uri: str, experiment: str) -> tuple["MlflowClient", str]:
-    """A client and the experiment's id, found once a process.
+def connection(uri: str, experiment: str) -> Store:
+    """A store and its experiment, found once a process.
 
-    Raises ConnectionError, within seconds, where nothing answers or lets us in.
+    Raises ConnectionError, within seconds, where nothing answers or lets us in, or the experiment was deleted.
     """
-    prepare(uri)
+    prepare()
     from mlflow import MlflowClient  # seconds to import: not paid where tracking is off
 
-    with first_use(uri):
-        client = MlflowClient(tracking_uri=uri)
-        experiment_id = _experiment_id(client, uri, experiment)
-    return client, experiment_id
+    with signed_in(uri) as address, first_use(address):
+        with answering(uri):
+            client = MlflowClient(tracking_uri=address)
+            known = client.get_experiment_by_name(experiment)
+        if known is not None and known.lifecycle_stage == DELETED:
+            raise ConnectionError(
+                f"the experiment {experiment!r} of {without_password(uri)} is deleted: choose another "
+                f"tracking.experiment, or restore it: MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))} "
+                f"mlflow experiments restore --experiment-id {known.experiment_id}"
+            )
+        return Store(client, known.experiment_id if known else _new_experiment(client, uri, experiment))
 
 
-def _experiment_id(client: "MlflowClient", uri: str, experiment: str) -> str:
+def _new_experiment(client: "MlflowClient", uri: str, experiment: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    artifacts = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        try:
-            return client.create_experiment(experiment, artifact_location=artifacts)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(experiment)  # another process was quicker
-    assert found is not None
-    return found.experiment_id
-
-
-def _found(client: "MlflowClient", record: Record) -> "MlflowEntity | None":
-    _, experiment_id = connection(record.uri, record.experiment)
-    runs = client.search_runs([experiment_id], f"tags.identity = '{record.entry.identity}'", max_results=1)
-    return runs[0] if runs else None
-
-
-def _fitting(text: str, limit: int = TAG_LIMIT) -> str:
-    """A text as a tag's or a param's value; what had to be cut off says so."""
-    return text if len(text) <= limit else f"{text[: limit - len(CUT)]}{CUT}"
+    file = sqlite_file(uri)
+    try:
+        return client.create_experiment(experiment, (file.parent / "mlartifacts").as_uri() if file else None)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = client.get_experiment_by_name(experiment)  # another process was quicker
+    assert known is not None
+    return known.experiment_id
 
 
 def _entities(metrics: Mapping[str, Metric], time_ms: int) -> Iterator[Any]:

@@ -1,55 +1,32 @@
 """A run's record on disk: all that MLflow is told, kept beside the results until it has arrived there."""
 
 import json
-import os
+import logging
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-import psutil
 
 from quantlab.cache import cache_dir, digest, write_whole
 from quantlab.tracking.base import Entry, Outcome
+from quantlab.tracking.liveness import taken
 
 FOLDER = "tracking"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's own words
-
-
-@dataclass(frozen=True, kw_only=True)
-class Owner:
-    """The process that keeps a record."""
-
-    host: str
-    pid: int
-    started_s: float  # a process id is given out again, with another start
-
-    @classmethod
-    def me(cls) -> "Owner":
-        """This process."""
-        return cls(host=platform.node(), pid=os.getpid(), started_s=psutil.Process().create_time())
-
-    def gone(self) -> bool:
-        """Whether the process is known to have ended. Of another machine nothing is known."""
-        if self.host != platform.node():
-            return False
-        try:
-            process = psutil.Process(self.pid)
-            return process.create_time() != self.started_s or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What a tracking store should say of a run, and whether it does."""
 
-    uri: str
+    uri: str  # without a password
     experiment: str
     entry: Entry
-    owner: Owner
     started_ms: int
+    host: str = field(default_factory=platform.node)  # the machine that the run is on
     run_id: str | None = None
     status: str = RUNNING
     ended_ms: int | None = None
@@ -64,6 +41,14 @@ class Record:
     def file(self, folder: Path) -> Path:
         """Its place in the run's folder, named by where it goes and whose it is."""
         return folder / FOLDER / f"{digest([self.uri, self.experiment, self.entry.identity])[:16]}.json"
+
+    @contextmanager
+    def held(self, folder: Path) -> Iterator[None]:
+        """Keeps the record for this process: who finds its lock free knows that nobody is at work on the run."""
+        path = self.file(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with taken(_lock(path), wait=True):
+            yield
 
     def save(self, folder: Path) -> None:
         """Writes it whole. Until it has arrived, the cache folder points to it, for whoever starts next."""
@@ -96,18 +81,18 @@ def now_ms() -> int:
     return int(1000 * time.time())
 
 
-def read(path: Path) -> Record:
-    """A record from its file. Raises ValueError, naming the file, where it is not one."""
+def read(path: Path) -> Record | None:
+    """A record from its file; None, with a warning that names the file, where it is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         outcome = content["outcome"]
         return Record(**content | {
             "entry": Entry(**content["entry"]),
-            "owner": Owner(**content["owner"]),
             "outcome": outcome and Outcome(**outcome | {"files": tuple(outcome["files"])}),
         })  # fmt: skip
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no record of a run: {error}") from error
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        log.warning("%s is no record of a run and is left out: %s", path, error)
+        return None
 
 
 def earlier(record: Record, folder: Path) -> Record | None:
@@ -116,27 +101,48 @@ def earlier(record: Record, folder: Path) -> Record | None:
     return read(path) if path.is_file() else None
 
 
-def unsent(folder: Path) -> list[tuple[Path, Record]]:
-    """Folder and record of every run under ``folder`` that is over, or whose process is, and has not arrived."""
-    found = ((path.parent.parent, read(path)) for path in sorted(folder.rglob(f"{FOLDER}/*.json")))
-    return [(place, record) for place, record in found if not record.sent and _over(record)]
+def unsent(folder: Path) -> Iterator[tuple[Path, Record]]:
+    """Folder and record of every run under ``folder`` that is over, or whose process is, and has not arrived.
+
+    Each is kept for the caller while it looks at it.
+    """
+    for path in sorted(folder.rglob(f"{FOLDER}/*.json")):
+        record = read(path)
+        if record is not None and not record.sent:
+            with _to_send(path) as waiting:
+                if waiting is not None:
+                    yield path.parent.parent, waiting
 
 
 def orphans(uri: str) -> Iterator[tuple[Path, Record]]:
-    """Folder and record of every run that its process left without a word, or could not send."""
+    """Folder and record of every run that its process left without a word, or could not send. Each is kept for the
+    caller while it looks at it."""
     for pointer in sorted(waiting_dir().glob("*.json")):
         try:
             folder = Path(pointer.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # it has arrived meanwhile
+        except (FileNotFoundError, UnicodeDecodeError):  # it has arrived meanwhile; or it is none
             continue
         path = folder / FOLDER / pointer.name
-        if not path.is_file():
-            pointer.unlink(missing_ok=True)  # its folder was removed
-            continue
-        record = read(path)
-        if record.uri == uri and not record.sent and record.owner.gone():
-            yield folder, record
+        record = read(path) if path.is_file() else None
+        if record is None:
+            pointer.unlink(missing_ok=True)  # the run's folder was removed, or there is nothing to send
+        elif record.uri == uri and record.host == platform.node():
+            with _to_send(path) as waiting:
+                if waiting is not None:
+                    yield folder, waiting
 
 
-def _over(record: Record) -> bool:
-    return record.status != RUNNING or record.owner.gone()
+@contextmanager
+def _to_send(path: Path) -> Iterator[Record | None]:
+    """A record that waits for somebody to send it, kept; None where it has arrived, or somebody is at work on it.
+
+    Of a run that goes on at another machine nothing is known: its lock may not be seen here.
+    """
+    with taken(_lock(path)) as free:
+        record = read(path) if free else None
+        known = record is not None and (record.status != RUNNING or record.host == platform.node())
+        yield record if record is not None and known and not record.sent else None
+
+
+def _lock(path: Path) -> Path:
+    return path.with_suffix(".lock")

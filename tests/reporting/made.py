@@ -79,9 +79,9 @@ def sweep(
         more = {name: value for name, value in row.items() if name not in ("name", "settings", "failed")}
         error = row.get("failed", "")
         if not error:
-            trial(root / "trials" / f"{number:08x}", **more)
+            trial(root / "trials" / f"{number:064x}", **more)
         settings = {name: row.get("settings", {}).get(name, "") for name in swept}
-        table.append({"number": number, "block": "", "name": row["name"], "key": f"{number:08x}",
+        table.append({"number": number, "block": "", "name": row["name"], "key": f"{number:064x}",
                       "status": "failed" if error else "done", **settings, "accuracy": 0.5, "alarms": "",
                       "error": error})  # fmt: skip
     pd.DataFrame(table).to_csv(folder / "results.csv", index=False)

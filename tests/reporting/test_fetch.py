@@ -2,21 +2,25 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from made import ROWS, sweep
+from made import EVIL, ROWS, sweep
 
 from quantlab.report import main
 from quantlab.reporting.sources import from_folders
 from quantlab.sweeping.store import Store, outcome
 from quantlab.tracking.base import Entry, Outcome
-from quantlab.tracking.download import fetch
+from quantlab.tracking.download import _downloaded, fetch
 from quantlab.tracking.mlflow import MLflow
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_a_sweep_and_a_trial_come_back_from_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_and_a_trial_come_back_from_mlflow(
+    tmp_path: Path, mlflow_tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
     root, uri = tmp_path / "multirun", f"sqlite:///{tmp_path}/mlflow.db"
     folder, tracker, store = sweep(root, ROWS), MLflow(uri=uri, experiment="quantlab"), Store(root)
     with tracker.start(Entry(identity="s", name="s", tags={"sweep_parent": "s"}), folder) as parent:
@@ -34,6 +38,43 @@ def test_a_sweep_and_a_trial_come_back_from_mlflow(tmp_path: Path, capsys: pytes
     assert [trial.name for trial in study.finished] == [row["name"] for row in ROWS]
     assert all(trial.answers is not None for trial in study.trials)
     single = from_folders([fetch(uri, child.id, tmp_path / "fetched")])
-    assert [trial.name for trial in single.trials] == ["trial_00000004"]
+    assert [trial.name for trial in single.trials] == [f"trial_{4:064x}"]
     assert main(["0" * 32, "--tracking-uri", uri, "--out", str(tmp_path / "r.html")]) == 1
     assert f"there is no run '{'0' * 32}' in {uri}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tag", [{"key": "../../../outside"}, {"key": "/outside"}, {"key": "f" * 65}, {}])
+def test_what_a_store_says_of_a_run_leads_nowhere_else(
+    tmp_path: Path, mlflow_tables: Path, tag: dict[str, str]
+) -> None:
+    """Names and tags are whatever somebody wrote into the store."""
+    store, root = tmp_path / "mlflow.db", tmp_path / "deep" / "root"
+    shutil.copy(mlflow_tables, store)
+    tracker, parent_tag = MLflow(uri=str(store), experiment="quantlab"), {"sweep_parent": "s"} if tag else {}
+    hostile = "../../../" + EVIL + "[/x]\n" + "long " * 100
+    (tmp_path / "note").write_text("kept")
+    with tracker.start(Entry(identity="s", name=hostile, tags=parent_tag), tmp_path) as parent:
+        parent.log(Outcome(metrics={}, tags={}, files=("note",)))
+        with tracker.start(Entry(identity="c", name="c", parent=parent.id, tags=tag), tmp_path) as child:
+            child.log(Outcome(metrics={}, tags={}, files=("note",)))
+    before = {path for path in tmp_path.rglob("*") if root not in path.parents}
+    assert parent.id is not None
+    if tag:
+        with pytest.raises(ValueError, match="has the key '.*', which is no trial's"):
+            fetch(str(store), parent.id, root)
+    else:
+        folder = fetch(str(store), parent.id, root)
+        assert folder.parent == root / parent.id and (folder / "note").read_text() == "kept"
+    after = {path for path in tmp_path.rglob("*") if root not in path.parents}
+    assert after - before <= {root, root.parent}
+
+
+@pytest.mark.parametrize("path", ["../evil", "/evil", "a/../../evil"])
+def test_a_file_of_a_run_is_a_name_in_its_folder(tmp_path: Path, path: str) -> None:
+    class Hostile:
+        def list_artifacts(self, _: str) -> list[SimpleNamespace]:
+            return [SimpleNamespace(path=path, is_dir=False)]
+
+    run = SimpleNamespace(info=SimpleNamespace(run_id="r", run_name="n", status="FINISHED"))
+    with pytest.raises(ValueError, match="no name of a file in its folder"):
+        _downloaded(Hostile(), run, tmp_path)  # type: ignore[arg-type]

@@ -166,7 +166,7 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 def test_a_missing_answers_file_leaves_the_row(tmp_path: Path) -> None:
     folder = sweep(tmp_path, ROWS)
-    (tmp_path / "trials" / "00000003" / "answers.parquet").unlink()
+    (tmp_path / "trials" / f"{3:064x}" / "answers.parquet").unlink()
     row = rows(from_folders([folder]))[2]
     assert row.verdict == "no answers file" and np.isnan(row.p)
     assert row.difference == pytest.approx(-0.1)

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,9 @@ from quantlab.searching.study import (
     open_study,
     params,
     sampler,
-    shown,
 )
 from quantlab.searching.worker import TakenError, Worker
+from quantlab.tracking.mlflow import MLflow
 
 SPACE = space_named(["0.x", "1.x", "2.x"], ("int8", "fp16"))
 COST = site_costs(SPACE)
@@ -137,16 +137,37 @@ def test_a_storage_that_cannot_be_reached_is_named_at_once_without_its_password(
     assert raised.value.__cause__ is None and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "url, expected",
-    [
-        ("postgresql://u:secret@h:1/x", "postgresql://u:***@h:1/x"),
-        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
-        ("/tmp/x.log", "/tmp/x.log"),
-    ],
-)
-def test_passwords_are_not_shown(url: str, expected: str) -> None:
-    assert shown(url) == expected
+@pytest.mark.parametrize("cut", [1, 20])
+def test_a_journal_that_was_cut_short_goes_on(tmp_path: Path, cut: int) -> None:
+    journal = tmp_path / "study.log"
+    os.symlink("nowhere", f"{journal}.lock")  # what a killed process leaves of Optuna's own lock
+    study = study_in(tmp_path, storage=str(journal))
+    for drop in (0.0, 1.0):
+        finish(study, found(SPACE, SPACE.wide, 1.0, feasible=True, drop=drop))
+    os.truncate(journal, journal.stat().st_size - cut)
+    for drop in (2.0, 3.0):  # a third start, too, reads what the second has written
+        study = study_in(tmp_path, storage=str(journal))
+        finish(study, found(SPACE, SPACE.wide, 1.0, feasible=True, drop=drop))
+    assert [one.drop for one in History.of(study, SPACE, "cost").found] == [0, 2, 3]
+
+
+def test_a_broken_line_of_a_journal_is_named(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    study_in(tmp_path, storage=str(journal))
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text(lines[0] + lines[1][:9] + "".join(lines[1:]))  # half a record, and another behind it
+    with pytest.raises(ValueError, match=r"study.log, line 2 is broken .*head -n 1") as caught:
+        study_in(tmp_path, storage=str(journal))
+    assert "\n" not in str(caught.value)
+
+
+def test_one_database_for_runs_and_study_is_refused_before_it_is_made(planted: SearchLab, tmp_path: Path) -> None:
+    file = tmp_path / "one.db"
+    config = planted.config(f"search.storage=sqlite:///{file}")
+    tracking = MLflow(uri=str(file), experiment="tests")
+    with pytest.raises(ValueError, match="search.storage and tracking.uri are one database, .*: give them two$"):
+        opened(replace(config, tracking=tracking), tmp_path, Memo())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -341,7 +362,8 @@ def test_a_killed_workers_candidate_is_tried_again(
         study._storage.record_heartbeat(study.trials[0]._trial_id)  # type: ignore[attr-defined]
         time.sleep(3.2)
     else:  # which has no heartbeats: a worker of this machine is seen to be gone
-        running(study, chosen, owner={"host": platform.node(), "pid": os.getpid(), "started_s": 0.0})
+        (tmp_path / "worker.lock").touch()
+        running(study, chosen, owner={"host": platform.node(), "lock": f"{tmp_path}/worker.lock"})
     monkeypatch.setattr("quantlab.searching.worker.MOST_DUPLICATES", 40)
     worker(trials=8, max_drop=0.0).work(study_in(tmp_path, storage=url, heartbeat_s=1), lambda *_: None)
     assert chosen in evaluated and len(evaluated) == len(set(evaluated)) == 8
