@@ -1,11 +1,7 @@
 """A whole trial on a tiny model: through the command line, and in this process."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from conftest import MakeModel
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from processes import Python
 
 from quantlab import checkpoint
 from quantlab.conf_dir import CONF
@@ -63,24 +60,17 @@ def lab(tiny_bert: Path, tiny_glue: Path) -> Lab:
     ))  # fmt: skip
 
 
-def command(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "quantlab.run", *arguments],
-        cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 def untimed(result: TrialResult) -> dict[str, object]:
     return {name: value for name, value in result.metrics.items() if name not in TIMINGS}
 
 
-def test_the_command_line_that_others_script_against(lab: Lab, tmp_path: Path) -> None:
+def test_the_command_line_that_others_script_against(lab: Lab, python: Python, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [
         *lab.overrides, "placement=all", "method=uniform", "bits=w8a8", "bits.symmetric=true",
         "bits.weight_granularity=tensor", "calibration=minmax", "calibration.samples=8", f"hydra.run.dir={out}",
     ]  # fmt: skip
-    done = command(arguments, tmp_path)
+    done = python.run("-m", "quantlab.run", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((out / "result.json").read_text())
     assert set(result) == {"metrics", "config", "tags", "alarms"}
@@ -96,9 +86,9 @@ def test_the_command_line_that_others_script_against(lab: Lab, tmp_path: Path) -
     assert (out / "kurtosis.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_multirun_is_as_many_trials(lab: Lab, tmp_path: Path) -> None:
+def test_a_multirun_is_as_many_trials(lab: Lab, python: Python, tmp_path: Path) -> None:
     arguments = ["-m", *lab.overrides, "method=peg", f"method.sites={XHY}", "method.permute=range", "method.k=2,3,4"]
-    done = command([*arguments, f"hydra.sweep.dir={tmp_path}/sweep"], tmp_path)
+    done = python.run("-m", "quantlab.run", *arguments, f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/trials/*/result.json")]
     assert sorted(result["config"]["method"]["k"] for result in results) == [2, 3, 4]
@@ -128,9 +118,10 @@ def test_pairs_that_the_checkpoint_cannot_take_are_refused_before_anything_is_lo
         lab.trial(f"model.path={make_model(type_vocab_size=1)}")
 
 
-def test_a_failed_trial_exits_non_zero_with_one_clear_line(lab: Lab, tmp_path: Path) -> None:
+def test_a_failed_trial_exits_non_zero_with_one_clear_line(lab: Lab, python: Python, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{}")  # of an earlier trial in the same folder: not to be trusted any more
-    done = command([*lab.overrides, "method=peg", "method.k=33", f"hydra.run.dir={tmp_path}"], tmp_path)
+    arguments = [*lab.overrides, "method=peg", "method.k=33", f"hydra.run.dir={tmp_path}"]
+    done = python.run("-m", "quantlab.run", *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "method.k must be at most the 32 channels of 0.ffn.in, got 33" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,12 +1,7 @@
 """Sweeps through the command line on a tiny model: one tree in MLflow, resumed after anything, whoever runs it."""
 
 import json
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from processes import Going, Python
 
 from quantlab.tracking.record import FOLDER
 
@@ -27,26 +23,15 @@ class Bench:
 
     cwd: Path
     overrides: tuple[str, ...]
+    python: Python
 
-    def command(self, *more: str) -> list[str]:
-        return [sys.executable, "-m", "quantlab.run", "-m", *self.overrides, *more]
+    def start(self, *more: str) -> Going:
+        return self.python.start("-m", "quantlab.run", "-m", *self.overrides, *more, cwd=self.cwd)
 
     def sweep(self, *more: str, status: int = 0) -> str:
-        done = subprocess.run(
-            self.command(*more), cwd=self.cwd, capture_output=True, text=True, timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        done = self.python.run("-m", "quantlab.run", "-m", *self.overrides, *more, cwd=self.cwd)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
-
-    def killed(self, seconds: float, *more: str) -> None:
-        """Starts a sweep and ends it with SIGKILL."""
-        process = subprocess.Popen(
-            self.command(*more), cwd=self.cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
 
     @property
     def results(self) -> list[Path]:
@@ -70,11 +55,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tiny_bert: Path, tiny_glue: Path, tmp_path: Path) -> Bench:
+def bench(tiny_bert: Path, tiny_glue: Path, python: Python, tmp_path: Path) -> Bench:
     return Bench(tmp_path, (
         "model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
         "evaluation.limit=32", "calibration.samples=4", "profile=off",
-    ))  # fmt: skip
+    ), python)  # fmt: skip
 
 
 PEG = ("method=peg", "method.k=2,4", "bits.symmetric=true,false")
@@ -155,9 +140,11 @@ def test_a_trial_that_fails_does_not_stop_the_others(bench: Bench) -> None:
 
 def test_a_sweep_that_is_killed_again_and_again_ends_whole(bench: Bench) -> None:
     axis = f"calibration.samples={','.join(map(str, range(1, 9)))}"
-    chance = random.Random(0)
-    for _ in range(3):
-        bench.killed(chance.uniform(6, 12), axis)
+    for finished in (1, 2, 3):
+        going = bench.start(axis)
+        going.says(f"[{finished}/8]")
+        going.kill()
+        assert going.wait() == -signal.SIGKILL
     bench.sweep(axis)
     (parent,), children = bench.tree()
     assert len(bench.results) == 8 == len(children)
@@ -167,14 +154,10 @@ def test_a_sweep_that_is_killed_again_and_again_ends_whole(bench: Bench) -> None
 
 def test_a_terminated_sweep_is_killed_and_goes_on_later(bench: Bench) -> None:
     axis = f"calibration.samples={','.join(map(str, range(1, 30)))}"
-    process = subprocess.Popen(bench.command(axis, "launcher=joblib", "hydra.launcher.n_jobs=2"), cwd=bench.cwd)
-    try:
-        while len(bench.results) < 2 and process.poll() is None:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) != 0
-    finally:
-        process.kill()
+    going = bench.start(axis, "launcher=joblib", "hydra.launcher.n_jobs=2")
+    going.says("[2/29]")
+    going.kill(signal.SIGTERM)
+    assert going.wait() != 0
     (parent,), children = bench.tree()
     assert parent.info.status == "KILLED" and "RUNNING" not in statuses(children)
 
