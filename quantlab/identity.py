@@ -1,23 +1,107 @@
-"""What names a trial: config, checkpoint, data and code. Equal keys, equal numbers."""
+"""What names a trial: settings, checkpoint, data, code and environment. Equal keys, equal numbers."""
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from quantlab.cache import code_digest, digest, file_digest
+from quantlab.provenance import cpu_vendor, device_name, processors
+from quantlab.quant import native
+from quantlab.quant.integer import IntMm, OneDnn, is_exact
+
+OWN = "quantlab."
+# Settings that say where something lies or what runs it: fingerprints and the environment stand for them.
+PLACES = {
+    "model": ("path", "revision", "name", "base", "recipe", "device"),
+    "task": ("data_dir", "hub", "revision"),
+}
+LIBRARIES = ("transformers", "tokenizers", "numpy", "scipy")  # besides torch: what computes or cuts texts into tokens
+VECTORS = ("avx", "fma", "amx", "sve", "neon")  # begin the names of the instructions that libraries choose kernels by
+SWITCHES = (  # environment variables by which oneDNN and MKL choose other kernels
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
+    "MKL_DEBUG_CPU_TYPE",
+)  # fmt: skip
 
 
-def key_of(described: Mapping[str, Any], checkpoint: str, data: str) -> str:
-    """The key of a trial, from its config as plain data and the fingerprints of its checkpoint and rows.
+def key_of(
+    described: Mapping[str, Any], checkpoint: str, data: str, device: torch.device, versions: Mapping[str, str]
+) -> str:
+    """The key of a trial: SHA-256 of all that decides its numbers.
 
-    The code is quantlab's own, and the source file of every component that comes from elsewhere.
+    ``described`` is its config as plain data, ``checkpoint`` and ``data`` are fingerprints of the files and rows,
+    ``device`` is where it runs, and ``versions`` are those of libraries that only this trial needs. The code is
+    quantlab's own, and the source file of every component from elsewhere.
     """
-    targets = sorted(set(_targets(described)))
-    foreign = [_source_digest(target) for target in targets if not target.startswith("quantlab.")]
-    return digest([repr(described), checkpoint, data, code_digest(), *foreign])
+    settings = deciding(described)
+    foreign = [_source_digest(target) for target in sorted(set(_targets(settings))) if not target.startswith(OWN)]
+    surroundings = sorted({**environment(device), **versions}.items())
+    return digest([repr(settings), checkpoint, data, code_digest(), repr(surroundings), *foreign])
+
+
+def timing_key(profile: Mapping[str, Any], device: torch.device) -> str:
+    """Names what decides latency and memory besides the trial's key: the profile's settings, the processor, how many
+    of them and how many threads. A machine's name is not in it: containers and cluster nodes get new ones."""
+    return digest([
+        repr(profile), device_name(device), str(processors()), str(torch.get_num_threads()),
+        os.environ.get("OMP_WAIT_POLICY", ""),
+    ])  # fmt: skip
+
+
+def deciding(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a trial's numbers: no paths, no profile, no name of a device.
+
+    The class of a model of quantlab's own goes too: all of them load what the checkpoint's fingerprint names.
+    """
+    kept = {
+        part: {name: value for name, value in settings.items() if name not in PLACES.get(part, ())}
+        if isinstance(settings, Mapping)
+        else settings
+        for part, settings in described.items()
+        if part != "profile"
+    }
+    if str(kept.get("model", {}).get("_target_", "")).startswith(OWN):
+        del kept["model"]["_target_"]
+    return kept
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """All outside of quantlab that decides numbers on a device, by name: a trial's tags show it."""
+    switches = {f"env.{name}": os.environ[name] for name in SWITCHES if name in os.environ}
+    return {
+        **{f"version.{name}": version(name) for name in LIBRARIES},
+        "version.torch": torch.__version__,  # with its build: 2.13.0+cpu
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        **(_gpu(device) if device.type == "cuda" else _cpu(device)),
+        **switches,
+    }
+
+
+def _cpu(device: torch.device) -> dict[str, str]:
+    """The processor as kernels are chosen by it: MKL goes by its maker, too."""
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {
+        "cpu_vendor": cpu_vendor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "instructions": " ".join(sorted(name for name, there in flags.items() if there and name.startswith(VECTORS))),
+        "kernels": native.name(),
+        "products": " ".join(kind.__name__ for kind in (OneDnn, IntMm) if is_exact(kind, device)),
+    }
+
+
+def _gpu(device: torch.device) -> dict[str, str]:
+    return {
+        "gpu": device_name(device),
+        "version.cuda": str(torch.version.cuda),
+        "version.cudnn": str(torch.backends.cudnn.version()),
+        "tf32": str(torch.backends.cuda.matmul.allow_tf32),
+    }
 
 
 def _targets(tree: Any) -> Iterator[str]:

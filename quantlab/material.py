@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from quantlab.batching import Batch, Tokenized, by_length, tokenize
 from quantlab.cache import cache_dir, code_digest, digest, published
 from quantlab.calibration import Calibration, observe
 from quantlab.evaluation import Answers, Evaluation, predict
+from quantlab.identity import environment
 from quantlab.memo import Memo
 from quantlab.models import Loaded, ModelSpec, Resolved
 from quantlab.placement.architecture import places
 from quantlab.placement.sites import Place, Site
-from quantlab.provenance import device_name
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.base import Examples, Splits, Task
 
@@ -35,7 +34,7 @@ class Material:
     batches: list[Batch]
     places: list[Place]
     data_fingerprint: str  # of the rows that calibrate and the rows that are answered
-    key: str  # names checkpoint, data, how they are batched, machine and code
+    key: str  # names checkpoint, data, how they are batched, environment and code
 
     @property
     def model(self) -> PreTrainedModel:
@@ -73,9 +72,7 @@ def _load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> M
     found = resolved(model, task, memo)
     rows = tokenize(examples, found.tokenizer, task.max_length)
     loaded = model.load(found)
-    device = loaded.model.device
-    setting = (task.name, str(task.max_length), str(evaluation.batch_size), device_name(device))
-    arithmetic = (torch.__version__, torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads()))
+    setting = (str(task.max_length), str(evaluation.batch_size), repr(sorted(environment(loaded.model.device).items())))
     return Material(
         loaded=loaded,
         task=task,
@@ -84,7 +81,7 @@ def _load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> M
         batches=by_length(rows, loaded.tokenizer, evaluation.batch_size),
         places=places(loaded.model),
         data_fingerprint=data_fingerprint,
-        key=digest([loaded.fingerprint, data_fingerprint, *setting, *arithmetic, code_digest()]),
+        key=digest([loaded.fingerprint, data_fingerprint, *setting, code_digest()]),
     )
 
 
@@ -97,14 +94,14 @@ def rows_of(task: Task, evaluation: Evaluation, memo: Memo) -> tuple[Examples, E
 
 def fp32_answers(material: Material) -> Answers:
     """The FP32 model's answers, from the cache folder if any process has computed them for the same key."""
-    folder = cache_dir() / "fp32" / material.key
+    folder, columns = cache_dir() / "fp32" / material.key, list(material.loaded.label_columns)
     if not folder.is_dir():
-        answers = material.answer("FP32 reference")
+        found = predict(material.model, material.batches, range(len(columns)), "FP32 reference")
         with published(folder) as scratch:
-            np.save(scratch / "logits.npy", answers.logits)
-            np.save(scratch / "seconds.npy", answers.seconds)
-        return answers
-    return Answers(logits=np.load(folder / "logits.npy"), seconds=float(np.load(folder / "seconds.npy")))
+            np.save(scratch / "logits.npy", found.logits)
+            np.save(scratch / "seconds.npy", found.seconds)
+    # Stored in the model's own order of classes: a task that lists its labels in another one reads the same files.
+    return Answers(logits=np.load(folder / "logits.npy")[:, columns], seconds=float(np.load(folder / "seconds.npy")))
 
 
 def fp32_sketches(material: Material, calibration: Calibration) -> dict[str, Sketch]:

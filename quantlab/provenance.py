@@ -11,20 +11,18 @@ import torch
 
 from quantlab.cache import CODE
 
-LIBRARIES = ("torch", "transformers", "numpy", "scipy", "quantlab")
-
 
 def machine_tags(device: torch.device) -> dict[str, str]:
-    """Device, threads, library versions and git commit."""
-    versions = {f"version.{name}": version(name) for name in LIBRARIES}
+    """Host, device, threads and code. What decides numbers beside them is in :func:`quantlab.identity.environment`."""
     return {
+        "host": platform.node(),
         "device_name": device_name(device),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "processors": str(processors()),
         "threads": str(torch.get_num_threads()),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "version.python": platform.python_version(),
+        "version.quantlab": version("quantlab"),
         "git_commit": git_commit(),
-        **versions,
     }
 
 
@@ -32,10 +30,25 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_vendor() -> str:
+    """The CPU's maker, or its architecture where the system does not name one."""
+    return _cpuinfo("vendor_id") or _cpuinfo("CPU implementer") or platform.machine()
+
+
+def processors() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _cpuinfo(field: str) -> str:
+    """The first processor's field in Linux's list; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")
 
 
 @cache

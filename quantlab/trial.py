@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from typing import Any
 
 from quantlab.alarms import Finding, raised
@@ -15,7 +16,7 @@ from quantlab.deployment.deploy import deployed_trial
 from quantlab.deployment.runtime import Deployment, Runtime, Torch
 from quantlab.diagnosis import site_table
 from quantlab.evaluation import Answers, Evaluation, score
-from quantlab.identity import key_of
+from quantlab.identity import environment, key_of, timing_key
 from quantlab.material import Material, fp32_answers, fp32_sketches, load, resolved, rows_of, splits_of
 from quantlab.memo import Memo
 from quantlab.methods.base import Method
@@ -28,9 +29,8 @@ from quantlab.placement.integer import FP32
 from quantlab.placement.plan import QuantPlan
 from quantlab.placement.sites import Placement, Site
 from quantlab.planning import Sketches, make_plan
-from quantlab.profiling import Measured, Profile
+from quantlab.profiling import Measured, Off, Profile
 from quantlab.provenance import machine_tags
-from quantlab.quant import native
 from quantlab.result import Metric, TrialResult, describe, finite_or_none
 from quantlab.size import size_bytes, size_fp32_bytes
 from quantlab.tasks.base import Task
@@ -122,7 +122,20 @@ def trial_key(config: TrialConfig, memo: Memo) -> str:
         found = resolved(config.model, config.task, memo)
         return found.fingerprint, rows_of(config.task, config.evaluation, memo)[2]
 
-    return key_of(described(config), *memo.get("fingerprints", shared, read))
+    return _key(config, *memo.get("fingerprints", shared, read))
+
+
+def timing_of(config: TrialConfig) -> str:
+    """What names the circumstances of the trial's latencies, here and now; empty where nothing is timed."""
+    if isinstance(config.profile, Off):
+        return ""
+    return timing_key(describe(config.profile), config.model.torch_device())
+
+
+def _key(config: TrialConfig, checkpoint: str, data: str) -> str:
+    names = ("onnx", "onnxscript", config.runtime.package) if isinstance(config.runtime, Deployment) else ()
+    versions = {f"version.{name}": version(name) for name in names}
+    return key_of(described(config), checkpoint, data, config.model.torch_device(), versions)
 
 
 def described(config: TrialConfig) -> dict[str, Any]:
@@ -143,12 +156,13 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
     tags = {
         **material.loaded.tags,
         **machine_tags(material.model.device),
+        **environment(material.model.device),
         **measured,
-        "kernels": native.name(),
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": outcome.plan.fingerprint,
-        "key": key_of(data, material.loaded.fingerprint, material.data_fingerprint),
+        "key": _key(config, material.loaded.fingerprint, material.data_fingerprint),
+        "timing_key": timing_of(config),
         "alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms)),
     }
     batches = material.calibration_batches(config.calibration)[:DIAGNOSED_BATCHES]

@@ -21,6 +21,7 @@ from quantlab.analysis.spec import Outliers, OutliersConfig
 from quantlab.analysis.tokens import token_channels, token_table
 from quantlab.analysis.weights import outlier_weights, weight_table
 from quantlab.cache import code_digest, digest, write_whole
+from quantlab.identity import deciding, environment
 from quantlab.material import Material, fp32_sketches, load, resolved, rows_of
 from quantlab.memo import Memo
 from quantlab.outlier_statistics import by_site
@@ -48,7 +49,7 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
         "checkpoint_fingerprint": resolved(config.model, config.task, memo).fingerprint,
         "data_fingerprint": data_fingerprint,
     }
-    asked = digest([json.dumps(described(config), sort_keys=True, default=str), repr(config.outliers),
+    asked = digest([json.dumps(deciding(described(config)), sort_keys=True, default=str), repr(config.outliers),
                     repr(config.search), *fingerprints.values(), code_digest()])  # fmt: skip
     folder = root / f"{config.outliers.name}-{asked[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,8 @@ def _metrics(tables: dict[str, pd.DataFrame], weights: int) -> dict[str, float]:
 def _tags(config: OutliersConfig, memo: Memo) -> dict[str, str]:
     material = _material(config, memo)
     return {
-        **material.loaded.tags, **machine_tags(material.model.device), "task": config.task.name,
+        **material.loaded.tags, **machine_tags(material.model.device),
+        **environment(material.model.device), "task": config.task.name,
         "rows": str(len(material.rows)), "calibration_rows": str(config.calibration.samples),
         "scored_rows": str(config.search.sensitivity_rows), "seed": str(config.search.seed),
     }  # fmt: skip

@@ -16,7 +16,7 @@ from quantlab.searching.costs import Cost
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import SearchConfig
 from quantlab.timing import RuntimeSubject, Subject
-from quantlab.trial import torch_subject
+from quantlab.trial import timing_of, torch_subject
 
 FILE = "latencies.json"
 
@@ -32,7 +32,7 @@ def measured_latencies(
     if not isinstance(profile, Timed):
         raise ValueError("search.cost=latency needs a profile, which says what is timed: profile=quick, for one")
     narrow = plan(space.narrow)
-    setting = (repr(profile), repr(config.runtime), config.engine, material.key, narrow.fingerprint)
+    setting = (repr(profile), repr(config.runtime), config.engine, material.key, narrow.fingerprint, timing_of(config))
     folder = cache_dir() / "latencies" / digest([*setting, repr(space)])
     if not folder.is_dir():
         found = _measure(config, profile, material, space, plan)

@@ -13,7 +13,8 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from rich.console import Console
 
-from quantlab.cache import code_digest, published
+from quantlab.cache import code_digest, digest, published
+from quantlab.identity import deciding, environment
 from quantlab.material import resolved, rows_of
 from quantlab.memo import Memo
 from quantlab.result import describe
@@ -21,6 +22,7 @@ from quantlab.searching.answer import Reporter, draw_scores
 from quantlab.searching.history import Found, History
 from quantlab.searching.scores import Scores, measured
 from quantlab.searching.setup import Bench, bench, checked
+from quantlab.searching.space import Space
 from quantlab.searching.spec import SearchConfig
 from quantlab.searching.study import count_setup, identity_of, open_study, storage_url
 from quantlab.searching.worker import Worker
@@ -28,7 +30,7 @@ from quantlab.sweeping.store import held
 from quantlab.tracking.base import Entry, Outcome, Run
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.secrets import without_password
-from quantlab.trial import described
+from quantlab.trial import described, timing_of
 
 PARENT = "run of the search"
 GOAL = ("sites", "choices", "group_by", "mode", "max_drop", "max_cost", "decide", "reference", "cost")  # of the study
@@ -85,8 +87,19 @@ def opened(config: SearchConfig, folder: Path, memo: Memo) -> Study:
     _, space = checked(config, memo)
     fingerprint = resolved(config.model, config.task, memo).fingerprint
     shared = (fingerprint, rows_of(config.task, config.evaluation, memo)[2])
-    trial = json.dumps(described(config), sort_keys=True, default=str)
-    return open_study(config.search, space, folder, identity_of(config.search, space, *shared, code_digest(), trial))
+    return open_study(config.search, space, folder, _identity(config, space, *shared))
+
+
+def _identity(config: SearchConfig, space: Space, checkpoint: str, data: str) -> dict[str, str]:
+    """What the study's numbers depend on; where it weighs latencies, on the processor and the profile too."""
+    trial = json.dumps(deciding(described(config)), sort_keys=True, default=str)
+    surroundings = environment(config.model.torch_device())
+    timing = timing_of(config) if config.search.cost == "latency" else ""
+    return {
+        **identity_of(config.search, space, checkpoint, data, code_digest(), trial),
+        "environment": digest([repr(sorted(surroundings.items()))]),
+        **({"processor or profile": timing} if timing else {}),
+    }
 
 
 def _require_two_databases(config: SearchConfig, folder: Path) -> None:

@@ -10,7 +10,7 @@ from quantlab.result import RESULT, TrialResult, check_writable
 from quantlab.sweeping.spec import Member
 from quantlab.sweeping.store import finished, held, outcome
 from quantlab.tracking.base import Entry
-from quantlab.trial import run_trial
+from quantlab.trial import run_trial, timing_of
 
 
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:
@@ -31,7 +31,7 @@ def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialR
 def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> dict[str, Any]:
     """A trial of a sweep, unless another process has finished it meanwhile: ``result.json``'s content."""
     with held(folder, f"trial {member.name}", wait=True):
-        summary = finished(folder, member.key)
+        summary = finished(folder, member.key, timing_of(config))
         if summary is None:
             result, _ = _recorded(config, entry(member), folder, memo)
             summary = result.summary()

@@ -20,7 +20,7 @@ from quantlab.memo import Memo
 from quantlab.sweeping.spec import Axes, Row, Sweep, rows
 from quantlab.sweeping.store import Store
 from quantlab.tracking.base import Tracker
-from quantlab.trial import check, trial_key
+from quantlab.trial import check, timing_of, trial_key
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +29,7 @@ class Trial:
 
     row: Row
     key: str
+    timing: str  # names the circumstances of its latencies; empty where nothing is timed
     overrides: Sequence[str]  # all that Hydra composes it from
     evaluation: Evaluation
 
@@ -89,7 +90,9 @@ def _checked(row: Row, overrides: list[str], loader: ConfigLoader, master: DictC
         check(config, memo)
     except (ValueError, OSError) as error:
         raise ValueError(f"trial {row.name!r}: {error}") from error
-    return Trial(row=row, key=trial_key(config, memo), overrides=overrides, evaluation=config.evaluation)
+    return Trial(
+        row=row, key=trial_key(config, memo), timing=timing_of(config), overrides=overrides, evaluation=config.evaluation,
+    )  # fmt: skip
 
 
 def _axes(overrides: Sequence[Override]) -> Axes:

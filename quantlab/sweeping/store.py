@@ -27,19 +27,23 @@ class Store:
         """Where a trial's files lie, or will."""
         return self.root / "trials" / key
 
-    def summary(self, key: str) -> dict[str, Any] | None:
-        """What ``result.json`` says, or None where the trial has not finished."""
-        return finished(self.folder(key), key)
+    def summary(self, key: str, timing: str = "") -> dict[str, Any] | None:
+        """What ``result.json`` says, or None where the trial has not finished, or not with this timing."""
+        return finished(self.folder(key), key, timing)
 
 
-def finished(folder: Path, key: str) -> dict[str, Any] | None:
-    """What the ``result.json`` of a trial's folder says; None unless it is there, whole, and of that key."""
+def finished(folder: Path, key: str, timing: str = "") -> dict[str, Any] | None:
+    """What the ``result.json`` of a trial's folder says; None unless it is there, whole, and of that key.
+
+    Where ``timing`` is given, the latencies have to be of it as well: those of another processor or profile are none.
+    """
     path = folder / RESULT
     if not path.is_file():
         return None
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return summary if summary["tags"]["key"] == key else None
+        tags = summary["tags"]
+        return summary if tags["key"] == key and timing in ("", tags.get("timing_key")) else None
     except (ValueError, LookupError, TypeError):
         log.warning("%s is not a whole result: the trial has not finished", path)
         return None

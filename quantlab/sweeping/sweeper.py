@@ -112,7 +112,7 @@ def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
         folder = sweeping.store.folder(key)
         if sweeping.sweep.fresh:
             (folder / RESULT).unlink(missing_ok=True)
-        elif summary := sweeping.store.summary(key):
+        elif summary := sweeping.store.summary(key, sweeping.unique[key].timing):
             sweeping.tracking.replay(entry(member), folder, outcome(folder, summary))
             reused.add(key)
     return reused
