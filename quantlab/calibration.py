@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from quantlab.batching import Batch, in_file_order, on_device, tokenize
 from quantlab.checks import one_of, whole
+from quantlab.parallel import side_by_side
 from quantlab.placement.insert import tapped
 from quantlab.placement.sites import Site
 from quantlab.progress import progress
@@ -160,7 +163,6 @@ def check_percentile(p: float) -> None:
         raise ValueError(f"percentile must be in (50, 100], got {p!r}{hint}")
 
 
-@torch.inference_mode()
 def observe(
     model: PreTrainedModel,
     sites: Sequence[Site],
@@ -168,29 +170,41 @@ def observe(
     count_padding: bool = False,
     requantize: Requantize | None = None,
 ) -> dict[str, Sketch]:
-    """One pass over the batches: a sketch for every site, by name.
+    """One pass over the batches: a sketch for every site, by name. The number of threads changes no bit of it.
 
-    ``requantize`` gives, from a site's sketch so far, the function that its tensor then passes on through; so later
-    sites see earlier ones quantized, as in Bondarenko's code. Raises ValueError, naming the site, on NaN or infinity.
+    Batches run side by side, each with sketches of its own that are merged in the batches' order. ``requantize`` gives,
+    from a site's sketch so far, the function that its tensor then passes on through; so later sites see earlier ones
+    quantized, as in Bondarenko's code, and batches run one after another. Raises ValueError, naming the site, on NaN
+    or infinity.
     """
     sketches = {site.name: Sketch(channels=site.channels) for site in sites}
-    mask = torch.empty(0)
+    running = threading.local()
 
     def look(site: Site, x: Tensor) -> Tensor:
-        sketch = sketches[site.name]
+        sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels))
         try:
-            sketch.update(flat(x, None if count_padding else mask, site))
+            sketch.update(flat(x, None if count_padding else running.mask, site))
         except ValueError as error:
             raise ValueError(f"calibration, site {site.name}: {error}") from None
         function = requantize(site, sketch) if requantize else None
         return function(x) if function else x
 
+    @torch.inference_mode()
+    def run(batch: Batch) -> dict[str, Sketch]:
+        inputs = on_device(batch, model.device)
+        running.mask = inputs["attention_mask"].bool()
+        running.seen = sketches if requantize else {}
+        model(**inputs)
+        seen: dict[str, Sketch] = running.seen
+        return seen
+
     functions = {site.tap: partial(look, site) for site in sites}
-    with tapped(model, functions):
-        for batch in progress(batches, "calibrating"):
-            inputs = on_device(batch, model.device)
-            mask = inputs["attention_mask"].bool()
-            model(**inputs)
+    passes = side_by_side(run, batches, model.device, most=1 if requantize else None)
+    with tapped(model, functions), closing(passes):
+        for _ in progress(batches, "calibrating"):
+            seen = next(passes)
+            if seen is not sketches:
+                sketches |= {name: sketches[name].merge(sketch) for name, sketch in seen.items()}
     return sketches
 
 

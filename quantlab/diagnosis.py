@@ -29,26 +29,24 @@ if TYPE_CHECKING:
 
 
 def site_table(
-    model: PreTrainedModel,
-    plan: QuantPlan,
-    sites: Sequence[Site],
-    sketches: Mapping[str, Sketch],
-    batches: Sequence[Batch],
+    model: PreTrainedModel, plan: QuantPlan, sketches: Mapping[str, Sketch], sqnr: Mapping[str, float], network: str
 ) -> pd.DataFrame:
-    """One row a quantized tensor: grid, ranges, extremes seen in calibration, and its SQNR when it alone is quantized.
+    """One row a quantized tensor: grid, ranges, extremes, kurtosis, and the SQNR of its quantization alone.
 
-    A site's SQNR is that of the FP32 network's tensor on the site's grid, over the batches, without padding; a
-    weight's is exact.
+    A site's extremes, kurtosis (``sketches``) and SQNR (``sqnr``, in dB, of :func:`site_sqnr_db`) are of its tensor in
+    the ``network`` that its range was seen in; a weight's are of the checkpoint's, and what is clipped is noise.
     """
-    sqnr = site_sqnr_db(model, plan, sites, batches)
-    rows = [_activation_row(item, sketches[item.site], sqnr[item.site]) for item in plan.activations]
-    return pd.DataFrame(rows + [_weight_row(item, model.get_parameter(item.parameter).data) for item in plan.weights])
+    rows = [_activation_row(item, sketches[item.site], sqnr[item.site], network) for item in plan.activations]
+    weights = [(item, model.get_parameter(item.parameter).data) for item in plan.weights]
+    return pd.DataFrame([*rows, *side_by_side(_weight_row, weights, model.device)])
 
 
 def site_sqnr_db(
-    model: PreTrainedModel, plan: QuantPlan, sites: Sequence[Site], batches: Sequence[Batch]
+    model: PreTrainedModel, plan: QuantPlan, sites: Sequence[Site], batches: Sequence[Batch], through: bool = False
 ) -> dict[str, float]:
-    """SQNR of each of the plan's sites in dB, the network itself in FP32; one pass serves them all."""
+    """SQNR in dB of each of the plan's sites: ``10 log10(sum x^2 / sum (x - Q(x))^2)`` over the batches, padding left
+    out. ``x`` is the site's tensor in the model as it is; with ``through``, with all earlier sites quantized. One pass
+    serves all sites."""
     by_name = {site.name: site for site in sites}
     signal: dict[str, list[float]] = defaultdict(list)
     noise: dict[str, list[float]] = defaultdict(list)
@@ -56,8 +54,9 @@ def site_sqnr_db(
 
     def compare(site: Site, snap: Function, x: Tensor) -> Tensor:
         signal[site.name].append(unpadded_energy(x, running.mask, site))
-        noise[site.name].append(unpadded_energy(x - snap(x), running.mask, site))
-        return x
+        snapped = snap(x)
+        noise[site.name].append(unpadded_energy(x - snapped, running.mask, site))
+        return snapped if through else x
 
     @torch.inference_mode()
     def run(batch: Batch) -> None:
@@ -80,7 +79,7 @@ def unpadded_energy(x: Tensor, mask: Tensor, site: Site) -> float:
     return float(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square()[mask].sum())
 
 
-def _activation_row(item: ActivationQuant, sketch: Sketch, sqnr: float) -> dict[str, object]:
+def _activation_row(item: ActivationQuant, sketch: Sketch, sqnr: float, network: str) -> dict[str, object]:
     return {
         "name": item.site,
         "kind": "activation",
@@ -92,10 +91,12 @@ def _activation_row(item: ActivationQuant, sketch: Sketch, sqnr: float) -> dict[
         "seen_max": sketch.max.max().item(),
         "kurtosis": sketch.kurtosis(),
         "sqnr_db": sqnr,
+        "seen_in": network,
     }
 
 
-def _weight_row(item: WeightQuant, value: Tensor) -> dict[str, object]:
+def _weight_row(weight: tuple[WeightQuant, Tensor]) -> dict[str, object]:
+    item, value = weight
     no_range = isinstance(item.grid, FloatGrid)
     return {
         "name": item.parameter,
@@ -108,4 +109,5 @@ def _weight_row(item: WeightQuant, value: Tensor) -> dict[str, object]:
         "seen_max": value.max().item(),
         "kurtosis": None,
         "sqnr_db": sqnr_db(value, snap_weight(value, item)),
+        "seen_in": "checkpoint",
     }

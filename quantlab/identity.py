@@ -99,7 +99,7 @@ def _gpu(device: torch.device) -> dict[str, str]:
     return {
         "gpu": device_name(device),
         "version.cuda": str(torch.version.cuda),
-        "version.cudnn": str(torch.backends.cudnn.version()),
+        "version.cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         "tf32": str(torch.backends.cuda.matmul.allow_tf32),
     }
 

@@ -14,12 +14,11 @@ from quantlab.calibration import Calibration
 from quantlab.checks import one_of
 from quantlab.deployment.deploy import deployed_trial
 from quantlab.deployment.runtime import Deployment, Runtime, Torch
-from quantlab.diagnosis import site_table
 from quantlab.evaluation import Answers, Evaluation, score
 from quantlab.identity import environment, key_of, timing_key
 from quantlab.material import Material, fp32_answers, fp32_sketches, load, resolved, rows_of, splits_of
 from quantlab.memo import Memo
-from quantlab.methods.base import Method
+from quantlab.methods.base import Method, check_weight_ranges
 from quantlab.methods.bits import Bits, weighted_modules
 from quantlab.models import ModelSpec, check_token_types
 from quantlab.outlier_statistics import by_depth, by_site, hidden_states
@@ -28,15 +27,13 @@ from quantlab.placement.insert import ENGINES, insert
 from quantlab.placement.integer import FP32
 from quantlab.placement.plan import QuantPlan
 from quantlab.placement.sites import Placement, Site
-from quantlab.planning import Sketches, make_plan
+from quantlab.planning import Sketches, diagnosed, make_plan
 from quantlab.profiling import Measured, Off, Profile
 from quantlab.provenance import machine_tags
 from quantlab.result import Metric, TrialResult, describe, finite_or_none
 from quantlab.size import size_bytes, size_fp32_bytes
 from quantlab.tasks.base import Task
 from quantlab.timing import TorchSubject
-
-DIAGNOSED_BATCHES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,10 @@ def check(config: TrialConfig, memo: Memo) -> list[Site]:
     check_token_types(tokenize(calibrating, found.tokenizer, config.task.max_length), skeleton, found.folder)
     sites = config.placement.select(places(skeleton))
     config.method.check(sites)
-    config.bits.check_rules([*(site.name for site in sites), *weighted_modules(skeleton)])
+    modules = weighted_modules(skeleton)
+    config.bits.check_rules([*(site.name for site in sites), *modules])
+    config.bits.check_kinds(list(modules.values()))
+    check_weight_ranges(config.bits, config.calibration)
     return sites
 
 
@@ -165,7 +165,6 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         "timing_key": timing_of(config),
         "alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms)),
     }
-    batches = material.calibration_batches(config.calibration)[:DIAGNOSED_BATCHES]
     return TrialResult(
         metrics=numbers,
         config=data,
@@ -173,7 +172,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         alarms=alarms,
         plan=outcome.plan,
         linears=outcome.linears,
-        sites=site_table(material.model, outcome.plan, sites, outcome.calibrated, batches),
+        sites=diagnosed(config, material, sites, outcome.plan, outcome.calibrated),
         outliers=by_site(outcome.fp32),
         labels=labels,
         logits=logits,

@@ -7,8 +7,8 @@ import torch
 from tiny import sites_of, tiny_model
 from torch import nn
 
-from quantlab.calibration import MinMax, Mse, PublishedPercentile
-from quantlab.methods.base import plan_weights
+from quantlab.calibration import MinMax, Mse, Percentile, PublishedPercentile, RunningMinMax
+from quantlab.methods.base import check_weight_ranges, plan_weights
 from quantlab.methods.bits import Bits, Rule, weighted_modules
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.placement.plan import WeightQuant
@@ -129,12 +129,37 @@ def test_only_the_published_percentile_ranges_weights() -> None:
     model = tiny_model()
     (published,) = (
         item
-        for item in plan_weights(model, Uniform(), Bits(weight_granularity="channel"), PublishedPercentile())
+        for item in plan_weights(model, Uniform(), Bits(), PublishedPercentile())
         if item.parameter == "classifier.weight"
     )
     largest = model.get_parameter("classifier.weight").max().item()
     assert (published.grid, published.axis, published.lo, published.hi) == (UINT8, None, (0.0,), (largest,))
     assert plan_weights(model, Uniform(), Bits(), Mse()) == plan_weights(model, Uniform(), Bits(), MinMax())
+
+
+@pytest.mark.parametrize("field, value", [("weight_granularity", "channel"), ("weight_estimator", "mse")])
+def test_how_weights_find_their_ranges_is_obeyed_or_refused(field: str, value: str) -> None:
+    """By every estimator: the settings change the plan, or the check refuses them."""
+    model, bits = tiny_model(), Bits(weights=4, **{field: value})
+    for calibration in (MinMax(), RunningMinMax(), Percentile(), Mse()):
+        check_weight_ranges(bits, calibration)
+        assert plan_weights(model, Uniform(), bits, calibration) != plan_weights(
+            model, Uniform(), Bits(weights=4), calibration
+        )
+    check_weight_ranges(Bits(), PublishedPercentile())
+    with pytest.raises(ValueError, match=f"bits.{field} must be .* with PublishedPercentile.*; got '{value}'"):
+        check_weight_ranges(bits, PublishedPercentile())
+
+
+@pytest.mark.parametrize("kind, name", [(nn.LayerNorm, "norms"), (nn.Embedding, "embeddings")])
+def test_bits_of_what_the_model_lacks_are_refused(kind: type[nn.Module], name: str) -> None:
+    modules = list(weighted_modules(tiny_model()).values())
+    others = [module for module in modules if not isinstance(module, kind)]
+    for bits in (Bits(), Bits(**{name: 32}), Bits(**{name: "fp32"})):
+        bits.check_kinds(others)
+    Bits(**{name: 8}).check_kinds(modules)
+    with pytest.raises(ValueError, match=f"bits.{name} is 8, but the model has no {kind.__name__}"):
+        Bits(**{name: 8}).check_kinds(others)
 
 
 def test_planning_changes_no_weight() -> None:

@@ -21,7 +21,7 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.peg import Peg
 from quantlab.placement.insert import quantized_weights, quantizer, tapped
 from quantlab.placement.sites import Site, Tap
-from quantlab.planning import sketches_as_run
+from quantlab.planning import make_plan, weights_and_sketches
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
@@ -49,7 +49,7 @@ def assert_alike(one: Mapping[str, Sketch], other: Mapping[str, Sketch]) -> None
     assert one.keys() == other.keys()
     for name, sketch in one.items():
         assert sketch.count == other[name].count, name
-        for kept in ("min", "max", "power_sums"):
+        for kept in ("min", "max", "moment_sums"):
             torch.testing.assert_close(getattr(sketch, kept), getattr(other[name], kept), rtol=1e-4, atol=1e-4)
 
 
@@ -115,8 +115,7 @@ def as_run(through: str, batches: list[Batch]) -> dict[str, Sketch]:
     model, settings = tiny_model(), MinMax(through=through)
     config = SimpleNamespace(method=METHOD, bits=BITS, calibration=settings)
     material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
-    weights = plan_weights(model, METHOD, BITS, settings)
-    return sketches_as_run(config, material, sites_of(model), weights)  # type: ignore[arg-type]
+    return weights_and_sketches(config, material, sites_of(model), {})[1]  # type: ignore[arg-type, return-value]
 
 
 def test_through_quantized_weights() -> None:
@@ -164,6 +163,29 @@ def test_quantizing_follows_what_was_seen_so_far() -> None:
     assert counts == [(first.name, TOKENS), (last.name, ROWS), (first.name, 2 * TOKENS), (last.name, 2 * ROWS)]
     assert sketches[first.name].max.max() > 0  # a site is seen as it was before its own quantizer
     torch.testing.assert_close(sketches[last.name].min, sketches[last.name].max)  # all rows give the same answer
+
+
+@pytest.mark.parametrize("through", ["fp32", "quantized_weights", "quantized"])
+def test_the_number_of_threads_changes_no_bit(through: str) -> None:
+    """A row of nine tokens alone: MKL sums its products with 32 x 32 weights in an order that follows the threads."""
+    model, batches = tiny_model(), [padded((length,), seed=length) for length in (9, 9, 5, 9, 9)]
+    config = SimpleNamespace(method=METHOD, bits=BITS, calibration=RunningMinMax(through=through))
+    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
+    sites, before, found = sites_of(model), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            seen = observe(model, sites, batches)
+            found.append(make_plan(config, material, sites, seen))  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(before)
+    (plan, sketches), *others = found
+    for other_plan, other in others:
+        assert other_plan == plan and other.keys() == sketches.keys()
+        for name, sketch in sketches.items():
+            assert torch.equal(other[name].moment_sums, sketch.moment_sums), name
+            assert torch.equal(other[name].histogram, sketch.histogram), name
+            assert other[name].batch_extremes == sketch.batch_extremes, name
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,29 @@
 """What a site's quantization alone costs, against the same computed directly."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, GEMM, logits, padded, sites_of, tiny_model
+from torch import Tensor
 
 from quantlab.calibration import MinMax, Percentile, observe
 from quantlab.diagnosis import site_sqnr_db, site_table
 from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Fp32, Uniform
-from quantlab.placement.insert import quantizer, snap_weight
+from quantlab.placement.insert import insert, quantizer, snap_weight
 from quantlab.placement.plan import QuantPlan
+from quantlab.planning import diagnosed, make_plan
 from quantlab.quant.errors import energy, ratio_db, sqnr_db
 
 BATCHES = [padded(), padded((3, 7, 5), seed=1)]
 BITS = Bits(weights=4, activations=4)
-COLUMNS = ["name", "kind", "grid", "ranges", "lo", "hi", "seen_min", "seen_max", "kurtosis", "sqnr_db"]
+COLUMNS = ["name", "kind", "grid", "ranges", "lo", "hi", "seen_min", "seen_max", "kurtosis", "sqnr_db", "seen_in"]
 
 
 def planned(bits: Bits = BITS, method: Uniform | Peg | Fp32 | None = None) -> QuantPlan:
@@ -98,7 +102,8 @@ def test_table() -> None:
     model, plan = tiny_model(), planned()
     sites, before = sites_of(model), logits(model, BATCHES[0])
     sketches = observe(model, sites, BATCHES)
-    table = site_table(model, plan, sites, sketches, BATCHES).set_index("name", drop=False)
+    sqnr = site_sqnr_db(model, plan, sites, BATCHES)
+    table = site_table(model, plan, sketches, sqnr, "fp32").set_index("name", drop=False)
     assert list(table.columns) == COLUMNS
     assert list(table.name) == [item.site for item in plan.activations] + [item.parameter for item in plan.weights]
     item = next(item for item in plan.activations if item.site == "1.ffn.sum")
@@ -106,7 +111,7 @@ def test_table() -> None:
     assert row.tolist()[1:6] == ["activation", "int4 asymmetric", 4, min(item.lo), max(item.hi)]
     assert (row.seen_min, row.seen_max) == (sketch.min.min().item(), sketch.max.max().item())
     assert row["kurtosis"] == sketch.kurtosis()
-    assert row.sqnr_db == site_sqnr_db(model, plan, sites, BATCHES)["1.ffn.sum"]
+    assert (row.sqnr_db, row.seen_in) == (sqnr["1.ffn.sum"], "fp32")
     weight, value = plan.weights[0], model.get_parameter(plan.weights[0].parameter)
     row = table.loc[weight.parameter]
     assert row.tolist()[1:8] == ["weight", "int4 symmetric", 1, weight.lo[0], weight.hi[0], value.min(), value.max()]
@@ -117,7 +122,8 @@ def test_table() -> None:
 def test_table_of_float_formats() -> None:
     model, plan = tiny_model(), planned(Bits(weights="bf16", activations="fp16"), Uniform())
     sites = sites_of(model)
-    table = site_table(model, plan, sites, observe(model, sites, BATCHES), BATCHES)
+    sqnr = site_sqnr_db(model, plan, sites, BATCHES)
+    table = site_table(model, plan, observe(model, sites, BATCHES), sqnr, "fp32")
     assert set(table.ranges) == {0}
     assert table.lo.isna().all()
     assert table.hi.isna().all()
@@ -125,7 +131,51 @@ def test_table_of_float_formats() -> None:
 
 
 def test_table_of_the_empty_plan() -> None:
-    assert site_table(tiny_model(), planned(method=Fp32()), sites_of(tiny_model()), {}, BATCHES).empty
+    assert site_table(tiny_model(), planned(method=Fp32()), {}, {}, "fp32").empty
+
+
+NETWORKS = {
+    "fp32": (Uniform(), "fp32", "fp32"),
+    "clipped": (ClipWeightOutliers(sigmas=2), "fp32", "clipped weights"),
+    "clipped, then quantized": (ClipWeightOutliers(sigmas=2), "quantized_weights", "quantized weights"),
+    "quantized weights": (Uniform(), "quantized_weights", "quantized weights"),
+    "quantized": (Uniform(), "quantized", "quantized weights, earlier sites quantized"),
+}
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_sites_are_looked_at_in_the_network_that_their_ranges_were_seen_in(case: str) -> None:
+    """The SQNR against tensors that plain hooks collect in that network, made by hand."""
+    method, through, name = NETWORKS[case]
+    model, bits, calibration = tiny_model(), Bits(weights=4, activations=4), MinMax(through=through)
+    settings = SimpleNamespace(method=method, bits=bits, calibration=calibration)
+    material = SimpleNamespace(model=model, calibration_batches=lambda _: BATCHES)
+    sites = sites_of(model)
+    plan, sketches = make_plan(settings, material, sites, observe(model, sites, BATCHES))  # type: ignore[arg-type]
+    table = diagnosed(settings, material, sites, plan, sketches).set_index("name")  # type: ignore[arg-type]
+    assert set(table.seen_in) == {name, "checkpoint"}
+
+    item = next(item for item in plan.activations if item.site == "1.ffn.sum")
+    earlier = plan.activations[: plan.activations.index(item)] if through == "quantized" else ()
+    weights = {name: weight.clone() for name, weight in model.named_parameters()}
+    for parameter, limit in method.weight_limits(model, bits).items():
+        weights[parameter].clamp_(-limit, limit)
+    if through != "fp32":
+        weights |= {one.parameter: snap_weight(weights[one.parameter], one) for one in plan.weights}
+    by_hand = tiny_model()
+    by_hand.load_state_dict(by_hand.state_dict() | weights)
+    signal = noise = 0.0
+    with insert(by_hand, QuantPlan(activations=earlier)):
+        seen: list[Tensor] = []
+        module = by_hand.get_submodule(item.tap.module)
+        module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+        for batch in BATCHES:
+            logits(by_hand, batch)
+            x = seen.pop()[batch.inputs["attention_mask"].bool()]
+            signal, noise = signal + energy(x), noise + energy(x - quantizer(item, by_hand.device)(x))
+    assert table.loc["1.ffn.sum"].sqnr_db == pytest.approx(ratio_db(signal, noise), rel=1e-6)
+    value = tiny_model().get_parameter(plan.weights[0].parameter)
+    assert table.loc[plan.weights[0].parameter].sqnr_db == sqnr_db(value, snap_weight(value, plan.weights[0]))
 
 
 @pytest.mark.parametrize(

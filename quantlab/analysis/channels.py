@@ -64,7 +64,7 @@ def layer_table(material: Material, calibration: Calibration, sketches: Sketches
 
 def mean_square(sketch: Sketch) -> np.ndarray:
     """E[x²] of each channel, (channels,)."""
-    return np.asarray(sketch.power_sums[1].numpy() / sketch.count)
+    return np.asarray(sketch.energies().numpy() / sketch.count)
 
 
 def channel_table(material: Material, sketches: Sketches) -> pd.DataFrame:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from quantlab.calibration import Calibration
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
+from quantlab.parallel import side_by_side
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.placement.sites import Site
 from quantlab.quant.granularity import PER_TENSOR, Granularity
@@ -92,16 +94,27 @@ def plan_weights(
     """Grid and ranges of every weight that the method and the bits quantize."""
     modules, limits = weighted_modules(model), method.weight_limits(model, bits)
     grids = {name: method.weight_grid(name, module, bits) for name, module in modules.items()}
-    return tuple(
-        _plan_weight(name, modules[name], grid, bits, calibration, limits.get(name, math.inf))
-        for name, grid in grids.items()
-        if grid is not None
-    )
+    asked = [
+        (name, modules[name], grid, limits.get(name, math.inf)) for name, grid in grids.items() if grid is not None
+    ]
+    return tuple(side_by_side(partial(_plan_weight, bits, calibration), asked, model.device))
 
 
-def _plan_weight(
-    parameter: str, module: nn.Module, grid: Grid, bits: Bits, calibration: Calibration, limit: float
-) -> WeightQuant:
+def check_weight_ranges(bits: Bits, calibration: Calibration) -> None:
+    """Raises ValueError where the bits set how weights find their ranges and the estimator has a way of its own."""
+    for name, value, allowed in (
+        ("weight_granularity", bits.weight_granularity, "tensor"),
+        ("weight_estimator", bits.weight_estimator, "minmax"),
+    ):
+        if calibration.ranges_weights and value != allowed:
+            raise ValueError(
+                f"bits.{name} must be {allowed} with {type(calibration).__name__}, which ranges each weight as a whole "
+                f"by its own percentile; got {value!r}"
+            )
+
+
+def _plan_weight(bits: Bits, calibration: Calibration, weight_asked: tuple[str, nn.Module, Grid, float]) -> WeightQuant:
+    parameter, module, grid, limit = weight_asked
     if isinstance(grid, FloatGrid):
         return WeightQuant(parameter=parameter, grid=grid, axis=None)
     weight, axis = weight_of(module).clamp(-limit, limit), bits.weight_axis(module)

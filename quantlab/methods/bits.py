@@ -80,6 +80,15 @@ class Bits:
         """Raises ValueError where a rule matches none of the model's sites and parameters."""
         matching([rule.match for rule in self.rules], names, "bits.rules")
 
+    def check_kinds(self, modules: Sequence[nn.Module]) -> None:
+        """Raises ValueError where a precision is asked for a kind of weight that the model does not have."""
+        for name, precision, kind in (
+            ("norms", self.norms, nn.LayerNorm), ("embeddings", self.embeddings, nn.Embedding),
+        ):  # fmt: skip
+            asked = precision is not None and grid_of(precision, symmetric=True) is not None
+            if asked and not any(isinstance(module, kind) for module in modules):
+                raise ValueError(f"bits.{name} is {precision}, but the model has no {kind.__name__}")
+
     def _ruled(self, name: str, precision: Precision) -> Precision:
         for rule in self.rules:
             if fnmatchcase(name, rule.match):

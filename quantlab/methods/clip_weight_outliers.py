@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from quantlab.checks import at_least, whole
 from quantlab.methods.base import Method
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
+from quantlab.parallel import side_by_side
 from quantlab.quant.grid import AffineGrid
 
 if TYPE_CHECKING:
@@ -48,12 +49,16 @@ class ClipWeightOutliers(Method):
 def limits(weights: Mapping[str, Tensor], sigmas: float, count: int | None) -> dict[str, float]:
     """The largest magnitude that stays of each matrix that has a weight to clip."""
     magnitudes = {name: weight.abs().flatten() for name, weight in weights.items()}
-    deviations = {name: float(weight.std()) for name, weight in weights.items()}
+    deviations = dict(zip(weights, side_by_side(_deviation, list(weights.values()), torch.device("cpu")), strict=True))
     beyond = {name: _descending(magnitudes[name], sigmas * deviations[name]) for name in weights}
     ranked = sorted(((float(w) / deviations[n], n) for n, largest in beyond.items() for w in largest), reverse=True)
     chosen = [name for _, name in ranked[:count]]
     kept = {name: _first(beyond[name][chosen.count(name) :]) for name in dict.fromkeys(chosen)}
     return {name: max(largest, sigmas * deviations[name]) for name, largest in kept.items()}
+
+
+def _deviation(weight: Tensor) -> float:
+    return float(weight.std())
 
 
 def _descending(magnitudes: Tensor, bound: float) -> Tensor:

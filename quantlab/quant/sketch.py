@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BUCKETS = 1 << 16
-POWERS = 4
-NEARLY_EQUAL = 1e-6  # of a channel's mean square; m4 / m2^2 then has about 2 of float64's 16 digits left
 AT_ONCE = 1 << 18  # elements whose float64 powers fit into a processor's cache
 
 Array = NDArray[np.float64]
@@ -33,22 +31,23 @@ MAGNITUDES = np.concatenate([[0.0], (EDGES[1:-1] + np.append(EDGES[2:-1], 2.0**1
 class Sketch:
     """Statistics of all elements of a tensor that came in batches of shape (elements, channels).
 
-    Per channel: count, extremes and sums of the powers 1 to 4 (float64). Over all channels: a histogram, and the
-    extremes of every batch, in order, for running estimators. ``merge`` of two sketches equals one pass over both.
+    Per channel: count, extremes, mean and sums of the powers 2 to 4 of the distance to the mean (float64; sums of plain
+    powers would lose a small spread around a large mean). Over all channels: a histogram, and the extremes of every
+    batch, in order, for running estimators. ``merge`` of two sketches equals one pass over both, up to rounding.
     """
 
     channels: int
     count: int = 0
     min: Tensor = field(init=False)
     max: Tensor = field(init=False)
-    power_sums: Tensor = field(init=False)
+    moment_sums: Tensor = field(init=False)  # (4, channels): means, then sums of the powers 2 to 4 around them
     histogram: Tensor = field(init=False)
     batch_extremes: list[tuple[float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.min = torch.full((self.channels,), torch.inf)
         self.max = torch.full((self.channels,), -torch.inf)
-        self.power_sums = torch.zeros(POWERS, self.channels, dtype=torch.float64)
+        self.moment_sums = torch.zeros(4, self.channels, dtype=torch.float64)
         self.histogram = torch.zeros(BUCKETS, dtype=torch.long)
 
     def update(self, x: Tensor) -> None:
@@ -57,13 +56,11 @@ class Sketch:
         lo, hi = torch.aminmax(x, dim=0)
         if not (lo.isfinite().all() and hi.isfinite().all()):
             raise ValueError(f"{int((~x.isfinite()).sum())} of {x.numel()} activations are NaN or infinite")
-        self.count += len(x)
         self.min, self.max = torch.minimum(self.min, lo), torch.maximum(self.max, hi)
         self.batch_extremes.append((lo.min().item(), hi.max().item()))
         for part in torch.split(x, max(1, AT_ONCE // self.channels)):
-            x1 = part.double()
-            x2 = x1 * x1
-            self.power_sums += torch.stack([x1.sum(0), x2.sum(0), (x2 * x1).sum(0), (x2 * x2).sum(0)])
+            self.moment_sums = joined(self.moment_sums, self.count, moment_sums(part.double()), len(part))
+            self.count += len(part)
             self.histogram += histogram(part)
 
     def merge(self, other: "Sketch") -> "Sketch":
@@ -72,7 +69,7 @@ class Sketch:
             raise ValueError(f"cannot merge sketches of {self.channels} and {other.channels} channels")
         merged = Sketch(channels=self.channels, count=self.count + other.count)
         merged.min, merged.max = torch.minimum(self.min, other.min), torch.maximum(self.max, other.max)
-        merged.power_sums = self.power_sums + other.power_sums
+        merged.moment_sums = joined(self.moment_sums, self.count, other.moment_sums, other.count)
         merged.histogram = self.histogram + other.histogram
         merged.batch_extremes = self.batch_extremes + other.batch_extremes
         return merged
@@ -83,7 +80,12 @@ class Sketch:
 
     def moments(self) -> tuple[float, float, float]:
         """Mean, and central moments m2 and m4, of all elements."""
-        return central_moments(self.power_sums.sum(1).numpy(), self.elements)
+        means, s2, s3, s4 = self.moment_sums.numpy()
+        mean = float(means.mean())
+        far = means - mean
+        m2 = float((s2 + self.count * far**2).sum()) / self.elements
+        m4 = float((s4 + 4 * far * s3 + 6 * far**2 * s2 + self.count * far**4).sum()) / self.elements
+        return mean, m2, m4
 
     def variance(self) -> float:
         """m2 of all elements (the population's, not the sample's)."""
@@ -96,11 +98,9 @@ class Sketch:
         return m4 / m2**2 if m2 > 0 and not all_equal else float("nan")
 
     def channel_kurtosis(self) -> Array:
-        """Pearson's kurtosis of each channel, shape (channels,); NaN where its elements are equal, or so nearly that
-        the differences of power sums are rounding: at a deviation below a thousandth of the mean."""
-        e1, e2, e3, e4 = self.power_sums.numpy() / max(self.count, 1)
-        m2, m4 = e2 - e1**2, e4 - 4 * e1 * e3 + 6 * e1**2 * e2 - 3 * e1**4
-        varies = (self.min < self.max).numpy() & (m2 > NEARLY_EQUAL * e2)
+        """Pearson's kurtosis of each channel, shape (channels,); NaN where its elements are equal."""
+        _, m2, _, m4 = self.moment_sums.numpy() / max(self.count, 1)
+        varies = (self.min < self.max).numpy()
         kurtosis: Array = np.divide(m4, m2**2, out=np.full(self.channels, np.nan), where=varies)
         return kurtosis
 
@@ -109,9 +109,14 @@ class Sketch:
         largest: Array = torch.maximum(-self.min, self.max).double().numpy()
         return largest
 
+    def energies(self) -> Tensor:
+        """Sum of x^2 of each channel, float64, shape (channels,)."""
+        means, s2 = self.moment_sums[:2]
+        return s2 + self.count * means**2
+
     def energy_top_channels(self, share: float = 0.01) -> float:
         """Share of sum x^2 in the ceil(share) of channels that hold most of it."""
-        energy = self.power_sums[1].sort(descending=True).values
+        energy = self.energies().sort(descending=True).values
         top = int(np.ceil(share * self.channels))
         return float(energy[:top].sum() / energy.sum())
 
@@ -156,12 +161,30 @@ def histogram(x: Tensor) -> Tensor:
     return torch.bincount(keys, minlength=BUCKETS)
 
 
-def central_moments(power_sums: Array, count: int) -> tuple[float, float, float]:
-    """Mean, m2 and m4 from the sums of the powers 1 to 4 of ``count`` numbers."""
-    e1, e2, e3, e4 = (float(total) / count for total in power_sums)
-    m2 = max(e2 - e1**2, 0.0)
-    m4 = max(e4 - 4 * e1 * e3 + 6 * e1**2 * e2 - 3 * e1**4, 0.0)
-    return e1, m2, m4
+def moment_sums(x: Tensor) -> Tensor:
+    """Each channel's mean and sums of (x - mean)^p for p = 2, 3, 4, shape (4, channels), of x (elements, channels)."""
+    mean = x.mean(0)
+    d1 = x - mean
+    d2 = d1 * d1
+    return torch.stack([mean, d2.sum(0), (d2 * d1).sum(0), (d2 * d2).sum(0)])
+
+
+def joined(a: Tensor, count_a: int, b: Tensor, count_b: int) -> Tensor:
+    """:func:`moment_sums` of two parts' elements together, from those of each (Pebay 2008, SAND2008-6212, eq. 2.1)."""
+    count = count_a + count_b
+    if count == 0:
+        return a
+    share_a, share_b = count_a / count, count_b / count
+    (mean_a, a2, a3, a4), (mean_b, b2, b3, b4) = a, b
+    d = mean_b - mean_a
+    both = count * share_a * share_b
+    return torch.stack([
+        mean_a + d * share_b,
+        a2 + b2 + d**2 * both,
+        a3 + b3 + d**3 * both * (share_a - share_b) + 3 * d * (share_a * b2 - share_b * a2),
+        a4 + b4 + d**4 * both * (share_a**2 - share_a * share_b + share_b**2)
+        + 6 * d**2 * (share_a**2 * b2 + share_b**2 * a2) + 4 * d * (share_a * b3 - share_b * a3),
+    ])  # fmt: skip
 
 
 def _percentile(values: Array, counts: Array, p: float, lo: float, hi: float) -> float:

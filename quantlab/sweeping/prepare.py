@@ -90,9 +90,8 @@ def _checked(row: Row, overrides: list[str], loader: ConfigLoader, master: DictC
         check(config, memo)
     except (ValueError, OSError) as error:
         raise ValueError(f"trial {row.name!r}: {error}") from error
-    return Trial(
-        row=row, key=trial_key(config, memo), timing=timing_of(config), overrides=overrides, evaluation=config.evaluation,
-    )  # fmt: skip
+    key, timing = trial_key(config, memo), timing_of(config)
+    return Trial(row=row, key=key, timing=timing, overrides=overrides, evaluation=config.evaluation)
 
 
 def _axes(overrides: Sequence[Override]) -> Axes:

@@ -142,7 +142,7 @@ def test_the_heat_map_has_every_depth_of_the_strongest_channels(monkeypatch: pyt
     for row in whole.itertuples():
         sketch = sketches[row.site]
         assert row.largest == max(-sketch.min[row.channel], sketch.max[row.channel])
-        assert row.rms == pytest.approx(float(sketch.power_sums[1][row.channel] / sketch.count) ** 0.5)
+        assert row.rms == pytest.approx(float(sketch.energies()[row.channel] / sketch.count) ** 0.5)
     monkeypatch.setattr(channels, "DRAWN", len(OUTLIERS))
     strongest = channel_table(material, sketches)
     assert strongest.groupby("depth")["channel"].apply(list).tolist() == [sorted(OUTLIERS)] * 3

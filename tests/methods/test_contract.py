@@ -114,7 +114,7 @@ def test_inputs_are_not_changed(yaml: Path) -> None:
     assert sites == sites_of(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for name, sketch in sketches.items():
-        for kept in ("min", "max", "power_sums", "histogram"):
+        for kept in ("min", "max", "moment_sums", "histogram"):
             assert torch.equal(getattr(sketch, kept), getattr(again[name], kept))
 
 
