@@ -142,7 +142,7 @@ def test_cached_fp32_answers_follow_the_tasks_order_of_labels(
 
     def answers(labels: str) -> np.ndarray:
         config = configured(f"task.labels={labels}")
-        return fp32_answers(load(config.model, config.task, config.evaluation)).logits
+        return fp32_answers(load(config.model, config.task, config.evaluation, Memo())).logits
 
     cached = [answers(labels) for labels in orders]
     monkeypatch.setenv("QUANTLAB_CACHE", str(tmp_path))

@@ -77,7 +77,14 @@ def test_every_task_reads_its_own_columns(name: str, tmp_path: Path) -> None:
     assert evaluation.labels.tolist() == labels
     assert evaluation.labels.dtype == (np.float32 if name == "stsb" else np.int64)
     assert task.num_labels == {"stsb": 1, "mnli": 3}.get(name, 2)
-    assert task.metrics[0] == ("pearson" if name == "stsb" else "accuracy")
+
+
+def test_first_metrics_are_glues() -> None:
+    """Table 1 of the GLUE paper (arXiv 1804.07461): accuracy, for CoLA Matthews' correlation, for STS-B Pearson's."""
+    found = {name: configured(name).metrics for name in CONFIGS}
+    both = dict.fromkeys(("mrpc", "qqp"), ("accuracy", "f1"))
+    own = {"cola": ("matthews_correlation", "accuracy"), "stsb": ("pearson", "spearmanr")}
+    assert found == dict.fromkeys(CONFIGS, ("accuracy",)) | both | own
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "tsv"])
