@@ -346,6 +346,9 @@ def test_a_record_that_could_never_be_sent_is_sent(tracker: MLflow, tmp_path: Pa
     record = records.read(path)
     assert record is not None
     replace(record.ended(FINISHED), entry=replace(record.entry, params=ODD)).save(tmp_path)
+    content = json.loads(path.read_text())
+    owner = {"host": content.pop("host"), "pid": 1, "started_s": 0.0}
+    path.write_text(json.dumps({**content, "owner": owner}))
     assert sync([str(tmp_path)]) == 0
     assert [(run.info.status, len(run.data.params)) for run in runs(tracker)] == [("FINISHED", len(ODD))]
 

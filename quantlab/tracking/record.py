@@ -86,6 +86,8 @@ def read(path: Path) -> Record | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         outcome = content["outcome"]
+        if "owner" in content:  # a process of a machine, in place of the machine
+            content["host"] = content.pop("owner")["host"]
         return Record(**content | {
             "entry": Entry(**content["entry"]),
             "outcome": outcome and Outcome(**outcome | {"files": tuple(outcome["files"])}),

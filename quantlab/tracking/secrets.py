@@ -12,7 +12,7 @@ import yaml
 
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"  # MLflow's own names
 # scheme://user:password@host. What looks like host:port/path@... is none; a password with a slash ends at the first @.
-IN_ADDRESS = re.compile(r"(://[^\s/:@]*):(?!\d{1,5}[/?#,'\"\]])(?:[^\s/]*@|[^\s@]*@)")
+IN_ADDRESS = re.compile(r"(://[^\s/:@]*):(?!\d{1,5}[/,'\"\]])(?:[^\s/]*@|[^\s@]*@)")
 IN_QUERY = re.compile(r"([?&])(?:password|passwd|sslpassword)=[^&\s'\"]*&?")
 
 

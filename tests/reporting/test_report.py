@@ -243,7 +243,8 @@ def test_tables_for_a_paper(tmp_path: Path, format: str, start: bytes) -> None:
 
 
 def test_everything_is_escaped_and_the_html_conforms(tmp_path: Path) -> None:
-    evil = {"name": EVIL, "wrong": 3, "alarms": [EVIL], "settings": {"method.k": EVIL}}
+    tags = dict.fromkeys(("checkpoint", "engine", "runtime"), EVIL)
+    evil = {"name": EVIL, "wrong": 3, "alarms": [EVIL], "settings": {"method.k": EVIL}, "tags": tags}
     page = write_sweep(sweep(tmp_path, [*ROWS, evil], f"name,message\n{EVIL},x\n", EVIL)).read_text()
     html5lib.HTMLParser(strict=True).parse(page)
     assert EVIL not in page and "&lt;script&gt;alert(1)" in page
