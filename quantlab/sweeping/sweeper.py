@@ -19,7 +19,7 @@ from rich.console import Console
 from quantlab.cache import write_whole
 from quantlab.compact import compact_errors
 from quantlab.result import RESULT
-from quantlab.sweeping.clusters import admitted
+from quantlab.sweeping.clusters import join
 from quantlab.sweeping.ending import Ended, show, write
 from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import Sweeping, Trial, prepare
@@ -40,7 +40,8 @@ def run_sweep(context: HydraContext, task: TaskFunction, master: DictConfig, arg
     with compact_errors():
         sweeping = prepare(context.config_loader, master, arguments)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
-        with _room(sweeping), admitted(), held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
+        join(launcher)
+        with _room(sweeping), held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
             settings = without_passwords(OmegaConf.to_container(master, resolve=False))
             OmegaConf.save(OmegaConf.create(settings), sweeping.folder / "multirun.yaml")
             ended = _recorded(sweeping, partial(launcher.launch, initial_job_idx=0), console)

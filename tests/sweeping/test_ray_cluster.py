@@ -83,4 +83,4 @@ def test_a_cluster_that_wants_a_token_says_so_in_one_line(
     done = python.run(*sweep(tiny_bert, tiny_glue, address), cwd=tmp_path, environment={"RAY_AUTH_MODE": "disabled"})
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if "HYDRA_FULL_ERROR" not in line and line.strip()]
-    assert len(said) == 1 and "the cluster wants a token: set RAY_AUTH_MODE=token" in said[0], done.stderr
+    assert len(said) == 1 and "cannot be joined: it wants a token: set RAY_AUTH_MODE=token" in said[0], done.stderr
