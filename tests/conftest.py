@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the tests run side by side
 
+import multiprocessing
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +24,9 @@ from transformers import (
     RobertaConfig,
 )
 
+from quantlab import timing
 from quantlab.checkpoint import quiet
+from quantlab.quant import native
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -36,12 +41,39 @@ DISTIL_SIZES = {"dim": 32, "n_heads": 4, "hidden_dim": 64, "max_position_embeddi
 MakeModel = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the compiled kernels, built once for all tests of a worker. Never write into it."""
+    folder = tmp_path_factory.mktemp("kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTLAB_CACHE", str(folder))
+        native.library()
+    (folder / "native").mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has its own empty cache folder."""
-    folder = tmp_path_factory.mktemp("cache")
+def own_cache(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has its own cache folder, empty but for the compiled kernels."""
+    folder = Path(tempfile.mkdtemp(prefix="cache-", dir=kernels.parent))
+    shutil.copytree(kernels / "native", folder / "native")
     monkeypatch.setenv("QUANTLAB_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def empty_cache(own_cache: Path) -> Path:
+    """The test's cache folder without the compiled kernels."""
+    shutil.rmtree(own_cache / "native")
+    return own_cache
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a profile are forked from one that has imported quantlab, where their times do not matter."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["quantlab.timing", "transformers.models.bert.modeling_bert"])
+    monkeypatch.setattr(timing, "get_context", lambda _: context)
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ def test_what_c_does_not_take_goes_through_torch(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-def test_where_there_is_a_compiler_the_kernels_are_built(own_cache: object, unbuilt: None) -> None:
+def test_where_there_is_a_compiler_the_kernels_are_built(empty_cache: object, unbuilt: None) -> None:
     assert native.name() == "kernels.c"
 
 
@@ -119,18 +119,18 @@ def test_without_a_compiler_torch_does_it(unbuilt: None, monkeypatch: pytest.Mon
 
 
 def test_a_compiler_that_fails_is_said_and_asked_again(
-    own_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
+    empty_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "false")
     for _ in range(2):
         native.library.cache_clear()
         with pytest.warns(UserWarning, match="could not build .*kernels.c; torch does its work"):
             assert native.name() == "torch"
-    assert not list(own_cache.rglob("*.so"))
+    assert not list(empty_cache.rglob("*.so"))
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-def test_they_are_built_once(own_cache: object, unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_are_built_once(empty_cache: object, unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
     native.library()
     native.library.cache_clear()
     monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: pytest.fail("built again"))

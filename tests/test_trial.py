@@ -174,7 +174,7 @@ def test_more_bits_are_closer_to_fp32(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("engine", ["integer", "simulated"])
-def test_a_profile_is_labelled_with_its_engine(lab: Lab, engine: str) -> None:
+def test_a_profile_is_labelled_with_its_engine(forked_workers: None, lab: Lab, engine: str) -> None:
     quick = ["profile=quick", "profile.iterations=2", "profile.warmup=1", "profile.seconds=0", "profile.length=16"]
     result = lab.trial(f"engine={engine}", *quick)
     assert set(result.metrics) == CLASSIFICATION | PROFILED | (SPEEDUP if engine == "integer" else set())
