@@ -14,7 +14,7 @@ from pathlib import Path
 CODE = Path(__file__).parent
 # What starts, records and compares trials decides none of their numbers (tests/test_imports.py holds it to that).
 NO_NUMBERS = frozenset({
-    "tracking", "sweeping", "conf_dir.py", "compact.py", "config.py", "summary.py", "run.py", "sync.py",
+    "tracking", "sweeping", "conf_dir.py", "compact.py", "console.py", "config.py", "summary.py", "run.py", "sync.py",
     "finetune.py", "training.py", "interrupts.py", "export.py", "searching", "search.py", "sensitivity.py",
     "reporting", "report.py", "analysis", "outliers.py",
 })  # fmt: skip

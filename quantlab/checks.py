@@ -1,6 +1,7 @@
 """Checks of what users write: every message says what came, what is allowed, and the nearest valid name."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -55,6 +56,26 @@ def refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull")
+
+
+NAME_BYTES = 100  # two names and a digest fit in a file's name, which may have 255
+
+
+def folder_name(field: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` can name a folder on any system, and stands in an MLflow filter as it is."""
+    if not isinstance(value, str) or not value or value != fitting(value):
+        near = fitting(value) if isinstance(value, str) else ""
+        hint = f" (did you mean {near!r}?)" if near else ""
+        raise ValueError(
+            f"{field} names a folder: letters, digits, _ + - = , ( ), inner blanks and dots, at most {NAME_BYTES} "
+            f"bytes; got {value!r}{hint}"
+        )
+
+
+def fitting(text: str) -> str:
+    """The nearest text that can name a file or folder: ``ablation-v2`` for ``ablation/v2``; a long one is cut."""
+    allowed = re.sub(r"[^\w +=,().-]+", "-", text)
+    return allowed.strip(" .").encode()[:NAME_BYTES].decode(errors="ignore").strip(" .")
 
 
 def freeze(component: Any) -> None:

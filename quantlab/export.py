@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from rich.console import Console
 
 from quantlab.cache import published, write_whole
+from quantlab.console import plain_console
 from quantlab.deployment.deploy import Deployed, answer, compare, write_model
 from quantlab.deployment.onnxruntime import OnnxRuntime
 from quantlab.deployment.runtime import Deployment
@@ -60,8 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    Console(highlight=False).print("\n".join(f"{name}: {value}" for name, value in summary.items()), soft_wrap=True)
-    Console(highlight=False).print(str(target), soft_wrap=True)
+    console = plain_console()
+    console.print("\n".join(f"{name}: {value}" for name, value in summary.items()))
+    console.print(str(target))
     return 0
 
 

@@ -24,6 +24,7 @@ from quantlab.batching import by_length, tokenize
 from quantlab.cache import published
 from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
+from quantlab.console import plain_console
 from quantlab.evaluation import CONSTANT_SHARE, largest_share, predict
 from quantlab.models import FineTuned, ModelSpec, check_fit, check_token_types
 from quantlab.placement.architecture import skeleton_of
@@ -51,12 +52,12 @@ class FineTuning:
         data, base = self.task.load(), self.model.base.folder()
         target = self.model.target(self.task, data, base)
         if target.is_dir():
-            console.print(f"already there: {target}", soft_wrap=True)
+            console.print(f"already there: {target}")
             return target
         with published(target) as scratch:  # made first, so that a read-only cache fails before hours of training
             scores = finetune(self.model, self.task, data, base, scratch)
         console.print(", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        console.print(f"stored in {target}", soft_wrap=True)
+        console.print(f"stored in {target}")
         return target
 
 
@@ -136,7 +137,7 @@ def main(settings: DictConfig) -> None:
     keep_freed_memory()
     with compact_errors():
         config: FineTuning = instantiate(settings)
-        config.run(Console())
+        config.run(plain_console())
 
 
 if __name__ == "__main__":

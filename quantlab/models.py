@@ -15,7 +15,7 @@ from torch import nn
 from quantlab import checkpoint
 from quantlab.batching import Tokenized
 from quantlab.cache import cache_dir, digest
-from quantlab.checks import at_least, one_of, whole
+from quantlab.checks import at_least, folder_name, one_of, whole
 from quantlab.labels import label_columns
 from quantlab.placement.architecture import skeleton_of
 from quantlab.tasks.base import Splits, Task
@@ -205,6 +205,10 @@ class FineTuned(ModelSpec):
     name: str  # of its YAML file
     base: Base
     recipe: Recipe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        folder_name("model.name", self.name)
 
     def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
         """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not there."""

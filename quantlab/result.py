@@ -17,6 +17,7 @@ from quantlab.outlier_statistics import plot_by_depth
 from quantlab.placement.plan import QuantPlan
 
 RESULT = "result.json"
+REFERENCE = "fp32"  # the engine of a trial in which nothing is quantized
 
 Metric = float | list[float | None] | None
 
@@ -73,6 +74,11 @@ class TrialResult:
         columns |= {f"logit_{index}": column for index, column in enumerate(self.logits.T)}
         columns |= {f"fp32_logit_{index}": column for index, column in enumerate(self.reference.T)}
         return pd.DataFrame(columns)
+
+
+def is_reference(tags: Mapping[str, str]) -> bool:
+    """Whether a trial with these tags is the unquantized FP32 network itself, by its own word."""
+    return tags.get("engine") == REFERENCE
 
 
 def describe(component: Any) -> Any:

@@ -11,11 +11,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 
 from quantlab.allocator import keep_freed_memory
 from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
+from quantlab.console import plain_console
 from quantlab.interrupts import end_on_sigterm
 from quantlab.memo import Memo
 from quantlab.searching.running import measure_sensitivity
@@ -32,14 +32,14 @@ register("search")
 def main(settings: DictConfig) -> None:
     """Builds the components, scores, and prints the worst sites and how the scores agree with what was measured."""
     keep_freed_memory()
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     with compact_errors():
         config: SearchConfig = instantiate(settings)
         folder = Path(HydraConfig.get().runtime.output_dir)
         scores = measure_sensitivity(config, folder, MEMO)
     worst = scores.table.sort_values("kl", ascending=False).head(SHOWN)
-    console.print(worst.to_string(index=False, float_format="{:.4g}".format), markup=False)
-    console.print(scores.correlations().to_string(index=False, float_format="{:.3g}".format), markup=False)
+    console.print(worst.to_string(index=False, float_format="{:.4g}".format))
+    console.print(scores.correlations().to_string(index=False, float_format="{:.3g}".format))
     console.print(str(folder))
 
 

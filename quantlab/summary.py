@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from quantlab.console import alarm_line, plain_console, shortened
 from quantlab.result import RESULT, Metric, TrialResult
 from quantlab.sweeping.spec import Member
+
+NAME = 200  # characters of a trial's name on the terminal
 
 
 def answer(metrics: Mapping[str, Metric]) -> str:
@@ -44,17 +46,16 @@ def _speedup(metrics: Mapping[str, Metric], prefix: str) -> str:
 def print_member(member: Member, summary: Mapping[str, Any]) -> None:
     """A sweep's trial in one line: its place, its name, its answer."""
     alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"]))
-    Console(highlight=False, soft_wrap=True).print(
-        f"\\[{member.number}/{member.total}] {escape(member.name)}: {answer(summary['metrics'])} [bold red]{alarms}[/]"
-    )
+    said = f"[{member.number}/{member.total}] {shortened(member.name, NAME)}: {answer(summary['metrics'])} "
+    plain_console().print(Text.assemble(said, (alarms, "bold red")))
 
 
 def print_summary(result: TrialResult, folder: Path) -> None:
     """The answer first, then the alarms, then where the rest is."""
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(answer(result.metrics))
     for line in latencies(result.metrics, result.tags):
         console.print(line)
     for alarm in result.alarms:
-        console.print(f"[bold red]alarm[/] {alarm.name}: {alarm.message}")
-    console.print(str(folder / RESULT), soft_wrap=True)
+        console.print(alarm_line(alarm.name, alarm.message))
+    console.print(str(folder / RESULT))

@@ -30,7 +30,7 @@ from quantlab.placement.sites import Placement, Site
 from quantlab.planning import Sketches, diagnosed, make_plan
 from quantlab.profiling import Measured, Off, Profile
 from quantlab.provenance import machine_tags
-from quantlab.result import Metric, TrialResult, describe, finite_or_none
+from quantlab.result import REFERENCE, Metric, TrialResult, describe, finite_or_none
 from quantlab.size import size_bytes, size_fp32_bytes
 from quantlab.tasks.base import Task
 from quantlab.timing import TorchSubject
@@ -207,7 +207,7 @@ def torch_subject(config: TrialConfig, material: Material, plan: QuantPlan) -> T
 def engine_tags(plan: QuantPlan, linears: Mapping[str, str]) -> dict[str, str]:
     """What computed the answers: FP32, FP32 arithmetic on quantized values, or integers in how many Linears."""
     if plan == QuantPlan():
-        return {"engine": "fp32"}
+        return {"engine": REFERENCE}
     kernels = [kernel for kernel in linears.values() if not kernel.startswith(FP32)]
     if not kernels:
         return {"engine": "simulated"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quantlab.checks import at_least, freeze, nearest, one_of, whole
+from quantlab.checks import at_least, fitting, folder_name, freeze, nearest, one_of, whole
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,36 @@ def test_whole(value: Any, most: int | None, bound: str | None) -> None:
         return
     with pytest.raises(ValueError, match=f"^field must be a whole number {bound}, got {value!r}$"):
         whole("field", value, 2, most)
+
+
+@pytest.mark.parametrize("name", ["peg_k", "données", "资料 2", "a=1, b (old)", "v1.2-rc+1"])
+def test_a_folder_name(name: str) -> None:
+    folder_name("field", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("ablation/v2", "ablation-v2"),
+        ("../../../x", "-..-..-x"),
+        ("layer's K", "layer-s K"),
+        ("[/x", "-x"),
+        (".hidden", "hidden"),
+        ("ends. ", "ends"),
+        ("a\nb", "a-b"),
+        ("50%41", "50-41"),
+        ("資" * 40, "資" * 33),
+        ("", None),
+        (".", None),
+        (8, None),
+    ],
+)
+def test_what_is_no_folder_name_says_the_nearest_one(name: Any, near: str | None) -> None:
+    with pytest.raises(ValueError, match="^field names a folder: ") as raised:
+        folder_name("field", name)
+    hint = "" if near is None else f" (did you mean {near!r}?)"
+    assert str(raised.value).endswith(f"got {name!r}{hint}")
+    assert near is None or fitting(near) == near
 
 
 def test_freeze() -> None:

@@ -33,6 +33,8 @@ def test_a_signal_ends_the_program_through_its_finally_blocks(name: str, status:
     signalled = f"signal.raise_signal(signal.{name})"
     done = run("del thing" if in_callback else signalled, signalled)
     assert (done.returncode, done.stdout) == (status, "closed\n")
+    assert done.stderr.startswith("interrupted; the same command goes on: " if name == "SIGINT" else "")
+    assert "Traceback" not in done.stderr
 
 
 def test_other_dropped_exceptions_are_still_told() -> None:

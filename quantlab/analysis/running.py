@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from quantlab.analysis.attribution import attribution_table
 from quantlab.analysis.channels import channel_table, layer_table, stream_sites
@@ -21,6 +20,7 @@ from quantlab.analysis.spec import Outliers, OutliersConfig
 from quantlab.analysis.tokens import token_channels, token_table
 from quantlab.analysis.weights import outlier_weights, weight_table
 from quantlab.cache import code_digest, digest, write_whole
+from quantlab.console import plain_console
 from quantlab.identity import deciding, environment
 from quantlab.material import Material, fp32_sketches, load, resolved, rows_of
 from quantlab.memo import Memo
@@ -163,12 +163,12 @@ def _tags(config: OutliersConfig, memo: Memo) -> dict[str, str]:
 
 
 def _show(tables: dict[str, pd.DataFrame], sentences: list[str], folder: Path) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     shown: dict[str, Any] = {"index": False, "float_format": "{:.4g}".format}
     layers = tables["layers"].drop(columns=["min", "max"])
     layers["dominant"] = layers["dominant"].str.split().str[:4].str.join(" ")
-    console.print(layers.to_string(**shown), markup=False)
-    console.print(tables["attribution"].head(10).to_string(**shown), markup=False)
+    console.print(layers.to_string(**shown))
+    console.print(tables["attribution"].head(10).to_string(**shown))
     for sentence in sentences:
-        console.print(f"- {sentence}", markup=False)
+        console.print(f"- {sentence}")
     console.print(str(folder))

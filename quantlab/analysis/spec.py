@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quantlab.checks import at_least, freeze, one_of, whole
+from quantlab.checks import at_least, folder_name, freeze, one_of, whole
 from quantlab.searching.scores import SCORES
 from quantlab.searching.spec import SearchConfig
 
@@ -20,6 +20,7 @@ class Outliers:
 
     def __post_init__(self) -> None:
         freeze(self)
+        folder_name("outliers.name", self.name)
         whole("outliers.draws", self.draws, 1)
         one_of("outliers.rank_by", self.rank_by, SCORES)
         whole("outliers.random_draws", self.random_draws, 0)
@@ -28,8 +29,6 @@ class Outliers:
         for count in self.clip:
             whole("outliers.clip", count, 1)
         at_least("outliers.sigmas", self.sigmas, 0)
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"outliers.name must be a folder's name, got {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

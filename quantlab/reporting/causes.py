@@ -1,6 +1,8 @@
 """What quantization's errors do: which sites change the answers, how errors add up, and what takes them away."""
 
 import math
+import re
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,13 +39,15 @@ def errors(study: Study, found: Sequence[Row], analysis: Analysis | None) -> Sec
     )  # fmt: skip
 
 
+ANALYSED = re.compile(r"[+~]*([\w/]+@)?(model|task|evaluation)\b[^=]*=")  # overrides that an analysis shares
+
+
 def _command(study: Study) -> list[str]:
     """The analysis of the study's model and rows."""
-    chosen = ("model", "task", "evaluation", "+sweeps")
     for trial in study.finished:
-        words = [word for word in trial.command.split() if word.startswith(chosen[:3])]
+        words = [word for word in shlex.split(trial.command) if ANALYSED.match(word)]
         if words:
-            return [" ".join([COMMAND, *words])]
+            return [shlex.join([*COMMAND.split(), *words])]
     return []
 
 

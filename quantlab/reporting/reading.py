@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from quantlab.result import RESULT
+from quantlab.result import RESULT, is_reference
 from quantlab.sweeping.answers import Answers, read_answers
 
 ALIKE = {  # what trials of one report must share: a name for people, and where it stands
@@ -63,9 +63,7 @@ class Trial:
     @property
     def reference(self) -> bool:
         """Whether it is the unquantized FP32 network itself."""
-        drop = next((self.number_of(name) for name in self.metrics if name.endswith("_drop")), float("nan"))
-        same = self.metrics.get("agreement_fp32", 1.0) == 1 and drop == 0
-        return same and self.number_of("size_bytes") == self.number_of("size_fp32_bytes")
+        return is_reference(self.tags)
 
     @cached_property
     def answers(self) -> Answers | None:

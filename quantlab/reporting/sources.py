@@ -16,7 +16,7 @@ from quantlab.sweeping.results import short_names
 from quantlab.tracking.secrets import without_password
 
 TABLE = "results.csv"
-ROW = {"number", "block", "name", "key", "status", "alarms", "error"}
+ROW = {"number", "block", "name", "key", "status", "reference", "alarms", "error"}
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 NOT_REPEATED = ("sweep.", "hydra.", "tracking", "launcher")  # overrides that decide no number
 RUN = "python -m quantlab.run"
@@ -115,8 +115,15 @@ def _evaluation(folder: Path, first: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _again(folder: Path) -> str:
     """The command line that runs a sweep again; "" where it is not known."""
-    overrides = _settings(folder).get("hydra", {}).get("overrides", {}).get("task")
-    return _line("-m", *overrides) if overrides is not None else ""
+    hydra = _settings(folder).get("hydra", {})
+    overrides = hydra.get("overrides", {}).get("task")
+    return _line("-m", *_config_dir(hydra), *overrides) if overrides is not None else ""
+
+
+def _config_dir(hydra: Mapping[str, Any]) -> list[str]:
+    """``--config-dir`` as it was typed, from what Hydra kept of itself."""
+    sources = hydra.get("runtime", {}).get("config_sources", [])
+    return [f"--config-dir={source['path']}" for source in sources if source.get("provider") == "command-line"]
 
 
 def _alarms(folder: Path) -> list[tuple[str, str]]:
@@ -140,7 +147,9 @@ def command(folder: Path) -> str:
     overrides = [str(item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
     kept = [item for item in overrides if not item.lstrip("+~").startswith(NOT_REPEATED)]
     alone = ["sweep.trials=[]"] if any(item.startswith("+sweeps=") for item in kept) else []
-    return _line(*kept, *alone)
+    hydra = path.with_name("hydra.yaml")
+    own = yaml.safe_load(hydra.read_text(encoding="utf-8"))["hydra"] if hydra.is_file() else {}
+    return _line(*_config_dir(own), *kept, *alone)
 
 
 def _line(*words: Any) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from optuna.study import Study
 from optuna.trial import TrialState
-from rich.console import Console
 
 from quantlab.cache import code_digest, digest, published
+from quantlab.console import plain_console
 from quantlab.identity import deciding, environment
 from quantlab.material import resolved, rows_of
 from quantlab.memo import Memo
@@ -41,7 +41,7 @@ PREDICTORS = ("kl", "first_order")  # the better one first; noise says nothing o
 
 def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
     """Works on the study as one worker. Returns the best cost, or None where no answer is within the limit."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     folder.mkdir(parents=True, exist_ok=True)
     study = opened(config, folder, memo)
     evaluated = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
@@ -58,7 +58,7 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
         def after(history: History, found: Found) -> None:
             reporter.write(history)
             _record(config, study, reporter, history, found)
-            console.print(_progress(history, found, reporter), markup=False)
+            console.print(_progress(history, found, reporter))
 
         if run is not None:  # what a worker had no time to record before it was killed
             history = worker.history(study)
@@ -73,7 +73,7 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
             history = worker.history(study)
             reporter.write(history)
             reporter.draw(history)
-            console.print("\n".join(reporter.text(history, reason)), markup=False)
+            console.print("\n".join(reporter.text(history, reason)))
         if run is not None:
             files = tuple(name for name in (*ATTACHED, *SCORED) if (folder / name).is_file())
             tags = {"goal": reporter.goal(), **_way(config)}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from quantlab.checks import at_least, freeze, one_of, whole
+from quantlab.checks import at_least, folder_name, freeze, one_of, whole
 from quantlab.config import RunConfig
 from quantlab.methods.bits import Precision
 from quantlab.quant.grid import grid_of
@@ -44,6 +44,7 @@ class Search:
 
     def __post_init__(self) -> None:
         freeze(self)
+        folder_name("search.name", self.name)
         one_of("search.group_by", self.group_by, GROUPINGS)
         one_of("search.mode", self.mode, MODES)
         one_of("search.cost", self.cost, COSTS)
@@ -58,8 +59,6 @@ class Search:
             whole("search.trials", self.trials, 1)
         if isinstance(self.prune_p, bool) or not 0 <= self.prune_p < 0.5:
             raise ValueError(f"search.prune_p must be in [0, 0.5), got {self.prune_p!r}")
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"search.name must be a folder's name, got {self.name!r}")
         self._check_budget()
         self._check_limits()
         self._check_choices()

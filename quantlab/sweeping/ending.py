@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from quantlab.alarms import Alarm
+from quantlab.console import alarm_line, plain_console, shortened
 from quantlab.reporting.reading import MixedTrialsError
 from quantlab.reporting.writing import write_sweep
+from quantlab.result import is_reference
 from quantlab.sweeping.alarms import flat_axes
 from quantlab.sweeping.answers import Answers, read_answers
 from quantlab.sweeping.best import best_of
@@ -25,6 +26,7 @@ from quantlab.sweeping.results import Results, concise, write_tables, write_text
 from quantlab.sweeping.spec import varying
 
 LOG_WIDTH = 160  # columns, where the output goes to a file
+CELL = 200  # characters of a setting or a name on the terminal; the files have all of it
 log = logging.getLogger(__name__)
 
 
@@ -89,19 +91,19 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
 
 def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
     """The table on the terminal, the best trial, and where the rest is."""
-    wide = console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+    wide = console if console.is_terminal else plain_console(width=LOG_WIDTH)
     if ended.results is not None:
         frame = concise(ended.results)
         table = Table(title=sweeping.sweep.question or None, box=SIMPLE, padding=(0, 1, 0, 0))
         for name in frame.columns:
             table.add_column(name, justify="left" if name in ("name", "alarms", "status") else "right", overflow="fold")
         for row in frame.itertuples(index=False):
-            table.add_row(*map(str, row))
+            table.add_row(*(shortened(str(cell), CELL) for cell in row))
         wide.print(table)
     counts = [f"{ended.metrics[f'trials_{what}']:.0f} {what}" for what in ("done", "reused", "failed")]
     console.print(", ".join(counts))
     for alarm in ended.alarms:
-        console.print(f"[bold red]alarm[/] {alarm.name}: {escape(alarm.message)}")
+        console.print(alarm_line(alarm.name, alarm.message))
     if "best" in ended.tags:
         console.print(f"best: {ended.tags['best']}")
 
@@ -133,11 +135,12 @@ def _row(
     row = trial.row
     known = {"number": number, "block": row.block, "name": row.name, "key": trial.key}
     known["status"] = "failed" if summary is None else "reused" if reused else "done"
+    known["reference"] = summary is not None and is_reference(summary["tags"])
     metrics = summary["metrics"] if summary else {}
     single = {name: value for name, value in metrics.items() if not isinstance(value, list)}
     scalars = {name: math.nan if value is None else value for name, value in single.items()}
     alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"])) if summary else ""
-    return known | {key: row.overrides.get(key, "") for key in swept} | scalars | {"alarms": alarms, "error": error}
+    return known | {name: row.settings.get(name, "") for name in swept} | scalars | {"alarms": alarms, "error": error}
 
 
 def _stacked(right: list[np.ndarray | None]) -> np.ndarray | None:

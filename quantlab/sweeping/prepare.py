@@ -1,8 +1,10 @@
 """From a sweep's YAML and the command line to trials with keys, all checked before the first one runs."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
@@ -10,17 +12,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
 from quantlab.cache import digest
 from quantlab.config import RunConfig
 from quantlab.evaluation import Evaluation
 from quantlab.material import resolved
 from quantlab.memo import Memo
-from quantlab.sweeping.spec import Axes, Row, Sweep, rows
+from quantlab.sweeping.folders import hydra_config
+from quantlab.sweeping.spec import DEEPEST, LAYER, Axes, Row, Sweep, rows, setting_of
 from quantlab.sweeping.store import Store
 from quantlab.tracking.base import Tracker
 from quantlab.trial import check, timing_of, trial_key
+
+Compose = Callable[[Iterable[str]], DictConfig]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,29 +69,37 @@ def prepare(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) 
     Raises ValueError or OSError where one of them cannot run, and Hydra's own errors where one does not compose.
     """
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
-    fixed = [item for item in overrides if not item.is_sweep_override()]
-    with _hydra_config_kept():
-        base, memo = composed(loader, master, [str(item.input_line) for item in fixed]), Memo()
-        found = rows(base.sweep, _axes(overrides), lambda: _layers(base, memo))
-        given = [str(item.input_line) for item in fixed if item.get_key_element() not in found[0].overrides]
-        trials = [_checked(row, [*given, *_lines(row)], loader, master, memo) for row in found]
-    store = Store(Path(master.hydra.sweep.dir).absolute())
-    return Sweeping(sweep=base.sweep, tracking=base.tracking, store=store, trials=trials)
+    fixed = {item.get_key_element(): str(item.input_line) for item in overrides if not item.is_sweep_override()}
+    with hydra_config(master):
+        store = Store(_sweep_dir(master))
+        compose, memo = partial(_composed, loader, master), Memo()
+        base = compose(fixed.values())  # what it lacks, the rows may set
+        sweep: Sweep = instantiate(base.sweep, _convert_="all")
+        found = rows(sweep, _axes(overrides), partial(_layers, compose, fixed, memo))
+        trials = [_checked(row, _lines(fixed, row.overrides), compose, memo) for row in found]
+        tracking: Tracker = instantiate(base.tracking, _convert_="all")
+    return Sweeping(sweep=sweep, tracking=tracking, store=store, trials=trials)
 
 
-def composed(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> RunConfig:
-    """The components of one trial, as its own process will build them."""
+def _composed(loader: ConfigLoader, master: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """The settings of one trial, as its own process will compose them."""
     settings = loader.load_sweep_config(master, list(overrides))
     HydraConfig.instance().set_config(settings)
     with open_dict(settings):
         del settings["hydra"]
-    config: RunConfig = instantiate(settings)
-    return config
+    return settings
 
 
-def _checked(row: Row, overrides: list[str], loader: ConfigLoader, master: DictConfig, memo: Memo) -> Trial:
-    config = composed(loader, master, overrides)
+def _sweep_dir(master: DictConfig) -> Path:
+    """The sweep's folder, one for all trials: what its name interpolates (``${now:...}``) is resolved once."""
+    with read_write(master.hydra.sweep):
+        master.hydra.sweep.dir = str(Path(master.hydra.sweep.dir).absolute())
+    return Path(master.hydra.sweep.dir)
+
+
+def _checked(row: Row, overrides: list[str], compose: Compose, memo: Memo) -> Trial:
     try:
+        config: RunConfig = instantiate(compose(overrides))
         check(config, memo)
     except (ValueError, OSError) as error:
         raise ValueError(f"trial {row.name!r}: {error}") from error
@@ -108,18 +121,21 @@ def _yaml(text: str) -> str:
     return text.lower() if text in ("True", "False") else text
 
 
-def _lines(row: Row) -> list[str]:
-    return [f"{key}={value}" for key, value in row.overrides.items()]
+def _lines(fixed: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
+    """What one trial is composed from: all that the command line fixes, but for what the trial sets itself."""
+    kept = [line for key, line in fixed.items() if key not in own]
+    return [*kept, *(f"{key}={value}" for key, value in own.items())]
 
 
-def _layers(config: RunConfig, memo: Memo) -> int:
-    return int(resolved(config.model, config.task, memo).skeleton.config.num_hidden_layers)
-
-
-@contextmanager
-def _hydra_config_kept() -> Iterator[None]:
-    kept = HydraConfig.instance().cfg
-    try:
-        yield
-    finally:
-        HydraConfig.instance().cfg = kept
+def _layers(compose: Compose, fixed: Mapping[str, str], memo: Memo, axes: Axes) -> int:
+    """How many layers the model has that these axes set. Raises ValueError where they set models of several depths."""
+    deciding = {key: values for key, values in axes.items() if re.match(r"(model|task)\b", setting_of(key))}
+    found = {}
+    for values in itertools.product(*deciding.values()):
+        settings = compose(_lines(fixed, dict(zip(deciding, values, strict=True))))
+        model, task = (instantiate(settings[name], _convert_="all") for name in ("model", "task"))
+        found[int(resolved(model, task, memo).skeleton.config.num_hidden_layers)] = " ".join(values)
+    if len(found) > 1:
+        depths = ", ".join(f"{depth} ({which})" for depth, which in found.items())
+        raise ValueError(f"{LAYER} and {DEEPEST} need models of one depth in a block; these have {depths} layers")
+    return next(iter(found))

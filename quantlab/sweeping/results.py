@@ -17,8 +17,9 @@ class Results:
     """All rows of a sweep, those that failed included.
 
     ``table`` has one row a trial, in the sweep's order: ``number`` from 1, ``block``, ``name``, ``status`` ("done",
-    "reused" or "failed"), ``key``; one column of text a swept override ("" where a row leaves the default); the trial's
-    scalar metrics (NaN where it has none); ``alarms`` and ``error`` ("" if none).
+    "reused" or "failed"), ``key``, ``reference`` (whether it is FP32 itself); one column of text a swept setting
+    ("" where a row leaves the default); the trial's scalar metrics (NaN where it has none); ``alarms`` and ``error``
+    ("" if none).
     """
 
     table: pd.DataFrame
@@ -40,9 +41,7 @@ class Results:
     @property
     def reference(self) -> pd.Series:
         """Which rows are the unquantized FP32 network itself."""
-        regression = "agreement_fp32" not in self.table
-        same = self.metric(f"{self.primary}_drop") == 0 if regression else self.metric("agreement_fp32") == 1
-        return same & (self.metric("size_bytes") == self.metric("size_fp32_bytes"))
+        return self.table["reference"]
 
     def metric(self, name: str) -> pd.Series:
         """A metric of every row; NaN where no trial has it."""

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from quantlab.checks import one_of
+from quantlab.checks import folder_name, one_of
+from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.views import View
 
 LAYER, DEEPEST = "{layer}", "{deepest}"  # each layer's number in turn; those of the deepest 1, 2, 3, ... layers
 
 Axes = Mapping[str, Sequence[str]]  # override keys, each with its values as Hydra reads them
+Layers = Callable[[Axes], int]  # counts the layers of the model that these axes set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Sweep:
     member: Member | None = None
 
     def __post_init__(self) -> None:
+        folder_name("sweep.name", self.name)
         one_of("sweep.fresh", self.fresh, (True, False))
         for view in self.views:
             if not isinstance(view, View):
@@ -77,16 +80,27 @@ class Row:
     name: str
     overrides: Mapping[str, str]
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The overrides by the setting that each names: what tables, params and run names show."""
+        return {setting_of(key): value for key, value in self.overrides.items()}
 
-def rows(sweep: Sweep, asked: Axes, layers: Callable[[], int]) -> list[Row]:
+
+def setting_of(key: str) -> str:
+    """The setting that an override's key names: ``bits.weights`` for ``++bits.weights``, ``a`` for ``a@b.c``."""
+    return key.lstrip("+~").split("@")[0]
+
+
+def rows(sweep: Sweep, asked: Axes, layers: Layers) -> list[Row]:
     """The sweep's trials in order, each once. ``asked`` is what the command line sets; it wins over the file.
 
-    ``layers`` is called if a value speaks of layers. Raises ValueError where that leaves nothing to run.
+    ``layers`` is called if a value speaks of layers. Raises ValueError where that leaves nothing to run, and where
+    two overrides of a trial name one setting.
     """
     found: dict[tuple[str, tuple[tuple[str, str], ...]], Row] = {}
     for block in sweep.trials or (Block(over=()),):
-        own = {key: [text for value in values for text in _texts(value, layers)] for key, values in block.over}
-        axes = {**own, **{key: values for key, values in asked.items() if key in own or len(values) > 1}}
+        axes = _axes(block, asked, layers)
+        _require_distinct(axes)
         for values in itertools.product(*axes.values()):
             overrides = dict(zip(axes, values, strict=True))
             row = Row(block=block.name, name=_name(block.name, overrides, axes), overrides=overrides)
@@ -97,34 +111,53 @@ def rows(sweep: Sweep, asked: Axes, layers: Callable[[], int]) -> list[Row]:
 
 
 def varying(found: Sequence[Row]) -> tuple[str, ...]:
-    """The override keys that tell the rows apart."""
-    keys = dict.fromkeys(key for row in found for key in row.overrides)
-    return tuple(key for key in keys if len({row.overrides.get(key) for row in found}) > 1)
+    """The settings that tell the rows apart."""
+    settings = [row.settings for row in found]
+    names = dict.fromkeys(name for row in settings for name in row)
+    return tuple(name for name in names if len({row.get(name) for row in settings}) > 1)
 
 
-def in_hydra(value: Any) -> str:
-    """A value in the grammar of Hydra's overrides: JSON but for its keys, which stand without quotes."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{in_hydra(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(in_hydra, value)) + "]"
-    return json.dumps(value)
+def _axes(block: Block, asked: Axes, layers: Layers) -> Axes:
+    """A block's axes. What the command line sets replaces the block's axis of that setting, or is one more axis."""
+    given = {setting_of(key): key for key in asked}
+    over = {given.get(setting_of(key), key): values for key, values in block.over}
+    plain = {
+        key: [in_hydra(json.loads(text)) for text in values] for key, values in over.items() if not _marked(values)
+    }
+    added = {key: values for key, values in asked.items() if key in over or len(values) > 1}
+    told = {**plain, **added}
+    return {
+        key: told[key] if key in told else [text for value in values for text in _texts(value, lambda: layers(told))]
+        for key, values in {**over, **added}.items()
+    }
 
 
 def _axis(value: Any) -> tuple[str, ...]:
     return tuple(map(json.dumps, value)) if isinstance(value, list | tuple) else (json.dumps(value),)
 
 
+def _marked(values: Sequence[str]) -> bool:
+    return any(mark in text for mark in (LAYER, DEEPEST) for text in values)
+
+
+def _require_distinct(axes: Axes) -> None:
+    """Raises ValueError where a table could not tell two overrides of a trial apart: ``a@x`` and ``a@y``."""
+    by_setting: dict[str, str] = {}
+    for key in axes:
+        if (other := by_setting.setdefault(setting_of(key), key)) != key:
+            raise ValueError(f"{other} and {key} both name {setting_of(key)}: a sweep sets one of them")
+
+
 def _texts(text: str, layers: Callable[[], int]) -> Iterator[str]:
     """A value as the command line has it; one text for each layer where it speaks of layers."""
     value = json.loads(text)
     if LAYER in text:
-        yield from (_bare(_filled(value, LAYER, [layer])) for layer in range(layers()))
+        yield from (in_hydra(_filled(value, LAYER, [layer])) for layer in range(layers()))
     elif DEEPEST in text:
         depth = layers()
-        yield from (_bare(_filled(value, DEEPEST, range(depth - count, depth))) for count in range(1, depth + 1))
+        yield from (in_hydra(_filled(value, DEEPEST, range(depth - count, depth))) for count in range(1, depth + 1))
     else:
-        yield _bare(value)
+        yield in_hydra(value)
 
 
 def _filled(value: Any, mark: str, numbers: Sequence[int]) -> Any:
@@ -132,19 +165,15 @@ def _filled(value: Any, mark: str, numbers: Sequence[int]) -> Any:
         return [filled for item in value for filled in _copies(item, mark, numbers)]
     if len(numbers) > 1:
         raise ValueError(f"{mark} stands for several layers: use it in a list, got {value!r}")
-    return value.replace(mark, str(numbers[0]))
+    return numbers[0] if value == mark else value.replace(mark, str(numbers[0]))
 
 
 def _copies(item: Any, mark: str, numbers: Sequence[int]) -> list[Any]:
     return [item.replace(mark, str(number)) for number in numbers] if mark in str(item) else [item]
 
 
-def _bare(value: Any) -> str:
-    return value if isinstance(value, str) else in_hydra(value)
-
-
 def _name(block: str, overrides: Mapping[str, str], axes: Axes) -> str:
     """``peg k=4 permute=range``; in a named block, the block's name and what varies in it."""
-    shown = {key: value for key, value in overrides.items() if not block or len(axes[key]) > 1}
-    words = [value if "." not in key else f"{key.rsplit('.', 1)[1]}={value}" for key, value in shown.items()]
+    shown = {setting_of(key): value for key, value in overrides.items() if not block or len(axes[key]) > 1}
+    words = [value if "." not in name else f"{name.rsplit('.', 1)[1]}={value}" for name, value in shown.items()]
     return " ".join([block, *words] if block else words) or "trial"

@@ -3,6 +3,7 @@
 import errno
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -18,12 +19,14 @@ from rich.console import Console
 
 from quantlab.cache import write_whole
 from quantlab.compact import compact_errors
+from quantlab.console import plain_console
 from quantlab.result import RESULT
 from quantlab.sweeping.clusters import join
 from quantlab.sweeping.ending import Ended, show, write
 from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import Sweeping, Trial, prepare
-from quantlab.sweeping.spec import Member, in_hydra, varying
+from quantlab.sweeping.quoting import in_hydra
+from quantlab.sweeping.spec import Member, varying
 from quantlab.sweeping.store import held, outcome
 from quantlab.tracking.base import Entry, Outcome
 from quantlab.tracking.fitting import equals
@@ -36,7 +39,7 @@ Launch = Callable[[Sequence[Sequence[str]]], Sequence[JobReturn]]
 
 def run_sweep(context: HydraContext, task: TaskFunction, master: DictConfig, arguments: Sequence[str]) -> None:
     """Everything between ``-m`` and the table. Raises where a trial cannot run, failed, or was not recorded."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     with compact_errors():
         sweeping = prepare(context.config_loader, master, arguments)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
@@ -76,6 +79,9 @@ def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
             console.print(f"MLflow: {tracking.ui()}, filter: {equals('tags.sweep', identity)}")
         try:
             returns = launch([_job(sweeping, trial, members[trial.key]) for trial in missing]) if missing else []
+        except BrokenExecutor as error:
+            _end_workers()
+            raise ChildProcessError("a worker was killed (out of memory?); start again to go on") from error
         except BaseException:
             _end_workers()
             raise
@@ -100,7 +106,7 @@ def _members(sweeping: Sweeping, identity: str, parent: str | None) -> dict[str,
         trial.key: Member(
             number=number, total=len(sweeping.unique), name=trial.row.name, key=trial.key,
             sweep=identity, parent=parent,
-            swept=tuple(f"{key}={trial.row.overrides[key]}" for key in swept if key in trial.row.overrides),
+            swept=tuple(f"{name}={value}" for name, value in trial.row.settings.items() if name in swept),
         )
         for number, trial in enumerate(sweeping.unique.values(), start=1)
     }  # fmt: skip

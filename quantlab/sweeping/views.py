@@ -1,6 +1,5 @@
 """The plot that fits a sweep, and the numbers behind it. A sweep's file names its views."""
 
-import json
 import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quantlab.checks import freeze, one_of
+from quantlab.checks import fitting, freeze, one_of
 from quantlab.sweeping import plots
 from quantlab.sweeping.cube import cube_of
 from quantlab.sweeping.factorial import factorial_of
+from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.results import Results, setting, short_names, write_texts
 
 PANELS = 3  # pairs of factors that the figure of interactions shows
@@ -42,7 +42,7 @@ class Curve(View):
         labels = [_label(short_names(others), row) or results.primary for _, row in rows.table.iterrows()]
         lines = {str(label): line for label, line in percent.groupby(np.array(labels), sort=False)}
         figure = plots.curve(lines, percent["fp32"].dropna().unique(), xlabel=self.x, ylabel=results.axis)
-        return [plots.save(figure, results.title, folder / f"curve_{self.x}.png")]
+        return [plots.save(figure, results.title, folder / f"curve_{fitting(self.x)}.png")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +116,6 @@ def _label(names: Mapping[str, str], row: pd.Series) -> str:
 
 def _pairs(name: str, settings: Any) -> tuple[tuple[str, str], ...]:
     try:
-        return tuple((str(key), _text(value)) for key, value in dict(settings).items())
+        return tuple((str(key), in_hydra(value)) for key, value in dict(settings).items())
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must map overrides to values, got {settings!r}") from error
-
-
-def _text(value: Any) -> str:
-    """A value of YAML as a sweep's table has it: ``true``, ``8``, ``["*.ffn.sum"]``."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from quantlab.cache import digest
-from quantlab.checks import freeze, one_of, texts, whole
+from quantlab.checks import folder_name, freeze, one_of, texts, whole
 from quantlab.tasks.metrics import CLASSIFICATION, REGRESSION
 
 
@@ -61,6 +61,7 @@ class Task(ABC):
 
     def __post_init__(self) -> None:
         freeze(self)
+        folder_name("task.name", self.name)
         texts("labels", self.labels)
         if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
             raise ValueError(

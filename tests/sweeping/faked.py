@@ -20,11 +20,16 @@ def crossed(**axes: Sequence[str]) -> list[dict[str, str]]:
 
 
 def faked(
-    settings: Sequence[Settings], right: np.ndarray, failed: Collection[int] = (), block: str = "", **metrics: float
+    settings: Sequence[Settings],
+    right: np.ndarray,
+    failed: Collection[int] = (),
+    block: str = "",
+    references: Collection[int] = (),
+    **metrics: float,
 ) -> Results:
     """Results of trials with these settings; ``right`` is (trials, examples), FP32 is right throughout.
 
-    ``metrics`` are further metrics of every trial that did not fail.
+    ``references`` are FP32 itself. ``metrics`` are further metrics of every trial that did not fail.
     """
     swept = tuple(dict.fromkeys(name for row in settings for name in row))
     rows = []
@@ -48,6 +53,7 @@ def faked(
             "name": " ".join(row.values()),
             "status": "failed" if lost else "done",
             "key": f"{index:08x}",
+            "reference": index in references and not lost,
             **{name: row.get(name, "") for name in swept},
             **{name: np.nan if lost else value for name, value in scores.items()},
             "alarms": "",

@@ -1,5 +1,6 @@
 """A trial on its own and as a sweep's member, in this process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from hydra.utils import instantiate
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig
 from quantlab.memo import Memo
+from quantlab.reporting.reading import Trial
+from quantlab.result import is_reference
 from quantlab.sweeping.catalogue import files, register
 from quantlab.sweeping.member import entry, run_member, run_single
 from quantlab.sweeping.spec import Member, rows
@@ -60,6 +63,22 @@ def test_a_result_that_a_power_failure_emptied_is_none(tmp_path: Path, content: 
     assert finished(tmp_path, "key") is None
 
 
+@pytest.mark.parametrize(("method", "reference"), [("fp32", True), ("uniform", False)])
+def test_a_trial_says_itself_whether_it_is_fp32(
+    method: str, reference: bool, config: RunConfig, tmp_path: Path
+) -> None:
+    """FP16 activations on FP32 weights answer as FP32 does and weigh as much."""
+    fp16 = configured(f"method={method}", "bits.weights=32", "bits.activations=fp16", "bits.embeddings=32")
+    config = replace(config, method=fp16.method, bits=fp16.bits)
+    result = run_single(config, "alone", tmp_path, Memo())
+    assert result.metrics["size_bytes"] == result.metrics["size_fp32_bytes"]
+    assert (
+        is_reference(result.tags)
+        == reference
+        == Trial(number=1, name="", folder=tmp_path, summary=result.summary()).reference
+    )
+
+
 def test_a_sweep_without_m_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="peg_k is a sweep: it needs -m"):
         run_single(configured("+sweeps=peg_k"), "alone", tmp_path, Memo())
@@ -88,7 +107,7 @@ def test_every_sweep_composes_into_distinct_trials(path: Path) -> None:
     """The layer sets are counted for six layers; how many trials each has, its first lines say."""
     config = configured(f"+sweeps={path.stem}")
     assert config.sweep.name == path.stem and config.sweep.question and config.sweep.views
-    found = rows(config.sweep, {}, lambda: 6)
+    found = rows(config.sweep, {}, lambda _: 6)
     head = path.read_text().split("sweep:")[0]
     assert f"{len(found)} " in head, len(found)
     assert len({row.name for row in found}) == len(found)

@@ -11,7 +11,7 @@ from quantlab.sweeping.spec import Block, Row, Sweep, rows, varying
 def expanded(
     *blocks: Mapping[str, Any], asked: Mapping[str, Sequence[str]] | None = None, layers: int = 3
 ) -> list[Row]:
-    return rows(Sweep(trials=blocks), asked or {}, lambda: layers)
+    return rows(Sweep(trials=blocks), asked or {}, lambda _: layers)
 
 
 def overrides(*blocks: Mapping[str, Any], **more: Any) -> list[dict[str, str]]:
@@ -64,7 +64,7 @@ def test_several_layers_need_a_list() -> None:
 
 
 def test_layers_are_counted_only_where_a_value_speaks_of_them() -> None:
-    rows(Sweep(trials=({"over": {"method.k": [2]}},)), {}, lambda: pytest.fail("no model was needed"))
+    rows(Sweep(trials=({"over": {"method.k": [2]}},)), {}, lambda _: pytest.fail("no model was needed"))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,38 @@ def test_layers_are_counted_only_where_a_value_speaks_of_them() -> None:
 )
 def test_a_trial_is_named_by_what_varies(block: Mapping[str, Any], name: str) -> None:
     assert names(block)[0] == name
+
+
+def test_the_layers_are_those_of_the_model_that_the_block_sets() -> None:
+    block = {"over": {"model.path": ["a", "b"], "method.keep": [["{layer}.*"]], "bits.norms": 8}}
+    told = []
+    rows(Sweep(trials=(block,)), {"task": ["qnli"], "method.k": ["2", "3"]}, lambda axes: told.append(dict(axes)) or 1)
+    assert told == [{"model.path": ["a", "b"], "bits.norms": ["8"], "method.k": ["2", "3"]}]
+
+
+@pytest.mark.parametrize(
+    ("key", "setting", "name"),
+    [
+        ("bits.weights", "bits.weights", "weights=4"),
+        ("++bits.weights", "bits.weights", "weights=4"),
+        ("+x", "x", "4"),
+        ("recipe@model.recipe", "recipe", "4"),
+    ],
+)
+def test_names_have_no_prefix_and_no_package_and_the_override_keeps_them(key: str, setting: str, name: str) -> None:
+    found = expanded(asked={key: ["4", "8"]})
+    assert [row.overrides for row in found] == [{key: "4"}, {key: "8"}]
+    assert found[0].settings == {setting: "4"} and varying(found) == (setting,) and found[0].name == name
+
+
+def test_a_prefix_on_the_command_line_sets_the_same_setting() -> None:
+    block = {"over": {"bits.weights": [4, 8], "method": "peg"}}
+    assert overrides(block, asked={"++bits.weights": ["6"]}) == [{"++bits.weights": "6", "method": "peg"}]
+
+
+def test_two_packages_of_one_group_are_refused() -> None:
+    with pytest.raises(ValueError, match="db@a and db@b both name db"):
+        expanded(asked={"db@a": ["x", "y"], "db@b": ["x", "y"]})
 
 
 def test_the_command_line_wins_over_the_file() -> None:
