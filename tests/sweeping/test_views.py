@@ -15,14 +15,16 @@ from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
 from quantlab.sweeping import plots, views
+from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.results import Results
 from quantlab.sweeping.views import Curve, Dots, Effects, View
 
 GRID = crossed(placement=["all", "gemm"], calibration=["minmax", "percentile", "mse"], calibration_samples=["1", "64"])
 FACTORS = ("placement", "calibration", "calibration.samples")
-START = {"bits.symmetric": "true", "bits.estimator": "minmax", "calibration.samples": "8"}
-END = {"bits.symmetric": "false", "bits.estimator": "mse", "calibration.samples": "1"}
-CUBE = [dict(zip(START, values, strict=True)) for values in product(*zip(START.values(), END.values(), strict=True))]
+START = {"bits.symmetric": True, "bits.estimator": "minmax", "calibration.samples": 8}  # as in YAML
+END = {"bits.symmetric": False, "bits.estimator": "mse", "calibration.samples": 1}
+ENDS = [dict(zip(START, values, strict=True)) for values in product(*zip(START.values(), END.values(), strict=True))]
+CUBE = [{name: in_hydra(value) for name, value in row.items()} for row in ENDS]
 GAINS = {"symmetric=false": 0.3, "estimator=mse": 0.0, "samples=1": 0.1}
 
 
@@ -38,7 +40,7 @@ def factorial(failed: Sequence[int] = ()) -> Results:
 
 def cube(failed: Sequence[int] = ()) -> Results:
     """From 50 % to 90 %: every change gains what GAINS says, whatever else is set."""
-    made = [[row[name] == END[name] for name in END] for row in CUBE]
+    made = [[row[name] == END[name] for name in END] for row in ENDS]
     accuracies = 0.5 + np.array(made) @ np.array(list(GAINS.values()))
     return faked(CUBE, answers(accuracies.tolist(), noise=0.02), failed, block="cube")
 
@@ -247,7 +249,7 @@ def test_path(tmp_path: Path) -> None:
 
 def test_path_pins_what_start_and_end_share(tmp_path: Path) -> None:
     """Of a larger block, the trials that agree with both ends."""
-    pinned = {"bits.symmetric": "false"}
+    pinned = {"bits.symmetric": False}
     views.Path(block="cube", start=START | pinned, end=END).draw(cube(failed=[0]), tmp_path)
     table = pd.read_csv(tmp_path / "path.csv").set_index("path")
     assert table.loc["full", "change"].tolist() == ["samples=1", "estimator=mse"]
@@ -301,7 +303,7 @@ def test_bad_fields(node: dict[str, Any], message: str) -> None:
         ({"_target_": "Effects", "block": "b", "factors": ["x"]}, Effects(block="b", factors=("x",))),
         (
             {"_target_": "Path", "block": "b", "start": {"s": True, "k": 8}, "end": {"s": None, "k": ["*", 0.5]}},
-            views.Path(block="b", start={"s": "true", "k": "8"}, end={"s": "null", "k": '["*",0.5]'}),
+            views.Path(block="b", start=(("s", True), ("k", 8)), end=(("s", None), ("k", ("*", 0.5)))),
         ),
     ],
 )  # fmt: skip
