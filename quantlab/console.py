@@ -8,7 +8,8 @@ from rich.text import Text
 
 def plain_console(**options: Any) -> Console:
     """A console that prints texts as they are: ``[x]`` and ``:cat:`` in a name of a user's are no markup."""
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+    plain = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
+    return Console(**{**plain, **options})
 
 
 def alarm_line(name: str, message: str) -> Text:

@@ -91,7 +91,7 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
 
 def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
     """The table on the terminal, the best trial, and where the rest is."""
-    wide = console if console.is_terminal else plain_console(width=LOG_WIDTH)
+    wide = console if console.is_terminal else plain_console(width=LOG_WIDTH, soft_wrap=False)
     if ended.results is not None:
         frame = concise(ended.results)
         table = Table(title=sweeping.sweep.question or None, box=SIMPLE, padding=(0, 1, 0, 0))

@@ -12,20 +12,22 @@ SETTINGS = [{"method.k": str(k)} for k in (1, 2, 16)]
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "sizes", "failed", "expected"),
+    ("accuracies", "sizes", "failed", "references", "expected"),
     [
-        ([0.5, 0.9, 0.7], [1e6] * 3, (), 1),
-        ([0.5, 0.9, 0.9], [1e6, 2e6, 1e6], (), 2),
-        ([0.9, 0.9, 0.9], [1e6] * 3, (), 0),
-        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], (), 1),  # the first is FP32 itself
-        ([1.0, 0.9, 0.7], [1e6, 1e6, 1e6], (), 0),  # the first only answers alike
-        ([0.5, 0.9, 0.7], [1e6] * 3, {1}, 2),
-        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], {1, 2}, 0),
-        ([0.5, 0.9, 0.7], [1e6] * 3, {0, 1, 2}, None),
+        ([0.5, 0.9, 0.7], [1e6] * 3, (), (), 1),
+        ([0.5, 0.9, 0.9], [1e6, 2e6, 1e6], (), (), 2),
+        ([0.9, 0.9, 0.9], [1e6] * 3, (), (), 0),
+        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], (), {0}, 1),
+        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], (), (), 0),  # FP16 activations on FP32 weights: FP32's answers and size
+        ([0.5, 0.9, 0.7], [1e6] * 3, {1}, (), 2),
+        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], {1, 2}, {0}, 0),
+        ([0.5, 0.9, 0.7], [1e6] * 3, {0, 1, 2}, (), None),
     ],
 )
-def test_best(accuracies: list[float], sizes: list[object], failed: set[int], expected: int | None) -> None:
-    results = changed(faked(SETTINGS, answers(accuracies), failed), size_bytes=sizes)
+def test_best(
+    accuracies: list[float], sizes: list[object], failed: set[int], references: set[int], expected: int | None
+) -> None:
+    results = changed(faked(SETTINGS, answers(accuracies), failed, references=references), size_bytes=sizes)
     found = best_of(results, {}, Evaluation())
     assert (None if found is None else int(found.key, 16)) == expected
 
