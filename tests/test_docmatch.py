@@ -128,6 +128,7 @@ def test_the_second_load_reads_the_first_ones_files(monkeypatch: pytest.MonkeyPa
         task().load()
 
 
+@pytest.mark.slow
 def test_another_process_builds_the_same(splits: Splits, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[1])}
     run = subprocess.run(

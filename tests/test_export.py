@@ -245,7 +245,7 @@ def test_answers_that_disagree(trial: Path, tmp_path: Path, capsys: pytest.Captu
     assert quantlab.export.main([str(trial), *other]) == 0
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_trial_on_a_runtime(runtime: str, lab: Lab) -> None:
     pytest.importorskip(runtime, reason=f"needs {runtime}: pip install -e '.[onnx,openvino]'")
     one_row_in_the_last_batch = ("placement=all", "evaluation.limit=33")

@@ -188,7 +188,10 @@ def test_engines_differ_by_rounding_only(lab: Lab) -> None:
     np.testing.assert_allclose(integer.logits, simulated.logits, atol=1e-2 * np.ptp(simulated.logits))
 
 
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
+OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in ("distilbert", "electra")]
+
+
+@pytest.mark.parametrize("family", ["roberta", *OTHERS])
 def test_every_family_of_any_depth(lab: Lab, make_model, family: str) -> None:
     folder = make_model(family=family, layers=3)
     for placement in ("all", "gemm", "paper"):
@@ -277,6 +280,7 @@ def real(shared: Path) -> Lab:
     ))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_real_model_collapses_and_recovers_as_published(real: Lab) -> None:
     memo = Memo()
     rows = {

@@ -130,7 +130,10 @@ def test_a_collapse_is_explained_and_recorded(analyse: Analyse, make_lab: MakeLa
     assert artifacts >= {f"{name}.csv" for name in tables} | {"summary.json", "attribution.png"}
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
+OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in ("roberta", "distilbert", "electra")]
+
+
+@pytest.mark.parametrize("family", ["bert", *OTHERS])
 def test_every_architecture(analyse: Analyse, make_model: MakeModel, tiny_glue: Path, family: str) -> None:
     """Without clipping and random draws, the sites of a layer decided together."""
     settings = (*SMALL, "model=hf", f"model.path={make_model(family)}", f"task.data_dir={tiny_glue}")

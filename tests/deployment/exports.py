@@ -80,6 +80,9 @@ CASES = {
     "fp32": Case(family="bert", placement=ALL, products=0, bits={"weights": 32, "activations": 32}),
 }  # fmt: skip
 QUANTIZED = [name for name in CASES if name != "fp32"]
+FAST = ("gemm", "peg, 4-bit weights, norms")
+EACH = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in CASES]
+EACH_QUANTIZED = EACH[: len(QUANTIZED)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

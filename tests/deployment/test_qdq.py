@@ -10,7 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exports import CASES, GROUPS, NOTES, QUANTIZED, ROWS, XHY, Exported, all_of, exported, part, planned, run
+from exports import (
+    CASES,
+    EACH_QUANTIZED,
+    GROUPS,
+    NOTES,
+    QUANTIZED,
+    ROWS,
+    XHY,
+    Exported,
+    all_of,
+    exported,
+    part,
+    planned,
+    run,
+)
 from tiny import ALL, logits, tiny_config, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
@@ -31,7 +45,7 @@ onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'"
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[onnx]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[onnx]'")
 
-every_plan = pytest.mark.parametrize("made", QUANTIZED, indirect=True)
+every_plan = pytest.mark.parametrize("made", EACH_QUANTIZED, indirect=True)
 
 
 @pytest.fixture
@@ -171,6 +185,7 @@ def test_the_model_is_as_it_was(made: Exported) -> None:
     assert torch.equal(logits(made.model, ROWS), made.fp32)
 
 
+@pytest.mark.slow
 def test_an_empty_plan_is_the_model() -> None:
     made = exported("fp32")
     assert made.plan == QuantPlan()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exports import QUANTIZED, ROWS, exported, run
+from exports import EACH, ROWS, exported, run
 from tiny import ALL
 
 from quantlab.batching import Batch
@@ -36,7 +36,7 @@ def runtime(package: str) -> Deployment:
     return RUNTIMES[package]()
 
 
-@pytest.mark.parametrize("name", [*QUANTIZED, "fp32"])
+@pytest.mark.parametrize("name", EACH)
 def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, runtime: Deployment) -> None:
     made = exported(name, runtime.signed)
     found = answer(runtime, made.path, [ROWS], [0, 1])
@@ -50,6 +50,7 @@ def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, r
     assert errors.max() < 0.1 and np.median(errors) < 0.02
 
 
+@pytest.mark.slow
 def test_either_kind_of_bytes_has_the_same_answers(runtime: Deployment) -> None:
     signed, unsigned = (exported("all, symmetric, per channel", kind) for kind in (True, False))
     assert signed.path.read_bytes() != unsigned.path.read_bytes()
@@ -57,6 +58,7 @@ def test_either_kind_of_bytes_has_the_same_answers(runtime: Deployment) -> None:
     torch.testing.assert_close(*answers, rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_openvino_runs_attention_in_integers_too() -> None:
     pytest.importorskip("openvino", reason="needs openvino: pip install -e '.[onnx,openvino]'")
     products = OpenVino().open(exported("all, symmetric, per channel", OpenVino.signed).path, 1).products()

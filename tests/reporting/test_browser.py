@@ -69,6 +69,7 @@ def test_all_of_it_shows_without_a_network_or_a_complaint(opened: Opened, report
     assert [url for url in opened.asked if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
 
 
+@pytest.mark.slow
 def test_plots_wait_until_they_are_seen(opened: Opened) -> None:
     assert opened.page.locator("#noise .main-svg").count() == 0
     opened.plot("noise")
@@ -88,12 +89,14 @@ def test_the_table_sorts_by_click_and_by_key(opened: Opened) -> None:
     assert opened.page.locator("#table thead th[aria-sort]").count() == 1
 
 
+@pytest.mark.slow
 def test_rows_are_filtered(opened: Opened) -> None:
     opened.page.get_by_label("Show rows with").fill("k= worse")
     assert opened.page.locator("#table tbody tr:visible").count() == 2
     assert opened.page.get_by_role("status").inner_text() == "2 of 4 trials"
 
 
+@pytest.mark.slow
 def test_a_point_tells_what_it_is(opened: Opened) -> None:
     box = opened.plot("pareto").locator(".scatterlayer .trace .point").first.bounding_box()
     opened.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -102,6 +105,7 @@ def test_a_point_tells_what_it_is(opened: Opened) -> None:
     assert "%" in label.text_content() and "MB" in label.text_content()
 
 
+@pytest.mark.slow
 def test_dark_by_choice_of_the_system_and_of_the_reader(browser: Any, report: Path) -> None:
     opened = Opened(browser, report, color_scheme="dark")
     ground, ink = "getComputedStyle(document.documentElement).backgroundColor", "#pareto .xtick text"
@@ -114,6 +118,7 @@ def test_dark_by_choice_of_the_system_and_of_the_reader(browser: Any, report: Pa
     opened.context.close()
 
 
+@pytest.mark.slow
 def test_a_phone_scrolls_the_table_and_not_the_page(browser: Any, report: Path) -> None:
     opened = Opened(browser, report, viewport={"width": 390, "height": 800})
     for name in opened.page.locator(".plot").evaluate_all("plots => plots.map(plot => plot.id)"):
@@ -126,6 +131,7 @@ def test_a_phone_scrolls_the_table_and_not_the_page(browser: Any, report: Path) 
     opened.context.close()
 
 
+@pytest.mark.slow
 def test_on_paper_everything_is_there_and_nothing_to_press(opened: Opened) -> None:
     opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     opened.page.emulate_media(media="print")
@@ -136,6 +142,7 @@ def test_on_paper_everything_is_there_and_nothing_to_press(opened: Opened) -> No
     assert opened.page.evaluate("document.documentElement.dataset.theme") is None
 
 
+@pytest.mark.slow
 def test_data_are_saved_and_commands_copied(opened: Opened) -> None:
     with opened.page.expect_download() as saved:
         opened.page.locator("[data-csv=trials]").click()
@@ -146,12 +153,14 @@ def test_data_are_saved_and_commands_copied(opened: Opened) -> None:
     opened.page.wait_for_function("document.querySelector('.copy').textContent === 'Copied'")
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_the_answer_first(opened: Opened) -> None:
     opened.page.keyboard.press("Tab")
     assert opened.page.evaluate("document.activeElement.textContent") == "Skip to the answer"
     assert opened.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
+@pytest.mark.slow
 def test_a_sweep_of_200_trials_is_under_8_mb(browser: Any, tmp_path: Path) -> None:
     rows = [
         {"name": f"trial k={k} s={s}", "settings": {"method.k": str(k), "bits.activations": str(s)}, "wrong": k + s}

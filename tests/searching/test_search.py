@@ -129,6 +129,7 @@ def test_the_budget_is_kept(searching: Searching) -> None:
     assert done.best["evaluations"] > 5.5  # a whole one more would not fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prune_p", [0, 0.1])
 def test_hopeless_candidates_are_given_up_and_no_answer_is_one_of_them(searching: Searching, prune_p: float) -> None:
     done = searching(GROUPED, "search.trials=8", f"search.prune_p={prune_p}")
@@ -140,6 +141,7 @@ def test_hopeless_candidates_are_given_up_and_no_answer_is_one_of_them(searching
     assert done.best["answer"]["complete"] and done.wide >= set(PLANTED)
 
 
+@pytest.mark.slow
 def test_a_goal_that_nothing_meets_ends_with_the_closest_plan(searching: Searching) -> None:
     done = searching(
         GROUPED, "search.trials=5", "search.reference=fp32", "search.max_drop=0", "bits.weights=2",
@@ -153,6 +155,7 @@ def test_a_goal_that_nothing_meets_ends_with_the_closest_plan(searching: Searchi
     assert "# The goal was not met" in (done.folder / "method.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_the_best_and_the_search_goes_on_later(searching: Searching) -> None:
     searching.interrupt_at = 3
     with pytest.raises(KeyboardInterrupt):
@@ -178,6 +181,7 @@ def test_the_best_accuracy_within_a_cost(searching: Searching) -> None:
     assert done.wide >= set(PLANTED) and done.cost is not None and done.cost <= 10
 
 
+@pytest.mark.slow
 def test_the_front_of_cost_and_accuracy(searching: Searching) -> None:
     done = searching(GROUPED, "search.mode=pareto", "search.trials=8", "search.cost=bytes")
     front, table = done.table("front"), done.table("candidates")
@@ -187,6 +191,7 @@ def test_the_front_of_cost_and_accuracy(searching: Searching) -> None:
     assert done.said.count("  front: ") == len(front)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, unit",
     [
@@ -259,6 +264,7 @@ def ran(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_answer_which_a_trial_repeats(
     planted: SearchLab, searching: Searching, tmp_path: Path
 ) -> None:

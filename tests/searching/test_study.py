@@ -351,7 +351,7 @@ def test_a_worker_that_was_killed_before_it_signed_holds_no_place(tmp_path: Path
     assert len(evaluated) == len(set(evaluated)) == 8
 
 
-@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+@pytest.mark.parametrize("storage", ["sqlite", pytest.param("journal", marks=pytest.mark.slow)])
 def test_a_killed_workers_candidate_is_tried_again(
     tmp_path: Path, evaluated: list[Choices], storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

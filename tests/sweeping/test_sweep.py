@@ -109,6 +109,7 @@ def test_a_larger_sweep_reuses_the_smaller_ones_trials_under_its_own_parent(benc
     assert statuses(children) == ["FINISHED"] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "ray"])
 def test_launchers_give_the_same_results(bench: Bench, launcher: str) -> None:
     if find_spec(launcher) is None:  # imported here, ray would replace functions of inspect for all tests
