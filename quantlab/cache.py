@@ -21,9 +21,14 @@ NO_NUMBERS = frozenset({
 
 
 def cache_dir() -> Path:
-    """``$QUANTLAB_CACHE``, or ``quantlab`` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quantlab"
-    return Path(os.environ.get("QUANTLAB_CACHE", default)).absolute()
+    """``$QUANTLAB_CACHE``, or ``quantlab`` in the user's cache folder: ``$XDG_CACHE_HOME``, or ``~/.cache``.
+
+    A variable that is empty counts as not set, as does an ``$XDG_CACHE_HOME`` that is not absolute (XDG's own rule).
+    """
+    if own := os.environ.get("QUANTLAB_CACHE"):
+        return Path(own).absolute()
+    users = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (users if users.is_absolute() else Path.home() / ".cache") / "quantlab"
 
 
 def digest(parts: Iterable[str | bytes]) -> str:

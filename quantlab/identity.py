@@ -14,7 +14,7 @@ import torch
 from quantlab.cache import code_digest, digest, file_digest
 from quantlab.provenance import cpu_vendor, device_name, processors
 from quantlab.quant import native
-from quantlab.quant.integer import IntMm, OneDnn, is_exact
+from quantlab.quant.choice import arithmetic
 
 OWN = "quantlab."
 # Settings that say where something lies or what runs it: fingerprints and the environment stand for them.
@@ -78,12 +78,12 @@ def environment(device: torch.device) -> dict[str, str]:
         **{f"version.{name}": version(name) for name in LIBRARIES},
         "version.torch": torch.__version__,  # with its build: 2.13.0+cpu
         "matmul_precision": torch.get_float32_matmul_precision(),
-        **(_gpu(device) if device.type == "cuda" else _cpu(device)),
+        **(_gpu(device) if device.type == "cuda" else _cpu()),
         **switches,
     }
 
 
-def _cpu(device: torch.device) -> dict[str, str]:
+def _cpu() -> dict[str, str]:
     """The processor as kernels are chosen by it: MKL goes by its maker, too."""
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return {
@@ -91,7 +91,7 @@ def _cpu(device: torch.device) -> dict[str, str]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "instructions": " ".join(sorted(name for name, there in flags.items() if there and name.startswith(VECTORS))),
         "kernels": native.name(),
-        "products": " ".join(kind.__name__ for kind in (OneDnn, IntMm) if is_exact(kind, device)),
+        "products": arithmetic(),
     }
 
 

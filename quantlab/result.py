@@ -14,6 +14,7 @@ import yaml
 from quantlab.alarms import Alarm
 from quantlab.cache import settle, write_whole
 from quantlab.outlier_statistics import plot_by_depth
+from quantlab.placement.integer import Ran
 from quantlab.placement.plan import QuantPlan
 
 RESULT = "result.json"
@@ -31,7 +32,7 @@ class TrialResult:
     tags: Mapping[str, str]
     alarms: tuple[Alarm, ...]
     plan: QuantPlan
-    linears: Mapping[str, str]  # path: the integer kernel it ran on, or why it ran in FP32
+    linears: Mapping[str, Ran]  # what each Linear ran on, by path
     sites: pd.DataFrame
     outliers: pd.DataFrame  # of every place in the FP32 network
     labels: np.ndarray
@@ -55,7 +56,8 @@ class TrialResult:
         self._answers().to_parquet(folder / "answers.parquet", index=False)
         self.sites.to_csv(folder / "sites.csv", index=False)
         self.outliers.to_csv(folder / "outliers.csv", index=False)
-        pd.DataFrame(self.linears.items(), columns=["linear", "ran_on"]).to_csv(folder / "linears.csv", index=False)
+        ran = [(path, ran.on, ran.times_fp32) for path, ran in self.linears.items()]
+        pd.DataFrame(ran, columns=["linear", "ran_on", "times_fp32"]).to_csv(folder / "linears.csv", index=False)
         title = f"FP32 activations of {Path(self.tags['checkpoint']).name}"
         plot_by_depth(self.layers(), title, folder / "kurtosis.png")
         tables = ("sites.csv", "outliers.csv", "linears.csv")

@@ -24,7 +24,7 @@ from quantlab.models import ModelSpec, check_token_types
 from quantlab.outlier_statistics import by_depth, by_site, hidden_states
 from quantlab.placement.architecture import places
 from quantlab.placement.insert import ENGINES, insert
-from quantlab.placement.integer import FP32
+from quantlab.placement.integer import Ran
 from quantlab.placement.plan import QuantPlan
 from quantlab.placement.sites import Placement, Site
 from quantlab.planning import Sketches, diagnosed, make_plan
@@ -65,7 +65,7 @@ class Outcome:
     answers: Answers
     reference: Answers
     measured: Measured
-    linears: Mapping[str, str]  # what each Linear ran on, by path; empty unless the integer engine ran
+    linears: Mapping[str, Ran]  # what each Linear ran on, by path; empty unless the integer engine ran
     seconds: dict[str, float]
 
 
@@ -204,11 +204,11 @@ def torch_subject(config: TrialConfig, material: Material, plan: QuantPlan) -> T
     return TorchSubject(folder=loaded.folder, plan=plan, engine=config.engine, device=str(loaded.model.device))
 
 
-def engine_tags(plan: QuantPlan, linears: Mapping[str, str]) -> dict[str, str]:
+def engine_tags(plan: QuantPlan, linears: Mapping[str, Ran]) -> dict[str, str]:
     """What computed the answers: FP32, FP32 arithmetic on quantized values, or integers in how many Linears."""
     if plan == QuantPlan():
         return {"engine": REFERENCE}
-    kernels = [kernel for kernel in linears.values() if not kernel.startswith(FP32)]
+    kernels = [ran.on for ran in linears.values() if ran.in_integers]
     if not kernels:
         return {"engine": "simulated"}
     return {

@@ -26,7 +26,7 @@ from transformers import (
 
 from quantlab import timing
 from quantlab.checkpoint import quiet
-from quantlab.quant import native
+from quantlab.quant.choice import arithmetic
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -43,28 +43,30 @@ MakeModel = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the compiled kernels, built once for all tests of a worker. Never write into it."""
+    """A cache folder with the compiled kernels and the times of products, made once for all tests of a worker. Never
+    write into it."""
     folder = tmp_path_factory.mktemp("kernels")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTLAB_CACHE", str(folder))
-        native.library()
+        arithmetic()
     (folder / "native").mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def own_cache(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has its own cache folder, empty but for the compiled kernels."""
+    """Every test has its own cache folder, empty but for what :func:`kernels` has."""
     folder = Path(tempfile.mkdtemp(prefix="cache-", dir=kernels.parent))
-    shutil.copytree(kernels / "native", folder / "native")
+    shutil.copytree(kernels, folder, dirs_exist_ok=True)
     monkeypatch.setenv("QUANTLAB_CACHE", str(folder))
     return folder
 
 
 @pytest.fixture
 def empty_cache(own_cache: Path) -> Path:
-    """The test's cache folder without the compiled kernels."""
-    shutil.rmtree(own_cache / "native")
+    """The test's cache folder with nothing in it."""
+    for folder in own_cache.iterdir():
+        shutil.rmtree(folder)
     return own_cache
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from quantlab.placement.attention import TAPS, Counted, attention
 from quantlab.quant import native
 from quantlab.quant.attend import attend
 from quantlab.quant.grid import AffineGrid
@@ -114,6 +115,47 @@ def test_a_row_that_is_all_masked_is_uniform() -> None:
     context = attend(query, key, value, torch.full((1, 1, 4, 4), LOWEST), 1.0, None, None)
     assert context is not None
     torch.testing.assert_close(context[0, :, 0], value[0, 0].mean(0).expand(4, 16))
+
+
+SIZES = {"query": (2, 4, 5, 16), "key": (2, 4, 7, 16), "value": (2, 4, 7, 16), "mask": (2, 1, 5, 7)}
+STRANGE = {
+    "2 key heads for 4 query heads": {"key": (2, 2, 7, 16), "value": (2, 2, 7, 16)},
+    "3 values for 7 keys": {"value": (2, 4, 3, 16)},
+    "narrower keys": {"key": (2, 4, 7, 8)},
+    "wider values": {"value": (2, 4, 7, 32)},
+    "another batch": {"key": (1, 4, 7, 16), "value": (1, 4, 7, 16), "mask": (1, 1, 5, 7)},
+    "a mask for fewer keys": {"mask": (2, 1, 5, 3)},
+    "a mask for fewer queries": {"mask": (2, 1, 3, 7)},
+    "a mask for each head": {"mask": (2, 4, 5, 7)},
+    "a mask of another batch": {"mask": (3, 1, 5, 7)},
+    "a mask without heads": {"mask": (5, 7)},
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_shapes_that_do_not_agree_are_left_to_torch(what: str) -> None:
+    """torch raises, or broadcasts; C would read foreign memory."""
+    sizes = SIZES | STRANGE[what]
+    query, key, value = (random(0, *sizes[name]) for name in ("query", "key", "value"))
+    mask = torch.zeros(sizes["mask"])
+    assert attend(query, key, value, mask, 1.0, None, on(8, 0, 1)) is None
+    taps = {"probs": Counted("s", on(8, 0, 1), {"s": 0})}
+    module = torch.nn.Module().eval()
+    setattr(module, TAPS, taps)
+    if what in ("another batch", "a mask for each head", "a mask without heads"):
+        assert attention(module, query, key, value, mask)[0].shape == (2, 5, 4, 16)
+    elif what == "wider values":
+        assert attention(module, query, key, value, mask)[0].shape == (2, 5, 4, 32)
+    else:
+        with pytest.raises(RuntimeError, match="size"):
+            attention(module, query, key, value, mask)
+
+
+@pytest.mark.parametrize("scale", [(2, 1, 1), (4,), (1, 4), (4, 1)], ids=str)
+def test_grids_that_are_none_a_head_are_left_to_torch(scale: tuple[int, ...]) -> None:
+    query, key, value = (random(seed, 1, 4, 4, 16) for seed in range(3))
+    grid = AffineGrid(bits=8, symmetric=True).snapper(torch.rand(scale) + 0.1, torch.zeros(scale))
+    assert attend(query, key, value, None, 1.0, grid, None) is None
 
 
 @pytest.mark.parametrize("what", ["width", "layout", "dtype", "mask", "gradient"])

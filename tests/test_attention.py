@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from quantlab.placement.architecture import places
-from quantlab.placement.attention import NAME, TAPS, tapped_attention
+from quantlab.placement.attention import NAME, TAPS, attention, tapped_attention
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -98,6 +98,16 @@ def test_unknown_module() -> None:
     with pytest.raises(AttributeError, match="nowhere"), tapped_attention(model, {"bert.nowhere": {}}):
         pass
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("other", ["softcap", "sliding_window", "s_aux", "position_bias", "is_causal", "head_mask"])
+def test_what_changes_attention_and_is_not_known_is_an_error(other: str) -> None:
+    x, module = torch.ones(1, 2, 3, 16), torch.nn.Module()
+    for off in (None, False):
+        attention(module, x, x, x, None, **{other: off}, output_attentions=True, position_ids=x)
+    for on in (True, 0.0, torch.ones(2)):
+        with pytest.raises(ValueError, match=f"Module hands its attention {other}, which quantlab's attention does"):
+            attention(module, x, x, x, None, **{other: on})
 
 
 def test_dropout_is_eagers_while_training() -> None:

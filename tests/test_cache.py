@@ -26,6 +26,20 @@ def test_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert cache_dir() == tmp_path / "quantlab"
 
 
+@pytest.mark.parametrize("own", ["", None])
+@pytest.mark.parametrize("users", ["", None, "cache", "."])
+def test_empty_variables_count_as_not_set(
+    own: str | None, users: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else the cache would lie in the working folder, or among the package's sources."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in (("QUANTLAB_CACHE", own), ("XDG_CACHE_HOME", users)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert cache_dir() == tmp_path / ".cache" / "quantlab"
+
+
 @properties
 @given(parts, parts)
 def test_digests_are_equal_where_the_parts_are(one: list[str | bytes], other: list[str | bytes]) -> None:

@@ -17,6 +17,7 @@ from quantlab.config import RunConfig
 from quantlab.material import fp32_answers, load
 from quantlab.memo import Memo
 from quantlab.methods.uniform import Uniform
+from quantlab.quant import choice
 from quantlab.trial import described, timing_of, trial_key
 
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ CHANGES = {
     "capability": lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
     "oneDNN's limit": lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41"),
     "no compiler": lambda patch: patch.setattr(identity.native, "library", lambda: None),
-    "no exact product": lambda patch: patch.setattr(identity, "is_exact", lambda kind, device: False),
+    "no exact product": lambda patch: patch.setattr(choice, "KINDS", ()),
     **{
         library: lambda patch, library=library: patch.setattr(
             identity, "version", lambda name: "0.0" if name == library else "1.0"

@@ -1,6 +1,7 @@
 """What a plan does to a model while it is inserted, and that nothing of it stays."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -14,7 +15,7 @@ from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.uniform import Uniform
 from quantlab.placement.attention import TAPS
-from quantlab.placement.insert import insert, quantized_weights, quantizer, snap_weight, tapped
+from quantlab.placement.insert import ENGINES, insert, quantized_weights, quantizer, snap_weight, tapped
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.placement.sites import Placement, Tap
 from quantlab.quant.grid import AffineGrid, FloatGrid
@@ -101,8 +102,63 @@ BAD_PROBS = ActivationQuant(site="x", tap=Tap("bert.nowhere", "probs"), grid=INT
 def test_a_plan_that_does_not_fit_leaves_nothing(add: Callable[[QuantPlan], QuantPlan]) -> None:
     model = tiny_model()
     plan, before = planned(model), state(model)
-    with pytest.raises(AttributeError, match="nowhere"), insert(model, add(plan)):
+    with pytest.raises(ValueError, match="the plan is of another model: this one has no "), insert(model, add(plan)):
         pytest.fail("the plan names a module that is not there")
+    assert state(model) == before
+
+
+def item(plan: QuantPlan, site: str) -> ActivationQuant:
+    return next(item for item in plan.activations if item.site == site)
+
+
+def changed(plan: QuantPlan, site: str, **fields: object) -> QuantPlan:
+    """The plan with one site's fields changed."""
+    made = replace(item(plan, site), **fields)
+    return replace(plan, activations=tuple(made if old.site == site else old for old in plan.activations))
+
+
+def second(plan: QuantPlan) -> QuantPlan:
+    """The plan with another site on a tensor that it quantizes already."""
+    return replace(plan, activations=(*plan.activations, replace(item(plan, "0.ffn.mid"), site="0.ffn.again")))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (second, r"quantizes the input of bert\.\S+output\.dense twice, as 0\.ffn\.mid and as 0\.ffn\.again"),
+        (lambda plan: replace(plan, weights=(*plan.weights, plan.weights[0])), r"quantizes bert\.\S+ twice"),
+        (lambda plan: changed(plan, "0.ffn.out", groups=(0, 1, 1, 0)), r"another model: this one has no 0\.ffn\.out"),
+        (lambda plan: changed(plan, "0.ffn.out", lo=(-1.0,) * 4, hi=(1.0,) * 4), r"4 lower .* 0\.ffn\.out, not 1"),
+        (lambda plan: changed(plan, "0.ffn.out", groups=(1,) * 32), r"1 lower and 1 upper .* 0\.ffn\.out, not 2"),
+        (lambda plan: replace(plan, weights=(replace(plan.weights[0], axis=2),)), "another model"),
+        (lambda plan: replace(plan, weights=(replace(plan.weights[0], axis=0),)), "another model"),
+        (lambda plan: replace(plan, weights=(replace(plan.weights[0], hi=()),)), "1 lower and 0 upper ends"),
+    ],
+)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_plan_fits_the_model_or_is_an_error(
+    change: Callable[[QuantPlan], QuantPlan], message: str, engine: str
+) -> None:
+    model = tiny_model(layers=1)
+    before = state(model)
+    with pytest.raises(ValueError, match=message), insert(model, change(planned(model)), engine):
+        pytest.fail("the plan does not fit")
+    assert state(model) == before
+
+
+def test_two_names_of_one_parameter_are_restored() -> None:
+    model = tiny_model(layers=1)
+    first, other = (model.bert.encoder.layer[0].attention.self.get_submodule(name) for name in ("query", "key"))
+    other.weight = first.weight
+    weights = [
+        WeightQuant(
+            parameter=f"bert.encoder.layer.0.attention.self.{name}.weight", grid=AffineGrid(bits=bits, symmetric=True),
+            axis=None, lo=(-1.0,), hi=(1.0,),
+        ) for bits, name in ((8, "query"), (2, "key"))
+    ]  # fmt: skip
+    before = state(model)
+    with quantized_weights(model, weights):
+        assert state(model)["bits"] != before["bits"]
     assert state(model) == before
 
 

@@ -1,8 +1,12 @@
 """One pass in C, four in torch: the same bits, with and without a compiler."""
 
+import os
+import re
 import shutil
+import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from quantlab.quant import native
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.snapper import Snapper
 
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 GRIDS = [AffineGrid(bits=bits, symmetric=symmetric) for bits in (2, 4, 8) for symmetric in (True, False)]
 HOSTILE = torch.tensor([0.0, -0.0, 0.5, 1.5, 2.5, -0.5, 1e-45, 1e38, -1e38, torch.inf, -torch.inf])
 
@@ -30,10 +35,10 @@ def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def unbuilt() -> Iterator[None]:
-    native.library.cache_clear()
-    yield
-    native.library.cache_clear()
+def unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has built nothing, and builds quickly."""
+    monkeypatch.setattr(native, "_built", cache(native._built.__wrapped__))
+    monkeypatch.setattr(native, "FLAGS", ("-O0", "-fopenmp", "-shared", "-fPIC"))
 
 
 def tensor(seed: int, rows: int, channels: int) -> Tensor:
@@ -102,38 +107,148 @@ def test_what_c_does_not_take_goes_through_torch(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(by_head(scores)[:, 1], grid.snapper(each[1], zeros[1])(scores[:, 1]))
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-def test_where_there_is_a_compiler_the_kernels_are_built(empty_cache: object, unbuilt: None) -> None:
-    assert native.name() == "kernels.c"
+@pytest.mark.parametrize("channels", [2, 4, 65])
+def test_grids_of_other_channels_are_an_error(channels: int) -> None:
+    """C would read as many grids as the tensor has channels."""
+    snap, _, _ = snapper(GRIDS[-1], channels)
+    for call in (snap, lambda x: snap.integers(x, values=True)):
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            call(torch.randn(2, 64))
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+@pytest.mark.parametrize("what", ["one zero point", "doubles", "a view"])
+def test_terms_that_c_would_misread_are_left_to_torch(what: str) -> None:
+    grid, x = GRIDS[-1], tensor(3, 12, 8)
+    scale, zero_point = (end.contiguous() for end in snapper(grid, 8)[1:])
+    if what == "one zero point":
+        zero_point = zero_point[:1]
+    elif what == "doubles":
+        scale = scale.double()
+    else:
+        scale, zero_point = scale.repeat_interleave(2)[::2], zero_point[:1].expand(8)
+    snap = grid.snapper(scale, zero_point)
+    expected = (x * scale.reciprocal()).round().clamp(grid.q_min - zero_point, grid.q_max - zero_point) * scale
+    assert torch.equal(snap(x), expected)
+
+
+COMPILERS = ["cc", "gcc -O2", "", "ccache gcc"]
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_where_there_is_a_compiler_the_kernels_are_built(
+    compiler: str, unbuilt: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if any(shutil.which(word) is None for word in (compiler or "cc").split() if not word.startswith("-")):
+        pytest.skip(f"no {compiler} here")
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path))
+    assert native.name() == "kernels.c" and native.missing() == ""
+
+
+@needs_compiler
 def test_the_kernels_compile_without_a_warning(tmp_path: Path) -> None:
     command = ["cc", *native.FLAGS, "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "it.so"), str(native.SOURCE)]
     assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
 
 
-def test_without_a_compiler_torch_does_it(unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    assert native.library() is None and native.name() == "torch"
-
-
-def test_a_compiler_that_fails_is_said_and_asked_again(
-    empty_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "compiler, why",
+    [
+        ("no-such-compiler", "no C compiler: 'no-such-compiler' is not on the path"),
+        ("gcc 'O2", 'CC="gcc \'O2" is no command'),
+        ("false", "false could not build kernels.c: exit status 1"),
+    ],
+)
+def test_without_a_compiler_torch_does_it_and_says_why(
+    compiler: str, why: str, empty_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CC", "false")
-    for _ in range(2):
-        native.library.cache_clear()
-        with pytest.warns(UserWarning, match="could not build .*kernels.c; torch does its work"):
-            assert native.name() == "torch"
+    monkeypatch.setenv("CC", compiler)
+    for _ in range(2):  # the next process tries again
+        native._built.cache_clear()
+        with pytest.warns(UserWarning, match=f"torch does the work of kernels.c, more slowly: .*{re.escape(why)}"):
+            assert native.library() is None
+    assert native.name() == "torch" and why in native.missing() and "\n" not in native.missing()
     assert not list(empty_cache.rglob("*.so"))
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def made_by_others(native_folder: Path) -> None:
+    native_folder.chmod(0o777)
+
+
+def linked(native_folder: Path) -> None:
+    native_folder.rename(native_folder.with_name("elsewhere"))
+    native_folder.symlink_to(native_folder.with_name("elsewhere"))
+
+
+def writable_by_all(native_folder: Path) -> None:
+    for path in native_folder.rglob("*.so"):
+        path.chmod(0o666)
+
+
+@needs_compiler
+@pytest.mark.parametrize("spoil", [made_by_others, linked, writable_by_all])
+def test_nothing_is_loaded_that_others_may_have_written(
+    spoil: Callable[[Path], None], empty_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert native.name() == "kernels.c"
+    assert all(path.stat().st_mode & 0o077 == 0 for path in [empty_cache / "native", *empty_cache.glob("native/*/*")])
+    spoil(empty_cache / "native")
+    native._built.cache_clear()
+    with pytest.warns(UserWarning, match="must be this user's and writable by nobody else, it is "):
+        assert native.name() == "torch"
+
+
+@needs_compiler
+def test_nothing_is_loaded_that_another_user_owns(
+    empty_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_cache / "native").mkdir(mode=0o700)
+    found = os.stat_result((stat.S_IFDIR | 0o700, 0, 0, 1, 1234, 1234, 0, 0, 0, 0))
+    monkeypatch.setattr(Path, "lstat", lambda _: found)
+    with pytest.warns(UserWarning, match="it is drwx------ of user 1234: remove it"):
+        assert native.name() == "torch"
+
+
+def test_a_cache_folder_that_takes_nothing_leaves_the_work_to_torch(
+    empty_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_cache / "file").touch()
+    monkeypatch.setenv("QUANTLAB_CACHE", str(empty_cache / "file" / "deeper"))
+    with pytest.warns(UserWarning, match="torch does the work of kernels.c, more slowly: .*Not a directory"):
+        assert native.name() == "torch"
+
+
+@needs_compiler
+def test_a_cache_folder_that_runs_nothing_leaves_the_work_to_torch(
+    unbuilt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: str) -> None:
+        raise OSError(f"{path}: failed to map segment from shared object")  # as on a file system mounted noexec
+
+    monkeypatch.setattr(native.ctypes, "CDLL", load)
+    with pytest.warns(UserWarning, match="failed to map segment"):
+        assert native.name() == "torch"
+
+
+@needs_compiler
+def test_another_version_of_the_compiler_builds_anew(
+    empty_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "gcc"
+    for version in ("12", "13"):
+        compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo {version} && exit\nexec cc "$@"\n')
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CC", str(compiler))
+        native._built.cache_clear()
+        assert native.name() == "kernels.c"
+    assert len(list(empty_cache.glob("native/*/kernels.so"))) == 2
+
+
+@needs_compiler
 def test_they_are_built_once(empty_cache: object, unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
     native.library()
-    native.library.cache_clear()
-    monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: pytest.fail("built again"))
+    native._built.cache_clear()
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("built again"))
     assert native.name() == "kernels.c"
 
 

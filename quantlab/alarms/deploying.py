@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from quantlab.alarms.base import Alarm, Finding, worst
+from quantlab.placement.plan import QuantPlan
 from quantlab.placement.sites import Place, Tap
+from quantlab.quant import native
 
 BUSY = 1.25  # runnable threads a processor: the trial itself makes at most one
 SMALLER = 0.9  # of FP32's size: INT8 weights alone should come near a quarter
@@ -47,6 +49,13 @@ def size_not_smaller(finding: Finding) -> Iterator[Alarm]:
             f"{len(narrow)} weights are on grids of under {NARROW} bits, but {name} is {size / 1e6:.1f} MB, "
             f"{size / fp32:.0%} of FP32's",
         )
+
+
+def kernels_missing(finding: Finding) -> Iterator[Alarm]:
+    """``kernels.c`` could not be built or loaded, so torch did its work, more slowly."""
+    on_cpu = finding.plan != QuantPlan() and finding.model.device.type == "cpu"
+    if on_cpu and (why := native.missing()):
+        yield Alarm("kernels_missing", f"torch did the work of kernels.c, more slowly: {why}")
 
 
 def machine_busy(finding: Finding) -> Iterator[Alarm]:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quantlab.placement.architecture import places
 from quantlab.placement.attention import Function
-from quantlab.placement.insert import activation_parameters, quantized_weights, tapped
+from quantlab.placement.insert import activation_parameters, check_fits, quantized_weights, tapped
 from quantlab.placement.integer import members, signed_integers
 from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid
@@ -46,22 +45,6 @@ def check_exportable(plan: QuantPlan) -> None:
             f"{len(odd)} sites have no integer equivalent in ONNX: {names}. Runtimes multiply 8-bit activations: use "
             f"bits.activations=8, or keep them in 16 bits: bits.rules=[{{match: '{odd[0].site}', bits: fp16}}]"
         )
-
-
-def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
-    """Raises ValueError where a plan names modules or channels that the model lacks: it is another model's."""
-    channels = {tap: place.channels for place in places(model) for tap in (place.tensor, place.operand) if tap}
-    parameters = dict(model.named_parameters())
-    strange = [
-        item.site for item in plan.activations
-        if item.tap not in channels or len(item.groups) not in (0, channels[item.tap])
-    ]  # fmt: skip
-    for weight in plan.weights:
-        shape = parameters[weight.parameter].shape if weight.parameter in parameters else None
-        if shape is None or (weight.axis is not None and len(weight.lo) != shape[weight.axis]):
-            strange.append(weight.parameter)
-    if strange:
-        raise ValueError(f"the plan is of another model: this one has no {', '.join(strange[:3])} as the plan has it")
 
 
 def export(

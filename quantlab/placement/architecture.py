@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
@@ -54,18 +54,21 @@ class Family:
     feed_forward: FeedForward | None = None  # where an engine may compute it in one go
 
     def places(self, model: PreTrainedModel) -> list[Place]:
-        """Every place of the model, in the network's order."""
+        """Every place of the model, in the network's order. Raises ValueError where two places share a tap."""
         modules = dict(model.named_modules())
         depth = sum(1 for _ in modules[self.layers].children())
         tables = [("", "embed", self.embed)]
         tables += [(f"{self.layers}.{index}.", str(index), self.layer) for index in range(depth)]
         tables += [("", "head", self.head)]
-        return [
+        found = [
             place
             for prefix, scope, table in tables
             for role, row in table.items()
             if (place := _place(f"{scope}.{role}", row, prefix, modules, model.config)) is not None
         ]
+        for taps in ([(place.tensor, place.name) for place in found], [(place.operand, place.name) for place in found]):
+            _check_distinct(taps)
+        return found
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -110,6 +113,16 @@ def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
         model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _check_distinct(taps: Iterable[tuple[Tap | None, str]]) -> None:
+    names: dict[Tap, str] = {}
+    for tap, name in taps:
+        if tap is not None and names.setdefault(tap, name) != name:
+            raise ValueError(
+                f"the site table names the {tap.at} of {tap.module} twice, as {names[tap]} and as {name}: "
+                "one of them would not be quantized"
+            )
 
 
 def _place(

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 NAME = "quantlab"
 TAPS = "_quantlab_taps"
+# What transformers hands to every attention function along with what that one computes with.
+NO_ATTENTION = frozenset({
+    "output_attentions", "output_hidden_states", "return_dict", "use_cache", "cache_position", "position_ids",
+    "num_items_in_batch",
+})  # fmt: skip
 
 Function = Callable[[Tensor], Tensor]
 
@@ -49,13 +54,20 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention over (batch, heads, tokens, width), equal to transformers' eager one to the bit; and
     up to the order of sums, without its probabilities, where what taps it are grids.
 
     Scores are tapped before the mask is added: the mask is no activation, and its huge numbers would ruin any range.
+    Raises ValueError for arguments that change attention and that it does not know: soft caps, sliding windows, sinks.
     """
+    unknown = [name for name, value in others.items() if name not in NO_ATTENTION and not _is_off(value)]
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} hands its attention {', '.join(sorted(unknown))}, which quantlab's attention "
+            "does not compute: the network's answers would be another one's"
+        )
     taps: Mapping[str, Function] = getattr(module, TAPS, {})
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
     context = None if module.training else _on_grids(query, key, value, attention_mask, scaling, taps)
@@ -71,6 +83,10 @@ def attention(
         probs = taps["probs"](probs)
     dropped = nn.functional.dropout(probs, p=dropout, training=module.training)
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probs
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False
 
 
 def _on_grids(

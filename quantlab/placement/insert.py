@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from quantlab.placement.architecture import places
 from quantlab.placement.attention import Counted, Function, tapped_attention
-from quantlab.placement.integer import Carrying, gelus, integer_linears, integer_weights
-from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
+from quantlab.placement.integer import Carrying, Ran, gelus, integer_linears, integer_weights
+from quantlab.placement.plan import ActivationQuant, QuantPlan, Ranges, WeightQuant, weight_ranges
 from quantlab.placement.sites import Tap
 from quantlab.quant.grid import AffineGrid, FloatGrid
 from quantlab.quant.integer import BITS, Weight
@@ -32,7 +33,7 @@ class Inserted:
     engine what each Linear ran on."""
 
     calls: dict[str, int] = field(default_factory=dict)
-    linears: dict[str, str] = field(default_factory=dict)
+    linears: dict[str, Ran] = field(default_factory=dict)
 
 
 InsertActivations = Callable[[Iterable[ActivationQuant]], AbstractContextManager[Inserted]]
@@ -56,7 +57,8 @@ def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterato
 @contextmanager
 def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -> Iterator[Inserted]:
     """Runs the model as the plan says until the exit: ``simulated`` in FP32 arithmetic on quantized values, ``integer``
-    with integer matrix products wherever these are exact."""
+    with integer matrix products wherever a kernel is exact and fast. Raises ValueError, before anything is changed,
+    where the plan does not fit the model."""
     with insert_weights(model, plan.weights, engine) as activate, activate(plan.activations) as inserted:
         yield inserted
 
@@ -64,16 +66,18 @@ def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -
 @contextmanager
 def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engine: str) -> Iterator[InsertActivations]:
     """The weights' half of :func:`insert`; what it yields is the other half, for one plan of activations after another
-    on the same weights."""
+    on the same weights. Either raises ValueError where its part of the plan does not fit the model."""
     weights = tuple(weights)
+    _check_weights(model, weights)
     integers = integer_weights(model, weights) if engine == "integer" else {}
     only_products = {Tap(path, "input") for path, weight in integers.items() if isinstance(weight, Weight)}
     make = partial(carrying, only_products) if engine == "integer" else quantizer
-    linears: dict[str, str] = {}
+    linears: dict[str, Ran] = {}
 
     @contextmanager
     def insert_activations(activations: Iterable[ActivationQuant]) -> Iterator[Inserted]:
         activations = tuple(activations)
+        _check_activations(model, activations)
         inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
         functions = {
             # What a module returns, and what attention computes, nothing but the tap has seen: it may be overwritten.
@@ -87,6 +91,64 @@ def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engin
         yield insert_activations
 
 
+def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
+    """Raises ValueError where a plan names modules, channels or parameters that the model lacks, where the ranges of
+    an item are not as many as its groups or slices, or where two items quantize one tensor."""
+    _check_weights(model, plan.weights)
+    _check_activations(model, plan.activations)
+
+
+def _check_activations(model: PreTrainedModel, activations: Iterable[ActivationQuant]) -> None:
+    channels = {tap: place.channels for place in places(model) for tap in (place.tensor, place.operand) if tap}
+    modules = {path for path, _ in model.named_modules()}
+    strange: list[str] = []
+    sites: dict[Tap, str] = {}
+    for item in activations:
+        known = item.tap.module in modules and len(item.groups) in (0, channels.get(item.tap, 0))
+        if not known:
+            strange.append(item.site)
+        elif isinstance(item.grid, AffineGrid):
+            _check_ranges(item.site, item.lo, item.hi, max(item.groups, default=0) + 1)
+        if item.tap in sites:
+            raise ValueError(
+                f"the plan quantizes the {item.tap.at} of {item.tap.module} twice, as {sites[item.tap]} and as "
+                f"{item.site}: keep one of them"
+            )
+        sites[item.tap] = item.site
+    _check_known(strange)
+
+
+def _check_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> None:
+    shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
+    strange: list[str] = []
+    seen: set[str] = set()
+    for weight in weights:
+        shape = shapes.get(weight.parameter)
+        if shape is None or (weight.axis is not None and _slices(weight, shape) != len(weight.lo)):
+            strange.append(weight.parameter)
+        elif isinstance(weight.grid, AffineGrid):
+            _check_ranges(weight.parameter, weight.lo, weight.hi, 1 if weight.axis is None else len(weight.lo))
+        if weight.parameter in seen:
+            raise ValueError(f"the plan quantizes {weight.parameter} twice: keep one of them")
+        seen.add(weight.parameter)
+    _check_known(strange)
+
+
+def _slices(weight: WeightQuant, shape: torch.Size) -> int | None:
+    return shape[weight.axis] if weight.axis is not None and -len(shape) <= weight.axis < len(shape) else None
+
+
+def _check_ranges(name: str, lo: Ranges, hi: Ranges, needed: int) -> None:
+    if not len(lo) == len(hi) == needed:
+        raise ValueError(f"the plan has {len(lo)} lower and {len(hi)} upper ends of ranges for {name}, not {needed}")
+
+
+def _check_known(strange: Sequence[str]) -> None:
+    if strange:
+        names = ", ".join(strange[:3])
+        raise ValueError(f"the plan is of another model: this one has no {names} as the plan has it")
+
+
 @contextmanager
 def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> Iterator[None]:
     """Puts the parameters on their grids; the originals are set aside untouched and put back at the exit."""
@@ -98,7 +160,7 @@ def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) ->
             parameter.data = snap_weight(parameter.data, weight)
         yield
     finally:
-        for parameter, original in originals:
+        for parameter, original in reversed(originals):  # two names may stand for one parameter
             parameter.data = original
 
 

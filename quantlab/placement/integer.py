@@ -6,7 +6,6 @@ one multiplies them. A tensor that was changed on its way (sliced, added to) is 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,17 +19,34 @@ from quantlab.placement.architecture import feed_forwards
 from quantlab.placement.attention import Counted, Function
 from quantlab.placement.plan import WeightQuant, weight_ranges
 from quantlab.placement.sites import Tap
+from quantlab.quant.choice import fuses_gelu, product, times_fp32, why_none
 from quantlab.quant.grid import AffineGrid
-from quantlab.quant.integer import BITS, OneDnn, OnGrid, Product, Weight, has_exact_kernel, product
+from quantlab.quant.integer import BITS, OneDnn, OnGrid, Product, Weight
 from quantlab.quant.snapper import MIDDLE, Snapper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FP32 = "fp32: "  # begins the reason why a Linear did not run in integers
 CARRIED, GELU_ONTO = "_quantlab_carried", "_quantlab_gelu_onto"
 
 Groups = tuple[int, ...]  # of each channel; empty: all are in one
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a Linear ran on: the names of its kernels, or ``fp32`` and the reason."""
+
+    on: str
+    times_fp32: float | None = None  # the kernel's time as a multiple of FP32's, as measured when it was chosen
+
+    @classmethod
+    def fp32(cls, why: str) -> Ran:
+        """FP32, and why."""
+        return cls(f"fp32: {why}")
+
+    @property
+    def in_integers(self) -> bool:
+        return not self.on.startswith("fp32: ")
 
 
 class Carrying:
@@ -99,7 +115,7 @@ def members(groups: Groups) -> list[Tensor]:
     return [(index == group).nonzero().flatten() for group in range(max(groups, default=-1) + 1)]
 
 
-def integer_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> dict[str, Weight | str]:
+def integer_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> dict[str, Weight | Ran]:
     """Every Linear's weight in integers, by path, or the reason why it has none. The model is in FP32."""
     planned = {weight.parameter: weight for weight in weights}
     linears = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear))
@@ -107,7 +123,7 @@ def integer_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> d
 
 
 @contextmanager
-def integer_linears(model: PreTrainedModel, weights: Mapping[str, Weight | str], ran: dict[str, str]) -> Iterator[None]:
+def integer_linears(model: PreTrainedModel, weights: Mapping[str, Weight | Ran], ran: dict[str, Ran]) -> Iterator[None]:
     """Inside, Linears multiply integers where their input carries them and ``weights`` has theirs.
 
     ``ran`` gets, for every Linear that ran, the kernel or the reason why it was FP32.
@@ -153,22 +169,22 @@ def _unless_done(forward: Callable[[nn.Module, Tensor], Tensor], activation: nn.
     return x if hasattr(x, CARRIED) else forward(activation, x)
 
 
-def _forward(linear: nn.Linear, weight: Weight | str, report: Callable[[str], None]) -> Callable[[Tensor], Tensor]:
+def _forward(linear: nn.Linear, weight: Weight | Ran, report: Callable[[Ran], None]) -> Callable[[Tensor], Tensor]:
     ready: dict[Groups, list[Product]] = {}
 
     def forward(x: Tensor) -> Tensor:
         carried: _Carried | None = getattr(x, CARRIED, None)
-        parts = None if isinstance(weight, str) or carried is None else carried.integers(x)
-        if isinstance(weight, str) or carried is None or parts is None:
-            report(weight if isinstance(weight, str) else f"{FP32}its input is not on an integer grid")
+        parts = None if isinstance(weight, Ran) or carried is None else carried.integers(x)
+        if isinstance(weight, Ran) or carried is None or parts is None:
+            report(weight if isinstance(weight, Ran) else Ran.fp32("its input is not on an integer grid"))
             return nn.Linear.forward(linear, x)
         groups = carried.by.groups
         if groups not in ready:
             ready[groups] = _products(weight, groups)
-            report(_named(ready[groups]))
+            report(_named(ready[groups], weight.scale.device))
         onto: Carrying | None = getattr(linear, GELU_ONTO, None)
         first, *others = ready[groups]
-        if onto is not None and isinstance(first, OneDnn) and not others:
+        if onto is not None and not others and isinstance(first, OneDnn) and fuses_gelu(first, onto.snapper):
             return onto.gelu(first, parts[0], linear.bias)
         y = first(parts[0], linear.bias)
         for multiply, part in zip(others, parts[1:], strict=True):
@@ -178,9 +194,10 @@ def _forward(linear: nn.Linear, weight: Weight | str, report: Callable[[str], No
     return forward
 
 
-def _named(products: list[Product]) -> str:
-    counts = Counter(one.kernel for one in products)
-    return ", ".join(f"{count} x {kernel}" if count > 1 else kernel for kernel, count in counts.items())
+def _named(products: list[Product], device: torch.device) -> Ran:
+    kind, count = type(products[0]), len(products)  # one weight in parts: one kind
+    kernel = kind.kernel(device)
+    return Ran(f"{count} x {kernel}" if count > 1 else kernel, times_fp32(kind, device))
 
 
 def _products(weight: Weight, groups: Groups) -> list[Product]:
@@ -197,15 +214,16 @@ def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor,
     return integers, scale.flatten(), (zero_point.flatten() - shift).to(torch.int8)
 
 
-def _integers(value: Tensor, weight: WeightQuant | None) -> Weight | str:
+def _integers(value: Tensor, weight: WeightQuant | None) -> Weight | Ran:
     if weight is None:
-        return f"{FP32}its weight is not quantized"
+        return Ran.fp32("its weight is not quantized")
     if not isinstance(weight.grid, AffineGrid) or weight.grid.bits > BITS:
-        return f"{FP32}its weight is {weight.grid}"
+        return Ran.fp32(f"its weight is {weight.grid}")
     integers, scale, zero_point = signed_integers(value, weight)
     found = Weight(
         integers=integers,
         scale=scale.expand(len(value)).contiguous(),
         zero_point=zero_point.int().expand(len(value)).contiguous(),
     )
-    return found if has_exact_kernel(found) else f"{FP32}no integer kernel is exact on this processor"
+    why = why_none(found)
+    return Ran.fp32(why) if why else found

@@ -1,12 +1,14 @@
-"""``kernels.c``, built once for this processor with the machine's C compiler, where there is one.
+"""``kernels.c``: the elementwise work of quantized networks in one pass over memory, where torch takes several.
 
-What torch does in several passes over memory needs one there. Without a compiler torch does the work; that one fails
-is said, and tried again by the next process.
+Built once for this processor with the machine's C compiler. Where that cannot be done torch does the work: the process
+warns, the tag ``kernels`` says ``torch``, the alarm ``kernels_missing`` says why, and the next process tries again.
 """
 
 import ctypes
 import os
+import shlex
 import shutil
+import stat
 import subprocess
 import warnings
 from functools import cache
@@ -23,23 +25,20 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-m
 _POINTER, _FLOAT, _COUNT, _INT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int
 
 
-@cache
+class MissingError(Exception):
+    """Why the functions cannot be built or loaded, in one line."""
+
+
 def library() -> ctypes.CDLL | None:
-    """The built functions; None where no compiler is found or it fails, and torch does the work (tag ``kernels``)."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
-    processor = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
-    folder = cache_dir() / "native" / digest([SOURCE.read_bytes(), repr(FLAGS), compiler, repr(processor)])
-    try:
-        if not folder.is_dir():
-            with published(folder) as scratch:
-                command = [compiler, *FLAGS, "-o", str(scratch / "kernels.so"), str(SOURCE), "-lm"]
-                subprocess.run(command, capture_output=True, text=True, check=True)
-    except subprocess.CalledProcessError as error:
-        warnings.warn(f"{compiler} could not build {SOURCE}; torch does its work.\n{error.stderr}", stacklevel=2)
-        return None
-    return _declared(ctypes.CDLL(str(folder / "kernels.so")))
+    """The built functions; None where torch has to do their work, for the reason that :func:`missing` gives."""
+    loaded = _built()
+    return None if isinstance(loaded, str) else loaded
+
+
+def missing() -> str:
+    """Why there are no built functions, in one line; empty where there are."""
+    loaded = _built()
+    return loaded if isinstance(loaded, str) else ""
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -59,6 +58,67 @@ def address(x: Tensor | None) -> int | None:
 def name() -> str:
     """What does the elementwise work of quantized networks on a CPU."""
     return "torch" if library() is None else SOURCE.name
+
+
+@cache
+def _built() -> ctypes.CDLL | str:
+    """The functions, or why there are none."""
+    try:
+        return _declared(_load())
+    except (MissingError, OSError) as error:
+        warnings.warn(f"torch does the work of {SOURCE.name}, more slowly: {error}", stacklevel=2)
+        return str(error)
+
+
+def _load() -> ctypes.CDLL:
+    """Raises MissingError, or OSError where the cache folder cannot be read, written or executed from."""
+    command = _compiler()
+    version = subprocess.run([*command, "--version"], capture_output=True, check=False).stdout
+    processor = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
+    parts = [SOURCE.read_bytes(), repr(FLAGS), repr(command), version, repr(processor)]
+    home = cache_dir() / "native"
+    folder = home / digest(parts)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(home)
+    if not folder.is_dir():
+        with published(folder) as scratch:
+            _compile(command, scratch / "kernels.so")
+    for path in (folder, folder / "kernels.so"):
+        _check_private(path)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+def _compiler() -> list[str]:
+    """``$CC``, which may be several words ("ccache gcc", "gcc -O2"), with the full path of the first; else ``cc``."""
+    wanted = os.environ.get("CC") or "cc"
+    try:
+        first, *others = shlex.split(wanted)
+    except ValueError as error:
+        raise MissingError(f"CC={wanted!r} is no command") from error
+    found = shutil.which(first)
+    if found is None:
+        raise MissingError(f"no C compiler: {first!r} is not on the path (set CC)")
+    return [found, *others]
+
+
+def _compile(command: list[str], to: Path) -> None:
+    built = subprocess.run(
+        [*command, *FLAGS, "-o", str(to), str(SOURCE), "-lm"], capture_output=True, text=True, check=False
+    )
+    if built.returncode:
+        said = " ".join(built.stderr.split())[:300] or f"exit status {built.returncode}"
+        raise MissingError(f"{shlex.join(command)} could not build {SOURCE.name}: {said}")
+    to.chmod(0o700)
+
+
+def _check_private(path: Path) -> None:
+    """Code is loaded only from where nobody but this user, or root, can have put it."""
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode) or found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
+        raise MissingError(
+            f"{path} must be this user's and writable by nobody else, it is {stat.filemode(found.st_mode)} of user "
+            f"{found.st_uid}: remove it"
+        )
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:

@@ -23,6 +23,7 @@ class Snapper:
         self.numbers = [term.item() for term in self.terms] if scale.numel() == 1 else None
         self._per_head: Tensor | None = None
         self.byte_zero_point = (zero_point + (MIDDLE if q_min < 0 else 0)).int()
+        self._channels = scale.numel() if self._is_one_grid_a_channel() else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The grid's value nearest to every element."""
@@ -49,8 +50,27 @@ class Snapper:
             self._per_head = torch.stack([term.float().flatten().expand(heads) for term in self.terms], dim=1)
         return self._per_head
 
+    def fits_heads(self, heads: int) -> bool:
+        """Whether there is one grid for all heads, or one for each: what broadcasts so against (batch, heads, ...)."""
+        return self.numbers is not None or all(term.shape == (heads, 1, 1) for term in self.terms)
+
     def _is_native(self, x: Tensor) -> bool:
-        return native.takes(x) and (self.numbers is not None or self.terms[0].ndim == 1)
+        if self.numbers is None and (self._channels is None or x.ndim == 0 or x.shape[-1] != self._channels):
+            return False  # torch broadcasts, or raises
+        return native.takes(x)
+
+    def _is_one_grid_a_channel(self) -> bool:
+        """Whether every term holds one number a channel, as ``kernels.c`` reads them."""
+        shapes = {term.shape for term in (*self.terms, self.byte_zero_point)}
+        return (
+            len(shapes) == 1
+            and self.scale.ndim == 1
+            and all(
+                term.dtype == torch.float32 and term.device.type == "cpu" and term.is_contiguous()
+                for term in self.terms
+            )
+            and self.byte_zero_point.is_contiguous()
+        )
 
     def _native(self, x: Tensor, values: bool, integers: bool) -> tuple[Tensor | None, Tensor | None]:
         library, x = native.library(), x.contiguous()

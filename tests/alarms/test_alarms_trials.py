@@ -11,6 +11,7 @@ from tiny import FAMILIES, tiny_model
 from quantlab.placement.architecture import places
 from quantlab.placement.plan import ActivationQuant, QuantPlan
 from quantlab.placement.sites import Placement
+from quantlab.quant import native
 from quantlab.quant.grid import AffineGrid, FloatGrid
 from quantlab.quant.sketch import Sketch
 
@@ -37,6 +38,14 @@ def test_few_calibration_rows(rows: int, raises: bool) -> None:
 @pytest.mark.parametrize("padding", ["included", "masked"])
 def test_padding_counted(padding: str) -> None:
     assert bool(message("padding_counted", config=calibrated(padding=padding))) == (padding == "included")
+
+
+@pytest.mark.parametrize("why", ["", "no C compiler: 'cc' is not on the path (set CC)"])
+def test_kernels_missing(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "missing", lambda: why)
+    found = message("kernels_missing", model=tiny_model())
+    assert found == (f"torch did the work of kernels.c, more slowly: {why}" if why else "")
+    assert not message("kernels_missing", model=tiny_model(), plan=QuantPlan())
 
 
 PUBLISHED = Placement(at="tensor", exclude=("*.attn.scores", "*.attn.probs", "*.attn.context"))

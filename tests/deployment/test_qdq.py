@@ -31,13 +31,12 @@ from transformers import AutoModelForSequenceClassification
 
 from quantlab.deployment import qdq
 from quantlab.deployment.onnxruntime import OnnxRuntime
-from quantlab.deployment.qdq import check_exportable, check_fits, export, quantize_dequantize
+from quantlab.deployment.qdq import check_exportable, export, quantize_dequantize
 from quantlab.deployment.runtime import check_model, planned_products
 from quantlab.methods.base import Method
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.insert import activation_parameters, insert, snap_weight
-from quantlab.placement.integer import FP32
+from quantlab.placement.insert import activation_parameters, check_fits, insert, snap_weight
 from quantlab.placement.plan import QuantPlan
 from quantlab.quant.grid import AffineGrid
 
@@ -172,7 +171,7 @@ def test_planned_products(made: Exported) -> None:
     assert planned_products(made.path) == made.case.products
     with insert(made.model, made.plan, "integer") as inserted:
         logits(made.model, ROWS)
-    kernels = [kernel for kernel in inserted.linears.values() if not kernel.startswith(FP32)]
+    kernels = [ran.on for ran in inserted.linears.values() if ran.in_integers]
     in_groups = sum(kernel.startswith(f"{GROUPS} x") for kernel in kernels)
     cut = made.case.placement == ALL  # the first token's row: quantized too, but the engine does not see that
     assert len(kernels) + (GROUPS - 1) * in_groups + cut == made.case.products
