@@ -30,6 +30,12 @@ def at_least(field: str, value: Any, least: float) -> None:
         raise ValueError(f"{field} must be at least {least}, got {value!r}")
 
 
+def above(field: str, value: Any, bound: float) -> None:
+    """Raises ValueError unless ``value`` is a number (not a bool) above ``bound``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > bound:
+        raise ValueError(f"{field} must be above {bound}, got {value!r}")
+
+
 def share(field: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a number (not a bool) in ``[0, 1)``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:

@@ -17,10 +17,12 @@ from quantlab.quant import native
 from quantlab.quant.choice import arithmetic
 
 OWN = "quantlab."
-# Settings that say where something lies or what runs it: fingerprints and the environment stand for them.
+# Settings that say where something lies, which rows of it are answered, or what runs it: fingerprints and the environment
+# stand for them. The rows that are held out from choosing are answered like all others.
 PLACES = {
     "model": ("path", "revision", "name", "base", "recipe", "device"),
     "task": ("data_dir", "hub", "revision"),
+    "evaluation": ("limit", "order", "seed", "holdout"),
 }
 LIBRARIES = ("transformers", "tokenizers", "numpy", "scipy")  # besides torch: what computes or cuts texts into tokens
 VECTORS = ("avx", "fma", "amx", "sve", "neon")  # begin the names of the instructions that libraries choose kernels by

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 K = "arXiv 2603.04308"
+FP32 = "FP32"  # the method of a network that is not quantized
 OS_PLUS = "OS+ (arXiv 2304.09145, table 7)"
 
 
@@ -65,7 +66,7 @@ def _os_plus(bits: str, weights: str, **accuracies: float) -> tuple[Anchor, ...]
 TENSOR, CHANNEL = "one range a weight, ", "one range a weight's output channel, "
 ANCHORS = (
     Anchor(
-        task="qnli", architecture=BERT_BASE, metric="accuracy", bits="FP32", method="FP32", value=0.918, source=OS_PLUS,
+        task="qnli", architecture=BERT_BASE, metric="accuracy", bits=FP32, method=FP32, value=0.918, source=OS_PLUS,
         definition="fine-tuned, not quantized",
     ),
     *_os_plus("INT8", TENSOR, min_max=89.0, OMSE=89.7, PEG=91.1, OS=90.2, **{"OS+": 91.1}),
@@ -82,7 +83,7 @@ ONE_SIDED = (
 GROUPS = "never permuted; contiguous groups at 58 of 65 sites"
 PAPER_TABLE = (
     PaperRow(
-        name="FP32", accuracy=0.8966, p50_ms=58.38, p95_ms=59.08, peak_vram_mb=483.7, size_mb=417.7,
+        name=FP32, accuracy=0.8966, p50_ms=58.38, p95_ms=59.08, peak_vram_mb=483.7, size_mb=417.7,
         measured="the fine-tuned network; OS+ has 91.8 % for it",
     ),
     PaperRow(
@@ -119,4 +120,4 @@ def anchors_of(task: str, config: PretrainedConfig) -> tuple[Anchor, ...]:
 
 def fp32_anchor(task: str, config: PretrainedConfig) -> Anchor | None:
     """What FP32 should come near; None where nothing is known."""
-    return next((anchor for anchor in anchors_of(task, config) if anchor.method == "FP32"), None)
+    return next((anchor for anchor in anchors_of(task, config) if anchor.method == FP32), None)

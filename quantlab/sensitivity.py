@@ -5,9 +5,11 @@ calibration rows, the loss of accuracy from all evaluation rows: each of one var
 the settings of ``quantlab.search``; writes scores.csv, scores.png and correlations.csv.
 """
 
+import math
 from pathlib import Path
 
 import hydra
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -19,11 +21,13 @@ from quantlab.console import plain_console
 from quantlab.interrupts import end_on_sigterm
 from quantlab.memo import Memo
 from quantlab.searching.running import measure_sensitivity
+from quantlab.searching.scores import MEASURED, MEASURED_ERROR
 from quantlab.searching.spec import SearchConfig
 from quantlab.sweeping.catalogue import register
 
 MEMO = Memo()
 SHOWN = 10
+CHANCE = 0.2  # of the variance of measured losses that may be chance in a ranking by them
 
 register("search")
 
@@ -40,7 +44,35 @@ def main(settings: DictConfig) -> None:
     worst = scores.table.sort_values("kl", ascending=False).head(SHOWN)
     console.print(worst.to_string(index=False, float_format="{:.4g}".format))
     console.print(scores.correlations().to_string(index=False, float_format="{:.3g}".format))
+    losses, errors = (scores.table[name].to_numpy() for name in (MEASURED, MEASURED_ERROR))
+    console.print(caution(losses, errors, rows=scores.rows[MEASURED] // (len(scores.table) + 1)))
     console.print(str(folder))
+
+
+def caution(losses: np.ndarray, errors: np.ndarray, rows: int) -> str:
+    """What the correlations are worth: the share of chance in how the measured losses, (N,) in points, differ.
+
+    ``errors`` (N,) are their standard errors on so many ``rows``; NaN where they are not known.
+    """
+    intervals = "intervals: 95 %, over the variables"
+    if np.isnan(errors).any() or np.ptp(losses) == 0:
+        unknown = "the losses do not differ" if np.ptp(losses) == 0 else "this metric has no errors row by row"
+        return f"{intervals}; how much of the measured losses is chance is not known: {unknown} ({rows:,} rows)"
+    chance, seen = float(np.mean(errors**2)), float(np.var(losses, ddof=1))
+    if chance >= seen:
+        return (
+            f"{intervals}. Too few examples: on {rows:,} rows the measured losses differ no more than by chance, so "
+            "these correlations say nothing; take more (evaluation.limit)"
+        )
+    needed = math.ceil(rows * (chance / CHANCE) * (1 - CHANCE) / (seen - chance))
+    share = f"{chance / seen:.0%} of how the measured losses differ on {rows:,} rows is chance"
+    if needed <= rows:
+        return f"{intervals}; {share}"
+    step = 10 ** max(len(str(needed)) - 2, 0)
+    return (
+        f"{intervals}. Too few examples: {share}, which draws the correlations towards 0; a ranking by them needs "
+        f"about {math.ceil(needed / step) * step:,} rows, on which it is {CHANCE:.0%}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Z95 = float(scipy.special.ndtri(0.975))
 ALPHA, POWER = 0.05, 0.8
 LEAST = 0.005  # half a point of accuracy is what people ask about
 FEWEST = 3  # examples that a bootstrap can do anything with
+ALMOST_ONE = 1 - 1e-12  # Fisher's z of a correlation of 1 is infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,24 @@ def metric_drop_ci95(
     drop = compute(reference, labels) - compute(logits, labels)
     error = _bootstrap_error(metric, logits, reference, labels, resamples)
     return drop - Z95 * error, drop + Z95 * error
+
+
+def spearman_ci95(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's rank correlation of two (N,) and its 95 % interval; NaN where one is constant, or N below 4.
+
+    Fisher's z with the error of Bonett and Wright (Psychometrika 65, 2000): sqrt((1 + r² / 2) / (N - 3)).
+    """
+    if np.ptp(one) == 0 or np.ptp(other) == 0 or len(one) < 4:
+        return math.nan, math.nan, math.nan
+    r = float(scipy.stats.spearmanr(one, other).statistic)
+    z = math.atanh(max(min(r, ALMOST_ONE), -ALMOST_ONE))
+    margin = Z95 * math.sqrt((1 + r**2 / 2) / (len(one) - 3))
+    return r, math.tanh(z - margin), math.tanh(z + margin)
+
+
+def accuracy_drop_error(reference_right: np.ndarray, right: np.ndarray) -> float:
+    """Standard error of ``mean(reference_right) - mean(right)`` for paired booleans of shape (N,)."""
+    return float(np.std(reference_right.astype(np.float64) - right) / math.sqrt(len(right)))
 
 
 def accuracy_drop_upper95(reference_right: np.ndarray, right: np.ndarray) -> float:

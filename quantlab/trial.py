@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from quantlab.alarms import Finding, raised
+from quantlab.alarms.coverage import beside
 from quantlab.batching import tokenize
 from quantlab.calibration import Calibration
 from quantlab.checks import one_of
@@ -148,11 +149,12 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
     logits, reference, labels = outcome.answers.logits, outcome.reference.logits, material.rows.labels
     numbers, data = metrics(config, material, outcome), described(config)
     measured = {**outcome.measured.tags, **engine_tags(outcome.plan, outcome.linears)}
-    alarms = raised(Finding(
+    finding = Finding(
         config=data, plan=outcome.plan, places=material.places, sketches=outcome.calibrated, model=material.model,
         tags=material.loaded.tags | measured, metrics=numbers,
         logits=logits, reference=reference, labels=labels, regression=config.task.regression,
-    ))  # fmt: skip
+    )  # fmt: skip
+    alarms = raised(finding)
     tags = {
         **material.loaded.tags,
         **machine_tags(material.model.device),
@@ -172,7 +174,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         alarms=alarms,
         plan=outcome.plan,
         linears=outcome.linears,
-        sites=diagnosed(config, material, sites, outcome.plan, outcome.calibrated),
+        sites=beside(diagnosed(config, material, sites, outcome.plan, outcome.calibrated), finding.coverages),
         outliers=by_site(outcome.fp32),
         labels=labels,
         logits=logits,

@@ -1,8 +1,10 @@
 """How a tensor's elements lie on its grid: which levels they use, what lies beyond, what becomes zero."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -59,6 +61,18 @@ def of_weight(item: WeightQuant, value: Tensor) -> Coverage | None:
     left_out = _left_out(item.grid, item.lo, item.hi)
     covered = _coverage(item.parameter, item.grid, x, None, scale, zero_point, left_out)
     return covered and replace(covered, weight=True)
+
+
+def beside(sites: pd.DataFrame, coverages: Sequence[Coverage]) -> pd.DataFrame:
+    """A table of sites with how each tensor lies on its grid: levels in all, levels of its bulk, share that becomes 0.
+
+    Empty where there is no integer grid, and the bulk's levels where groups have ranges of their own.
+    """
+    found = pd.DataFrame(
+        [(item.name, item.levels, item.used, item.zeroed) for item in coverages],
+        columns=["name", "levels", "levels_used", "zeroed"],
+    )
+    return sites.merge(found, on="name", how="left", validate="one_to_one") if len(sites) else sites
 
 
 def _parameters(item: WeightQuant, grid: AffineGrid, ndim: int) -> tuple[Array, Array]:

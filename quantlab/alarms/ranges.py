@@ -13,8 +13,10 @@ from quantlab.quant.sketch import Sketch
 
 FP16_MAX = 65504.0
 CUT_SHARE = 0.01  # of a tensor's elements on the side of zero that its range leaves out
-WASTED = 0.5  # of the levels: a bit less would have done
-ENOUGH_LEVELS = 256  # of a wider grid that many, 8 bits' worth, may be half used
+# docs/numbers.md has what these two separate.
+WASTED = 1 / 16  # of the levels: four bits less would have done
+MANY = 0.1  # of the weights
+ENOUGH_LEVELS = 256  # a wider grid needs no more of its levels than one of 8 bits
 ZEROED = 0.5  # of a weight's nonzero elements
 OUTSIDE = 0.01  # of a tensor's elements: percentile clipping at 99.9 leaves 0.2 % outside
 PERMUTED_SHARE = 0.5  # of the range that the median channel's group has: a bit for half of the channels
@@ -29,11 +31,12 @@ def one_sided_range(finding: Finding) -> Iterator[Alarm]:
 
 
 def wasted_levels(finding: Finding) -> Iterator[Alarm]:
-    """Grids whose levels are mostly there for outliers: under half lie among all but 0.02 % of the elements.
+    """Activations whose levels nearly all go to outliers: four of eight bits hold nothing of the bulk.
 
-    Only where one range serves the whole tensor, or slices of a weight have one each.
+    Only where one range serves the whole tensor. Weights are left out, as such grids do not tell plans that keep the
+    answers from plans that lose them; ``sites.csv`` has all tensors' levels.
     """
-    judged = [(item.used, item) for item in finding.coverages if item.used is not None]
+    judged = [(item.used, item) for item in finding.coverages if item.used is not None and not item.weight]
     wasted = [
         (used / item.levels, f"{item.name} ({used} of {item.levels})")
         for used, item in judged
@@ -42,18 +45,20 @@ def wasted_levels(finding: Finding) -> Iterator[Alarm]:
     if wasted:
         yield Alarm(
             "wasted_levels",
-            f"{len(wasted)} of {len(judged)} grids have less than half of their levels where all but 0.02 % of the "
-            f"values lie: {worst([name for _, name in sorted(wasted)])}",
+            f"{len(wasted)} of {len(judged)} activations have under a sixteenth of their levels where all but 0.02 % "
+            f"of the values lie: {worst([name for _, name in sorted(wasted)])}",
         )
 
 
 def zeroed_weights(finding: Finding) -> Iterator[Alarm]:
-    """Weights that lose most of their elements to zero."""
+    """Many weights that lose most of their elements to zero; a single one is a finding of ``sites.csv``."""
     weights = [item for item in finding.coverages if item.weight]
-    yield from _shares_over(
-        "zeroed_weights", "weights lose over half of their nonzero elements to zero", ZEROED,
-        [(item.zeroed, item.name) for item in weights],
-    )  # fmt: skip
+    zeroed = [item for item in weights if item.zeroed > ZEROED]
+    if len(zeroed) > MANY * len(weights):
+        yield from _shares_over(
+            "zeroed_weights", "weights lose over half of their nonzero elements to zero", ZEROED,
+            [(item.zeroed, item.name) for item in weights],
+        )  # fmt: skip
 
 
 def saturation(finding: Finding) -> Iterator[Alarm]:

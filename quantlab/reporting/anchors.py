@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from quantlab.published import ANCHORS, PAPER_TABLE, Anchor, K
+from quantlab.published import ANCHORS, FP32, PAPER_TABLE, Anchor, K
 from quantlab.reporting.comparing import Row
 from quantlab.reporting.reading import Study
 from quantlab.reporting.sections import Table, as_table
@@ -39,10 +39,10 @@ def _paper(rows: Sequence[Row]) -> Table:
 
 
 def _anchors(task: str, rows: Sequence[Row]) -> list[Table]:
-    shown = [anchor for anchor in ANCHORS if anchor.task == task and anchor.bits in ("FP32", "INT8")]
+    shown = [anchor for anchor in ANCHORS if anchor.task == task and anchor.bits in (FP32, "INT8")]
     if not shown:
         return []
-    fp32 = next((anchor.value for anchor in shown if anchor.method == "Fp32"), float("nan"))
+    fp32 = next((anchor.value for anchor in shown if anchor.method == FP32), float("nan"))
     table = pd.DataFrame([
         {"published row": f"{anchor.method} {anchor.bits}" if anchor.bits != anchor.method else anchor.method,
          "published (%)": number(100 * anchor.value, ".1f"),
@@ -68,7 +68,7 @@ def paper_row(config: Config) -> str:
     method, calibration = kind(config, "method"), kind(config, "calibration")
     bits = config["bits"]
     if method == "Fp32":
-        return "FP32"
+        return FP32
     if bits["weights"] != 8 or bits["activations"] != 8 or not bits["symmetric"]:
         return ""
     if calibration == "PublishedPercentile":
@@ -80,7 +80,7 @@ def paper_row(config: Config) -> str:
 
 
 LIKE: dict[str, Callable[[str, str], bool]] = {
-    "FP32": lambda method, _: method == "Fp32",
+    FP32: lambda method, _: method == "Fp32",
     "min max": lambda method, calibration: method == "Uniform" and calibration == "MinMax",
     "OMSE": lambda method, calibration: method == "Uniform" and calibration == "Mse",
     "percentile": lambda method, calibration: method == "Uniform" and calibration == "Percentile",

@@ -12,9 +12,10 @@ from quantlab.reporting.analysis import COMMAND, Analysis
 from quantlab.reporting.comparing import Row
 from quantlab.reporting.outlying import DEPTH, depth_step
 from quantlab.reporting.reading import Study
-from quantlab.reporting.sections import Section
+from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot, axis, bar, bars, level_line, line
 
+FEWEST_LEVELS = 10  # tensors in the table of levels
 TOP = 20  # sites that a bar chart shows; its data has all
 
 
@@ -35,8 +36,27 @@ def errors(study: Study, found: Sequence[Row], analysis: Analysis | None) -> Sec
     ]
     return Section(
         id="errors", title="What the errors do", plots=plots, paragraphs=[] if analysis else missing,
-        commands=[] if analysis else _command(study),
+        tables=_levels(found), commands=[] if analysis else _command(study),
     )  # fmt: skip
+
+
+def _levels(found: Sequence[Row]) -> list[Table]:
+    """Of the trial that lost most: the tensors whose bulk has the fewest of its grid's levels."""
+    for row in sorted((row for row in found if row.difference < 0), key=lambda row: row.difference):
+        sites = row.trial.sites
+        if sites is not None and "levels_used" in sites and sites["levels_used"].notna().any():
+            known = sites[sites["levels_used"].notna()]
+            fewest = known.iloc[np.argsort(known["levels_used"] / known["levels"], kind="stable")].head(FEWEST_LEVELS)
+            table = pd.DataFrame({
+                "tensor": fewest["name"], "kind": fewest["kind"],
+                "levels used": [f"{used:.0f} of {all:.0f}" for used, all in zip(
+                    fewest["levels_used"], fewest["levels"], strict=True)],
+                "becomes 0 (%)": [f"{100 * share:.1f}" for share in fewest["zeroed"]],
+            })  # fmt: skip
+            caption = f"Of {row.trial.name}, the trial that lost most: the levels from one end to the other of all but "
+            caption += "0.02 % of the values, and the share of nonzero values that become 0. sites.csv has all tensors."
+            return [as_table("levels", "Levels that outliers leave", table, caption)]
+    return []
 
 
 ANALYSED = re.compile(r"[+~]*([\w/]+@)?(model|task|evaluation)\b[^=]*=")  # overrides that an analysis shares

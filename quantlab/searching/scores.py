@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,9 +19,11 @@ from quantlab.placement.plan import ActivationQuant, QuantPlan
 from quantlab.placement.sites import Site
 from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.space import Choices, Space
+from quantlab.significance import accuracy_drop_error, spearman_ci95
 
 SCORES = ("noise_db", "first_order", "kl")  # the more, the worse
 MEASURED = "accuracy_drop_points"
+MEASURED_ERROR = "accuracy_drop_error_points"  # its standard error, paired over rows
 DIVERGED = 1e3  # stands for the divergence of answers that are NaN
 
 Table = dict[tuple[str, Precision], ActivationQuant]
@@ -42,13 +43,15 @@ class Scores:
         return {(variable, choice): float(value) for variable, choice, value in columns}
 
     def correlations(self) -> pd.DataFrame:
-        """Spearman's rank correlation of each score with the measured one; NaN where one of them is constant."""
+        """Spearman's rank correlation of each score with the measured one, and its 95 % interval over the variables.
+
+        NaN where one of the two is constant, or there are fewer than four variables.
+        """
         rows = []
         for score in SCORES:
-            constant = min(self.table[score].nunique(), self.table[MEASURED].nunique()) == 1
-            found = (np.nan, np.nan) if constant else scipy.stats.spearmanr(self.table[score], self.table[MEASURED])
+            found, low, high = spearman_ci95(self.table[score].to_numpy(), self.table[MEASURED].to_numpy())
             rows.append({
-                "score": score, "spearman": float(found[0]), "p": float(found[1]),
+                "score": score, "spearman": found, "ci95_low": low, "ci95_high": high,
                 "rows": self.rows[score], "seconds": self.seconds[score],
             })  # fmt: skip
         return pd.DataFrame(rows)
@@ -109,9 +112,14 @@ def measured(scores: Scores, space: Space, runner: Runner, columns: Sequence[int
     wide = evaluate(runner, space.wide, columns, None)
     runner.keep(space.wide)
     base = judge.drop(wide)
-    drops = [judge.drop(evaluate(runner, chosen, columns, None)) - base for chosen in combinations_of(space)]
+    found = [evaluate(runner, chosen, columns, None) for chosen in combinations_of(space)]
+    drops = [judge.drop(outcome) - base for outcome in found]
+    right = judge.right(wide)
+    errors = [
+        100 * accuracy_drop_error(right, judge.right(outcome)) if judge.counts_right else np.nan for outcome in found
+    ]
     return Scores(
-        table=scores.table.assign(**{MEASURED: drops}),
+        table=scores.table.assign(**{MEASURED: drops, MEASURED_ERROR: errors}),
         rows={**scores.rows, MEASURED: wide.rows * (len(drops) + 1)},
         seconds={**scores.seconds, MEASURED: time.perf_counter() - start},
     )

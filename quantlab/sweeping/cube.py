@@ -21,6 +21,7 @@ class Cube:
 
     scores: np.ndarray  # (2 ** changes, examples): fractions
     changes: tuple[str, ...]
+    max_drop: float  # points that the end of the shortest path may lose against all changes
 
     def full(self) -> pd.DataFrame:
         """All changes, each next one that which gains most."""
@@ -28,7 +29,7 @@ class Cube:
 
     def shortest(self) -> pd.DataFrame:
         """The fewest changes that are as good as all of them, in the sense of :func:`effects.shortest`."""
-        return self._path("shortest", effects.shortest(self.scores))
+        return self._path("shortest", effects.shortest(self.scores, self.max_drop / 100))
 
     def shapley(self) -> pd.DataFrame:
         """Each change's gain averaged over all orders of making them, the largest first; nothing is reached."""
@@ -53,9 +54,14 @@ class Cube:
                 "reached (%)": texts(steps["reached_percent"], ".2f"),
             }
         )
+        n, within = self.scores.shape[1], f"at most {self.max_drop:g} points less than all changes"
+        path = f"The shortest path to {within} makes {len(shortest)} and reaches {reached:.2f} %"
+        if len(shortest) < len(self.changes):
+            path += f"; the rest adds {behind} points."
+        else:
+            path += f": {n:,} examples do not show of fewer changes that they reach it."
         return (
-            f"All {len(self.changes)} changes lead from {start:.2f} % to {end:.2f} %: {gain} points.\n"
-            f"The shortest path makes {len(shortest)} and reaches {reached:.2f} %; the rest adds {behind} points.\n\n"
+            f"All {len(self.changes)} changes lead from {start:.2f} % to {end:.2f} %: {gain} points.\n{path}\n\n"
             + markdown(shown)
         )
 
@@ -79,7 +85,7 @@ class Cube:
         )
 
 
-def cube_of(block: Results, start: Mapping[str, str], end: Mapping[str, str]) -> Cube:
+def cube_of(block: Results, start: Mapping[str, str], end: Mapping[str, str], max_drop: float) -> Cube:
     """The block's trials whose settings are each as in ``start`` or as in ``end``.
 
     Raises ValueError where an override or a value does not occur, a trial failed, or the trials are not one for each
@@ -99,4 +105,5 @@ def cube_of(block: Results, start: Mapping[str, str], end: Mapping[str, str]) ->
             f"and end; the block has {len(np.unique(made))} of them in {len(made)} trials"
         )
     short = short_names(changed)
-    return Cube(scores=rows.scores()[np.argsort(made)], changes=tuple(setting(short[n], end[n]) for n in changed))
+    changes = tuple(setting(short[name], end[name]) for name in changed)
+    return Cube(scores=rows.scores()[np.argsort(made)], changes=changes, max_drop=max_drop)

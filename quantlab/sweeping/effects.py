@@ -87,13 +87,14 @@ def gains(cube: np.ndarray, order: Iterable[int]) -> np.ndarray:
     return np.diff(cube[made], axis=0)
 
 
-def shortest(cube: np.ndarray) -> list[int]:
+def shortest(cube: np.ndarray, max_drop: float) -> list[int]:
     """The fewest changes, in greedy order, whose trial is as good as the one with all changes; the best of such sets.
 
-    As good: the 95 % interval of the difference, paired over examples, reaches 0, or the trial is better.
+    As good: it loses less than ``max_drop``, a fraction, with the whole 95 % interval of the difference, paired over
+    examples (non-inferiority). Where there is no interval, the difference itself must.
     """
-    behind, low, _ = mean_ci95(cube[-1] - cube)
-    reached = np.flatnonzero(np.fmin(behind, low) <= 0).tolist()
+    behind, _, high = mean_ci95(cube[-1] - cube)
+    reached = np.flatnonzero(np.fmax(behind, high) < max_drop).tolist()
     made = min(reached, key=lambda index: (index.bit_count(), behind[index]))
     return greedy(cube.mean(axis=1), (change for change in range(made.bit_length()) if made >> change & 1))
 

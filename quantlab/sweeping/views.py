@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quantlab.checks import fitting, freeze, one_of
+from quantlab.checks import above, fitting, freeze, one_of
 from quantlab.sweeping import plots
 from quantlab.sweeping.cube import cube_of
 from quantlab.sweeping.factorial import factorial_of
@@ -93,8 +93,10 @@ class Path(View):
     block: str
     start: Settings
     end: Settings
+    max_drop: float = 0.5  # points that the end of the shortest path may lose against all changes
 
     def __post_init__(self) -> None:
+        above("max_drop", self.max_drop, 0)
         for name in ("start", "end"):
             object.__setattr__(self, name, _pairs(name, getattr(self, name)))
         start, end = dict(self.start), dict(self.end)
@@ -102,7 +104,7 @@ class Path(View):
             raise ValueError(f"start and end must set the same overrides, not all alike; got {start} and {end}")
 
     def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
-        cube = cube_of(results.block(self.block), dict(self.start), dict(self.end))
+        cube = cube_of(results.block(self.block), dict(self.start), dict(self.end), self.max_drop)
         shortest, full, order_free = cube.shortest(), cube.full(), cube.shapley()
         steps = pd.concat([shortest, full, order_free])
         figure = plots.path(full, order_free, marked=set(shortest["change"]), xlabel=results.axis)

@@ -55,9 +55,10 @@ def raised(result: TrialResult) -> set[str]:
 
 def test_w8a8(run: Run) -> None:
     result = run(*PIPELINE, "calibration=running_minmax")
-    assert raised(result) >= ALWAYS | {"wasted_levels", "zeroed_weights"}
+    assert raised(result) >= ALWAYS
     said = {alarm.name: alarm.message for alarm in result.alarms}
-    assert "bert.encoder.layer.0.output.dense.weight" in said["zeroed_weights"]
+    most = result.sites[result.sites["kind"] == "weight"].sort_values("zeroed").iloc[-1]
+    assert most["name"] == "bert.encoder.layer.0.output.dense.weight" and most["zeroed"] > 0.5
     assert said["products_in_float"].endswith("attn.probs (2), attn.context (2)")
     assert result.tags["alarms"].split(", ") == list(dict.fromkeys(alarm.name for alarm in result.alarms))
 
@@ -81,5 +82,5 @@ def test_the_same_model_as_it_should_be_run(run: Run) -> None:
     result = run(
         "placement=gemm", "calibration=percentile", "bits.weight_granularity=channel", "calibration.samples=16"
     )
-    assert raised(result) <= {"majority_accuracy", "majority_accuracy_fp32", "constant_prediction", "wasted_levels"}
+    assert raised(result) <= {"majority_accuracy", "majority_accuracy_fp32", "constant_prediction"}
     assert not raised(result) & ALWAYS

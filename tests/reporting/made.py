@@ -57,9 +57,10 @@ def trial(
     columns = {"label": LABELS, **{f"logit_{i}": given[:, i] for i in (0, 1)}}
     columns |= {f"fp32_logit_{i}": logits(FP32)[:, i] for i in (0, 1)}
     pd.DataFrame(columns).to_parquet(folder / "answers.parquet", index=False)
-    pd.DataFrame({"name": ["0.ffn.out", "0.attn.out"], "sqnr_db": [3.0, 20.0]}).to_csv(
-        folder / "sites.csv", index=False
-    )
+    sites = {"name": ["0.attn.out", "0.ffn.out", "classifier.weight"], "kind": ["activation", "activation", "weight"],
+             "sqnr_db": [20.0, 3.0, 30.0], "levels": [255, 255, None], "levels_used": [200, 5, None],
+             "zeroed": [0.0, 0.987, None]}  # fmt: skip
+    pd.DataFrame(sites).to_csv(folder / "sites.csv", index=False)
     (folder / ".hydra").mkdir()
     overrides = ["+sweeps=mine", "method=peg", "sweep.member={number:1}", "hydra.sweep.dir=x", "tracking=off"]
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))

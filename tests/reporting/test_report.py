@@ -137,6 +137,16 @@ def test_rows_agree_with_scipy_and_bonferroni(tmp_path: Path) -> None:
     assert [row.verdict.split(" with")[0] for row in found[1:]] == ["not distinguishable", "worse", "worse"]
 
 
+def test_the_levels_that_outliers_leave_are_a_finding(tmp_path: Path) -> None:
+    study = from_folders([sweep(tmp_path, ROWS)])
+    (section,) = (part for part in content(study, None, 0.5).values["sections"] if part.id == "errors")
+    (table,) = section.tables
+    assert [row[:4] for row in table.rows] == [
+        ["0.ffn.out", "activation", "5 of 255", "98.7"], ["0.attn.out", "activation", "200 of 255", "0.0"],
+    ]  # fmt: skip
+    assert "Of bad k=2, the trial that lost most" in table.caption
+
+
 def test_pairs_are_compared_once_each_and_signed(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, ROWS)])
     pairs = matrix(study, rows(study))

@@ -19,7 +19,7 @@ from quantlab.methods.per_site import PerSite
 from quantlab.searching import worker as worker_module
 from quantlab.searching.evaluate import evaluate
 from quantlab.searching.running import measure_sensitivity, run_search
-from quantlab.searching.scores import MEASURED, SCORES
+from quantlab.searching.scores import MEASURED, MEASURED_ERROR, SCORES
 from quantlab.searching.space import Choices
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlflow's
@@ -245,7 +245,9 @@ def test_sensitivity_writes_its_tables_and_its_picture(
     scores = measure_sensitivity(config, tmp_path / "out", Memo())
     assert {"scores.csv", "scores.png", "correlations.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
     table = pd.read_csv(tmp_path / "out" / "scores.csv")
-    assert list(table.columns) == ["variable", "choice", *SCORES, MEASURED] and len(table) == len(scores.table)
+    assert list(table.columns) == ["variable", "choice", *SCORES, MEASURED, MEASURED_ERROR] and len(table) == len(
+        scores.table
+    )
     assert table.set_index("variable")[MEASURED].idxmax() == "1.ffn.*"
     correlations = pd.read_csv(tmp_path / "out" / "correlations.csv").set_index("score")
     assert list(correlations.index) == list(SCORES)

@@ -231,7 +231,7 @@ def test_effects_refuses(results: Results, view: dict[str, Any], message: str, t
 
 
 def test_path(tmp_path: Path) -> None:
-    views.Path(block="cube", start=START, end=END).draw(cube(), tmp_path)
+    views.Path(block="cube", start=START, end=END, max_drop=2).draw(cube(), tmp_path)
     table = pd.read_csv(tmp_path / "path.csv").set_index("path")
     changes = ["symmetric=false", "samples=1", "estimator=mse"]
     for name, expected in {"shortest": changes[:2], "full": changes, "order-free": changes}.items():
@@ -244,7 +244,11 @@ def test_path(tmp_path: Path) -> None:
     assert table.loc["full", "reached_percent"].tolist() == pytest.approx([80, 90, 90])
     report = (tmp_path / "path.md").read_text()
     assert "All 3 changes lead from 50.00 % to 90.00 %: +40.00 (" in report
-    assert "The shortest path makes 2 and reaches 90.00 %; the rest adds +0.00 (" in report
+    assert "The shortest path to at most 2 points less than all changes makes 2 and reaches 90.00 %; the rest" in report
+    views.Path(block="cube", start=START, end=END, max_drop=1e-9).draw(cube(), tmp_path)
+    assert "400 examples do not show of fewer changes that they reach it." in (tmp_path / "path.md").read_text()
+    with pytest.raises(ValueError, match="max_drop must be above 0, got 0"):
+        views.Path(block="cube", start=START, end=END, max_drop=0)
 
 
 def test_path_pins_what_start_and_end_share(tmp_path: Path) -> None:
