@@ -17,8 +17,8 @@ from quantlab.quant import native
 from quantlab.quant.choice import arithmetic
 
 OWN = "quantlab."
-# Settings that say where something lies, which rows of it are answered, or what runs it: fingerprints and the environment
-# stand for them. The rows that are held out from choosing are answered like all others.
+# Settings that say where something lies, which rows of it are answered, or what runs it: fingerprints and the
+# environment stand for them. Rows that are held out from choosing are answered like all others.
 PLACES = {
     "model": ("path", "revision", "name", "base", "recipe", "device"),
     "task": ("data_dir", "hub", "revision"),

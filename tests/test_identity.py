@@ -47,14 +47,16 @@ def test_the_same_files_elsewhere_are_the_same_trial(
     shutil.copytree(tiny_bert, tmp_path / "copied model")
     shutil.copytree(tiny_glue, tmp_path / "copied data")
     moved = (f"model.path='{tmp_path}/copied model'", f"task.data_dir='{tmp_path}/copied data'", "task.hub=else/where")
-    for same in (moved, ["model.device=cpu"], ["profile=quick"], ["profile=paper", "profile.threads=1"]):
+    held = ["evaluation.holdout=0.2"]  # decides which rows choose among trials, and no answer
+    for same in (moved, held, ["model.device=cpu"], ["profile=quick"], ["profile=paper", "profile.threads=1"]):
         assert trial_key(configured(*same), Memo()) == key, same
 
 
 @pytest.mark.parametrize(
     "override",
     ["bits=w4a4", "engine=simulated", "placement=gemm", "calibration.seed=1", "calibration=mse", "method=fp32",
-     "evaluation.batch_size=8", "evaluation.limit=16", "task.max_length=16", "task.metrics=[matthews_correlation]",
+     "evaluation.batch_size=8", "evaluation.limit=16", "evaluation.order=file", "task.max_length=16",
+     "task.metrics=[matthews_correlation]",
      "runtime=onnxruntime"],
 )  # fmt: skip
 def test_what_decides_numbers_is_in_the_key(configured: Configured, override: str) -> None:
