@@ -26,6 +26,7 @@ from quantlab.compact import compact_errors
 from quantlab.conf_dir import CONF
 from quantlab.console import plain_console
 from quantlab.evaluation import CONSTANT_SHARE, largest_share, predict
+from quantlab.interrupts import end_on_sigterm
 from quantlab.models import FineTuned, ModelSpec, check_fit, check_token_types
 from quantlab.placement.architecture import skeleton_of
 from quantlab.tasks import metrics
@@ -141,4 +142,5 @@ def main(settings: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     main()

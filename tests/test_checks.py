@@ -1,12 +1,22 @@
 """Messages about bad values: what came, what is allowed, what was probably meant."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from quantlab.checks import at_least, fitting, folder_name, freeze, nearest, one_of, whole
+from quantlab.models import FineTuned, Pretrained, Recipe
+from quantlab.sweeping.spec import Sweep
+from quantlab.tasks.base import Splits
+from quantlab.tasks.base import Task as AnyTask
+
+
+class Task(AnyTask):
+    def load(self) -> Splits:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -101,6 +111,18 @@ def test_what_is_no_folder_name_says_the_nearest_one(name: Any, near: str | None
     hint = "" if near is None else f" (did you mean {near!r}?)"
     assert str(raised.value).endswith(f"got {name!r}{hint}")
     assert near is None or fitting(near) == near
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "it's", "[x]", ""])
+def test_what_becomes_a_path_is_checked(name: str) -> None:
+    build: dict[str, Callable[[], object]] = {
+        "sweep.name": lambda: Sweep(name=name),
+        "task.name": lambda: Task(name=name, labels=("a", "b"), metrics=("accuracy",)),
+        "model.name": lambda: FineTuned(name=name, base=Pretrained(path="x"), recipe=Recipe()),
+    }
+    for field, component in build.items():
+        with pytest.raises(ValueError, match=f"^{field} names a folder: "):
+            component()
 
 
 def test_freeze() -> None:

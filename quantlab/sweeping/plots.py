@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from quantlab.console import shortened
 from quantlab.sweeping.results import ordered, short_names
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = [(COLOURS[i % 7], "os^Dv<>P"[i % 8], ("-", "--", ":")[i // 7 % 3]) for i in range(56)]
 PALE = "#9DC3DD"
 REFERENCE: dict[str, Any] = {"color": "gray", "linestyle": "--", "linewidth": 1, "zorder": 0}
+LABEL = 60  # characters of a setting or a name that a figure shows; the tables have all of it
 SPREAD = 50.0  # numbers that lie further apart than this many times the closest two, or the least, are spaced evenly
 
 
@@ -38,7 +40,7 @@ def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str,
 
     A row without a value failed, and is marked at the foot.
     """
-    columns = max(1, 100 // (max(map(len, lines)) + 8))
+    columns = max(1, 100 // (min(LABEL, max(map(len, lines))) + 8))
     figure = _figure(7.5, 4 + 0.2 * math.ceil((len(lines) + 1) / columns))
     axes = figure.subplots()
     ticks = positions([x for line in lines.values() for x in line["x"]])
@@ -47,7 +49,7 @@ def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str,
     for index, ((label, line), style) in enumerate(zip(lines.items(), cycle(STYLES), strict=False)):
         x = (line["x"].map(ticks) + dodge * (index - (len(lines) - 1) / 2)).sort_values()
         line = line.loc[x.index]
-        _line(axes, x, (line["value"], line["low"], line["high"]), style, label)
+        _line(axes, x, (line["value"], line["low"], line["high"]), style, shown(label))
         for place in x[line["value"].isna()]:
             axes.text(place, 0.02, "failed", color=style[0], fontsize=8, ha="center", rotation=90, transform=foot)
     for number, value in enumerate(fp32):
@@ -60,7 +62,7 @@ def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str,
 
 def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
     """For each name, from the top down, a dot at ``value`` with ``low`` to ``high``, or the word "failed"."""
-    height, width = min(1.2 + 0.19 * len(names), 18.0), 4 + 0.065 * max(map(len, names))
+    height, width = min(1.2 + 0.19 * len(names), 18.0), 4 + 0.065 * min(LABEL, max(map(len, names)))
     figure = _figure(width, height)
     axes = figure.subplots()
     rows = np.arange(len(names))
@@ -72,7 +74,7 @@ def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
         axes.axvline(value, **REFERENCE)
         top = axes.get_xaxis_transform()
         axes.text(value, 1, "FP32", color="gray", fontsize=8, ha="center", va="bottom", transform=top)
-    axes.set_yticks(rows, labels=list(names), fontsize=min(8.0, 60 * height / len(names)))
+    axes.set_yticks(rows, labels=list(map(shown, names)), fontsize=min(8.0, 60 * height / len(names)))
     axes.set(xlabel=xlabel, ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", color="0.93")
     return figure
@@ -131,7 +133,7 @@ def path(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str
     ends = [start, *np.maximum(reached[1:], reached[:-1]), reached[-1]]
     for row, (text, x) in enumerate(zip(texts, ends, strict=True)):
         left.annotate(text, (x, row), (5, 0), textcoords="offset points", va="center", fontsize=8)
-    left.set_yticks(range(len(full) + 2), labels=["start", *full["change"], "end"])
+    left.set_yticks(range(len(full) + 2), labels=["start", *map(shown, full["change"]), "end"])
     left.set(xlabel=xlabel, ylim=(len(full) + 1.6, -0.6), title="one change after another; dark: the shortest path")
     left.margins(x=0.14)
     order_free = credit.set_index("change").loc[full["change"]]
@@ -145,7 +147,7 @@ def path(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str
 
 def save(figure: Figure, title: str, file: Path) -> Path:
     """Writes a PNG with a title above, wrapped to the figure's width; returns the file."""
-    figure.suptitle(fill(title, int(12 * figure.get_figwidth())), fontsize=10)
+    figure.suptitle(fill(title, int(12 * figure.get_figwidth())).replace("$", r"\$"), fontsize=10)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(9)
@@ -162,6 +164,11 @@ def positions(values: Iterable[str]) -> dict[str, float]:
     return dict(zip(levels, numbers.tolist() if even else map(float, range(len(levels))), strict=True))
 
 
+def shown(text: str) -> str:
+    """A user's text as a label: a long one is cut, and dollars are no mathematics."""
+    return shortened(text, LABEL).replace("$", r"\$")
+
+
 def _width(labels: Sequence[str]) -> float:
     """Inches that an axis needs for its ticks' labels side by side."""
     return 0.085 * len(labels) * (max(map(len, labels)) + 1.5)
@@ -169,6 +176,7 @@ def _width(labels: Sequence[str]) -> float:
 
 def _ticks(axes: Axes, places: Iterable[float], labels: Sequence[str], width: float) -> None:
     """Labels the ticks of an axis of so many inches: aslant where they would not fit."""
+    labels = list(map(shown, labels))
     slant: dict[str, Any] = {"rotation": 30, "ha": "right"} if _width(labels) > width else {}
     axes.set_xticks(list(places), labels=labels, fontsize=9, **slant)
 

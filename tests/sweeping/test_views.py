@@ -277,6 +277,16 @@ def test_path_refuses(results: Results, ends: dict[str, Any], message: str, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_long_settings_with_signs_of_mathematics_are_drawn(figures: dict[str, Figure], tmp_path: Path) -> None:
+    keep = ["$a$" + 40 * '"*.ffn.sum",', r"$\frac$", '["x"]']
+    results = faked(crossed(method_keep=keep, bits=["8", "4"]), answers([0.5, 0.6, 0.7, 0.8, 0.9, 0.5]))
+    for view in (Dots(), Curve(x="method.keep"), Curve(x="bits")):
+        for file in view.draw(replace(results, title="$?"), tmp_path):
+            assert matplotlib.image.imread(file).shape[1] < 2000
+    labels = [label.get_text() for label in figures["dots.png"].axes[0].get_yticklabels()]
+    assert labels[0].startswith(r"\$a\$") and "…" in labels[0] and labels[4] == '["x"] 8'
+
+
 def test_curve_refuses_an_unknown_override(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="x must be one of placement, .*did you mean 'calibration.samples'"):
         Curve(x="calibration.sample").draw(factorial(), tmp_path)
