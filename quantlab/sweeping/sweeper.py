@@ -78,13 +78,8 @@ def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
         if tracking.ui():
             console.print(f"MLflow: {tracking.ui()}, filter: {equals('tags.sweep', identity)}")
         try:
-            returns = launch([_job(sweeping, trial, members[trial.key]) for trial in missing]) if missing else []
-        except BrokenExecutor as error:
-            _end_workers()
-            raise ChildProcessError("a worker was killed (out of memory?); start again to go on") from error
-        except BaseException:
-            _end_workers()
-            raise
+            with _workers_ended():
+                returns = launch([_job(sweeping, trial, members[trial.key]) for trial in missing]) if missing else []
         finally:
             tracking.tidy()
         ended = write(sweeping, reused, _errors(sweeping, missing, returns))
@@ -130,13 +125,25 @@ def _job(sweeping: Sweeping, trial: Trial, member: Member) -> list[str]:
     return [*trial.overrides, f"sweep.member={in_hydra(asdict(member))}", *folders]
 
 
-def _end_workers() -> None:
-    """Ends the processes that a stopped launcher leaves running for a while: they would write to a closed sweep."""
-    workers = psutil.Process().children(recursive=True)
-    for worker in workers:
-        with suppress(psutil.NoSuchProcess):
-            worker.terminate()
-    psutil.wait_procs(workers, timeout=WORKERS_END_S)
+@contextmanager
+def _workers_ended() -> Iterator[None]:
+    """Ends the processes that a stopped launcher leaves running for a while: they would write to a closed sweep.
+
+    Raises ChildProcessError where the launcher stopped because one of them was killed.
+    """
+    here = psutil.Process()
+    others = set(here.children(recursive=True))
+    try:
+        yield
+    except BaseException as error:
+        workers = [worker for worker in here.children(recursive=True) if worker not in others]
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.terminate()
+        psutil.wait_procs(workers, timeout=WORKERS_END_S)
+        if isinstance(error, BrokenExecutor):
+            raise ChildProcessError("a worker was killed (out of memory?); start again to go on") from error
+        raise
 
 
 def _errors(sweeping: Sweeping, missing: Sequence[Trial], returns: Sequence[JobReturn]) -> dict[str, str]:
