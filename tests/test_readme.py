@@ -2,11 +2,13 @@
 
 import re
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
+from quantlab import export, report, sync
 from quantlab.conf_dir import CONF
 from quantlab.sweeping.catalogue import register
 
@@ -23,16 +25,38 @@ def commands() -> list[str]:
     return [line.strip() for block in joined for line in block.splitlines() if line.strip() and line[0] != "#"]
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if "quantlab." in line])
-def test_a_command_composes(line: str) -> None:
-    words = shlex.split(line, comments=True)
-    module = words[words.index("-m") + 1]
-    if module in ("quantlab.sync", "quantlab.export", "quantlab.report"):
-        return
+def of(modules: Collection[str]) -> list[list[str]]:
+    """The commands that run one of these modules, as words from its name on."""
+    split = [shlex.split(line, comments=True) for line in commands() if "-m quantlab." in line]
+    asked = [words[words.index("-m") + 1 :] for words in split]
+    return [words for words in asked if words[0] in modules]
+
+
+PLAIN = {module.__name__: module.main for module in (export, report, sync)}
+HYDRA = [f"quantlab.{name}" for name in ("run", "search", "sensitivity", "finetune", "outliers")]
+
+
+def test_every_command_is_looked_at() -> None:
+    assert len(of([*PLAIN, *HYDRA])) == sum("quantlab." in line for line in commands())
+
+
+@pytest.mark.parametrize("words", of(PLAIN), ids=" ".join)
+def test_the_words_of_a_command_are_understood(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """argparse ends the program at those that are not; where nothing is, as here, nothing is found."""
+    monkeypatch.chdir(tmp_path)
+    module, *arguments = words
+    assert PLAIN[module](arguments) in (0, 1)
+
+
+@pytest.mark.parametrize("words", of(HYDRA), ids=" ".join)
+def test_a_command_composes(words: list[str]) -> None:
+    module = words[0]
     known = {"quantlab.run": "config", "quantlab.sensitivity": "search"}
     known |= {f"quantlab.{name}": name for name in ("finetune", "search", "outliers")}
     config = known[module]
-    overrides = [word for word in words[words.index(module) + 1 :] if word != "-m"]
+    overrides = [word for word in words[1:] if word != "-m"]
     overrides = [re.sub("^method=found/.*", "method=per_site", word) for word in overrides]  # there after a search
     first = [re.sub(r"=([\w.]+),[\w.,]+$", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
     with initialize_config_dir(CONF, version_base="1.3"):

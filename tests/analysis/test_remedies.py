@@ -42,11 +42,8 @@ def protecting(lab: SearchLab, draws: int, *more: str) -> pd.DataFrame:
 @properties
 @given(st.integers(0, 2000))
 def test_fibonacci(most: int) -> None:
-    counts = list(fibonacci(most))
-    assert counts[0] == 0 and counts[-1] == most
-    assert counts == sorted(set(counts))
-    assert all(c == a + b for a, b, c in zip(counts[2:-1], counts[3:-1], counts[4:-1], strict=False))
-    assert counts[:6] == [0, 1, 2, 3, 5, 8][: len(counts)] or most < 8
+    numbers = [0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597]
+    assert list(fibonacci(most)) == [*(number for number in numbers if number < most), most]
 
 
 def test_the_worst_sites_are_enough_and_random_ones_are_not(planted: SearchLab) -> None:
