@@ -1,6 +1,7 @@
 """Material in memory: a tiny model, a tokenizer with punctuation, and rows of texts, without files."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,7 +51,9 @@ def material_of(model: PreTrainedModel) -> Material:
     tokenizer, task = made_tokenizer(), Made(name="made", labels=("no", "yes"), metrics=("accuracy",), max_length=25)
     rows = tokenize(texts(ROWS, seed=1), tokenizer, task.max_length)
     return Material(
-        loaded=Loaded(model=model, tokenizer=tokenizer, fingerprint="", label_columns=(0, 1), tags={}),
+        loaded=Loaded(
+            model=model, folder=Path("nowhere"), tokenizer=tokenizer, fingerprint="", label_columns=(0, 1), tags={}
+        ),
         task=task, train=texts(ROWS), rows=rows, batches=by_length(rows, tokenizer, 8), places=places(model),
         data_fingerprint="", key="",
     )  # fmt: skip
