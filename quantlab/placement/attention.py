@@ -22,7 +22,7 @@ TAPS = "_quantlab_taps"
 # What transformers hands to every attention function along with what that one computes with.
 NO_ATTENTION = frozenset({
     "output_attentions", "output_hidden_states", "return_dict", "use_cache", "cache_position", "position_ids",
-    "num_items_in_batch",
+    "num_items_in_batch", "token_type_ids",
 })  # fmt: skip
 
 Function = Callable[[Tensor], Tensor]
