@@ -1,5 +1,6 @@
 """A trial on its own, and as a member of a sweep: run and recorded, files first."""
 
+import platform
 import uuid
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from quantlab.result import RESULT, TrialResult, check_writable
 from quantlab.sweeping.spec import Member
 from quantlab.sweeping.store import finished, held, outcome
 from quantlab.tracking.base import Entry
-from quantlab.trial import run_trial, timing_of
+from quantlab.trial import run_trial, timing_of, trial_key
 
 
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:
@@ -29,7 +30,16 @@ def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialR
 
 
 def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> dict[str, Any]:
-    """A trial of a sweep, unless another process has finished it meanwhile: ``result.json``'s content."""
+    """A trial of a sweep, unless another process has finished it meanwhile: ``result.json``'s content.
+
+    Raises ValueError where its key is another here than where the sweep was started: the numbers would be as well.
+    """
+    if trial_key(config, memo) != member.key:
+        raise ValueError(
+            f"trial {member.name!r} has another key here ({platform.node()}) than where the sweep was started: its "
+            f"checkpoint or data have changed, or libraries, processor or kernels differ; start the sweep on a machine "
+            f"like those that run it"
+        )
     with held(folder, f"trial {member.name}", wait=True):
         summary = finished(folder, member.key, timing_of(config))
         if summary is None:

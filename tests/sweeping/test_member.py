@@ -1,5 +1,6 @@
 """A trial on its own and as a sweep's member, in this process."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,26 @@ def test_a_trial_says_itself_whether_it_is_fp32(
         == reference
         == Trial(number=1, name="", folder=tmp_path, summary=result.summary()).reference
     )
+
+
+def test_a_trial_with_another_key_here_is_not_run(config: RunConfig, tmp_path: Path) -> None:
+    """As on a node with another processor than the one that started the sweep."""
+    with pytest.raises(ValueError, match="trial 'k=4' has another key here .* start the sweep on a machine like those"):
+        run_member(config, member("of another processor"), tmp_path / "trial", Memo())
+    assert not (tmp_path / "trial").exists()
+
+
+def test_what_was_timed_elsewhere_is_run_again(config: RunConfig, tmp_path: Path) -> None:
+    """A result with another timing key is none for a sweep that times, and one for a sweep that does not."""
+    run_single(config, "alone", tmp_path, Memo())
+    key = trial_key(config, Memo())
+    assert finished(tmp_path, key, "of this processor") is None
+    path = tmp_path / "result.json"
+    summary = json.loads(path.read_text())
+    assert summary["tags"]["timing_key"] == ""
+    path.write_text(json.dumps(summary | {"tags": summary["tags"] | {"timing_key": "of this processor"}}))
+    for timing, there in (("of this processor", True), ("of another", False), ("", True)):
+        assert (finished(tmp_path, key, timing) is not None) is there
 
 
 def test_a_sweep_without_m_is_refused(tmp_path: Path) -> None:
