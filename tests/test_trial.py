@@ -231,6 +231,11 @@ BAD = [
     (["evaluation.limit=0"], "evaluation.limit must be a whole number of at least 1, got 0"),
     (["calibration.samples=97"], "calibration.samples is 97, but the training split has 96 rows"),
     (["calibration.through=quantised"], "did you mean 'quantized'"),
+    (
+        ["calibration=published_percentile", "bits.weight_granularity=channel"],
+        "weight_granularity must be tensor .*'channel'",
+    ),
+    (["calibration=published_percentile", "bits.weight_estimator=mse"], "weight_estimator must be minmax .*got 'mse'"),
 ]
 
 

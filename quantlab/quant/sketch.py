@@ -112,7 +112,8 @@ class Sketch:
     def energies(self) -> Tensor:
         """Sum of x^2 of each channel, float64, shape (channels,)."""
         means, s2 = self.moment_sums[:2]
-        return s2 + self.count * means**2
+        energies: Tensor = s2 + self.count * means**2
+        return energies
 
     def energy_top_channels(self, share: float = 0.01) -> float:
         """Share of sum x^2 in the ceil(share) of channels that hold most of it."""

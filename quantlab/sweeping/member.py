@@ -9,7 +9,7 @@ from quantlab.config import RunConfig
 from quantlab.memo import Memo
 from quantlab.result import RESULT, TrialResult, check_writable
 from quantlab.sweeping.spec import Member
-from quantlab.sweeping.store import finished, held, outcome
+from quantlab.sweeping.store import finished, held, key_in, outcome
 from quantlab.tracking.base import Entry
 from quantlab.trial import run_trial, timing_of, trial_key
 
@@ -34,7 +34,7 @@ def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> d
 
     Raises ValueError where its key is another here than where the sweep was started: the numbers would be as well.
     """
-    if trial_key(config, memo) != member.key:
+    if trial_key(config, memo) != key_in(member.key):
         raise ValueError(
             f"trial {member.name!r} has another key here ({platform.node()}) than where the sweep was started: its "
             f"checkpoint or data have changed, or libraries, processor or kernels differ; start the sweep on a machine "

@@ -2,8 +2,9 @@
 
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Trial:
     """One row of a sweep, found to be runnable."""
 
     row: Row
-    key: str
+    key: str  # names the folder of its files; see told_apart
     timing: str  # names the circumstances of its latencies; empty where nothing is timed
     overrides: Sequence[str]  # all that Hydra composes it from
     evaluation: Evaluation
@@ -76,7 +77,7 @@ def prepare(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) 
         base = compose(fixed.values())  # what it lacks, the rows may set
         sweep: Sweep = instantiate(base.sweep, _convert_="all")
         found = rows(sweep, _axes(overrides), partial(_layers, compose, fixed, memo))
-        trials = [_checked(row, _lines(fixed, row.overrides), compose, memo) for row in found]
+        trials = told_apart([_checked(row, _lines(fixed, row.overrides), compose, memo) for row in found])
         tracking: Tracker = instantiate(base.tracking, _convert_="all")
     return Sweeping(sweep=sweep, tracking=tracking, store=store, trials=trials)
 
@@ -105,6 +106,17 @@ def _checked(row: Row, overrides: list[str], compose: Compose, memo: Memo) -> Tr
         raise ValueError(f"trial {row.name!r}: {error}") from error
     key, timing = trial_key(config, memo), timing_of(config)
     return Trial(row=row, key=key, timing=timing, overrides=overrides, evaluation=config.evaluation)
+
+
+def told_apart(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials; where some differ in their profile alone and so have one key, the timing goes on their names."""
+    timings: dict[str, set[str]] = defaultdict(set)
+    for trial in trials:
+        timings[trial.key].add(trial.timing)
+    return [
+        replace(trial, key=f"{trial.key}-{trial.timing[:8] or 'untimed'}") if len(timings[trial.key]) > 1 else trial
+        for trial in trials
+    ]
 
 
 def _axes(overrides: Sequence[Override]) -> Axes:

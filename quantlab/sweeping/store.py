@@ -43,10 +43,16 @@ def finished(folder: Path, key: str, timing: str = "") -> dict[str, Any] | None:
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         tags = summary["tags"]
-        return summary if tags["key"] == key and timing in ("", tags.get("timing_key")) else None
+        return summary if tags["key"] == key_in(key) and timing in ("", tags.get("timing_key")) else None
     except (ValueError, LookupError, TypeError):
         log.warning("%s is not a whole result: the trial has not finished", path)
         return None
+
+
+def key_in(name: str) -> str:
+    """The trial's key in the name of its folder, which goes on with a timing where a sweep times one trial in several
+    ways."""
+    return name.partition("-")[0]
 
 
 def outcome(folder: Path, summary: Mapping[str, Any]) -> Outcome:

@@ -10,13 +10,16 @@ from hydra.utils import instantiate
 
 from quantlab.conf_dir import CONF
 from quantlab.config import RunConfig
+from quantlab.evaluation import Evaluation
 from quantlab.memo import Memo
 from quantlab.reporting.reading import Trial
 from quantlab.result import is_reference
 from quantlab.sweeping.catalogue import files, register
 from quantlab.sweeping.member import entry, run_member, run_single
-from quantlab.sweeping.spec import Member, rows
-from quantlab.sweeping.store import Store, finished, held
+from quantlab.sweeping.prepare import Trial as Prepared
+from quantlab.sweeping.prepare import told_apart
+from quantlab.sweeping.spec import Member, Row, rows
+from quantlab.sweeping.store import Store, finished, held, key_in
 from quantlab.trial import trial_key
 
 register()
@@ -85,6 +88,18 @@ def test_a_trial_with_another_key_here_is_not_run(config: RunConfig, tmp_path: P
     with pytest.raises(ValueError, match="trial 'k=4' has another key here .* start the sweep on a machine like those"):
         run_member(config, member("of another processor"), tmp_path / "trial", Memo())
     assert not (tmp_path / "trial").exists()
+
+
+def test_profiles_of_one_trial_have_folders_of_their_own() -> None:
+    def trial(key: str, timing: str) -> Prepared:
+        row = Row(block="", name="", overrides={})
+        return Prepared(row=row, key=key, timing=timing, overrides=(), evaluation=Evaluation())
+
+    trials = told_apart(
+        [trial("a", "x"), trial("b", "x"), trial("b", "y"), trial("b", ""), trial("c", "z"), trial("c", "z")]
+    )
+    assert [one.key for one in trials] == ["a", "b-x", "b-y", "b-untimed", "c", "c"]
+    assert [key_in(one.key) for one in trials] == ["a", "b", "b", "b", "c", "c"]
 
 
 def test_what_was_timed_elsewhere_is_run_again(config: RunConfig, tmp_path: Path) -> None:
