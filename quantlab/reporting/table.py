@@ -55,7 +55,7 @@ def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
         _cells("verdict", "against FP32, at 5 % after the correction", False, map(_verdict, rows)),
         _numbers("same as FP32 (%)", "share of examples answered as FP32 answers them", rows, _agreement),
         _numbers("p50 (ms)", "median time of a batch, with what computed it", rows, lambda row: latency(row.trial)),
-        _numbers("speed (FP32 = 1)", "geometric mean over turns; 95 % interval", rows, lambda row: speed(row.trial)),
+        _numbers("speed (FP32 = 1)", "over 3 pairs of processes; 95 % interval", rows, lambda row: speed(row.trial)),
         _numbers("p50 deployed (ms)", "the exported file on its runtime", rows, lambda r: latency(r.trial, DEPLOYED)),
         _numbers("speed deployed", "FP32 in torch = 1; 95 % interval", rows, lambda r: speed(r.trial, DEPLOYED)),
         _numbers("size (MB)", "parameters packed at the plan's bits, with ranges", rows, _size),

@@ -18,8 +18,9 @@ from quantlab.cache import write_whole
 from quantlab.methods.bits import Precision
 from quantlab.placement.sites import Place
 from quantlab.result import describe
+from quantlab.sampling import FEWEST
 from quantlab.searching.costs import Cost
-from quantlab.searching.history import Found, History
+from quantlab.searching.history import Found, HeldOut, History
 from quantlab.searching.scores import MEASURED, SCORES, Scores
 from quantlab.searching.space import Space
 from quantlab.searching.spec import SearchConfig
@@ -44,6 +45,7 @@ class Reporter:
     cost: Cost
     places: Sequence[Place]
     total: int  # rows of the whole set
+    choosing: int  # of these, the rows that candidates are judged on
     folder: Path
 
     def write(self, history: History) -> None:
@@ -51,7 +53,7 @@ class Reporter:
         write_whole(self.folder / "best.json", json.dumps(self.summary(history), indent=2))
         write_whole(self.folder / "candidates.csv", self._table(history.found).to_csv(index=False))
         write_whole(self.folder / "front.csv", self._table(history.front).to_csv(index=False))
-        if answer := history.best or history.closest:
+        if answer := history.answer:
             text = self.method_yaml(answer, history)
             write_whole(self.folder / "method.yaml", text)
             FOUND.mkdir(parents=True, exist_ok=True)
@@ -59,23 +61,29 @@ class Reporter:
 
     def draw(self, history: History) -> None:
         """The pictures: the best plan over layers and roles, and the best cost against what was spent."""
-        if answer := history.best or history.closest:
+        if answer := history.answer:
             title = f"{self.config.search.name}: {self.line(answer)}"
             map_of(self.space, self.space.by_site(answer.chosen), title).savefig(self.folder / "map.png", dpi=150)
         self._progress(history).savefig(self.folder / "progress.png", dpi=150)
 
     def summary(self, history: History) -> dict[str, Any]:
-        """The answer as plain data."""
-        answer = history.best or history.closest
+        """The answer as plain data. ``held_out`` in it is of the rows that did not choose it, null before these are
+        answered and where there are none."""
+        answer, held_out = history.answer, self._held_out(history)
+        sites = {} if answer is None else self.space.by_site(answer.chosen)
         return {
             "goal": self.goal(),
-            "met": history.best is not None,
-            "answer": None if answer is None else self._row(answer) | {"sites": self.space.by_site(answer.chosen)},
+            "met": self.met(history),
+            "answer": None if answer is None else self._row(answer) | {"held_out": held_out or None, "sites": sites},
             "candidates": len(history.found),
             "rows": history.rows,
             "evaluations": history.rows / self.total,
             "hand_made": self.hand_made(),
         }
+
+    def met(self, history: History) -> bool:
+        """Whether an answer is within the limit that is narrower than everything at its widest."""
+        return history.best is not None and not history.decided_nothing
 
     def goal(self) -> str:
         """What is searched, in words."""
@@ -89,29 +97,52 @@ class Reporter:
         return f"the front of {self.cost.unit} and accuracy"
 
     def line(self, found: Found) -> str:
-        """A candidate in one line."""
-        interval = "" if math.isnan(found.low) else f" (95 % interval {found.low:.2f} to {found.high:.2f})"
-        return (
-            f"{found.cost:g} {self.cost.unit}, {found.metric:.4f}, {found.drop:.2f} points below "
-            f"{self.config.search.reference}{interval}"
-        )
+        """A candidate in one line, on the rows that choose."""
+        return f"{found.cost:g} {self.cost.unit}, {self._accuracy(found)}"
+
+    def honesty(self, history: History) -> str:
+        """What the answer is on rows that did not choose it, or why that is not known."""
+        measured = None if history.answer is None else history.measured.get(history.answer.number)
+        if measured is None:
+            if self.choosing < self.total:
+                return "not measured yet on the rows that did not choose it"
+            return (
+                f"measured on the {self.total:,} rows that chose it, so better than it is on others: "
+                f"evaluation.holdout={self.config.evaluation.holdout:g} leaves no {FEWEST} rows on either side"
+            )
+        search = self.config.search
+        drop = measured.upper95 if search.decide == "bound" else measured.drop
+        beyond = f", beyond search.max_drop={search.max_drop:g}" if drop > search.max_drop else ""
+        over = beyond if search.mode == "cost" else ""
+        return f"on {measured.rows:,} rows that did not choose it: {self._accuracy(measured)}{over}"
+
+    def _accuracy(self, one: Found | HeldOut) -> str:
+        interval = "" if math.isnan(one.low) else f" (95 % interval {one.low:.2f} to {one.high:.2f})"
+        return f"{one.metric:.4f}, {one.drop:.2f} points below {self.config.search.reference}{interval}"
 
     def text(self, history: History, reason: str) -> list[str]:
         """The answer first, then the front, then what the hand-made sets cost, and where it all is."""
-        lines = []
-        if history.best:
-            lines.append(f"best: {self.line(history.best)}")
-        elif history.closest:
-            lines.append(f"goal not met ({self.goal()}); the closest plan: {self.line(history.closest)}")
-        else:
-            lines.append("no candidate was evaluated in full")
+        lines = [self._first_line(history)]
+        if history.answer:
+            lines.append(f"  {self.honesty(history)}")
         lines += [f"  front: {self.line(one)}" for one in history.front]
         lines += [f"  hand-made {name}: {cost:g} {self.cost.unit}" for name, cost in self.hand_made().items()]
         spent = f"{history.rows / self.total:.2f} evaluations of the whole set, {len(history.found)} candidates"
         lines.append(f"{spent}; ended because {reason}")
-        if history.best or history.closest:
+        if history.answer:
             lines.append(f"run it: python -m quantlab.run method=found/{self.config.search.name} ...")
         return [*lines, str(self.folder)]
+
+    def _first_line(self, history: History) -> str:
+        if history.best and history.decided_nothing:
+            tried = f"the best of {len(history.found)} candidates" if len(history.found) > 1 else "all that was tried"
+            return f"nothing was decided: everything at its widest is {tried}: {self.line(history.best)}"
+        if history.best:
+            return f"best: {self.line(history.best)}"
+        if history.closest:
+            widest = "; it is everything at its widest" if history.decided_nothing else ""
+            return f"goal not met ({self.goal()}); the closest plan: {self.line(history.closest)}{widest}"
+        return "no candidate was evaluated in full"
 
     def hand_made(self) -> dict[str, float]:
         """Costs of sets that people would choose, in the search's space; those whose sites it lacks are left out."""
@@ -131,18 +162,29 @@ class Reporter:
         """A file of ``conf/method``."""
         method = describe(self.space.method(self.config.method, found.chosen))
         method["rules"] = [{"match": rule["match"], "bits": rule["bits"]} for rule in method["rules"]]
+        nothing = "# Nothing was decided: this is everything at its widest.\n" if history.decided_nothing else ""
         met = "" if history.best else f"# The goal was not met: {self.goal()}. This is the closest plan.\n"
-        heading = f"# Found by the search {self.config.search.name}: {self.line(found)}.\n{met}"
+        heading = f"# Found by the search {self.config.search.name}: {self.line(found)};\n# {self.honesty(history)}.\n"
+        heading += nothing + met
         return heading + yaml.safe_dump(method, sort_keys=False)
 
     def metrics(self, history: History) -> dict[str, float]:
         """What MLflow is told of the search so far."""
-        answer = history.best or history.closest
+        answer = history.answer
         spent = {"evaluations": history.rows / self.total, "candidates": float(len(history.found))}
         if answer is None:
             return spent
         numbers = {"best_cost": answer.cost, "best_metric": answer.metric, "best_drop_points": answer.drop}
-        return spent | numbers | {"goal_met": float(history.best is not None)}
+        held_out = {f"held_out_{name}": value for name, value in self._held_out(history).items() if value is not None}
+        return spent | numbers | held_out | {"goal_met": float(self.met(history))}
+
+    def _held_out(self, history: History) -> dict[str, float | None]:
+        """The answer on the rows that did not choose it; empty where it was not measured."""
+        measured = None if history.answer is None else history.measured.get(history.answer.number)
+        return {} if measured is None else _without_nan({
+            "rows": measured.rows, "metric": measured.metric, "drop_points": measured.drop,
+            "drop_ci95_low": measured.low, "drop_ci95_high": measured.high, "drop_upper95": measured.upper95,
+        })  # fmt: skip
 
     def _row(self, found: Found) -> dict[str, Any]:
         numbers = {
@@ -150,9 +192,7 @@ class Reporter:
             "drop_ci95_low": found.low, "drop_ci95_high": found.high, "drop_upper95": found.upper95,
             "rows": found.rows, "complete": found.complete, "feasible": found.feasible, "origin": found.origin,
         }  # fmt: skip
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value for name, value in numbers.items()
-        }
+        return _without_nan(numbers)
 
     def _table(self, found: Sequence[Found]) -> pd.DataFrame:
         names = [v.name for v in self.space.variables]
@@ -167,6 +207,11 @@ class Reporter:
         axes.step(spent, best, where="post", color=COLOURS[0])
         axes.set(xlabel="evaluations of the whole set", ylabel=f"best cost, {self.cost.unit}")
         return figure
+
+
+def _without_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN as None: JSON has no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in numbers.items()}
 
 
 def progress_of(history: History, total: int) -> tuple[list[float], list[float]]:

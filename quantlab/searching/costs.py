@@ -25,6 +25,10 @@ class Cost:
         """A candidate's cost."""
         return self.base + sum(self.table[v.name, c] for v, c in zip(space.variables, chosen, strict=True))
 
+    def most(self, space: Space) -> float:
+        """The dearest candidate's cost."""
+        return self.base + sum(max(self.table[v.name, c] for c in space.choices) for v in space.variables)
+
     @property
     def unit(self) -> str:
         return UNITS[self.name]

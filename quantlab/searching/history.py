@@ -1,7 +1,8 @@
 """A study read as candidates and what became of them: the best, the closest, the front, the rows spent."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -9,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from quantlab.searching.space import Choices, Space
-from quantlab.searching.study import SETUP_ROWS
+from quantlab.searching.study import HELD_OUT, SETUP_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,18 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A candidate on the rows that did not choose it. Drops as :class:`Found` has them."""
+
+    rows: int
+    metric: float
+    drop: float
+    low: float
+    high: float
+    upper95: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class History:
     """A study as it is now."""
 
@@ -50,12 +63,15 @@ class History:
     mode: str
     trials: tuple[FrozenTrial, ...]
     setup_rows: int
+    measured: Mapping[int, HeldOut] = field(default_factory=dict)  # by candidate's number
 
     @classmethod
     def of(cls, study: Study, space: Space, mode: str) -> "History":
         """Reads a study."""
         rows = sum(study.user_attrs.get(SETUP_ROWS, {}).values())
-        return cls(space=space, mode=mode, trials=tuple(study.get_trials(deepcopy=False)), setup_rows=rows)
+        measured = {int(number): HeldOut(**one) for number, one in study.user_attrs.get(HELD_OUT, {}).items()}
+        trials = tuple(study.get_trials(deepcopy=False))
+        return cls(space=space, mode=mode, trials=trials, setup_rows=rows, measured=measured)
 
     @cached_property
     def found(self) -> list[Found]:
@@ -87,6 +103,16 @@ class History:
         if self.mode == "accuracy":
             return min(answers, key=lambda one: (one.drop, one.cost, one.number), default=None)
         return min(answers, key=lambda one: (one.cost, one.drop, one.number), default=None)
+
+    @property
+    def answer(self) -> Found | None:
+        """The best, or where there is none the closest."""
+        return self.best or self.closest
+
+    @property
+    def decided_nothing(self) -> bool:
+        """Whether the answer is everything at its widest: what there is without a search."""
+        return self.answer is not None and self.answer.chosen == self.space.wide
 
     @property
     def closest(self) -> Found | None:

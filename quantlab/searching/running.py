@@ -4,7 +4,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from quantlab.material import resolved, rows_of
 from quantlab.memo import Memo
 from quantlab.result import describe
 from quantlab.searching.answer import Reporter, draw_scores
+from quantlab.searching.budget import Budget
 from quantlab.searching.history import Found, History
 from quantlab.searching.scores import Scores, measured
 from quantlab.searching.setup import Bench, bench, checked
 from quantlab.searching.space import Space
 from quantlab.searching.spec import SearchConfig
-from quantlab.searching.study import count_setup, identity_of, open_study, storage_url
+from quantlab.searching.study import count_setup, identity_of, keep_measured, open_study, storage_url
 from quantlab.searching.worker import Worker
 from quantlab.sweeping.store import held
 from quantlab.tracking.base import Entry, Outcome, Run
@@ -49,10 +50,11 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
     with ExitStack() as stack:
         run = stack.enter_context(_leading(config, study, folder))
         ready = stack.enter_context(bench(config, memo))
+        console.print(str(ready.budget))
         worker = made(ready, study, folder)
         reporter = Reporter(
-            config=config, space=ready.space, cost=worker.cost, places=ready.material.places,
-            total=len(worker.judge.labels), folder=folder,
+            config=config, space=ready.space, cost=worker.cost, places=ready.material.places, total=worker.whole,
+            choosing=len(worker.judge.labels), folder=folder,
         )  # fmt: skip
 
         def after(history: History, found: Found) -> None:
@@ -60,6 +62,7 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
             _record(config, study, reporter, history, found)
             console.print(_progress(history, found, reporter))
 
+        study.set_user_attr("goal", reporter.goal())
         if run is not None:  # what a worker had no time to record before it was killed
             history = worker.history(study)
             reporter.write(history)
@@ -69,24 +72,32 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
         reason = "it was interrupted"
         try:
             reason = worker.work(study, after)
+            if run is not None:
+                measure_answer(ready, study, worker.history(study))
         finally:
             history = worker.history(study)
             reporter.write(history)
             reporter.draw(history)
             console.print("\n".join(reporter.text(history, reason)))
-        if run is not None:
-            files = tuple(name for name in (*ATTACHED, *SCORED) if (folder / name).is_file())
-            tags = {"goal": reporter.goal(), **_way(config)}
-            run.log(Outcome(metrics=reporter.metrics(history), tags=tags, files=files))
+            if run is not None:
+                files = tuple(name for name in (*ATTACHED, *SCORED) if (folder / name).is_file())
+                tags = {"goal": reporter.goal(), **_way(config)}
+                run.log(Outcome(metrics=reporter.metrics(history), tags=tags, files=files))
     return history.best.cost if history.best else None
 
 
 def opened(config: SearchConfig, folder: Path, memo: Memo) -> Study:
-    """The study, made or continued; everything that can be wrong is found before anything is loaded."""
+    """The study, made or continued; everything that can be wrong is found before anything is loaded.
+
+    Raises ValueError where the budget leaves no row for candidates.
+    """
     _require_two_databases(config, folder)
     _, space = checked(config, memo)
+    train, examples, data = rows_of(config.task, config.evaluation, memo)
+    held_out = config.evaluation.held_out(examples.labels)
+    Budget.of(config.search, space, len(examples), int((~held_out).sum()), len(train)).check()
     fingerprint = resolved(config.model, config.task, memo).fingerprint
-    shared = (fingerprint, rows_of(config.task, config.evaluation, memo)[2])
+    shared = (fingerprint, digest([data, held_out.tobytes().hex()]))
     return open_study(config.search, space, folder, _identity(config, space, *shared))
 
 
@@ -109,20 +120,31 @@ def _require_two_databases(config: SearchConfig, folder: Path) -> None:
         raise ValueError(f"search.storage and tracking.uri are one database, {without_password(url)}: give them two")
 
 
+def measure_answer(ready: Bench, study: Study, history: History) -> None:
+    """Answers the rows that chose nothing with the search's answer and its reference, once for each answer."""
+    answer = history.answer
+    if answer is None or answer.number in history.measured:
+        return
+    measured = ready.measured(answer.chosen)
+    if measured is not None:
+        keep_measured(study, answer.number, asdict(measured))
+
+
 def made(ready: Bench, study: Study, folder: Path) -> Worker:
     """A worker, with reference and scores: the scores are computed by whoever comes first, and kept in the folder."""
-    runner, search = ready.runner(), ready.config.search
+    runner, search = ready.runner(ready.choosing), ready.config.search
     losses = {}
     if search.seeded:
         scores = kept_scores(ready, study, folder / "scores")
         losses = {score: scores.of(score) for score in PREDICTORS}
-    judge, rows = ready.judge(runner)
+    judge, rows = ready.judge(runner, ready.choosing)
     worker = Worker(
         search=search, space=ready.space, cost=ready.cost(), runner=runner, judge=judge, losses=losses,
-        columns=list(ready.material.loaded.label_columns),
+        columns=list(ready.material.loaded.label_columns), whole=ready.budget.whole,
     )  # fmt: skip
     with held(folder / "reference", "the reference", wait=True):
         count_setup(study, "reference", rows)
+        count_setup(study, "answer", ready.budget.answer)
         worker.enter_reference(study)
     return worker
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from quantlab.batching import Batch
+from quantlab.batching import Batch, by_length
 from quantlab.material import Material, fp32_answers, fp32_sketches, load
 from quantlab.memo import Memo
 from quantlab.methods.base import plan_site
@@ -15,13 +16,23 @@ from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.placement.sites import Site
 from quantlab.planning import weights_and_sketches
 from quantlab.quant.sketch import Sketch
+from quantlab.searching.budget import Budget
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Judge, Runner, evaluate
+from quantlab.searching.history import HeldOut
 from quantlab.searching.latency import measured_latencies
 from quantlab.searching.scores import Scores, Table, score_sites
 from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.searching.spec import SearchConfig
 from quantlab.trial import check
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Some of the evaluation rows."""
+
+    numbers: np.ndarray  # (n,), their places among all N
+    batches: list[Batch]  # their indices are places among these n
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,9 +63,33 @@ class Bench:
         """A candidate's plan: the one that a trial with its method makes."""
         return QuantPlan(activations=self.activations(chosen), weights=self.weights)
 
-    def runner(self) -> Runner:
-        """Runs candidates on the evaluation rows."""
-        return self._runner(self.material.batches)
+    @cached_property
+    def all_rows(self) -> Rows:
+        """The evaluation rows in the trial's own batches."""
+        return Rows(numbers=np.arange(len(self.material.rows)), batches=self.material.batches)
+
+    @cached_property
+    def choosing(self) -> Rows:
+        """The evaluation rows that candidates are judged on."""
+        held_out = self.config.evaluation.held_out(self.material.rows.labels)
+        return self.some_rows(~held_out) if held_out.any() else self.all_rows
+
+    @cached_property
+    def held_out(self) -> Rows | None:
+        """The evaluation rows that measure the answer alone; None where there are too few to divide."""
+        held_out = self.config.evaluation.held_out(self.material.rows.labels)
+        return self.some_rows(held_out) if held_out.any() else None
+
+    def some_rows(self, mask: np.ndarray) -> Rows:
+        """The evaluation rows that ``mask``, bool (N,), picks, in batches of their own."""
+        rows, numbers = self.material.rows, np.flatnonzero(mask)
+        data = replace(rows, rows=tuple(rows.rows[i] for i in numbers), labels=rows.labels[numbers])
+        size = self.config.evaluation.batch_size
+        return Rows(numbers=numbers, batches=by_length(data, self.material.loaded.tokenizer, size))
+
+    def runner(self, rows: Rows | None = None) -> Runner:
+        """Runs candidates on some evaluation rows, or on all."""
+        return self._runner((rows or self.all_rows).batches)
 
     def _runner(self, batches: list[Batch]) -> Runner:
         return Runner(
@@ -75,14 +110,33 @@ class Bench:
         batches, labels = self.scored_rows()
         return score_sites(self.material.model, self.space, self.table, batches, labels, self._runner(batches))
 
-    def judge(self, runner: Runner) -> tuple[Judge, int]:
-        """Compares with the reference, and how many rows that took. The reference's states are kept for reuse."""
-        material, columns = self.material, self.material.loaded.label_columns
-        logits = self.fp32
-        if logits is None:
-            logits = evaluate(runner, self.space.wide, columns, None).logits
+    def judge(self, runner: Runner, rows: Rows | None = None) -> tuple[Judge, int]:
+        """Compares with the reference on the runner's rows, and how many that took. Its states are kept for reuse."""
+        material, numbers = self.material, (rows or self.all_rows).numbers
+        if self.fp32 is None:
+            logits = evaluate(runner, self.space.wide, material.loaded.label_columns, None).logits
             runner.keep(self.space.wide)
-        return Judge(task=material.task, labels=material.rows.labels, reference=logits), len(logits)
+        else:
+            logits = self.fp32[numbers]
+        return Judge(task=material.task, labels=material.rows.labels[numbers], reference=logits), len(numbers)
+
+    def measured(self, chosen: Choices) -> HeldOut | None:
+        """A candidate and its reference on the rows that chose nothing; None where there are no such rows."""
+        if self.held_out is None:
+            return None
+        runner = self.runner(self.held_out)
+        judge, rows = self.judge(runner, self.held_out)
+        outcome = evaluate(runner, chosen, self.material.loaded.label_columns, None)
+        low, high, upper95 = judge.interval(outcome)
+        return HeldOut(
+            rows=rows, metric=judge.metric(outcome), drop=judge.drop(outcome), low=low, high=high, upper95=upper95
+        )
+
+    @property
+    def budget(self) -> Budget:
+        """What the search's budget buys."""
+        whole, calibrating = len(self.material.rows), len(self.material.train)
+        return Budget.of(self.config.search, self.space, whole, len(self.choosing.numbers), calibrating)
 
     def cost(self) -> Cost:
         """What candidates cost."""

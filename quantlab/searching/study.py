@@ -19,6 +19,7 @@ from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from quantlab.cache import digest
+from quantlab.searching.costs import UNITS
 from quantlab.searching.journal import open_journal
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
@@ -31,6 +32,7 @@ from quantlab.tracking.secrets import without_password
 IDENTITY = "identity"
 OWNER = "owner"
 SETUP_ROWS = "rows of reference and scores"
+HELD_OUT = "on the rows that did not choose"
 FEW_VARIABLES, FEW_EVALUATIONS = 20, 100  # within which a Gaussian process is worth its own time
 SQLITE_WAIT_S = 60
 CHANCES = 5
@@ -70,13 +72,15 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
         try:
             # Optuna's tables are made by one process at a time.
             with _experimental(), held(folder / "opening", "the study", wait=True):
-                return optuna.create_study(
+                study = optuna.create_study(
                     storage=_storage(url, search.heartbeat_s),
                     study_name=search.name,
                     directions=directions,
                     sampler=sampler(search, space),
                     load_if_exists=True,
                 )
+                study.set_metric_names(metric_names(search))
+                return study
         except (IntegrityError, ProgrammingError):  # a worker on another host is making them
             if not chance:
                 raise
@@ -90,6 +94,13 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
             reason = str(getattr(error.__cause__ or error, "orig", None) or error).splitlines()[0]
             raise ConnectionError(f"the study's storage {without_password(url)} cannot be used: {reason}") from None
     raise AssertionError("unreachable")
+
+
+def metric_names(search: Search) -> list[str]:
+    """What optuna-dashboard calls the study's values."""
+    unit = UNITS[search.cost]
+    penalized = f"{unit} (beyond max_drop: the most of these, and the points beyond)"
+    return {"cost": [penalized], "accuracy": ["metric"], "pareto": [unit, "metric"]}[search.mode]
 
 
 def identity_of(search: Search, space: Space, checkpoint: str, data: str, code: str, trial: str) -> dict[str, str]:
@@ -129,6 +140,11 @@ def retry_dead(study: Study, width: int, silent_s: float) -> None:
 def count_setup(study: Study, what: str, rows: int) -> None:
     """Notes the rows that were answered before the first candidate, once however many workers answer them."""
     study.set_user_attr(SETUP_ROWS, {**study.user_attrs.get(SETUP_ROWS, {}), what: rows})
+
+
+def keep_measured(study: Study, number: int, measured: Mapping[str, Any]) -> None:
+    """Notes what a candidate is on the rows that did not choose it."""
+    study.set_user_attr(HELD_OUT, {**study.user_attrs.get(HELD_OUT, {}), str(number): dict(measured)})
 
 
 @contextmanager

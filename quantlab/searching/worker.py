@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from optuna.exceptions import TrialPruned
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import Trial, TrialState, create_trial
 
 from quantlab.searching.costs import Cost
 from quantlab.searching.evaluate import Judge, Outcome, Runner, evaluate
@@ -26,6 +26,8 @@ RUNGS_OF_A_FRONT = 9
 MOST_DUPLICATES = 100  # in a row: the sampler knows nothing new
 MOST_WAIT_HEARTBEATS, POLL_S = 4, 0.5  # for other workers' last candidates, which are ours if they fall silent
 DEARER = "costs as much as the best"
+DASHBOARD = "constraints"  # where optuna-dashboard looks for them; Optuna itself reads them by their names
+WORST = -1.0  # of all metrics: a correlation can be that low
 
 
 class TakenError(Exception):
@@ -34,7 +36,11 @@ class TakenError(Exception):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Worker:
-    """What one process needs to work on a study. ``losses``: predicted ones by score, best predictor first."""
+    """What one process needs to work on a study.
+
+    ``losses`` are predicted ones by score, best predictor first. ``whole`` is the rows of one evaluation, in which the
+    budget counts; the judge has those that candidates are judged on.
+    """
 
     search: Search
     space: Space
@@ -43,6 +49,7 @@ class Worker:
     columns: list[int]
     judge: Judge
     losses: Mapping[str, Losses]
+    whole: int
 
     def work(self, study: Study, after: Callable[[History, Found], None]) -> str:
         """Works until the budget is spent or nothing is left to try; returns which. ``after`` sees each candidate that
@@ -132,11 +139,11 @@ class Worker:
         """Whether the candidates that run now, all rows of each, would use up what is left."""
         running, rows = history.running, len(self.judge.labels)
         places = self.search.trials is not None and len(history.found) + running >= self.search.trials
-        return running > 0 and (places or history.rows + (running + 1) * rows > self.search.budget * rows)
+        return running > 0 and (places or history.rows + (running + 1) * rows > self.search.budget * self.whole)
 
     def _over(self, history: History, nothing_new: int) -> str | None:
         rows = len(self.judge.labels)
-        if history.rows + rows > self.search.budget * rows:
+        if history.rows + rows > self.search.budget * self.whole:
             return f"the budget of {self.search.budget:g} evaluations is spent"
         if self.search.trials is not None and len(history.found) >= self.search.trials:
             return f"{len(history.found)} candidates are evaluated"
@@ -165,7 +172,7 @@ class Worker:
             if found.complete and (self.runner.kept is None or (history.best is None or better(found, history.best))):
                 self.runner.keep(chosen)
             evaluated.append(found)
-            return self._tell(trial, found)
+            return self._tell(study, trial, found)
 
         return objective
 
@@ -205,23 +212,37 @@ class Worker:
             origin=origin,
         )  # fmt: skip
 
-    def _tell(self, trial: Trial, found: Found) -> Sequence[float]:
-        trial.set_user_attr("rows", found.rows)
-        trial.set_user_attr("found", _stored(found))
-        self._constrain(trial, found)
-        return self._values(found)
+    def _tell(self, study: Study, trial: Trial, found: Found) -> Sequence[float]:
+        for name, value in _shown(found).items():
+            trial.set_user_attr(name, value)
+        excess = self._excess(found)
+        for name, value in excess.items():
+            trial.set_constraint(name, value)
+        if excess:
+            study._storage.set_trial_system_attr(trial._trial_id, DASHBOARD, list(excess.values()))
+        return self._values(found, excess)
 
-    def _values(self, found: Found) -> Sequence[float]:
-        return {"cost": [found.cost], "accuracy": [found.metric], "pareto": [found.cost, found.metric]}[
-            self.search.mode
-        ]
+    def _values(self, found: Found, excess: Mapping[str, float]) -> list[float]:
+        """The study's objectives. Infeasible candidates are worse than every feasible one, by how far they exceed the
+        limits: Optuna's storages and optuna-dashboard take the best value for the best trial, whatever its constraints.
+        """
+        beyond = sum(value for value in excess.values() if value > 0)
+        if self.search.mode == "cost":
+            return [self.cost.most(self.space) + beyond if beyond else found.cost]
+        if self.search.mode == "accuracy":
+            return [WORST - beyond if beyond else found.metric]
+        return [found.cost, found.metric]
 
-    def _constrain(self, trial: Trial | FrozenTrial, found: Found) -> None:
+    def _excess(self, found: Found) -> dict[str, float]:
+        """Optuna's constraints, each by its name: how far a candidate is beyond a limit, at most 0 within it."""
         if self.search.mode == "cost":
             excess = (found.upper95 if self.search.decide == "bound" else found.drop) - self.search.max_drop
-            trial.set_constraint("drop", min(excess, 0.0) if found.feasible else max(excess, TOLERANCE))
-        elif self.search.mode == "accuracy":
-            trial.set_constraint("cost", found.cost - (self.search.max_cost or 0))
+            return {"points beyond max_drop": min(excess, 0.0) if found.feasible else max(excess, TOLERANCE)}
+        if self.search.mode == "accuracy":
+            beyond = found.cost - (self.search.max_cost or 0)
+            within = min(beyond, 0.0) if beyond <= TOLERANCE else beyond
+            return {"cost beyond max_cost": within, "given up": float(not found.complete)}
+        return {}
 
     def enter_reference(self, study: Study) -> None:
         """The reference ``all16`` is a candidate too, and known already."""
@@ -232,11 +253,12 @@ class Worker:
         outcome = Outcome(logits=self.judge.reference, answered=np.ones(len(self.judge.labels), bool))
         cost = self.cost.of(self.space, self.space.wide)
         found = self.judged(self.space.wide, cost, outcome, 0, "reference")
+        excess = self._excess(found)
         trial = create_trial(
             state=TrialState.COMPLETE, params=wide, distributions=distributions(self.space),
-            values=self._values(found), user_attrs={"rows": 0, "found": _stored(found)},
+            values=self._values(found, excess), user_attrs={**_shown(found), "rows": 0},
+            system_attrs={DASHBOARD: list(excess.values())} if excess else {}, constraints=excess,
         )  # fmt: skip
-        self._constrain(trial, found)
         study.add_trial(trial)
 
 
@@ -245,5 +267,8 @@ def better(found: Found, best: Found) -> bool:
     return found.feasible and found.cost <= best.cost
 
 
-def _stored(found: Found) -> str:
-    return json.dumps({name: value for name, value in asdict(found).items() if name not in ("number", "chosen")})
+def _shown(found: Found) -> dict[str, Any]:
+    """A trial's attributes: ``found`` is all that a history needs, the others are for people who look at the study."""
+    everything = {name: value for name, value in asdict(found).items() if name not in ("number", "chosen")}
+    told = {name: everything[name] for name in ("origin", "cost", "metric", "feasible", "complete", "rows")}
+    return {**told, "drop_points": found.drop, "found": json.dumps(everything)}

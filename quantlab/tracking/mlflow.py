@@ -82,7 +82,7 @@ class MLflow(Tracker):
                     self.tidy()
                 yield run
             except BaseException as error:
-                self._close(record, error, folder)
+                self._close(replace(record, outcome=run.outcome), error, folder)
                 raise
             done = replace(record.ended(FINISHED), outcome=run.outcome)
             _, run.problem = attempt(deliver, done, folder, self.uri)

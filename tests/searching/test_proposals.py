@@ -215,7 +215,7 @@ def driven(
     """What a worker asks for, one after the other, until its proposals end; the first is the reference."""
     worker = Worker(
         search=search_of(choices=space.choices, **{"cost": "average_bits", **settings}), space=space, cost=cost,
-        losses=losses, runner=None, columns=[], judge=None,  # type: ignore[arg-type]
+        losses=losses, runner=None, columns=[], judge=None, whole=0,  # type: ignore[arg-type]
     )  # fmt: skip
     all_found, tried = [found(space, space.wide, cost.of(space, space.wide), feasible=True)], []
     for _ in range(1000):

@@ -20,6 +20,7 @@ from quantlab.searching import worker as worker_module
 from quantlab.searching.evaluate import evaluate
 from quantlab.searching.running import measure_sensitivity, run_search
 from quantlab.searching.scores import MEASURED, MEASURED_ERROR, SCORES
+from quantlab.searching.setup import bench
 from quantlab.searching.space import Choices
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlflow's
@@ -235,6 +236,54 @@ def test_mlflow_has_one_run_of_the_search_and_one_below_it_for_each_candidate(
     assert parent.data.params["search.group_by"] == "layer_role" and parent.data.tags["goal"]
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert artifacts >= FILES | {"scores.csv"}
+
+
+def test_an_interrupted_search_tells_mlflow_its_best_so_far(searching: Searching, tmp_path: Path) -> None:
+    """The first start found everything at its widest; the second one better, before Ctrl-C."""
+    from mlflow import MlflowClient
+
+    tracked = (GROUPED, "tracking=sqlite", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    first = searching(*tracked, "search.trials=1")
+    assert first.cost == 30 and not first.best["met"]
+    assert "nothing was decided: everything at its widest is all that was tried: 30 16-bit sites" in first.said
+    assert "# Nothing was decided" in (first.folder / "method.yaml").read_text()
+    searching.interrupt_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        searching(*tracked, "search.trials=8")
+    best = Finished(searching.folder, "", None, []).best
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    (parent,) = client.search_runs(
+        [client.get_experiment_by_name("quantlab").experiment_id],  # type: ignore[union-attr]
+        "run_name = 'tiny'",
+    )
+    assert parent.info.status == "KILLED"
+    assert parent.data.metrics["best_cost"] == best["answer"]["cost"] < 30 and parent.data.metrics["goal_met"] == 1
+
+
+def test_the_answer_is_measured_on_rows_that_did_not_choose_it(
+    searching: Searching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantlab.sampling.FEWEST", 16)
+    half = ROWS // 2
+    done = searching(GROUPED, "search.trials=5")
+    assert set(done.table("candidates")["rows"]) <= {*range(1, half + 1)} and done.best["answer"]["rows"] == half
+    measured = done.best["answer"]["held_out"]
+    assert measured["rows"] == half and measured["drop_ci95_low"] <= measured["drop_points"]
+    held_out = (
+        f"on {half} rows that did not choose it: {measured['metric']:.4f}, {measured['drop_points']:.2f} points below"
+    )
+    assert held_out in done.said and held_out in (done.folder / "method.yaml").read_text()
+    answered = done.best["rows"]
+    again = searching(GROUPED, "search.trials=5")
+    assert again.best == done.best and again.best["rows"] == answered and not again.evaluated
+
+    config = searching.lab.config(GROUPED)
+    with bench(config, Memo()) as ready:
+        chosen = ready.space.chosen(done.best["answer"]["sites"])
+        logits = evaluate(ready.runner(), chosen, ready.material.loaded.label_columns, None).logits
+        right = logits.argmax(1) == ready.material.rows.labels
+        mask = config.evaluation.held_out(ready.material.rows.labels)
+    assert (right[mask].mean(), right[~mask].mean()) == (measured["metric"], done.best["answer"]["metric"])
 
 
 def test_sensitivity_writes_its_tables_and_its_picture(

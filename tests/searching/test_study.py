@@ -252,7 +252,7 @@ def worker(**settings: object) -> Worker:
 
     return Worker(
         search=search_of(**{"reference": "fp32", "seeded": False, "trials": 3, **settings}), space=SPACE, cost=COST,
-        runner=NoRunner(), columns=[0, 1], judge=Half(), losses={},  # type: ignore[arg-type]
+        runner=NoRunner(), columns=[0, 1], judge=Half(), losses={}, whole=8,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -318,6 +318,34 @@ def test_a_candidate_as_dear_as_the_best_is_not_answered(tmp_path: Path, evaluat
     costs = [COST.of(SPACE, chosen) for chosen in evaluated]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
     assert costs[-1] == 0  # nothing is cheaper
+
+
+@pytest.mark.parametrize("mode", ["cost", "accuracy"])
+def test_the_best_trial_of_the_study_is_the_best_answer_for_other_tools_too(
+    tmp_path: Path, evaluated: list[Choices], mode: str
+) -> None:
+    """optuna-dashboard asks the storage for the best value, and knows constraints as a list without names."""
+    limits = {"cost": {"max_drop": 2.0}, "accuracy": {"max_cost": 2.0}}[mode]
+    one = worker(mode=mode, reference="all16", trials=None, **limits)
+    drops = {SPACE.wide: 0.0, ("int8", "fp16", "fp16"): 1.0, ("int8", "int8", "fp16"): 5.0, SPACE.narrow: 50.0}
+    object.__setattr__(one.judge, "reference", np.zeros((8, 2)))
+    object.__setattr__(one.judge, "drop", lambda _: drops[evaluated[-1]] if evaluated else 0.0)
+    object.__setattr__(one.judge, "metric", lambda _: 1 - drops[evaluated[-1]] / 100 if evaluated else 1.0)
+    study = study_in(tmp_path, mode=mode, **limits)
+    one.enter_reference(study)
+    for chosen in list(drops)[1:]:
+        study.enqueue_trial(params(SPACE, chosen))
+        study.optimize(one._objective(study, []), n_trials=1)
+    best = study._storage.get_best_trial(study._study_id)
+    assert tuple(best.params.values()) == ("int8", "fp16", "fp16")
+    assert best.number == study.best_trial.number == one.history(study).best.number  # type: ignore[union-attr]
+    feasible = [all(value <= 0 for value in trial.system_attrs["constraints"]) for trial in study.trials]
+    assert feasible == [trial.user_attrs["feasible"] for trial in study.trials]
+    assert feasible == {"cost": [True, True, False, False], "accuracy": [False, True, True, True]}[mode]
+    assert all(max(trial.constraints.values()) <= 0 for trial in study.trials if trial.user_attrs["feasible"])
+    assert study.trials[1].user_attrs["drop_points"] == 1 and study.trials[1].user_attrs["cost"] == 2
+    names = {"cost": "16-bit sites (beyond max_drop: the most of these, and the points beyond)", "accuracy": "metric"}
+    assert study.metric_names == [names[mode]]
 
 
 def test_an_interrupted_candidate_is_tried_again(

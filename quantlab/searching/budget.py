@@ -1,0 +1,71 @@
+"""What a search's budget buys: known before a checkpoint is loaded, and said before anything is spent."""
+
+import math
+from dataclasses import dataclass
+
+from quantlab.searching.space import Space
+from quantlab.searching.spec import Search
+
+ENOUGH = 5  # candidates that a suggested budget has room for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Where a search's rows go. A row is one example that is answered once; a backward pass counts as two more."""
+
+    evaluations: float  # search.budget
+    whole: int  # rows of the evaluation set
+    choosing: int  # of these, the rows that candidates are judged on; the others measure the answer
+    scored: int  # calibration rows that the scores are taken on; 0 without scores
+    variables: int
+    narrower: int  # choices of a variable besides the widest
+
+    @classmethod
+    def of(cls, search: Search, space: Space, whole: int, choosing: int, calibrating: int) -> "Budget":
+        """The budget of a search on ``whole`` rows, ``calibrating`` of which there are to score on."""
+        return cls(
+            evaluations=search.budget, whole=whole, choosing=choosing,
+            scored=min(search.sensitivity_rows, calibrating) if search.seeded else 0,
+            variables=len(space.variables), narrower=len(space.choices) - 1,
+        )  # fmt: skip
+
+    @property
+    def row_of_scores(self) -> int:
+        """Rows that all scores take for each calibration row: see ``scores.score_sites``."""
+        return self.narrower * (1 + 3 + self.variables) + 1
+
+    @property
+    def scores(self) -> int:
+        """Rows of the scores."""
+        return self.scored * self.row_of_scores
+
+    @property
+    def answer(self) -> int:
+        """Rows that measure the answer and its reference at the end, on what did not choose it."""
+        return 2 * (self.whole - self.choosing)
+
+    @property
+    def candidates(self) -> int:
+        """Candidates that can be answered in full after scores, reference and answer."""
+        left = self.evaluations * self.whole - self.scores - self.answer - self.choosing
+        return max(0, math.floor(left / self.choosing))
+
+    def check(self) -> None:
+        """Raises ValueError, saying what would help, where no candidate can be answered."""
+        if self.candidates:
+            return
+        enough = math.ceil((self.scores + self.answer + (1 + ENOUGH) * self.choosing) / self.whole)
+        affordable = math.floor(self.evaluations * self.whole / 2 / self.row_of_scores)
+        helps = [f"search.budget={enough}"]
+        if self.scored:
+            helps += [f"search.sensitivity_rows={affordable}"] if 0 < affordable < self.scored else []
+            helps += ["search.group_by=layer_role", "search.seeded=false"]
+        raise ValueError(f"{self}. Nothing could be tried: take {', '.join(helps)}, or more evaluation rows")
+
+    def __str__(self) -> str:
+        scores, answer, reference = (rows / self.whole for rows in (self.scores, self.answer, self.choosing))
+        held_out = f", {answer:.2g} for the answer's rows that chose nothing" if answer else ""
+        return (
+            f"search.budget={self.evaluations:g} evaluations of {self.whole:,} rows: {scores:.3g} for the scores, "
+            f"{reference:.2g} for the reference{held_out}; the rest is {self.candidates} candidates in full"
+        )
