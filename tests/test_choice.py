@@ -165,7 +165,10 @@ def test_the_instruction_set_is_what_runs_not_what_the_chip_could_do(
     assert integer.isa.__wrapped__() == expected
 
 
-@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "DEFAULT"])
+LIMITS = [pytest.param(limit, marks=pytest.mark.slow) for limit in ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI")]
+
+
+@pytest.mark.parametrize("limit", ["DEFAULT", *LIMITS])
 def test_integers_are_right_and_not_slow_on_every_processor(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process for each, since oneDNN reads its limit once. A limit that is no less than what the processor has is
     that processor's own."""

@@ -1,9 +1,6 @@
 """Training: the same seed gives the same weights, it learns, and what it stores is whole or not there."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import MakeModel, qnli_rows
+from processes import Python
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -230,7 +228,7 @@ def test_a_checkpoint_is_not_trained(tiny_bert: Path, tiny_glue: Path) -> None:
 
 
 def test_the_command_line_trains_what_the_trial_asks_for(
-    headless: Path, learnable_glue: Path, own_cache: Path, tmp_path: Path
+    headless: Path, learnable_glue: Path, python: Python, tmp_path: Path
 ) -> None:
     spec = replace(
         spec_of(headless), name="bert_base", recipe=Recipe(epochs=1, seed=3, batch_size=8, learning_rate=5e-3)
@@ -250,7 +248,7 @@ def test_the_command_line_trains_what_the_trial_asks_for(
         f"task.data_dir={learnable_glue}",
         f"task.max_length={task.max_length}",
     ]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    done = python.run(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert found(spec, task).tags["label_order"] == "matched"
     assert not list(tmp_path.iterdir())

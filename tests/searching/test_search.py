@@ -1,9 +1,7 @@
 """Searches from end to end on tiny models: the answer, its files, and what becomes of a search that is cut short."""
 
 import json
-import os
-import subprocess
-import sys
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from hydra.utils import instantiate
+from processes import Python
 from searches import PLANTED, ROWS, MakeLab, SearchLab
 
 from quantlab.memo import Memo
@@ -303,45 +302,25 @@ def test_sensitivity_writes_its_tables_and_its_picture(
     assert correlations["rows"].to_dict() == {name: scores.rows[name] for name in SCORES}
 
 
-def command(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"quantlab.{module}", *arguments]
-
-
-def ran(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        arguments, cwd=folder, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_answer_which_a_trial_repeats(
-    planted: SearchLab, searching: Searching, tmp_path: Path
+    planted: SearchLab, searching: Searching, python: Python, tmp_path: Path
 ) -> None:
     """The command line itself: killed in its middle, started again, its method run as a trial."""
     more = ("search.trials=6", "search.heartbeat_s=1", GROUPED)
     whole, killed = searching(*more), tmp_path / "killed"
     folder = killed / "multirun" / "searches" / "tiny"
     killed.mkdir()
-    search = command("search", *planted.overrides, *more)
-    process = subprocess.Popen(search, cwd=killed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert process.stdout is not None
-        lines: list[str] = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("["):
-                break
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    assert lines[-1].startswith("["), "".join(lines)
+    search = ("-m", "quantlab.search", *planted.overrides, *more)
+    going = python.start(*search, cwd=killed)
+    going.says("\n[")
+    going.kill()
+    assert going.wait() == -signal.SIGKILL
     before = pd.read_csv(folder / "candidates.csv")
     assert 2 <= len(before) < 6
     time.sleep(2.5)  # the silent worker's candidate is free again
-    assert "best: " in ran(killed, *search)
+    done = python.run(*search, cwd=killed)
+    assert done.returncode == 0 and "best: " in done.stdout, done.stderr
     table, best = pd.read_csv(folder / "candidates.csv"), json.loads((folder / "best.json").read_text())
     names = list(table.columns[list(table.columns).index("origin") + 1 :])
     assert len(table) == 6 == len(table[names].drop_duplicates())
@@ -349,6 +328,8 @@ def test_a_killed_search_goes_on_to_the_same_answer_which_a_trial_repeats(
     assert best["answer"]["sites"] == whole.best["answer"]["sites"]
 
     trial = [o for o in planted.overrides if not o.startswith("search.")]
-    ran(killed, *command("run", *trial, "method=found/tiny", f"hydra.run.dir={tmp_path}/trial"))
+    found = ("method=found/tiny", f"hydra.run.dir={tmp_path}/trial")
+    done = python.run("-m", "quantlab.run", *trial, *found, cwd=killed)
+    assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "trial" / "result.json").read_text())
     assert result["metrics"]["accuracy"] == best["answer"]["metric"]

@@ -109,12 +109,17 @@ def test_a_larger_sweep_reuses_the_smaller_ones_trials_under_its_own_parent(benc
     assert statuses(children) == ["FINISHED"] * 5
 
 
+ON_TWO_THREADS = "import torch; torch.set_num_threads(2); from quantlab.run import main; main()"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "ray"])
 def test_launchers_give_the_same_results(bench: Bench, launcher: str) -> None:
+    """On one thread a trial, as what ran without a launcher on two."""
     if find_spec(launcher) is None:  # imported here, ray would replace functions of inspect for all tests
         pytest.skip("needs ray: pip install -e '.[ray]'")
-    bench.sweep(*PEG)
+    done = bench.python.run("-c", ON_TWO_THREADS, "-m", *bench.overrides, *PEG, cwd=bench.cwd)
+    assert done.returncode == 0, done.stderr
     alone = {path.parent.name: json.loads(path.read_text())["metrics"] for path in bench.results}
     bench.sweep(*PEG, f"launcher={launcher}", "sweep.fresh=true")
     together = {path.parent.name: json.loads(path.read_text())["metrics"] for path in bench.results}
