@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,7 +28,6 @@ CONFIG, INDEX = "config.json", ".index.json"
 SAFETENSORS = ("model.safetensors", f"model.safetensors{INDEX}")
 PICKLES = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 WEIGHTS = (*SAFETENSORS, *PICKLES)  # in the order in which transformers looks for them
-SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")  # as they are called on the hub
 OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".onnx", ".pt", ".pth", ".ckpt")  # none are read
 DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"  # transformers prefers these to all others
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -69,13 +68,12 @@ def locate(path: str, revision: str | None) -> Path:
     if not HUB_NAME.fullmatch(path) or folder.exists() or (folder.parent != Path() and folder.parent.is_dir()):
         raise FileNotFoundError(f"model path {path!r} is no folder, and no name on the hub")
     try:
-        fetched = Path(
-            snapshot_download(
-                path, revision=revision, allow_patterns=[CONFIG, ADAPTERS[0], *TOKENIZER, *SAFETENSORS, SHARDS[0]]
-            )
-        )
+        fetched = _downloaded(path, revision, (CONFIG, ADAPTERS[0], *TOKENIZER, *SAFETENSORS))
         if not _matching(fetched, SAFETENSORS):
-            snapshot_download(path, revision=revision, allow_patterns=[*PICKLES, SHARDS[1]])
+            _downloaded(path, revision, PICKLES)
+        found = next((fetched / name for name in WEIGHTS if (fetched / name).is_file()), None)
+        if found is not None and found.name.endswith(INDEX):
+            _downloaded(path, revision, _listed(found))
     except (OSError, ValueError) as error:  # no network, offline mode, or no such name; all of the hub's errors
         raise OSError(
             f"model path {path!r} is no folder here, and the Hugging Face Hub did not give it: {error}"
@@ -163,10 +161,10 @@ def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:
 
     Raises ValueError on unreadable files, on tensors of another shape, and on tensors that no module takes.
     """
-    files = weight_files(folder)
+    files, network = weight_files(folder), cast("Any", type(skeleton))
     blanks = {name: torch.empty(()).expand(shape) for name, shape in _shapes(files)}
     with quiet(), _clear_errors(files[0]), torch.random.fork_rng([]):
-        model, info = type(skeleton).from_pretrained(
+        model, info = network.from_pretrained(
             None,
             config=skeleton.config,
             state_dict=blanks,
@@ -236,8 +234,21 @@ def _clear_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 
+def _downloaded(path: str, revision: str | None, files: Sequence[str]) -> Path:
+    """The hub's snapshot of a model, with those of ``files`` that it has."""
+    return Path(snapshot_download(path, revision=revision, allow_patterns=list(files)))
+
+
 def _shards(index: Path) -> list[Path]:
-    """The weight files that an index lists."""
+    """The weight files that an index lists. Raises FileNotFoundError where one is missing."""
+    names = _listed(index)
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise FileNotFoundError(f"{index} lists shards that are not there: {', '.join(missing[:NAMED])}")
+    return [index.parent / name for name in names]
+
+
+def _listed(index: Path) -> list[str]:
+    """The names of the weight files in an index. Raises ValueError where it is broken or names files elsewhere."""
     with _clear_errors(index):
         content = json.loads(index.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not {"weight_map", "metadata"} <= content.keys():
@@ -245,9 +256,7 @@ def _shards(index: Path) -> list[Path]:
         names = sorted({str(name) for name in content["weight_map"].values()})
         if outside := [name for name in names if Path(name).name != name]:
             raise ValueError(f"{outside[0]!r} is no file beside it")
-    if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise FileNotFoundError(f"{index} lists shards that are not there: {', '.join(missing[:NAMED])}")
-    return [index.parent / name for name in names]
+    return names
 
 
 def _shapes(files: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -135,11 +135,11 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
         raise ValueError(f"{target} is there already: name another --output, or remove it")
     runtime.check()
     config, memo = trial.config, Memo()
-    found = resolved(config.model, config.task, memo)
-    fingerprint = found.fingerprint
+    checkpoint = resolved(config.model, config.task, memo)
+    fingerprint = checkpoint.fingerprint
     if fingerprint != trial.tags["checkpoint_fingerprint"]:
         raise ValueError(
-            f"{found.tags['checkpoint']} is not the checkpoint that the trial ran on: its fingerprint is "
+            f"{checkpoint.tags['checkpoint']} is not the checkpoint that the trial ran on: its fingerprint is "
             f"{fingerprint[:12]}, the trial's {trial.tags['checkpoint_fingerprint'][:12]}"
         )
     material = load(config.model, config.task, config.evaluation, memo)

@@ -68,10 +68,9 @@ def load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Ma
 
 
 def _load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Material:
-    train, examples, data_fingerprint = rows_of(task, evaluation, memo)
-    found = resolved(model, task, memo)
-    rows = tokenize(examples, found.tokenizer, task.max_length)
-    loaded = model.load(found)
+    train, _, data_fingerprint = rows_of(task, evaluation, memo)
+    rows = tokenized_rows(model, task, evaluation, memo)
+    loaded = model.load(resolved(model, task, memo))
     setting = (str(task.max_length), str(evaluation.batch_size), repr(sorted(environment(loaded.model.device).items())))
     return Material(
         loaded=loaded,
@@ -90,6 +89,16 @@ def rows_of(task: Task, evaluation: Evaluation, memo: Memo) -> tuple[Examples, E
     splits = splits_of(task, memo)
     examples = evaluation.rows(splits.evaluation)
     return splits.train, examples, digest([splits.train.fingerprint, examples.fingerprint])
+
+
+def tokenized_rows(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Tokenized:
+    """The rows that are answered, tokenized once. Raises ValueError where the tokenizer makes no token of one."""
+
+    def make() -> Tokenized:
+        _, examples, _ = rows_of(task, evaluation, memo)
+        return tokenize(examples, resolved(model, task, memo).tokenizer, task.max_length)
+
+    return memo.get("rows", (model, task, evaluation), make)
 
 
 def fp32_answers(material: Material) -> Answers:

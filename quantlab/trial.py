@@ -17,7 +17,7 @@ from quantlab.deployment.deploy import deployed_trial
 from quantlab.deployment.runtime import Deployment, Runtime, Torch
 from quantlab.evaluation import Answers, Evaluation, score
 from quantlab.identity import environment, key_of, timing_key
-from quantlab.material import Material, fp32_answers, fp32_sketches, load, resolved, rows_of, splits_of
+from quantlab.material import Material, fp32_answers, fp32_sketches, load, resolved, rows_of, splits_of, tokenized_rows
 from quantlab.memo import Memo
 from quantlab.methods.base import Method, check_weight_ranges
 from quantlab.methods.bits import Bits, weighted_modules
@@ -100,12 +100,16 @@ def check(config: TrialConfig, memo: Memo) -> list[Site]:
     """The sites of this trial, found before any weight is read.
 
     Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right, and
-    where checkpoint, tokenizer and the rows that calibrate do not fit each other.
+    where checkpoint, tokenizer and rows do not fit each other.
     """
     config.runtime.check()
     found = resolved(config.model, config.task, memo)
     skeleton, calibrating = found.skeleton, config.calibration.rows(splits_of(config.task, memo).train)
-    check_token_types(tokenize(calibrating, found.tokenizer, config.task.max_length), skeleton, found.folder)
+    for rows in (
+        tokenize(calibrating, found.tokenizer, config.task.max_length),
+        tokenized_rows(config.model, config.task, config.evaluation, memo),
+    ):
+        check_token_types(rows, skeleton, found.folder)
     sites = config.placement.select(places(skeleton))
     config.method.check(sites)
     modules = weighted_modules(skeleton)

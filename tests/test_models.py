@@ -487,7 +487,7 @@ def test_offline_the_hub_is_a_clear_error() -> None:
         load("owner/name-of-no-model")
 
 
-@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"])
 def test_of_the_hub_only_what_is_read_is_downloaded(copy: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
     asked: list[list[str]] = []
 
@@ -496,6 +496,8 @@ def test_of_the_hub_only_what_is_read_is_downloaded(copy: Path, monkeypatch: pyt
         asked.append(allow_patterns)
         return str(copy)
 
+    if weights.endswith("json"):
+        sharded(copy)
     if weights.endswith("bin"):
         as_pickle(copy)
         (copy / "saved").rename(copy / weights)
@@ -504,6 +506,8 @@ def test_of_the_hub_only_what_is_read_is_downloaded(copy: Path, monkeypatch: pyt
     assert loaded.tags["checkpoint"] == "owner/name@v1"
     pickles = [pattern for patterns in asked for pattern in patterns if ".bin" in pattern]
     assert bool(pickles) == weights.endswith("bin")
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert asked[1:] == ([shards] if weights.endswith("json") else [list(checkpoint.PICKLES)] if pickles else [])
 
 
 def test_devices() -> None:

@@ -14,6 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from processes import Python
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from quantlab import checkpoint
 from quantlab.conf_dir import CONF
@@ -116,6 +118,23 @@ def test_pairs_that_the_checkpoint_cannot_take_are_refused_before_anything_is_lo
     monkeypatch.setattr("quantlab.trial.load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=r"token type 1, but the model has type_vocab_size=1"):
         lab.trial(f"model.path={make_model(type_vocab_size=1)}")
+
+
+def test_a_row_without_a_token_is_refused_before_anything_is_loaded(
+    lab: Lab, tiny_bert: Path, tiny_glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the tokenizer adds no [CLS] and no [SEP]; in calibration and in evaluation."""
+    model, bare = Path(shutil.copytree(tiny_bert, tmp_path / "model")), checkpoint.read_tokenizer(tiny_bert)
+    bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
+    PreTrainedTokenizerFast(tokenizer_object=bare.backend_tokenizer, pad_token="[PAD]").save_pretrained(model)
+    monkeypatch.setattr("quantlab.trial.load", lambda *_: pytest.fail("loaded"))
+    for split in ("train", "validation"):
+        data = Path(shutil.copytree(tiny_glue, tmp_path / split))
+        frame = pd.read_parquet(data / f"{split}.parquet")
+        frame.loc[3, ["question", "sentence"]] = ""
+        frame.to_parquet(data / f"{split}.parquet")
+        with pytest.raises(ValueError, match=r"the tokenizer makes no token of '' / '' \(example 3\)"):
+            lab.trial(f"model.path={model}", f"task.data_dir={data}", "evaluation.limit=null")
 
 
 def test_a_failed_trial_exits_non_zero_with_one_clear_line(lab: Lab, python: Python, tmp_path: Path) -> None:
