@@ -6,11 +6,12 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import MakeModel
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.plugins import Plugins
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from typed import Typed
 
@@ -114,6 +115,6 @@ def test_a_killed_worker_is_one_line(typed: Typed, monkeypatch: pytest.MonkeyPat
     def launch(*_: object, **__: object) -> None:
         raise TerminatedWorkerError("a worker process managed by the executor was unexpectedly terminated")
 
-    monkeypatch.setattr(BasicLauncher, "launch", launch)
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: SimpleNamespace(launch=launch))
     said = typed.sweep("bits.weights=4,8", status=1)
     assert said.splitlines()[-1] == "a worker was killed (out of memory?); start again to go on"
