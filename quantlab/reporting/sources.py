@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from quantlab.reporting.reading import Study, Trial, study, summary_of
 from quantlab.result import RESULT
 from quantlab.sweeping.results import short_names
-from quantlab.sweeping.store import key_in
+from quantlab.sweeping.store import finished
 from quantlab.tracking.secrets import without_password
 
 TABLE = "results.csv"
@@ -53,9 +53,8 @@ def _rows(folder: Path) -> list[Trial]:
     found = []
     for row in table.to_dict("records"):
         place = root / "trials" / row["key"]
-        summary = summary_of(place)
-        own = summary if summary and summary["tags"].get("key") == key_in(row["key"]) else None
-        error = row["error"] or ("" if own else f"{place / RESULT} is not there, or is another trial's")
+        own = finished(place, row["key"])
+        error = row["error"] or ("" if own else f"{place / RESULT} is not there, not whole, or another trial's")
         found.append((row, place, own, error))
     metrics = {name for _, _, own, _ in found if own for name in own["metrics"]}
     swept = [str(name) for name in table.columns if name not in ROW | metrics]

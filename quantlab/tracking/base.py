@@ -54,7 +54,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
-        """Records a run that finished before, unless it has arrived already. Returns the problem, if there is one."""
+        """Records a run that finished before, unless the store has it. Returns the problem, if there is one."""
 
     @abstractmethod
     def ui(self) -> str:

@@ -261,6 +261,13 @@ def test_everything_is_escaped_and_the_html_conforms(tmp_path: Path) -> None:
     assert page.count("<script") == 3  # the figures, plotly and our own
 
 
+def test_a_result_that_a_power_failure_emptied_is_a_trial_that_failed(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, ROWS)
+    (tmp_path / "trials" / f"{3:064x}" / "result.json").write_text("")
+    trials = from_folders([folder]).trials
+    assert [trial.summary is None for trial in trials] == [False, False, True, False] and "whole" in trials[2].error
+
+
 def test_every_plot_is_one_that_plotly_takes(tmp_path: Path) -> None:
     from plotly.graph_objects import Figure
 
