@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowEntity
 
-KEY = re.compile("[0-9a-f]{64}")
+KEY = re.compile("[0-9a-f]{64}(-[0-9a-z]{1,8})?")  # the name of a trial's folder: its key, and perhaps a timing
 NAME_LENGTH, NAME_BYTES = 100, 200
 
 
@@ -61,7 +61,8 @@ def _fetched(client: "MlflowClient", uri: str, run_id: str, root: Path) -> Path:
     while token != "":
         page = client.search_runs([run.info.experiment_id], f"tags.`{PARENT}` = '{run_id}'", page_token=token)
         for child in page:
-            if key := child.data.tags.get("key"):
+            if "key" in child.data.tags:  # it finished
+                key = child.data.tags.get("identity", "").rpartition("/")[2]
                 if not KEY.fullmatch(key):
                     raise ValueError(f"the run {child.info.run_id} has the key {key!r}, which is no trial's")
                 _downloaded(client, child, root / "trials" / key)
