@@ -38,12 +38,11 @@ def node(name: str, folder: Path, *arguments: str) -> Iterator[None]:
             time.sleep(0.2)
         yield
     finally:
-        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         process.wait(60)
-        for left in family[1:]:
-            if psutil.pid_exists(left):
-                psutil.Process(left).kill()
+        for left in psutil.wait_procs(family, timeout=1)[1]:
+            left.kill()
 
 
 @pytest.fixture(scope="module")
