@@ -11,6 +11,7 @@ from quantlab.interrupts import end_on_sigterm
 class Thing:
     pass
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and all they start
 end_on_sigterm()
 thing = Thing()
 held = weakref.ref(thing, lambda _: {in_callback})

@@ -102,6 +102,7 @@ def main() -> None:
     imported()
     gc.freeze()
     arguments = serve(socket.socket(fileno=os.dup(0)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and all they start
     try:
         run(arguments)
     except SystemExit as left:

@@ -81,8 +81,7 @@ CASES = {
 }  # fmt: skip
 QUANTIZED = [name for name in CASES if name != "fp32"]
 FAST = ("gemm", "peg, 4-bit weights, norms")
-EACH = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in CASES]
-EACH_QUANTIZED = EACH[: len(QUANTIZED)]
+EACH_QUANTIZED = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in QUANTIZED]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

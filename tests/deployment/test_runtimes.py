@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exports import EACH, ROWS, exported, run
+from exports import CASES, ROWS, exported, run
 from tiny import ALL
 
 from quantlab.batching import Batch
@@ -23,6 +23,8 @@ pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[on
 RUNTIMES: dict[str, type[Deployment]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 DEVICES = {"onnxruntime": "cpu", "openvino": "CPU"}
 
+OTHERS = [name for name in CASES if name != "gemm"]
+
 
 @pytest.fixture(params=RUNTIMES)
 def package(request: pytest.FixtureRequest) -> str:
@@ -36,7 +38,7 @@ def runtime(package: str) -> Deployment:
     return RUNTIMES[package]()
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", ["gemm", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, runtime: Deployment) -> None:
     made = exported(name, runtime.signed)
     found = answer(runtime, made.path, [ROWS], [0, 1])
