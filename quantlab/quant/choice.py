@@ -162,7 +162,8 @@ def _ratio(run: Callable[[], object], base: Callable[[], object]) -> float:
     while len(times) <= ROUNDS and (not times or time.perf_counter() < end):
         times.append((_seconds(run), _seconds(base)))
     runs, bases = zip(*(times[1:] or times), strict=True)  # the first makes kernels ready
-    return min(runs) / min(bases)
+    ratio: float = min(runs) / min(bases)
+    return ratio
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -75,7 +75,7 @@ def _load() -> ctypes.CDLL:
     command = _compiler()
     version = subprocess.run([*command, "--version"], capture_output=True, check=False).stdout
     processor = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
-    parts = [SOURCE.read_bytes(), repr(FLAGS), repr(command), version, repr(processor)]
+    parts: list[str | bytes] = [SOURCE.read_bytes(), repr(FLAGS), repr(command), version, repr(processor)]
     home = cache_dir() / "native"
     folder = home / digest(parts)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)

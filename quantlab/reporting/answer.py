@@ -87,9 +87,12 @@ def answer(study: Study, rows: Sequence[Row], limit: float) -> Answer:
         deploy = _closest(chosen, limit, any_quantized=bool(quantized))
     borne_out = chosen is not None and _loss(chosen.measured) <= limit + SLACK
     return Answer(
-        chosen=chosen and chosen.row, within=bool(within) and borne_out, deploy=deploy, failed=failed and failed.row,
+        chosen=None if chosen is None else chosen.row,
+        within=bool(within) and borne_out,
+        deploy=deploy,
+        failed=None if failed is None else failed.row,
         worst=_failure(failed),
-    )  # fmt: skip
+    )
 
 
 def _unsound(row: Row) -> bool:

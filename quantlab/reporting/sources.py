@@ -110,7 +110,10 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _evaluation(folder: Path, first: Mapping[str, Any]) -> Mapping[str, Any]:
     """The sweep's own, for what decides no answer may be another than when a trial that it reuses ran."""
     settings = OmegaConf.create(_settings(folder))
-    return {**first, **OmegaConf.to_container(settings.evaluation, resolve=True)} if "evaluation" in settings else first
+    if "evaluation" not in settings:
+        return first
+    own: Any = OmegaConf.to_container(settings.evaluation, resolve=True)
+    return {**first, **own}
 
 
 def _again(folder: Path) -> str:

@@ -105,7 +105,7 @@ class MLflow(Tracker):
             before = records.earlier(record, folder)
             if before is None or before.status != FINISHED:
                 now = records.now_ms()
-                before = replace(record, run_id=before and before.run_id, status=FINISHED, ended_ms=now)
+                before = replace(record, run_id=before.run_id if before else None, status=FINISHED, ended_ms=now)
             record = replace(before, entry=entry, outcome=outcome)
             if record.sent:
                 record, problem = attempt(confirm, record, folder, self.uri)
@@ -226,7 +226,7 @@ def deliver(store: Store, record: Record, folder: Path) -> Record:
         params=[Param(name, fitting.cut(str(value), fitting.PARAM_LIMIT)) for name, value in params.items()],
         tags=[RunTag(name, fitting.cut(value)) for name, value in fitting.named(tags).items()],
     ):
-        store.client.log_batch(record.run_id, **batch)
+        store.client.log_batch(record.run_id, batch["metrics"], batch["params"], batch["tags"])
     store.client.set_terminated(record.run_id, record.status, record.ended_ms)
     return replace(record, sent=True)
 
