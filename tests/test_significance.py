@@ -107,6 +107,7 @@ def test_bootstrap_by_hand() -> None:
     assert (high - low) / 2 == pytest.approx(1.96 * np.std(drops, ddof=1), rel=0.1)
 
 
+@pytest.mark.slow
 def test_bootstrap_covers() -> None:
     large = answered("pearson", 200_000, 0.7, seed=99)
     true = METRICS["pearson"](large[0], large[2]) - METRICS["pearson"](large[1], large[2])
@@ -245,6 +246,7 @@ def test_needed_where_nearly_nothing_differs_is_that_of_a_model_which_only_loses
     assert compared(1, 0, 1600).needed == compared(0, 2, 1600).needed == expected > 1200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differing", [0.03, 0.1, 0.3])
 def test_needed_gives_80_percent_power(differing: float) -> None:
     """Of 1,000 simulated comparisons of as many examples as needed, McNemar sees 2 points in about 80 %."""
@@ -287,6 +289,7 @@ def test_swapped_pairs(metric: str) -> None:
     assert verdict(again) == "better"
 
 
+@pytest.mark.slow
 def test_swapped_pairs_of_equals_are_rarely_called_different() -> None:
     found = []
     for seed in range(40):

@@ -153,6 +153,7 @@ def test_every_architecture(analyse: Analyse, make_model: MakeModel, tiny_glue: 
     assert summary["tags"]["rows"] == "16" and summary["findings"]
 
 
+@pytest.mark.slow
 def test_another_start_writes_the_folder_again_and_one_that_fails_leaves_no_summary(
     analyse: Analyse, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

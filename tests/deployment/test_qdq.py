@@ -99,6 +99,7 @@ def test_any_batch_of_any_length(made: Exported) -> None:
         torch.testing.assert_close(run(session, part(rows, tokens)), answers[rows], rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_file_that_fixes_a_dimension_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter takes a size of 1 for a constant, whatever is asked of it."""
     monkeypatch.setattr(qdq, "TRACED_ROWS", 1)
