@@ -87,6 +87,7 @@ def test_an_int8_model_in_a_process_of_its_own(tiny_bert: Path) -> None:
     assert child.exitcode == 0 and os.sched_getaffinity(0) == mine
 
 
+@pytest.mark.slow
 def test_memory_that_a_model_holds_and_that_its_runs_need() -> None:
     with started(Odd(), INPUTS, 1) as loaded:
         worker = loaded()
@@ -97,7 +98,7 @@ def test_memory_that_a_model_holds_and_that_its_runs_need() -> None:
         assert peak["peak_memory_mb"] > HELD_MB + peak["memory_working_mb"]
 
 
-def test_what_goes_wrong_in_a_process_is_raised_here() -> None:
+def test_what_goes_wrong_in_a_process_is_raised_here(forked_workers: None) -> None:
     children = set(multiprocessing.active_children())
     with started(Odd("raises"), INPUTS, 1) as raising, started(Odd("dies"), INPUTS, 1) as dying:
         with pytest.raises(EOFError, match="truncated; 1 = 1 threads"):

@@ -172,6 +172,7 @@ def test_an_interrupt_leaves_the_best_and_the_search_goes_on_later(searching: Se
     assert len(done.table("candidates")) == 8 and done.best["answer"]["cost"] <= left.best["answer"]["cost"]
 
 
+@pytest.mark.slow
 def test_the_best_accuracy_within_a_cost(searching: Searching) -> None:
     done = searching(GROUPED, "search.mode=accuracy", "search.max_cost=10", "search.trials=6")
     table = done.table("candidates")
@@ -214,6 +215,7 @@ def test_other_costs_choices_and_samplers(searching: Searching, overrides: list[
     assert set(sites.values()) <= {"int4", "int8", "fp16"} and done.wide >= set(PLANTED)
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_of_the_search_and_one_below_it_for_each_candidate(
     searching: Searching, tmp_path: Path
 ) -> None:
@@ -237,6 +239,7 @@ def test_mlflow_has_one_run_of_the_search_and_one_below_it_for_each_candidate(
     assert artifacts >= FILES | {"scores.csv"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_tells_mlflow_its_best_so_far(searching: Searching, tmp_path: Path) -> None:
     """The first start found everything at its widest; the second one better, before Ctrl-C."""
     from mlflow import MlflowClient
