@@ -1,17 +1,20 @@
 """Sweeps through the command line on a tiny model: one tree in MLflow, resumed after anything, whoever runs it."""
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from conftest import MakeModel
 from processes import Going, Python
+from safetensors.torch import load_file, save_file
 
 from quantlab.tracking.record import FOLDER
 
@@ -139,17 +142,24 @@ def test_launchers_give_the_same_results(bench: Bench, launcher: str) -> None:
     assert statuses([*parents, *children]) == ["FINISHED"] * 10
 
 
-def test_a_trial_that_fails_does_not_stop_the_others(bench: Bench) -> None:
-    rows = "calibration.samples=4,200,8"  # the training split has 96 rows
-    said = bench.sweep(rows, status=1)
-    assert "1 of 3 trials failed" in said and "the training split has 96 rows" in said
-    assert sorted(bench.table["status"]) == ["done", "done", "failed"]
-    (parent,), children = bench.tree()
+def test_a_trial_that_fails_does_not_stop_the_others(bench: Bench, make_model: MakeModel, tmp_path: Path) -> None:
+    models = [make_model(seed=seed) for seed in (1, 2)]
+    broken = tmp_path / "broken"
+    shutil.copytree(models[0], broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["classifier.bias"][0] = math.nan  # which shows when the weights are read, not before the sweep
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    other = replace(bench, overrides=tuple(item for item in bench.overrides if not item.startswith("model.path=")))
+    rows = f"model.path={models[0]},{broken},{models[1]}"
+    said = other.sweep(rows, status=1)
+    assert "1 of 3 trials failed" in said and "classifier.bias holds NaN or infinity" in said
+    assert sorted(other.table["status"]) == ["done", "done", "failed"]
+    (parent,), children = other.tree()
     assert sorted(statuses(children)) == ["FAILED", "FINISHED", "FINISHED"]
     assert parent.data.metrics["trials_failed"] == 1
-    said = bench.sweep(rows, status=1)
+    said = other.sweep(rows, status=1)
     assert "3 trials, 2 reused, 1 to run" in said  # what failed is tried again, as the same run
-    assert len(bench.tree()[1]) == 3
+    assert len(other.tree()[1]) == 3
 
 
 def test_a_sweep_that_is_killed_again_and_again_ends_whole(bench: Bench) -> None:
