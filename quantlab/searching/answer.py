@@ -118,7 +118,8 @@ class Reporter:
 
     def _accuracy(self, one: Found | HeldOut) -> str:
         interval = "" if math.isnan(one.low) else f" (95 % interval {one.low:.2f} to {one.high:.2f})"
-        return f"{one.metric:.4f}, {one.drop:.2f} points below {self.config.search.reference}{interval}"
+        better = ", which is better" if one.drop < 0 else ""
+        return f"{one.metric:.4f}, {one.drop:.2f} points below {self.config.search.reference}{better}{interval}"
 
     def text(self, history: History, reason: str) -> list[str]:
         """The answer first, then the front, then what the hand-made sets cost, and where it all is."""

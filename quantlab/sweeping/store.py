@@ -45,7 +45,7 @@ def finished(folder: Path, key: str, timing: str = "") -> dict[str, Any] | None:
         tags = summary["tags"]
         return summary if tags["key"] == key_in(key) and timing in ("", tags.get("timing_key")) else None
     except (ValueError, LookupError, TypeError):
-        log.warning("%s is not a whole result: the trial has not finished", path)
+        log.warning("%s is not a whole result: the trial counts as not finished", path)
         return None
 
 

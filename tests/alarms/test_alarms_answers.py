@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from planted import LABELS, answers, calibrated, finding, message, names
 
 from quantlab.alarms import ALARMS, Alarm, raised
@@ -94,7 +95,7 @@ BERT_BASE = SimpleNamespace(model_type="bert", num_hidden_layers=12, hidden_size
 
 
 def far(accuracy: float, n: int, config: SimpleNamespace = BERT_BASE) -> str:
-    model = SimpleNamespace(config=config, get_parameter=lambda name: None)
+    model = SimpleNamespace(config=config, get_parameter=lambda name: None, device=torch.device("cpu"))
     zeros = np.zeros((n, 2), dtype=np.float32)
     return message(
         "fp32_far_from_published", model=model, metrics={"accuracy_fp32": accuracy}, logits=zeros, reference=zeros,

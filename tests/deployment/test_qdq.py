@@ -251,11 +251,11 @@ def test_the_way_out_that_the_message_names_works() -> None:
 @pytest.mark.parametrize(
     "other, method, bits, names",
     [
-        ("layers", Uniform(), {}, r"1\.attn\.query"),
+        ("layers", Uniform(), {"weights": 32}, r"1\.attn\.query"),
         ("layers", Uniform(), {"activations": 32}, r"bert\.encoder\.layer\.1\.attention\.self\.query\.weight"),
         ("width", Uniform(), {"weight_granularity": "channel"}, r"bert\.embeddings\.word_embeddings\.weight"),
         ("width", Peg(sites=XHY, k=3), {"weights": 32}, r"0\.ffn\.in, 0\.ffn\.out, 0\.ffn\.sum"),
-        ("family", Uniform(), {}, r"embed\.sum"),
+        ("family", Uniform(), {}, r"distilbert\.embeddings\.word_embeddings\.weight"),
     ],
 )
 def test_a_plan_of_another_model(other: str, method: Method, bits: dict[str, object], names: str) -> None:
