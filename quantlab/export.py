@@ -177,6 +177,7 @@ def summarized(trial: Trial, material: Material, found: Deployed, runtime: Deplo
         "runtime": runtime.describe(),
         "arithmetic": found.kind,
         "products": str(found.products),
+        "saturates": found.saturates,
         "float_sites": ", ".join(item.site for item in trial.plan.activations if item.grid.bits == 16) or "none",
     }
 

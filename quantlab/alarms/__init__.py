@@ -17,6 +17,7 @@ from quantlab.alarms.deploying import (
     machine_busy,
     products_in_float,
     runtime_fell_back,
+    runtime_saturates,
     simulated_latency,
     size_not_smaller,
 )
@@ -32,8 +33,8 @@ from quantlab.alarms.ranges import (
 ALARMS = (
     constant_prediction, majority_accuracy, collapsed_logits, nan_logits, one_sided_range, zeroed_weights, saturation,
     wasted_levels, unpermuted_groups, fp16_overflow, uncalibrated_site, few_calibration_rows, padding_counted,
-    products_in_float, simulated_latency, runtime_fell_back, size_not_smaller, kernels_missing, machine_busy,
-    label_order_assumed, tokenizer_mismatch, fp32_far_from_published, too_few_examples,
+    products_in_float, simulated_latency, runtime_fell_back, runtime_saturates, size_not_smaller, kernels_missing,
+    machine_busy, label_order_assumed, tokenizer_mismatch, fp32_far_from_published, too_few_examples,
 )  # fmt: skip
 
 __all__ = ["ALARMS", "Alarm", "Finding", "raised"]

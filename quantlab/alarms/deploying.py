@@ -76,6 +76,16 @@ def runtime_fell_back(finding: Finding) -> Iterator[Alarm]:
         )
 
 
+def runtime_saturates(finding: Finding) -> Iterator[Alarm]:
+    """A runtime whose integer products are not exact on this processor."""
+    if finding.tags.get("runtime_saturates") == "True":
+        yield Alarm(
+            "runtime_saturates",
+            f"{finding.tags['runtime']} sums products of bytes in 16 bits on this processor (it has no VNNI), and cuts "
+            "large sums: a processor with VNNI gives other answers",
+        )
+
+
 def _operands(places: Sequence[Place]) -> list[tuple[str, set[Tap]]]:
     """The inputs of matrix products, each with the taps that put it on a grid.
 

@@ -10,7 +10,8 @@ import torch
 
 from quantlab.batching import Batch, Tokenized
 from quantlab.deployment.qdq import export
-from quantlab.deployment.runtime import INTEGER, Deployment, Products, planned_products
+from quantlab.deployment.runtime import FLOAT, INTEGER, Deployment, Products, planned_products
+from quantlab.deployment.saturation import saturates
 from quantlab.models import Loaded
 from quantlab.placement.plan import QuantPlan
 from quantlab.profiling import Measured, Profile
@@ -29,6 +30,7 @@ class Deployed:
     products: Products
     planned: int  # products that the file has in integers
     size_bytes: int
+    saturates: bool  # the runtime's integer products, on this processor
 
     @property
     def kind(self) -> str:
@@ -61,6 +63,7 @@ def answer(runtime: Deployment, path: Path, batches: Sequence[Batch], columns: S
         products=session.products(),
         planned=planned_products(path),
         size_bytes=sum(file.stat().st_size for file in path.parent.glob(f"{MODEL}*")),
+        saturates=saturates(runtime),
     )
 
 
@@ -100,6 +103,7 @@ def deployed_trial(
             "runtime": runtime.describe(),
             "deployed_arithmetic": found.kind,
             "deployed_products": f"{found.products}; {found.planned} planned in integers",
+            "runtime_saturates": str(found.kind != FLOAT and found.saturates),
             "runtime_fell_back": str(found.planned > 0 and found.kind != INTEGER),
         },
     )

@@ -24,6 +24,7 @@ INTEGER = ("QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQua
 FLOATING = ("MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention")
 WEIGHT_INPUT = {"QLinearMatMul": 3, "QGemm": 3}  # of the others the second input
 ERRORS_ONLY = 3
+EXACT = ("session.x64quantprecision", "1")  # without VNNI: kernels that do not saturate, slower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class OnnxRuntime(Deployment):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry(*EXACT)
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             options.optimized_model_filepath = str(optimized)

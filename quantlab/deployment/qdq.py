@@ -26,6 +26,7 @@ from quantlab.quant.grid import AffineGrid
 from quantlab.quant.snapper import MIDDLE
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from transformers import PreTrainedModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -73,9 +74,29 @@ def export(
         )  # fmt: skip
     assert program is not None
     program.model.metadata_props.update(notes)
+    _give_weights_their_own_zero_points(program.model.graph)
     large = sum(value.numel() * value.element_size() for value in model.parameters()) > EXTERNAL_BYTES
     program.save(path, external_data=large)
     check_dynamic(path)
+
+
+def _give_weights_their_own_zero_points(graph: ir.Graph) -> None:
+    """Undoes the exporter's sharing of equal constants.
+
+    Without VNNI, ONNX Runtime turns signed weights into unsigned ones, each with its zero point, and fails where two
+    weights share one.
+    """
+    import onnx_ir as ir
+
+    for number, node in enumerate(graph):
+        if node.op_type != "DequantizeLinear" or node.inputs[0].name not in graph.initializers:
+            continue
+        shared = node.inputs[2]
+        own = ir.Value(
+            name=f"{shared.name}_{number}", type=shared.type, shape=shared.shape, const_value=shared.const_value
+        )
+        graph.register_initializer(own)
+        node.replace_input_with(2, own)
 
 
 def traced_inputs() -> dict[str, Tensor]:

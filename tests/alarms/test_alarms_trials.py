@@ -124,6 +124,12 @@ def test_machine_busy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert message("machine_busy", tags={name: "5.10"}) == f"{name} was 5.1 on 4 processors when the profile began"
 
 
+@pytest.mark.parametrize("saturates", [True, False])
+def test_runtime_saturates(saturates: bool) -> None:
+    tags = {"runtime": "some 1.0", "runtime_saturates": str(saturates)}
+    assert names(tags=tags) == (["runtime_saturates"] if saturates else [])
+
+
 @pytest.mark.parametrize("fell_back", [True, False])
 def test_runtime_fell_back(fell_back: bool) -> None:
     tags = {"runtime": "some 1.0", "runtime_fell_back": str(fell_back), "deployed_products": "0 integer; 9 float"}
