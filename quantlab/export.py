@@ -19,16 +19,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from quantlab.cache import published, write_whole
-from quantlab.console import plain_console
-from quantlab.deployment.deploy import Deployed, answer, compare, write_model
-from quantlab.deployment.onnxruntime import OnnxRuntime
-from quantlab.deployment.runtime import Deployment
-from quantlab.material import Material, load, resolved
-from quantlab.memo import Memo
-from quantlab.placement.plan import QuantPlan
-from quantlab.result import RESULT
-from quantlab.trial import TrialConfig
+from quantlab.cli.console import plain_console
+from quantlab.plan.plan import QuantPlan
+from quantlab.runtimes.onnxruntime import OnnxRuntime
+from quantlab.runtimes.runtime import Deployment
+from quantlab.storage.files import published, write_whole
+from quantlab.storage.memo import Memo
+from quantlab.trial.deployed import Deployed, answer, compare, write_model
+from quantlab.trial.material import Material, load, resolved
+from quantlab.trial.result import RESULT
+from quantlab.trial.run import TrialConfig
 
 LEAST_AGREEMENT = 0.9  # less is another model; rounding alone, through many layers, changes some answers
 READABLE = 0o755  # a scratch folder is its owner's alone
@@ -88,7 +88,7 @@ def read_trial(path: Path, plan: Path | None) -> Trial:
         raise ValueError(f"{folder / 'config.yaml'} is no trial's config")
     answers = pd.read_parquet(folder / "answers.parquet")
     return Trial(
-        config=built({**config, "_target_": "quantlab.trial.TrialConfig"}),
+        config=built({**config, "_target_": "quantlab.trial.run.TrialConfig"}),
         plan=_read_plan(plan or folder / "plan.json"),
         tags=json.loads((folder / RESULT).read_text(encoding="utf-8"))["tags"],
         logits=answers.filter(regex=r"^logit_\d+$").to_numpy(),

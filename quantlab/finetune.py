@@ -18,20 +18,20 @@ from omegaconf import DictConfig
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quantlab import checkpoint
-from quantlab.allocator import keep_freed_memory
-from quantlab.batching import by_length, tokenize
-from quantlab.cache import published
-from quantlab.compact import compact_errors
-from quantlab.conf_dir import CONF
-from quantlab.console import plain_console
-from quantlab.evaluation import CONSTANT_SHARE, largest_share, predict
-from quantlab.interrupts import end_on_sigterm
-from quantlab.models import FineTuned, ModelSpec, check_fit, check_token_types
-from quantlab.placement.architecture import skeleton_of
+from quantlab.cli.conf_dir import CONF
+from quantlab.cli.console import plain_console
+from quantlab.cli.errors import compact_errors
+from quantlab.cli.signals import end_on_sigterm
+from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share, predict
+from quantlab.machine.allocator import keep_freed_memory
+from quantlab.network import checkpoint
+from quantlab.network.architecture import skeleton_of
+from quantlab.network.models import FineTuned, ModelSpec, check_fit, check_token_types
+from quantlab.storage.files import published
 from quantlab.tasks import metrics
 from quantlab.tasks.base import Splits, Task
-from quantlab.training import train
+from quantlab.tasks.batching import by_length, tokenize
+from quantlab.training.recipe import train
 
 EVALUATION_BATCH = 64
 

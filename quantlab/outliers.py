@@ -13,15 +13,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from quantlab.allocator import keep_freed_memory
 from quantlab.analysis.running import analyse
 from quantlab.analysis.spec import OutliersConfig
-from quantlab.compact import compact_errors
-from quantlab.conf_dir import CONF
-from quantlab.interrupts import end_on_sigterm
-from quantlab.memo import Memo
-from quantlab.sweeping.catalogue import register
-from quantlab.tracking.secrets import without_password
+from quantlab.cli.catalogue import register
+from quantlab.cli.conf_dir import CONF
+from quantlab.cli.errors import compact_errors
+from quantlab.cli.secrets import without_password
+from quantlab.cli.signals import end_on_sigterm
+from quantlab.machine.allocator import keep_freed_memory
+from quantlab.storage.memo import Memo
 
 MEMO = Memo()
 

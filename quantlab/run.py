@@ -7,12 +7,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from quantlab.allocator import keep_freed_memory
-from quantlab.compact import compact_errors
-from quantlab.conf_dir import CONF
-from quantlab.interrupts import end_on_sigterm
-from quantlab.memo import Memo
-from quantlab.sweeping.catalogue import register
+from quantlab.cli.catalogue import register
+from quantlab.cli.conf_dir import CONF
+from quantlab.cli.errors import compact_errors
+from quantlab.cli.signals import end_on_sigterm
+from quantlab.machine.allocator import keep_freed_memory
+from quantlab.storage.memo import Memo
 
 MEMO = Memo()  # shared by the trials that one process runs
 
@@ -25,9 +25,9 @@ def main(settings: DictConfig) -> Any:
     # Only now: what Hydra finds wrong with an override is told without the seconds that these take.
     from hydra.utils import instantiate
 
-    from quantlab.config import RunConfig, run_name
-    from quantlab.summary import print_member, print_summary
+    from quantlab.sweeping.config import RunConfig, run_name
     from quantlab.sweeping.member import run_member, run_single
+    from quantlab.sweeping.summary import print_member, print_summary
 
     keep_freed_memory()
     with compact_errors():

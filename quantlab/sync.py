@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantlab.cli.secrets import without_password
 from quantlab.tracking.address import store_uri
 from quantlab.tracking.mlflow import abandoned, attempt, deliver
 from quantlab.tracking.record import unsent
-from quantlab.tracking.secrets import without_password
 
 FOLDERS = ("outputs", "multirun")
 

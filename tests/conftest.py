@@ -24,9 +24,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from quantlab import timing
-from quantlab.checkpoint import quiet
-from quantlab.quant.choice import arithmetic
+from quantlab.engines.choice import arithmetic
+from quantlab.network.checkpoint import quiet
+from quantlab.profiling import timing
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -74,7 +74,7 @@ def empty_cache(own_cache: Path) -> Path:
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes of a profile are forked from one that has imported quantlab, where their times do not matter."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["quantlab.timing", "transformers.models.bert.modeling_bert"])
+    context.set_forkserver_preload(["quantlab.profiling.timing", "transformers.models.bert.modeling_bert"])
     monkeypatch.setattr(timing, "get_context", lambda _: context)
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear
 
-from quantlab.quant import choice
+from quantlab.engines import choice
+from quantlab.kernels.integer import OneDnn, OnGrid, Product, Weight, isa
+from quantlab.kernels.snapper import Snapper
 from quantlab.quant.grid import AffineGrid
-from quantlab.quant.integer import OneDnn, OnGrid, Product, Weight, isa
-from quantlab.quant.snapper import Snapper
 
 ROWS, HIDDEN, MIDDLE, ROUNDS = 64, 384, 1536, 9
 SETTINGS = {"symmetric": (True, True), "asymmetric": (False, True), "asymmetric weights": (True, False)}

@@ -17,20 +17,20 @@ from tiny import tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantlab.checkpoint import quiet
-from quantlab.conf_dir import CONF
-from quantlab.config import RunConfig
-from quantlab.memo import Memo
+from quantlab.cli.conf_dir import CONF
 from quantlab.methods.bits import Precision
-from quantlab.placement.sites import Site, Tap
-from quantlab.result import TrialResult
+from quantlab.network.checkpoint import quiet
+from quantlab.network.sites import Site, Tap
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Runner
 from quantlab.searching.history import Found
 from quantlab.searching.setup import Bench, bench
 from quantlab.searching.space import Choices, Space, Variable
 from quantlab.searching.spec import Search, SearchConfig
-from quantlab.trial import run_trial
+from quantlab.storage.memo import Memo
+from quantlab.sweeping.config import RunConfig
+from quantlab.trial.result import TrialResult
+from quantlab.trial.run import run_trial
 
 CHANNEL, ROWS, BATCH = 5, 64, 8
 PLANTED = ("0.ffn.mid", "1.ffn.mid")

@@ -12,10 +12,10 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from quantlab.conf_dir import CONF
-from quantlab.config import RunConfig
+from quantlab.cli.catalogue import register
+from quantlab.cli.conf_dir import CONF
 from quantlab.finetune import FineTuning
-from quantlab.sweeping.catalogue import register
+from quantlab.sweeping.config import RunConfig
 
 register()
 

@@ -10,19 +10,19 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import MakeModel
-from test_trial import Lab
+from labs import Lab
 from tiny import ALL, padded, sites_of, tiny_model
 from transformers import AutoConfig, AutoTokenizer
 
 import quantlab.export
-from quantlab.calibration import MinMax, observe
-from quantlab.deployment.runtime import INTEGER
-from quantlab.memo import Memo
+from quantlab.calibration.estimators import MinMax, observe
 from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.plan import QuantPlan
-from quantlab.trial import run_trial
+from quantlab.plan.plan import QuantPlan
+from quantlab.runtimes.runtime import INTEGER
+from quantlab.storage.memo import Memo
+from quantlab.trial.run import run_trial
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[onnx]'")
@@ -263,7 +263,7 @@ def test_a_trial_on_a_runtime(runtime: str, lab: Lab) -> None:
 
 
 def test_a_trial_in_torch_exports_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantlab.deployment.deploy.export", lambda *_: pytest.fail("torch needs no file"))
+    monkeypatch.setattr("quantlab.trial.deployed.export", lambda *_: pytest.fail("torch needs no file"))
     result = run_trial(lab.config(), Memo())
     assert not [name for name in (*result.metrics, *result.tags) if "deployed" in name or "onnx" in name]
     assert "runtime" not in result.tags

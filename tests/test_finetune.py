@@ -13,11 +13,13 @@ from processes import Python
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from quantlab import checkpoint, finetune, training
-from quantlab.batching import tokenize
+from quantlab import finetune
 from quantlab.finetune import FineTuning
-from quantlab.models import Checkpoint, FineTuned, Pretrained, Recipe, Resolved
+from quantlab.network import checkpoint
+from quantlab.network.models import Checkpoint, FineTuned, Pretrained, Recipe, Resolved
+from quantlab.tasks.batching import tokenize
 from quantlab.tasks.glue import Glue
+from quantlab.training import recipe as training
 
 RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=5e-3, bf16=False)  # enough to learn from learnable_glue
 SILENT = Console(quiet=True)

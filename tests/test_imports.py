@@ -1,4 +1,4 @@
-"""Imports point one way: tensor math, placement, models and tasks, methods, evaluation, trial, tracking, commands."""
+"""Imports point one way, between modules and between folders."""
 
 import ast
 import subprocess
@@ -7,36 +7,37 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from quantlab.cache import CODE, NO_NUMBERS
+from quantlab.storage.files import CODE, NO_NUMBERS
 
-# From the bottom up: a module imports from its own layer and from those before it.
+COMMANDS = ("run", "search", "sensitivity", "outliers", "report", "export", "finetune", "sync")
+# Folders from the bottom up. A folder imports from rows above its own row only, so no two import each other.
 LAYERS = (
-    ("quantlab", "quantlab.checks", "quantlab.cache", "quantlab.memo", "quantlab.progress", "quantlab.provenance",
-     "quantlab.allocator", "quantlab.parallel"),
-    ("quantlab.quant", "quantlab.quant.*"),
-    ("quantlab.placement", "quantlab.placement.*", "quantlab.architectures", "quantlab.architectures.*"),
-    ("quantlab.tasks", "quantlab.tasks.*", "quantlab.labels", "quantlab.checkpoint", "quantlab.models",
-     "quantlab.batching", "quantlab.calibration"),
-    ("quantlab.methods", "quantlab.methods.*"),
-    ("quantlab.evaluation", "quantlab.profiling", "quantlab.diagnosis", "quantlab.outlier_statistics",
-     "quantlab.sampling", "quantlab.significance", "quantlab.alarms", "quantlab.alarms.*", "quantlab.published",
-     "quantlab.size", "quantlab.timing",
-     "quantlab.deployment", "quantlab.deployment.*"),
-    ("quantlab.identity", "quantlab.material", "quantlab.planning", "quantlab.trial", "quantlab.result"),
-    ("quantlab.tracking", "quantlab.tracking.*"),
-    ("quantlab.conf_dir", "quantlab.compact", "quantlab.console", "quantlab.interrupts", "quantlab.config",
-     "quantlab.sweeping", "quantlab.sweeping.*", "quantlab.reporting", "quantlab.reporting.*"),
-    ("quantlab.searching", "quantlab.searching.*"),
-    ("quantlab.analysis", "quantlab.analysis.*"),
-    ("quantlab.run", "quantlab.search", "quantlab.report", "quantlab.sensitivity", "quantlab.outliers",
-     "quantlab.sync", "quantlab.finetune", "quantlab.training", "quantlab.summary", "quantlab.export"),
-)  # fmt: skip
+    ("hydra_plugins", "quantlab", "storage"),
+    ("cli", "config", "machine", "kernels"),
+    ("quant", "tasks"),
+    ("network",),
+    ("plan", "training"),
+    ("engines",),
+    ("calibration", "runtimes"),
+    ("evaluation", "methods", "profiling"),
+    ("alarms",),
+    ("trial",),
+    ("tracking",),
+    ("results",),
+    ("reporting",),
+    ("sweeping",),
+    ("searching",),
+    ("analysis",),
+    COMMANDS,
+)
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
 # Seconds of imports that a wrong override has nothing to do with, and where they would come in first.
 HEAVY = {"datasets", "matplotlib", "mlflow", "optuna", "plotly", "scipy.optimize", "scipy.stats", "statsmodels",
          "transformers", "transformers.activations", "transformers.masking_utils"}  # fmt: skip
-EARLY = ("quantlab.run", "quantlab.sweeping.sweeper", "quantlab.config", "quantlab.methods.*", "quantlab.tasks.*",
-         "quantlab.tracking.*", "quantlab.models", "quantlab.calibration", "quantlab.sweeping.views")  # fmt: skip
+EARLY = (
+    "quantlab.run", "quantlab.sweeping.sweeper", "quantlab.sweeping.config", "quantlab.methods.*", "quantlab.tasks.*",
+    "quantlab.tracking.*", "quantlab.network.models", "quantlab.calibration.estimators", "quantlab.sweeping.views",
+)  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -44,7 +45,10 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): ast.parse(path.read_text()) for path in sorted(CODE.rglob("*.py"))}
+PLUGINS = CODE.parent / "hydra_plugins"
+MODULES = {
+    module_name(path): ast.parse(path.read_text()) for root in (CODE, PLUGINS) for path in sorted(root.rglob("*.py"))
+}
 
 
 def imported(tree: ast.AST, everywhere: bool = True) -> Iterator[str]:
@@ -64,20 +68,27 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
+def folder(module: str) -> str:
+    """The folder under quantlab that a module lies in; of a command its own name; or the package itself."""
+    package, _, rest = module.partition(".")
+    return rest.split(".")[0] if rest and package == "quantlab" else package
+
+
 def layer(module: str) -> int:
-    layers = [i for i, names in enumerate(LAYERS) if any(fnmatchcase(module, name) for name in names)]
-    assert len(layers) == 1, f"{module} has no layer, or several, in tests/test_imports.py"
-    return layers[0]
+    rows = [index for index, names in enumerate(LAYERS) if folder(module) in names]
+    assert len(rows) == 1, f"{module} has no layer, or several, in tests/test_imports.py"
+    return rows[0]
 
 
 def ours(module: str) -> set[str]:
     """The modules of quantlab that a module imports anywhere."""
-    return {name for name in imported(MODULES[module]) if name.split(".")[0] == "quantlab"}
+    return {name for name in imported(MODULES[module]) if name.split(".")[0] in ("quantlab", "hydra_plugins")}
 
 
 def roots(module: str) -> set[str]:
     """The libraries that a module imports anywhere."""
-    return {name.split(".")[0] for name in imported(MODULES[module])} - {"quantlab"} - set(sys.stdlib_module_names)
+    libraries = {name.split(".")[0] for name in imported(MODULES[module])}
+    return libraries - {"quantlab", "hydra_plugins"} - set(sys.stdlib_module_names)
 
 
 def reached(module: str) -> dict[str, str]:
@@ -93,22 +104,30 @@ def reached(module: str) -> dict[str, str]:
 
 
 def test_modules_are_found() -> None:
-    assert {"quantlab.trial", "quantlab.quant.grid", "quantlab.tasks.base"} <= MODULES.keys()
-    assert "quantlab.quant.sketch" in ours("quantlab.calibration")
-    assert "quantlab.quant.ranges" in ours("quantlab.calibration")  # from quantlab.quant import ranges
+    assert {"quantlab.trial.run", "quantlab.quant.grid", "quantlab.tasks.base"} <= MODULES.keys()
+    assert "quantlab.quant.sketch" in ours("quantlab.calibration.estimators")
+    assert "quantlab.quant.ranges" in ours("quantlab.calibration.estimators")  # from quantlab.quant import ranges
     assert "mlflow" in roots("quantlab.tracking.mlflow")
     assert "mlflow" not in {name.split(".")[0] for name in imported(MODULES["quantlab.tracking.mlflow"], False)}
 
 
 def test_imports_point_down() -> None:
-    upwards = {f"{module} -> {name}" for module in MODULES for name in ours(module) if layer(name) > layer(module)}
+    """A folder imports from lower layers only. So no two folders import each other."""
+    upwards = {
+        f"{module} -> {name}"
+        for module in MODULES
+        for name in ours(module)
+        if folder(name) != folder(module) and layer(name) >= layer(module)
+    }
     assert not upwards
 
 
 def test_every_layer_exists() -> None:
-    for patterns in LAYERS:
-        for pattern in patterns:
-            assert any(fnmatchcase(module, pattern) for module in MODULES), pattern
+    assert {name for names in LAYERS for name in names} == {folder(module) for module in MODULES}
+
+
+def test_what_one_can_type_lies_at_the_top() -> None:
+    assert {path.stem for path in CODE.glob("*.py")} == {"__init__", *COMMANDS}
 
 
 def test_no_cycles() -> None:
@@ -123,14 +142,14 @@ def test_no_cycles() -> None:
 
 def test_tensor_math_needs_no_model() -> None:
     for module in MODULES:
-        if layer(module) == layer("quantlab.quant"):
+        if folder(module) in ("quant", "kernels"):
             assert roots(module) <= {"torch", "numpy", "scipy"}, module
 
 
 def test_a_trial_knows_nothing_of_the_command_line() -> None:
     reaching = {
         f"{' <- '.join(path(module))}: {name}"
-        for module in reached("quantlab.trial")
+        for module in reached("quantlab.trial.run")
         for name in {name.split(".")[0] for name in imported(MODULES[module], everywhere=False)} & COMMANDS_ONLY
     }
     assert not reaching
@@ -157,8 +176,8 @@ def test_what_hydra_finds_wrong_is_told_before_torch_is_imported(tmp_path: Path)
 
 
 def path(module: str) -> list[str]:
-    """How importing quantlab.trial comes to a module."""
-    asked_by = reached("quantlab.trial")
+    """How importing quantlab.trial.run comes to a module."""
+    asked_by = reached("quantlab.trial.run")
     steps = [module]
     while asked_by[steps[-1]]:
         steps.append(asked_by[steps[-1]])
@@ -171,8 +190,8 @@ def test_only_the_tracker_knows_mlflow() -> None:
 
 
 def test_what_is_left_out_of_keys_is_what_lies_above_a_trial() -> None:
-    left_out = {
-        module for module in MODULES if set(module.split(".")) & {name.removesuffix(".py") for name in NO_NUMBERS}
-    }
-    assert left_out == {module for module in MODULES if layer(module) > layer("quantlab.trial")}
-    assert not left_out & reached("quantlab.trial").keys()
+    """And what shows progress: a trial imports it, and it decides no number."""
+    above = {name for names in LAYERS[layer("quantlab.trial.run") + 1 :] for name in names}
+    assert {name.removesuffix(".py") for name in NO_NUMBERS} == above | {"cli", "training"}
+    left_out = {module for module in reached("quantlab.trial.run") if folder(module) in above | {"cli", "training"}}
+    assert left_out == {"quantlab.cli.progress"}

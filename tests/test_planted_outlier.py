@@ -15,14 +15,14 @@ import torch
 from tiny import logits, padded, sites_of, tiny_model
 from transformers import PreTrainedModel
 
-from quantlab.calibration import MinMax, observe
+from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.outlier_statistics import by_depth
+from quantlab.engines.insert import insert
 from quantlab.methods.base import Method, plan_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
-from quantlab.outlier_statistics import by_depth
-from quantlab.placement.insert import insert
 from quantlab.quant.errors import sqnr_db
 
 OUTLIERS = list(range(1, 32, 4))  # a quarter of the channels, two in each contiguous group of eight

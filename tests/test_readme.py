@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from quantlab import export, report, sync
-from quantlab.conf_dir import CONF
-from quantlab.sweeping.catalogue import register
+from quantlab.cli.catalogue import register
+from quantlab.cli.conf_dir import CONF
 
 register()
 register("search")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from quantlab.evaluation.significance import accuracy_drop_error, spearman_ci95
 from quantlab.sensitivity import caution
-from quantlab.significance import accuracy_drop_error, spearman_ci95
 
 
 def losses_of(true: np.ndarray, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Tiny models in memory, with weights wide enough for their answers to differ, and padded batches for them."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -8,9 +9,14 @@ from conftest import SPECIAL, WORDS, family_config
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from quantlab.batching import Batch, Tokenized
-from quantlab.placement.architecture import places
-from quantlab.placement.sites import Placement, Site
+from quantlab.calibration.estimators import MinMax, observe
+from quantlab.methods.base import Method, plan_weights
+from quantlab.methods.bits import Bits
+from quantlab.network.architecture import places
+from quantlab.network.attention import TAPS
+from quantlab.network.sites import Placement, Site
+from quantlab.plan.plan import QuantPlan
+from quantlab.tasks.batching import Batch, Tokenized
 
 ALL, GEMM = Placement(at="tensor"), Placement(at="operand")
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "electra without projection")
@@ -63,3 +69,22 @@ def logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 def sites_of(model: PreTrainedModel, placement: Placement = ALL) -> list[Site]:
     """The sites that a placement finds."""
     return placement.select(places(model))
+
+
+def planned(model: PreTrainedModel, placement: Placement, method: Method, **bits: object) -> QuantPlan:
+    """A plan with the min-max ranges of :func:`padded`."""
+    sites, calibration, chosen = sites_of(model, placement), MinMax(), Bits(**bits)  # type: ignore[arg-type]
+    sketches = observe(model, sites, [padded()])
+    return method.plan(sites, sketches, plan_weights(model, method, chosen, calibration), chosen, calibration)
+
+
+def state(model: PreTrainedModel) -> dict[str, object]:
+    """Everything of a model that an insertion touches: storage, bits, hooks, attributes, attention."""
+    named = list(chain(model.named_parameters(), model.named_buffers()))
+    return {
+        "storage": {name: (id(value), value.data_ptr()) for name, value in named},
+        "bits": {name: value.numpy().tobytes() for name, value in named},
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+        "taps": [hasattr(module, TAPS) for module in model.modules()],
+        "attention": model.config._attn_implementation,
+    }

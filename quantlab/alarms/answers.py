@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from quantlab.alarms.base import Alarm, Finding
-from quantlab.evaluation import CONSTANT_SHARE, largest_share
-from quantlab.placement.plan import QuantPlan
-from quantlab.published import fp32_anchor
-from quantlab.significance import LEAST, compare, examples_needed
+from quantlab.alarms.published import fp32_anchor
+from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share
+from quantlab.evaluation.significance import LEAST, compare, examples_needed
+from quantlab.plan.plan import QuantPlan
 
 FEW_DISTINCT = 10  # rows of logits: the published percentile trials have four
 FAR = 0.01  # of the published accuracy, beyond what chance explains: seeds of one recipe differ by less

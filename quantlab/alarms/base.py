@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantlab.alarms.coverage import Coverage, of_site, of_weight
-from quantlab.placement.plan import QuantPlan
-from quantlab.placement.sites import Place
+from quantlab.network.sites import Place
+from quantlab.plan.coverage import Coverage, of_site, of_weight
+from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sketch import Sketch
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from quantlab.alarms.base import Alarm, Finding, worst
-from quantlab.placement.plan import QuantPlan
-from quantlab.placement.sites import Place, Tap
-from quantlab.quant import native
+from quantlab.kernels import native
+from quantlab.network.sites import Place, Tap
+from quantlab.plan.plan import QuantPlan
 
 BUSY = 1.25  # runnable threads a processor: the trial itself makes at most one
 SMALLER = 0.9  # of FP32's size: INT8 weights alone should come near a quarter

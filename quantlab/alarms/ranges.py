@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quantlab.alarms.base import Alarm, Finding, worst
-from quantlab.placement.plan import ActivationQuant
+from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.granularity import PerGroup, group_extremes
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch

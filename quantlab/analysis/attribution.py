@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from quantlab.analysis.channels import stream_sites
-from quantlab.batching import Batch, on_device
-from quantlab.calibration import flat
-from quantlab.placement.insert import tapped
-from quantlab.progress import progress
+from quantlab.calibration.estimators import flat
+from quantlab.cli.progress import progress
+from quantlab.engines.insert import tapped
 from quantlab.searching.scores import combinations_of, divergence, first_order_of, noise_of
 from quantlab.searching.setup import Bench
 from quantlab.searching.space import Choices
+from quantlab.tasks.batching import Batch, on_device
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quantlab.batching import Batch, on_device
-from quantlab.calibration import Calibration, observe
-from quantlab.material import Material
-from quantlab.outlier_statistics import dominant_channels, hidden_states, jaccard, statistics
-from quantlab.placement.insert import tapped
-from quantlab.placement.sites import Site
+from quantlab.calibration.estimators import Calibration, observe
+from quantlab.calibration.outlier_statistics import dominant_channels, hidden_states, jaccard, statistics
+from quantlab.engines.insert import tapped
+from quantlab.network.sites import Site
 from quantlab.quant.sketch import Sketch
+from quantlab.tasks.batching import Batch, on_device
+from quantlab.trial.material import Material
 
 Sketches = Mapping[str, Sketch]
 DRAWN = 32  # channels in the heat map

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from quantlab.sweeping.plots import COLOURS
+from quantlab.results.plots import COLOURS
 
 WORST = 20
 

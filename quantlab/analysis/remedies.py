@@ -8,22 +8,22 @@ import pandas as pd
 from torch import nn
 
 from quantlab.analysis.spec import OutliersConfig
-from quantlab.deployment.runtime import Torch
-from quantlab.material import load, resolved
-from quantlab.memo import Memo
+from quantlab.cli.progress import progress
+from quantlab.engines.insert import clipped_weights
+from quantlab.evaluation.significance import compare
 from quantlab.methods.bits import weighted_modules
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
-from quantlab.placement.insert import clipped_weights
-from quantlab.profiling import Off
-from quantlab.progress import progress
+from quantlab.profiling.profile import Off
 from quantlab.quant.grid import AffineGrid
-from quantlab.result import TrialResult
+from quantlab.runtimes.runtime import Torch
 from quantlab.searching.evaluate import Judge, evaluate
 from quantlab.searching.setup import Bench
 from quantlab.searching.space import Choices
-from quantlab.significance import compare
+from quantlab.storage.memo import Memo
 from quantlab.tasks import metrics
-from quantlab.trial import run_trial
+from quantlab.trial.material import load, resolved
+from quantlab.trial.result import TrialResult
+from quantlab.trial.run import run_trial
 
 
 def protection_table(ready: Bench, ranked: Sequence[str], random_draws: int, seed: int) -> pd.DataFrame:

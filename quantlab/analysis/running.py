@@ -19,18 +19,18 @@ from quantlab.analysis.shares import error_shares
 from quantlab.analysis.spec import Outliers, OutliersConfig
 from quantlab.analysis.tokens import token_channels, token_table
 from quantlab.analysis.weights import outlier_weights, weight_table
-from quantlab.cache import code_digest, digest, write_whole
-from quantlab.console import plain_console
-from quantlab.identity import deciding, environment
-from quantlab.material import Material, fp32_sketches, load, resolved, rows_of
-from quantlab.memo import Memo
-from quantlab.outlier_statistics import by_site
-from quantlab.placement.sites import Site
-from quantlab.provenance import machine_tags
-from quantlab.result import describe
+from quantlab.calibration.outlier_statistics import by_site
+from quantlab.cli.console import plain_console
+from quantlab.machine.provenance import machine_tags
+from quantlab.network.sites import Site
 from quantlab.searching.setup import bench, checked
+from quantlab.storage.files import code_digest, digest, write_whole
+from quantlab.storage.memo import Memo
 from quantlab.tracking.base import Entry, Outcome
-from quantlab.trial import described
+from quantlab.trial.key import deciding, environment
+from quantlab.trial.material import Material, fp32_sketches, load, resolved, rows_of
+from quantlab.trial.result import describe
+from quantlab.trial.run import described
 
 SUMMARY = "summary.json"  # written last: where it is, everything is
 SEARCH = ("sites", "choices", "group_by", "max_drop", "reference", "sensitivity_rows", "seed")  # what decides numbers

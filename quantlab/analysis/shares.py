@@ -13,15 +13,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quantlab.batching import Batch, on_device
-from quantlab.calibration import flat
-from quantlab.outlier_statistics import dominant_channels
-from quantlab.placement.insert import quantizer, tapped
-from quantlab.placement.plan import ActivationQuant
-from quantlab.placement.sites import Site
+from quantlab.calibration.estimators import flat
+from quantlab.calibration.outlier_statistics import dominant_channels
+from quantlab.engines.insert import quantizer, tapped
+from quantlab.network.sites import Site
+from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.setup import Bench
+from quantlab.tasks.batching import Batch, on_device
 
 SIGMAS = 6.0
 WIDER = 1 + 2.0**-8  # a bucket's end by its midpoint, at most: a sketch knows values by their buckets

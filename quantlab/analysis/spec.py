@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quantlab.checks import at_least, folder_name, freeze, one_of, whole
+from quantlab.config.checks import at_least, folder_name, freeze, one_of, whole
 from quantlab.searching.scores import SCORES
 from quantlab.searching.spec import SearchConfig
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quantlab.analysis.channels import run_all, sum_sites
-from quantlab.batching import Batch
-from quantlab.material import Material
-from quantlab.outlier_statistics import dominant_channels, jaccard
-from quantlab.placement.attention import Function
-from quantlab.placement.insert import tapped
-from quantlab.placement.sites import Site, Tap
+from quantlab.calibration.outlier_statistics import dominant_channels, jaccard
+from quantlab.engines.insert import tapped
+from quantlab.network.attention import Function
+from quantlab.network.sites import Site, Tap
 from quantlab.quant.sketch import Sketch
+from quantlab.tasks.batching import Batch
+from quantlab.trial.material import Material
 
 WORD, PUNCTUATION, PADDING = "word", "punctuation", "padding"
 UNDECODED = "\N{REPLACEMENT CHARACTER}"

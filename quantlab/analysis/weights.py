@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from quantlab.analysis.channels import mean_square
+from quantlab.calibration.outlier_statistics import dominant_channels
 from quantlab.methods.bits import weight_of, weighted_modules
-from quantlab.outlier_statistics import dominant_channels
-from quantlab.placement.sites import Place, Tap
+from quantlab.network.sites import Place, Tap
 from quantlab.quant.sketch import Sketch
 
 LISTED = 200

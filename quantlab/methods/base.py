@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from quantlab.calibration import Calibration
+from quantlab.calibration.estimators import Calibration
+from quantlab.machine.parallel import side_by_side
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
-from quantlab.parallel import side_by_side
-from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
-from quantlab.placement.sites import Site
+from quantlab.network.sites import Site
+from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.granularity import PER_TENSOR, Granularity
 from quantlab.quant.grid import FloatGrid, Grid
 from quantlab.quant.ranges import group_ranges, weight_range

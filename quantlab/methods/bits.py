@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from quantlab.checks import freeze, one_of
-from quantlab.placement.sites import matching
+from quantlab.config.checks import freeze, one_of
+from quantlab.network.sites import matching
 from quantlab.quant.grid import Grid, grid_of
 
 if TYPE_CHECKING:

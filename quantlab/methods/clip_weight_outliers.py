@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from quantlab.checks import at_least, whole
+from quantlab.config.checks import at_least, whole
+from quantlab.machine.parallel import side_by_side
 from quantlab.methods.base import Method
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
-from quantlab.parallel import side_by_side
 from quantlab.quant.grid import AffineGrid
 
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quantlab.checks import freeze
+from quantlab.config.checks import freeze
 from quantlab.methods.base import Method, SiteSpec
 from quantlab.methods.bits import Bits
-from quantlab.placement.sites import Site, matching
+from quantlab.network.sites import Site, matching
 from quantlab.quant.granularity import PerGroup
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from quantlab.methods.base import Method, SiteSpec
 from quantlab.methods.bits import Bits
-from quantlab.placement.sites import Site, matching
+from quantlab.network.sites import Site, matching
 from quantlab.quant.grid import Grid
 
 if TYPE_CHECKING:

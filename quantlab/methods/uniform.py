@@ -6,7 +6,7 @@ from torch import nn
 
 from quantlab.methods.base import Method, SiteSpec
 from quantlab.methods.bits import Bits
-from quantlab.placement.sites import Site
+from quantlab.network.sites import Site
 from quantlab.quant.grid import Grid
 
 

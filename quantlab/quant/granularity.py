@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlab.checks import one_of, whole
+from quantlab.config.checks import one_of, whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlab.checks import nearest, one_of, whole
-from quantlab.quant.snapper import Snapper
+from quantlab.config.checks import nearest, one_of, whole
+from quantlab.kernels.snapper import Snapper
 
 FLOAT_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a subnormal scale would have an infinite reciprocal

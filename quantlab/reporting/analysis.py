@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from quantlab.reporting.reading import Study
+from quantlab.results.reading import Study
 
 SUMMARY = "summary.json"
 FINGERPRINT = "checkpoint_fingerprint"

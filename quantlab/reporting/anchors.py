@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from quantlab.published import ANCHORS, FP32, PAPER_TABLE, Anchor, K
+from quantlab.alarms.published import ANCHORS, FP32, PAPER_TABLE, Anchor, K
 from quantlab.reporting.comparing import Row
-from quantlab.reporting.reading import Study
 from quantlab.reporting.sections import Table, as_table
 from quantlab.reporting.table import number
+from quantlab.results.reading import Study
 
 Config = Mapping[str, Any]
 PAPER_TASK = "qnli"

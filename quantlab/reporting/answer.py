@@ -7,10 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
+from quantlab.evaluation.significance import Comparison
 from quantlab.reporting.comparing import NO_FILE, Row, held_out
-from quantlab.reporting.reading import Study, Trial
-from quantlab.significance import Comparison
-from quantlab.sweeping.answers import told
+from quantlab.results.answers import told
+from quantlab.results.reading import Study, Trial
 
 NO_ANSWERS = ("constant_prediction", "majority_accuracy", "majority_accuracy_fp32")  # alarms: it answers nothing
 MB = 1e6

@@ -11,9 +11,9 @@ import pandas as pd
 from quantlab.reporting.analysis import COMMAND, Analysis
 from quantlab.reporting.comparing import Row
 from quantlab.reporting.outlying import DEPTH, depth_step
-from quantlab.reporting.reading import Study
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot, axis, bar, bars, level_line, line
+from quantlab.results.reading import Study
 
 FEWEST_LEVELS = 10  # tensors in the table of levels
 TOP = 20  # sites that a bar chart shows; its data has all

@@ -8,9 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
-from quantlab.reporting.reading import Study, Trial
-from quantlab.significance import Comparison, compare, verdict
-from quantlab.sweeping.answers import Answers, held_out_rows
+from quantlab.evaluation.significance import Comparison, compare, verdict
+from quantlab.results.answers import Answers, held_out_rows
+from quantlab.results.reading import Study, Trial
 
 SEEDS = re.compile(r"(^|[._])(seed|draw)s?$")
 PAIRS_OF = 12  # trials in the matrix of pairs: more are not readable, and cost

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
+from quantlab.evaluation.significance import verdict
 from quantlab.reporting import anchors
 from quantlab.reporting.analysis import Analysis
 from quantlab.reporting.answer import answer
@@ -15,11 +16,10 @@ from quantlab.reporting.causes import errors
 from quantlab.reporting.comparing import Matrix, Row, matrix, repeats, rows
 from quantlab.reporting.figures import against_axes, pareto
 from quantlab.reporting.outlying import outliers
-from quantlab.reporting.reading import Study
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot
 from quantlab.reporting.table import Column, alarm_names, columns, interval, number, p_text
-from quantlab.significance import verdict
+from quantlab.results.reading import Study
 
 DEFINITIONS = {
     "Difference": "the metric less FP32's on the same examples, in points of a percent; a loss is negative",

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from quantlab.reporting.comparing import Row, seeds
-from quantlab.reporting.reading import Study, Trial
 from quantlab.reporting.shapes import Plot, Trace, axis, bars, level_line, plain
-from quantlab.sweeping.plots import COLOURS, positions
-from quantlab.sweeping.results import short_names
+from quantlab.results.plots import COLOURS, positions
+from quantlab.results.reading import Study, Trial
+from quantlab.results.table import short_names
 
 LINES = 8  # that one plot can show apart
 

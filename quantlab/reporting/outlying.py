@@ -5,9 +5,9 @@ import math
 import pandas as pd
 
 from quantlab.reporting.analysis import Analysis
-from quantlab.reporting.reading import Study
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot, axis, heat, level_line, line
+from quantlab.results.reading import Study
 
 TOP = 20  # weights that the table shows
 DEPTH = "depth (0: embeddings)"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quantlab.sweeping.plots import COLOURS
+from quantlab.results.plots import COLOURS
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 Trace = dict[str, Any]

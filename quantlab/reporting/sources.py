@@ -10,11 +10,11 @@ import pandas as pd
 import yaml
 from omegaconf import OmegaConf
 
-from quantlab.reporting.reading import Study, Trial, study, summary_of
-from quantlab.result import RESULT
-from quantlab.sweeping.results import short_names
-from quantlab.sweeping.store import finished
-from quantlab.tracking.secrets import without_password
+from quantlab.cli.secrets import without_password
+from quantlab.results.reading import Study, Trial, study, summary_of
+from quantlab.results.store import finished
+from quantlab.results.table import short_names
+from quantlab.trial.result import RESULT
 
 TABLE = "results.csv"
 ROW = {"number", "block", "name", "key", "status", "reference", "alarms", "error"}

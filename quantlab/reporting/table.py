@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from quantlab.reporting.comparing import Row
-from quantlab.reporting.reading import Study, Trial
-from quantlab.sweeping.results import ordered, short_names
+from quantlab.results.reading import Study, Trial
+from quantlab.results.table import ordered, short_names
 
 MB = 1e6
 DEPLOYED = "deployed_"  # before the metrics of the exported file

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from quantlab.cache import write_whole
 from quantlab.reporting.analysis import Analysis, of_study
 from quantlab.reporting.answer import MAX_DROP
 from quantlab.reporting.comparing import rows
 from quantlab.reporting.content import content
 from quantlab.reporting.page import render
-from quantlab.reporting.reading import Study
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.table import columns, frame
-from quantlab.sweeping.results import latex, markdown
+from quantlab.results.reading import Study
+from quantlab.results.table import latex, markdown
+from quantlab.storage.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,18 +14,18 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from quantlab.cache import write_whole
+from quantlab.cli.catalogue import FOUND
 from quantlab.methods.bits import Precision
-from quantlab.placement.sites import Place
-from quantlab.result import describe
-from quantlab.sampling import FEWEST
+from quantlab.network.sites import Place
+from quantlab.results.plots import COLOURS
 from quantlab.searching.costs import Cost
 from quantlab.searching.history import Found, HeldOut, History
 from quantlab.searching.scores import MEASURED, SCORES, Scores
 from quantlab.searching.space import Space
 from quantlab.searching.spec import SearchConfig
-from quantlab.sweeping.catalogue import FOUND
-from quantlab.sweeping.plots import COLOURS
+from quantlab.storage.files import write_whole
+from quantlab.tasks.sampling import FEWEST
+from quantlab.trial.result import describe
 
 HAND_MADE = {
     "x, h, y": ("*.ffn.in", "*.ffn.out", "*.ffn.sum"),

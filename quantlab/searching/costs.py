@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantlab.methods.bits import Precision
-from quantlab.placement.sites import Site
+from quantlab.network.sites import Site
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import WIDE, bits_of
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from quantlab.batching import Batch, on_device, total_rows
-from quantlab.placement.insert import InsertActivations
-from quantlab.placement.plan import ActivationQuant
-from quantlab.placement.resume import first_layer, layers_of, recorded, resumed
+from quantlab.engines.insert import InsertActivations
+from quantlab.engines.resume import first_layer, layers_of, recorded, resumed
+from quantlab.evaluation.significance import accuracy_drop_ci95, accuracy_drop_upper95, exceeds_drop_p
+from quantlab.plan.plan import ActivationQuant
 from quantlab.searching.space import Choices, Space
-from quantlab.significance import accuracy_drop_ci95, accuracy_drop_upper95, exceeds_drop_p
 from quantlab.tasks import metrics
 from quantlab.tasks.base import Task
+from quantlab.tasks.batching import Batch, on_device, total_rows
 
 PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the batches, after each of which a candidate may be given up
 MB = 1 << 20

@@ -6,17 +6,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantlab.cache import cache_dir, digest, published
-from quantlab.deployment.deploy import write_model
-from quantlab.deployment.runtime import Deployment
-from quantlab.material import Material
-from quantlab.placement.plan import QuantPlan
-from quantlab.profiling import Timed
+from quantlab.plan.plan import QuantPlan
+from quantlab.profiling.profile import Timed
+from quantlab.profiling.timing import RuntimeSubject, Subject
+from quantlab.runtimes.runtime import Deployment
 from quantlab.searching.costs import Cost
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import SearchConfig
-from quantlab.timing import RuntimeSubject, Subject
-from quantlab.trial import timing_of, torch_subject
+from quantlab.storage.files import cache_dir, digest, published
+from quantlab.trial.deployed import write_model
+from quantlab.trial.material import Material
+from quantlab.trial.run import timing_of, torch_subject
 
 FILE = "latencies.json"
 

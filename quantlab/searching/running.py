@@ -12,12 +12,9 @@ import pandas as pd
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from quantlab.cache import code_digest, digest, published
-from quantlab.console import plain_console
-from quantlab.identity import deciding, environment
-from quantlab.material import resolved, rows_of
-from quantlab.memo import Memo
-from quantlab.result import describe
+from quantlab.cli.console import plain_console
+from quantlab.cli.secrets import without_password
+from quantlab.results.store import held
 from quantlab.searching.answer import Reporter, draw_scores
 from quantlab.searching.budget import Budget
 from quantlab.searching.history import Found, History
@@ -27,11 +24,14 @@ from quantlab.searching.space import Space
 from quantlab.searching.spec import SearchConfig
 from quantlab.searching.study import count_setup, identity_of, keep_measured, open_study, storage_url
 from quantlab.searching.worker import Worker
-from quantlab.sweeping.store import held
+from quantlab.storage.files import code_digest, digest, published
+from quantlab.storage.memo import Memo
 from quantlab.tracking.base import Entry, Outcome, Run
 from quantlab.tracking.mlflow import MLflow
-from quantlab.tracking.secrets import without_password
-from quantlab.trial import described, timing_of
+from quantlab.trial.key import deciding, environment
+from quantlab.trial.material import resolved, rows_of
+from quantlab.trial.result import describe
+from quantlab.trial.run import described, timing_of
 
 PARENT = "run of the search"
 GOAL = ("sites", "choices", "group_by", "mode", "max_drop", "max_cost", "decide", "reference", "cost")  # of the study

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantlab.batching import Batch, on_device, total_rows
-from quantlab.diagnosis import site_sqnr_db
+from quantlab.engines.insert import quantizer, tapped
+from quantlab.evaluation.diagnosis import site_sqnr_db
+from quantlab.evaluation.significance import accuracy_drop_error, spearman_ci95
 from quantlab.methods.bits import Precision
-from quantlab.placement.attention import Function
-from quantlab.placement.insert import quantizer, tapped
-from quantlab.placement.plan import ActivationQuant, QuantPlan
-from quantlab.placement.sites import Site
+from quantlab.network.attention import Function
+from quantlab.network.sites import Site
+from quantlab.plan.plan import ActivationQuant, QuantPlan
 from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.space import Choices, Space
-from quantlab.significance import accuracy_drop_error, spearman_ci95
+from quantlab.tasks.batching import Batch, on_device, total_rows
 
 SCORES = ("noise_db", "first_order", "kl")  # the more, the worse
 MEASURED = "accuracy_drop_points"

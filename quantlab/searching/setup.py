@@ -7,14 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from quantlab.batching import Batch, by_length
-from quantlab.material import Material, fp32_answers, fp32_sketches, load
-from quantlab.memo import Memo
+from quantlab.engines.insert import InsertActivations, insert_weights
 from quantlab.methods.base import plan_site
-from quantlab.placement.insert import InsertActivations, insert_weights
-from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
-from quantlab.placement.sites import Site
-from quantlab.planning import weights_and_sketches
+from quantlab.network.sites import Site
+from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.budget import Budget
 from quantlab.searching.costs import Cost, cost_of
@@ -24,7 +20,11 @@ from quantlab.searching.latency import measured_latencies
 from quantlab.searching.scores import Scores, Table, score_sites
 from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.searching.spec import SearchConfig
-from quantlab.trial import check
+from quantlab.storage.memo import Memo
+from quantlab.tasks.batching import Batch, by_length
+from quantlab.trial.material import Material, fp32_answers, fp32_sketches, load
+from quantlab.trial.planning import weights_and_sketches
+from quantlab.trial.run import check
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

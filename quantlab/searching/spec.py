@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from quantlab.checks import at_least, folder_name, freeze, one_of, whole
-from quantlab.config import RunConfig
+from quantlab.config.checks import at_least, folder_name, freeze, one_of, whole
 from quantlab.methods.bits import Precision
 from quantlab.quant.grid import grid_of
+from quantlab.sweeping.config import RunConfig
 
 GROUPINGS = ("site", "role", "layer", "layer_role")
 MODES = ("cost", "accuracy", "pareto")

@@ -18,16 +18,16 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from quantlab.cache import digest
+from quantlab.cli.secrets import without_password
+from quantlab.results.store import held
 from quantlab.searching.costs import UNITS
 from quantlab.searching.journal import open_journal
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.spec import Search
-from quantlab.sweeping.store import held
+from quantlab.storage.files import digest
 from quantlab.tracking.address import sqlite_url
 from quantlab.tracking.database import RUNS
 from quantlab.tracking.liveness import Owner
-from quantlab.tracking.secrets import without_password
 
 IDENTITY = "identity"
 OWNER = "owner"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from quantlab.alarms import Alarm
-from quantlab.sweeping.results import Results, ordered, setting
+from quantlab.results.table import Results, ordered, setting
 
 NO_ANSWERS = ("profile.", "runtime", "engine")  # what they set decides speed, or answers that are not the trial's
 DIGITS = 12  # of two losses that are the same

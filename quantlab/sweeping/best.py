@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantlab.evaluation import Evaluation
-from quantlab.sweeping.answers import Answers, held_out_rows, told
-from quantlab.sweeping.results import Results, points
+from quantlab.evaluation.answering import Evaluation
+from quantlab.results.answers import Answers, held_out_rows, told
+from quantlab.results.table import Results, points
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from quantlab.checks import one_of
+from quantlab.config.checks import one_of
+from quantlab.results.table import Results, markdown, points, setting, short_names, texts
 from quantlab.sweeping import effects
-from quantlab.sweeping.results import Results, markdown, points, setting, short_names, texts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

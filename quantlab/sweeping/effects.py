@@ -12,7 +12,7 @@ from operator import or_
 
 import numpy as np
 
-from quantlab.significance import Z95
+from quantlab.evaluation.significance import Z95
 
 
 def mean_ci95(values: np.ndarray) -> np.ndarray:

@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from quantlab.alarms import Alarm
-from quantlab.console import alarm_line, plain_console, shortened
-from quantlab.reporting.reading import MixedTrialsError
+from quantlab.cli.console import alarm_line, plain_console, shortened
 from quantlab.reporting.writing import write_sweep
-from quantlab.result import is_reference
+from quantlab.results.answers import Answers, read_answers
+from quantlab.results.reading import MixedTrialsError
+from quantlab.results.table import Results, concise, write_tables, write_texts
 from quantlab.sweeping.alarms import flat_axes
-from quantlab.sweeping.answers import Answers, read_answers
 from quantlab.sweeping.best import best_of
 from quantlab.sweeping.prepare import Sweeping, Trial
-from quantlab.sweeping.results import Results, concise, write_tables, write_texts
 from quantlab.sweeping.spec import varying
+from quantlab.trial.result import is_reference
 
 LOG_WIDTH = 160  # columns, where the output goes to a file
 CELL = 200  # characters of a setting or a name on the terminal; the files have all of it

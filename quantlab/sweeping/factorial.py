@@ -7,9 +7,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from quantlab.checks import one_of
+from quantlab.config.checks import one_of
+from quantlab.results.table import Results, markdown, ordered, points, short_names, texts
 from quantlab.sweeping import effects
-from quantlab.sweeping.results import Results, markdown, ordered, points, short_names, texts
 
 INTERVAL = ["effect_points", "effect_points_ci95_low", "effect_points_ci95_high"]
 PAIR = ["factor_a", "factor_b", "variance_share", "level_a", "level_b", *INTERVAL]

@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from quantlab.result import RESULT
-from quantlab.sweeping.store import held
+from quantlab.results.store import held
+from quantlab.trial.result import RESULT
 
 
 class OwnFolder(Callback):

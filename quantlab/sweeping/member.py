@@ -5,13 +5,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from quantlab.config import RunConfig
-from quantlab.memo import Memo
-from quantlab.result import RESULT, TrialResult, check_writable
+from quantlab.results.store import finished, held, key_in, outcome
+from quantlab.storage.memo import Memo
+from quantlab.sweeping.config import RunConfig
 from quantlab.sweeping.spec import Member
-from quantlab.sweeping.store import finished, held, key_in, outcome
 from quantlab.tracking.base import Entry
-from quantlab.trial import run_trial, timing_of, trial_key
+from quantlab.trial.result import RESULT, TrialResult, check_writable
+from quantlab.trial.run import run_trial, timing_of, trial_key
 
 
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:

@@ -15,16 +15,16 @@ from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict, read_write
 
-from quantlab.cache import digest
-from quantlab.config import RunConfig
-from quantlab.evaluation import Evaluation
-from quantlab.material import resolved
-from quantlab.memo import Memo
+from quantlab.evaluation.answering import Evaluation
+from quantlab.results.store import Store
+from quantlab.storage.files import digest
+from quantlab.storage.memo import Memo
+from quantlab.sweeping.config import RunConfig
 from quantlab.sweeping.folders import hydra_config
 from quantlab.sweeping.spec import DEEPEST, LAYER, Axes, Row, Sweep, rows, setting_of
-from quantlab.sweeping.store import Store
 from quantlab.tracking.base import Tracker
-from quantlab.trial import check, timing_of, trial_key
+from quantlab.trial.material import resolved
+from quantlab.trial.run import check, timing_of, trial_key
 
 Compose = Callable[[Iterable[str]], DictConfig]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from quantlab.checks import folder_name, one_of
+from quantlab.config.checks import folder_name, one_of
 from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.views import View
 

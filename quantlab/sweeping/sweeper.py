@@ -17,20 +17,20 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from quantlab.cache import write_whole
-from quantlab.compact import compact_errors
-from quantlab.console import plain_console
-from quantlab.result import RESULT
+from quantlab.cli.console import plain_console
+from quantlab.cli.errors import compact_errors
+from quantlab.cli.secrets import without_password, without_passwords
+from quantlab.results.store import held, outcome
+from quantlab.storage.files import write_whole
 from quantlab.sweeping.clusters import join
 from quantlab.sweeping.ending import Ended, show, write
 from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import Sweeping, Trial, prepare
 from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.spec import Member, varying
-from quantlab.sweeping.store import held, outcome
 from quantlab.tracking.base import Entry, Outcome
 from quantlab.tracking.fitting import equals
-from quantlab.tracking.secrets import without_password, without_passwords
+from quantlab.trial.result import RESULT
 
 WORKERS_END_S = 3.0
 

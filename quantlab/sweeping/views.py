@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quantlab.checks import above, fitting, freeze, one_of
-from quantlab.sweeping import plots
+from quantlab.config.checks import above, fitting, freeze, one_of
+from quantlab.results import plots
+from quantlab.results.table import Results, setting, short_names, write_texts
 from quantlab.sweeping.cube import cube_of
 from quantlab.sweeping.factorial import factorial_of
 from quantlab.sweeping.quoting import in_hydra
-from quantlab.sweeping.results import Results, setting, short_names, write_texts
 
 PANELS = 3  # pairs of factors that the figure of interactions shows
 Settings = Mapping[str, str] | tuple[tuple[str, str], ...]  # a mapping in YAML; pairs once built, to be hashable

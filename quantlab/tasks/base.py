@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from quantlab.cache import digest
-from quantlab.checks import folder_name, freeze, one_of, texts, whole
+from quantlab.config.checks import folder_name, freeze, one_of, texts, whole
+from quantlab.storage.files import digest
 from quantlab.tasks.metrics import CLASSIFICATION, REGRESSION
 
 

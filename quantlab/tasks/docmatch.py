@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quantlab.cache import cache_dir, digest, published
+from quantlab.storage.files import cache_dir, digest, published
 from quantlab.tasks.base import Examples, Splits, Task
 from quantlab.tasks.docmatch_modules import MODULES
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from quantlab.checks import refuse_pointer
+from quantlab.config.checks import refuse_pointer
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")  # the hub's file names

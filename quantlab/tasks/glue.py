@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quantlab.checks import nearest, one_of, texts
+from quantlab.config.checks import nearest, one_of, texts
 from quantlab.tasks.base import Examples, Splits, Task
 from quantlab.tasks.files import expected, read_split
 

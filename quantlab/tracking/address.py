@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from quantlab.tracking.secrets import without_password
+from quantlab.cli.secrets import without_password
 
 SQLITE, POSTGRES = "sqlite:///", "postgresql+psycopg2://"  # a plain postgresql:// means another driver by now
 

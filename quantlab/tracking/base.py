@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantlab.result import Metric
+from quantlab.trial.result import Metric
 
 
 @dataclass(frozen=True, kw_only=True)

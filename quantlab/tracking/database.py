@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from quantlab.cache import cache_dir, digest
+from quantlab.cli.secrets import without_password
+from quantlab.storage.files import cache_dir, digest
 from quantlab.tracking.address import SQLITE, sqlite_file
-from quantlab.tracking.secrets import without_password
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantlab.cli.secrets import signed_in, without_password
 from quantlab.tracking.address import sqlite_file, store_uri
 from quantlab.tracking.database import first_use
 from quantlab.tracking.mlflow import PARENT
 from quantlab.tracking.opening import answering, prepare
-from quantlab.tracking.secrets import signed_in, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

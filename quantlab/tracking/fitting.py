@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from quantlab.cache import digest
+from quantlab.storage.files import digest
 
 NAME_LIMIT, RUN_NAME_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 250, 6000, 8000  # characters, MLflow's own
 METRICS_AT_ONCE, OTHERS_AT_ONCE = 800, 100  # of each kind in one request; 1,000 in all

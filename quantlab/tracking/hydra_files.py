@@ -6,7 +6,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from quantlab.tracking.secrets import clean
+from quantlab.cli.secrets import clean
 
 
 class WithoutPasswords(Callback):

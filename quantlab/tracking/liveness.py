@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from quantlab.cache import cache_dir
+from quantlab.storage.files import cache_dir
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantlab.result import Metric
+from quantlab.cli.secrets import signed_in, without_password
 from quantlab.tracking import fitting
 from quantlab.tracking import record as records
 from quantlab.tracking.address import sqlite_file, store_uri
@@ -17,7 +17,7 @@ from quantlab.tracking.base import Entry, Outcome, Run, Tracker
 from quantlab.tracking.database import first_use
 from quantlab.tracking.opening import answering, prepare
 from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Record
-from quantlab.tracking.secrets import signed_in, without_password
+from quantlab.trial.result import Metric
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from quantlab.tracking.secrets import PASSWORD, USER, variables, without_password
+from quantlab.cli.secrets import PASSWORD, USER, variables, without_password
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from quantlab.cache import cache_dir, digest, write_whole
+from quantlab.storage.files import cache_dir, digest, write_whole
 from quantlab.tracking.base import Entry, Outcome
 from quantlab.tracking.liveness import taken
 

@@ -7,8 +7,8 @@ from properties import heavy_tailed, sketched
 from tiny import tiny_model
 
 from quantlab.alarms import Finding, raised
-from quantlab.placement.plan import ActivationQuant, QuantPlan, WeightQuant
-from quantlab.placement.sites import Tap
+from quantlab.network.sites import Tap
+from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid, Grid
 
 ASYMMETRIC, SYMMETRIC = AffineGrid(bits=8, symmetric=False), AffineGrid(bits=8, symmetric=True)

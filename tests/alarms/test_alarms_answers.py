@@ -9,9 +9,9 @@ import torch
 from planted import LABELS, answers, calibrated, finding, message, names
 
 from quantlab.alarms import ALARMS, Alarm, raised
-from quantlab.placement.plan import QuantPlan
-from quantlab.published import ANCHORS, PAPER_TABLE, anchors_of, fp32_anchor
-from quantlab.significance import accuracy_drop_ci95
+from quantlab.alarms.published import ANCHORS, PAPER_TABLE, anchors_of, fp32_anchor
+from quantlab.evaluation.significance import accuracy_drop_ci95
+from quantlab.plan.plan import QuantPlan
 
 
 def test_a_trial_in_order_raises_nothing() -> None:

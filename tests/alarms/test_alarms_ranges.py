@@ -11,8 +11,8 @@ from properties import heavy_tailed, sketched
 from tiny import tiny_model
 from torch import Tensor
 
-from quantlab.alarms.coverage import SAMPLE, beside, of_site, of_weight
-from quantlab.placement.plan import QuantPlan, WeightQuant
+from quantlab.plan.coverage import SAMPLE, beside, of_site, of_weight
+from quantlab.plan.plan import QuantPlan, WeightQuant
 from quantlab.quant.granularity import PerGroup
 from quantlab.quant.grid import AffineGrid, FloatGrid
 

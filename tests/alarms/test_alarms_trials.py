@@ -8,10 +8,10 @@ from planted import ASYMMETRIC, SITE, activation, calibrated, message, names, we
 from properties import heavy_tailed, sketched
 from tiny import FAMILIES, tiny_model
 
-from quantlab.placement.architecture import places
-from quantlab.placement.plan import ActivationQuant, QuantPlan
-from quantlab.placement.sites import Placement
-from quantlab.quant import native
+from quantlab.kernels import native
+from quantlab.network.architecture import places
+from quantlab.network.sites import Placement
+from quantlab.plan.plan import ActivationQuant, QuantPlan
 from quantlab.quant.grid import AffineGrid, FloatGrid
 from quantlab.quant.sketch import Sketch
 

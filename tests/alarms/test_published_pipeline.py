@@ -8,10 +8,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
-from quantlab.conf_dir import CONF
-from quantlab.memo import Memo
-from quantlab.result import TrialResult
-from quantlab.trial import run_trial
+from quantlab.cli.conf_dir import CONF
+from quantlab.storage.memo import Memo
+from quantlab.trial.result import TrialResult
+from quantlab.trial.run import run_trial
 
 Run = Callable[..., TrialResult]
 

@@ -8,13 +8,13 @@ import torch
 from conftest import SPECIAL, WORDS
 from transformers import BertTokenizerFast, PreTrainedModel
 
-from quantlab.batching import Batch, by_length, tokenize
-from quantlab.calibration import MinMax
-from quantlab.material import Material, fp32_sketches
-from quantlab.models import Loaded
-from quantlab.placement.architecture import places
+from quantlab.calibration.estimators import MinMax
+from quantlab.network.architecture import places
+from quantlab.network.models import Loaded
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.base import Examples, Splits, Task
+from quantlab.tasks.batching import Batch, by_length, tokenize
+from quantlab.trial.material import Material, fp32_sketches
 
 PUNCTUATION = (",", "—")
 VOCABULARY = (*SPECIAL, *WORDS[: -len(PUNCTUATION)], *PUNCTUATION)  # as many as the models' embeddings

@@ -10,13 +10,13 @@ from searches import PLANTED, MakeLab, SearchLab
 from torch import Tensor
 
 from quantlab.analysis.attribution import answered, attribution_table, error_power, kl, logit_error
-from quantlab.batching import Batch
-from quantlab.diagnosis import site_sqnr_db
-from quantlab.placement.insert import insert
-from quantlab.placement.plan import QuantPlan
+from quantlab.engines.insert import insert
+from quantlab.evaluation.diagnosis import site_sqnr_db
+from quantlab.plan.plan import QuantPlan
 from quantlab.searching.scores import combinations_of
 from quantlab.searching.setup import Bench
 from quantlab.searching.space import Choices
+from quantlab.tasks.batching import Batch
 
 SITES = 30
 
@@ -126,7 +126,7 @@ def test_a_site_changes_nothing_before_it(found: Found) -> None:
 
 def insert_again(ready: Bench) -> object:
     """The weights in place once more, after the bench has ended."""
-    from quantlab.placement.insert import quantized_weights
+    from quantlab.engines.insert import quantized_weights
 
     return quantized_weights(ready.material.model, ready.weights)
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from quantlab.analysis import channels
 from quantlab.analysis.channels import channel_table, layer_table, published_statistics, stream_sites, sum_sites
 from quantlab.analysis.tokens import token_table
-from quantlab.calibration import Calibration
-from quantlab.material import Material, fp32_sketches
+from quantlab.calibration.estimators import Calibration
+from quantlab.trial.material import Material, fp32_sketches
 
 LAYERS = 3
 

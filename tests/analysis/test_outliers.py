@@ -18,7 +18,7 @@ from searches import PLANTED, MakeLab
 from quantlab import outliers
 from quantlab.analysis import running
 from quantlab.analysis.spec import Outliers
-from quantlab.memo import Memo
+from quantlab.storage.memo import Memo
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlflow's
 

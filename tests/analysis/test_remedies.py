@@ -13,12 +13,12 @@ from searches import PLANTED, ROWS, MakeLab, Opened, SearchLab
 
 from quantlab.analysis.remedies import check_clipping, clipping_table, fibonacci, protected, protection_table
 from quantlab.analysis.spec import OutliersConfig
-from quantlab.memo import Memo
+from quantlab.engines.insert import insert
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.insert import insert
-from quantlab.placement.plan import QuantPlan
+from quantlab.plan.plan import QuantPlan
 from quantlab.searching.setup import Bench
-from quantlab.trial import run_trial
+from quantlab.storage.memo import Memo
+from quantlab.trial.run import run_trial
 
 CULPRIT = "bert.encoder.layer.1.intermediate.dense.weight"
 

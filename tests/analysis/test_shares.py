@@ -10,10 +10,10 @@ from torch import Tensor
 
 from quantlab.analysis.attribution import answered
 from quantlab.analysis.shares import SHARES, Errors, Observer, error_shares
-from quantlab.calibration import flat
-from quantlab.placement.insert import quantizer
-from quantlab.placement.plan import ActivationQuant
-from quantlab.placement.sites import Site, Tap
+from quantlab.calibration.estimators import flat
+from quantlab.engines.insert import quantizer
+from quantlab.network.sites import Site, Tap
+from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.setup import Bench

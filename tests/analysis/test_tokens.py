@@ -21,9 +21,9 @@ from quantlab.analysis.tokens import (
     token_channels,
     token_table,
 )
-from quantlab.batching import Batch
-from quantlab.placement.insert import tapped
-from quantlab.placement.sites import Site
+from quantlab.engines.insert import tapped
+from quantlab.network.sites import Site
+from quantlab.tasks.batching import Batch
 
 SEP, CHANNEL = VOCABULARY.index("[SEP]"), 5
 

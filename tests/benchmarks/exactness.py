@@ -16,15 +16,15 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from quantlab.allocator import keep_freed_memory
-from quantlab.conf_dir import CONF
-from quantlab.config import RunConfig
-from quantlab.material import fp32_sketches, load
-from quantlab.memo import Memo
-from quantlab.placement.insert import insert
-from quantlab.planning import make_plan
-from quantlab.sweeping.catalogue import register
-from quantlab.trial import check
+from quantlab.cli.catalogue import register
+from quantlab.cli.conf_dir import CONF
+from quantlab.engines.insert import insert
+from quantlab.machine.allocator import keep_freed_memory
+from quantlab.storage.memo import Memo
+from quantlab.sweeping.config import RunConfig
+from quantlab.trial.material import fp32_sketches, load
+from quantlab.trial.planning import make_plan
+from quantlab.trial.run import check
 
 SETTINGS = (
     "placement=all bits.symmetric=true",

@@ -31,9 +31,10 @@ from optuna.trial import FrozenTrial, TrialState
 from servers import postgres
 from sqlalchemy.exc import SQLAlchemyError
 
-from quantlab.allocator import keep_freed_memory
-from quantlab.conf_dir import CONF
-from quantlab.memo import Memo
+from quantlab.cli.catalogue import register
+from quantlab.cli.conf_dir import CONF
+from quantlab.machine.allocator import keep_freed_memory
+from quantlab.results.plots import COLOURS
 from quantlab.searching.answer import progress_of
 from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.proposals import least_loss
@@ -41,8 +42,7 @@ from quantlab.searching.running import made
 from quantlab.searching.setup import Bench, bench
 from quantlab.searching.spec import SearchConfig
 from quantlab.searching.study import open_study
-from quantlab.sweeping.catalogue import register
-from quantlab.sweeping.plots import COLOURS
+from quantlab.storage.memo import Memo
 from quantlab.sweeping.spec import in_hydra
 from sweeps import ONE_THREAD, tiny
 

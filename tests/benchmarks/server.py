@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import sweeps
-from quantlab.result import RESULT
-from quantlab.sweeping.store import outcome
+from quantlab.results.store import outcome
 from quantlab.tracking.base import Entry
 from quantlab.tracking.mlflow import MLflow
+from quantlab.trial.result import RESULT
 
 
 def main() -> None:

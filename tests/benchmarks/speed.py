@@ -23,21 +23,21 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
-from quantlab.allocator import keep_freed_memory
-from quantlab.batching import Batch
-from quantlab.calibration import MinMax, observe
-from quantlab.deployment.onnxruntime import OnnxRuntime
-from quantlab.deployment.openvino import OpenVino
-from quantlab.deployment.qdq import export
+from quantlab.calibration.estimators import MinMax, observe
+from quantlab.engines.insert import insert
+from quantlab.machine.allocator import keep_freed_memory
 from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.architecture import places
-from quantlab.placement.insert import insert
-from quantlab.placement.plan import QuantPlan
-from quantlab.placement.sites import Placement
-from quantlab.profiling import Timed, Turns, speedup
-from quantlab.timing import RuntimeSubject, Subject, TorchSubject, wall_ms
+from quantlab.network.architecture import places
+from quantlab.network.sites import Placement
+from quantlab.plan.plan import QuantPlan
+from quantlab.profiling.profile import Timed, Turns, speedup
+from quantlab.profiling.timing import RuntimeSubject, Subject, TorchSubject, wall_ms
+from quantlab.runtimes.onnxruntime import OnnxRuntime
+from quantlab.runtimes.openvino import OpenVino
+from quantlab.runtimes.qdq import export
+from quantlab.tasks.batching import Batch
 
 ROWS, LENGTH, THREADS = 8, 128, torch.get_num_threads()
 ROUNDS = 15
@@ -46,16 +46,16 @@ QNLI = ("model=hf", "task=qnli", "tracking=off", "profile=off")
 
 PEAK = """
 import sys, torch
-from quantlab.timing import sampled_peak_mb, resident_mb
-from quantlab.calibration import MinMax
-from quantlab.evaluation import Evaluation
-from quantlab.material import fp32_sketches, load
-from quantlab.memo import Memo
-from quantlab.models import Checkpoint
+from quantlab.profiling.timing import sampled_peak_mb, resident_mb
+from quantlab.calibration.estimators import MinMax
+from quantlab.evaluation.answering import Evaluation
+from quantlab.trial.material import fp32_sketches, load
+from quantlab.storage.memo import Memo
+from quantlab.network.models import Checkpoint
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from quantlab.conf_dir import CONF
-from quantlab.sweeping.catalogue import register
+from quantlab.cli.conf_dir import CONF
+from quantlab.cli.catalogue import register
 register()
 with initialize_config_dir(CONF, version_base="1.3"):
     config = instantiate(compose("config", sys.argv[2:]))

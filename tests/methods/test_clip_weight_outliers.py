@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from tiny import logits, padded, sites_of, tiny_model
 from transformers import PreTrainedModel
 
-from quantlab.calibration import MinMax, observe
+from quantlab.calibration.estimators import MinMax, observe
+from quantlab.engines.insert import clipped_weights, insert, quantized_weights
 from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers, limits
 from quantlab.methods.per_site import PerSite
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.insert import clipped_weights, insert, quantized_weights
-from quantlab.placement.plan import QuantPlan
-from quantlab.planning import make_plan
+from quantlab.plan.plan import QuantPlan
+from quantlab.trial.planning import make_plan
 
 PLANTED = {"bert.encoder.layer.0.output.dense.weight": 40.0, "bert.encoder.layer.1.attention.self.query.weight": -30.0}
 

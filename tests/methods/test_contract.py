@@ -9,13 +9,21 @@ from omegaconf import OmegaConf
 from tiny import ALL, GEMM, logits, padded, sites_of, tiny_model
 from transformers import PreTrainedModel
 
-from quantlab.calibration import Calibration, MinMax, Mse, Percentile, PublishedPercentile, RunningMinMax, observe
-from quantlab.conf_dir import CONF
+from quantlab.calibration.estimators import (
+    Calibration,
+    MinMax,
+    Mse,
+    Percentile,
+    PublishedPercentile,
+    RunningMinMax,
+    observe,
+)
+from quantlab.cli.conf_dir import CONF
+from quantlab.engines.insert import insert
 from quantlab.methods.base import Method, plan_weights
 from quantlab.methods.bits import Bits
-from quantlab.placement.insert import insert
-from quantlab.placement.plan import QuantPlan
-from quantlab.placement.sites import Placement, Site
+from quantlab.network.sites import Placement, Site
+from quantlab.plan.plan import QuantPlan
 from quantlab.quant.errors import sqnr_db
 from quantlab.quant.sketch import Sketch
 

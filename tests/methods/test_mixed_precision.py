@@ -3,11 +3,11 @@
 import pytest
 from tiny import ALL, GEMM, padded, sites_of, tiny_model
 
-from quantlab.calibration import MinMax, observe
+from quantlab.calibration.estimators import MinMax, observe
 from quantlab.methods.bits import Bits
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.plan import ActivationQuant
+from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import AffineGrid, FloatGrid, Grid
 
 KEEP = ("*.ffn.in", "1.ffn.sum")

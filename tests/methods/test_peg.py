@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import GEMM, LENGTHS, logits, padded, sites_of, tiny_model
 
-from quantlab.calibration import MinMax, Percentile, observe
+from quantlab.calibration.estimators import MinMax, Percentile, observe
+from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.insert import insert
-from quantlab.placement.plan import ActivationQuant, QuantPlan
+from quantlab.plan.plan import ActivationQuant, QuantPlan
 from quantlab.quant.errors import sqnr_db
 
 HIDDEN, HEADS = 32, 4

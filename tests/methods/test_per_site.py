@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import padded, sites_of, tiny_model
 
-from quantlab.calibration import MinMax, observe
+from quantlab.calibration.estimators import MinMax, observe
 from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.per_site import PerSite
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.plan import QuantPlan
+from quantlab.plan.plan import QuantPlan
 from quantlab.quant.grid import grid_of
-from quantlab.result import describe
+from quantlab.trial.result import describe
 
 MODEL = tiny_model()
 SITES = sites_of(MODEL)

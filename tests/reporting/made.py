@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from quantlab.significance import accuracy_drop_ci95
+from quantlab.evaluation.significance import accuracy_drop_ci95
 
 LABELS = np.arange(400) % 2
 FP32 = np.where(np.arange(400) % 10 == 0, 1 - LABELS, LABELS)  # 90 % right
@@ -46,7 +46,7 @@ def trial(
     summary = {
         "metrics": {name: value if isinstance(value, list) else float(value) for name, value in numbers.items()},
         "config": {"task": QNLI, "method": {"_target_": "quantlab.methods.uniform.Uniform"},
-                   "calibration": {"_target_": "quantlab.calibration.MinMax", "seed": None},
+                   "calibration": {"_target_": "quantlab.calibration.estimators.MinMax", "seed": None},
                    "bits": {"weights": 8, "activations": 8, "symmetric": True, "weight_granularity": "tensor"},
                    **(config or {})},
         "tags": {**TAGS, "key": folder.name, **(tags or {})},

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from made import REFERENCE, sweep
 
-from quantlab.published import ANCHORS, FP32
+from quantlab.alarms.published import ANCHORS, FP32
 from quantlab.reporting import anchors
 from quantlab.reporting.comparing import rows
 from quantlab.reporting.sections import Table

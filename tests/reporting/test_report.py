@@ -17,10 +17,10 @@ from quantlab.reporting.answer import answer
 from quantlab.reporting.comparing import matrix, repeats, rows
 from quantlab.reporting.content import content
 from quantlab.reporting.figures import front
-from quantlab.reporting.reading import MixedTrialsError
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.writing import write, write_sweep
-from quantlab.sampling import held_out
+from quantlab.results.reading import MixedTrialsError
+from quantlab.tasks.sampling import held_out
 
 MB_8 = 8 * 2**20
 

@@ -5,9 +5,9 @@ import re
 import pytest
 from searches import SearchLab, search_of, space_named
 
-from quantlab.memo import Memo
 from quantlab.searching.budget import Budget
 from quantlab.searching.running import opened
+from quantlab.storage.memo import Memo
 
 PAPER = space_named([f"{layer}.x" for layer in range(82)], ("int8", "fp16"))
 

@@ -10,16 +10,16 @@ import torch
 from searches import PLANTED, ROWS, MakeLab, SearchLab
 from tiny import padded, sites_of, tiny_model
 
-from quantlab.batching import Batch, total_rows
-from quantlab.calibration import MinMax, observe
+from quantlab.calibration.estimators import MinMax, observe
+from quantlab.engines.insert import insert, tapped
 from quantlab.methods.bits import Bits
 from quantlab.methods.uniform import Uniform
-from quantlab.placement.insert import insert, tapped
-from quantlab.placement.plan import QuantPlan
+from quantlab.plan.plan import QuantPlan
 from quantlab.searching.evaluate import evaluate
 from quantlab.searching.scores import MEASURED, SCORES, Scores, combinations_of, measured, score_sites
 from quantlab.searching.setup import Bench
 from quantlab.searching.space import activation_table, space_of
+from quantlab.tasks.batching import Batch, total_rows
 
 SAMPLES = 16
 
@@ -171,7 +171,7 @@ def table_of(model: torch.nn.Module, batch: Batch, sites: list) -> dict:  # type
 
 
 def quantize(model: torch.nn.Module, table: dict, name: str) -> object:  # type: ignore[type-arg]
-    from quantlab.placement.insert import quantizer
+    from quantlab.engines.insert import quantizer
 
     return quantizer(table[name, "int4"], model.device)  # type: ignore[arg-type]
 
@@ -179,7 +179,7 @@ def quantize(model: torch.nn.Module, table: dict, name: str) -> object:  # type:
 def scored(model: torch.nn.Module, batch: Batch, labels: np.ndarray, sites: list) -> Scores:  # type: ignore[type-arg]
     from searches import search_of
 
-    from quantlab.placement.insert import insert_weights
+    from quantlab.engines.insert import insert_weights
     from quantlab.searching.evaluate import Runner
 
     search = search_of(choices=("int4", "fp16"))

@@ -13,7 +13,6 @@ from hydra.utils import instantiate
 from processes import Python
 from searches import PLANTED, ROWS, MakeLab, SearchLab
 
-from quantlab.memo import Memo
 from quantlab.methods.per_site import PerSite
 from quantlab.searching import worker as worker_module
 from quantlab.searching.evaluate import evaluate
@@ -21,6 +20,7 @@ from quantlab.searching.running import measure_sensitivity, run_search
 from quantlab.searching.scores import MEASURED, MEASURED_ERROR, SCORES
 from quantlab.searching.setup import bench
 from quantlab.searching.space import Choices
+from quantlab.storage.memo import Memo
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlflow's
 
@@ -265,7 +265,7 @@ def test_an_interrupted_search_tells_mlflow_its_best_so_far(searching: Searching
 def test_the_answer_is_measured_on_rows_that_did_not_choose_it(
     searching: Searching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantlab.sampling.FEWEST", 16)
+    monkeypatch.setattr("quantlab.tasks.sampling.FEWEST", 16)
     half = ROWS // 2
     done = searching(GROUPED, "search.trials=5")
     assert set(done.table("candidates")["rows"]) <= {*range(1, half + 1)} and done.best["answer"]["rows"] == half

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from searches import PLANTED, ROWS, SearchLab, candidates
 
-from quantlab.placement.insert import ENGINES, insert
+from quantlab.engines.insert import ENGINES, insert
 from quantlab.searching.evaluate import Judge, Outcome, evaluate, spread
 from quantlab.tasks.glue import Glue
 

@@ -3,7 +3,7 @@
 import pytest
 from searches import SearchLab, search_of
 
-from quantlab.sweeping.catalogue import register
+from quantlab.cli.catalogue import register
 
 BAD = [
     ({"budget": 0}, "search.budget must be at least 2 evaluations .*got 0"),

@@ -15,7 +15,6 @@ from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 from searches import SearchLab, found, search_of, site_costs, space_named
 
-from quantlab.memo import Memo
 from quantlab.searching.evaluate import Outcome
 from quantlab.searching.history import Found, History
 from quantlab.searching.running import made, opened
@@ -31,6 +30,7 @@ from quantlab.searching.study import (
     sampler,
 )
 from quantlab.searching.worker import TakenError, Worker
+from quantlab.storage.memo import Memo
 from quantlab.tracking.mlflow import MLflow
 
 SPACE = space_named(["0.x", "1.x", "2.x"], ("int8", "fp16"))

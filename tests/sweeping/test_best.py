@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from faked import answers, changed, faked
 
-from quantlab.evaluation import Evaluation
-from quantlab.sweeping.answers import Answers
+from quantlab.evaluation.answering import Evaluation
+from quantlab.results.answers import Answers
 from quantlab.sweeping.best import Best, best_of
 
 SETTINGS = [{"method.k": str(k)} for k in (1, 2, 16)]

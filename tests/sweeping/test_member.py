@@ -8,19 +8,19 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from quantlab.conf_dir import CONF
-from quantlab.config import RunConfig
-from quantlab.evaluation import Evaluation
-from quantlab.memo import Memo
-from quantlab.reporting.reading import Trial
-from quantlab.result import is_reference
-from quantlab.sweeping.catalogue import files, register
+from quantlab.cli.catalogue import files, register
+from quantlab.cli.conf_dir import CONF
+from quantlab.evaluation.answering import Evaluation
+from quantlab.results.reading import Trial
+from quantlab.results.store import Store, finished, held, key_in
+from quantlab.storage.memo import Memo
+from quantlab.sweeping.config import RunConfig
 from quantlab.sweeping.member import entry, run_member, run_single
 from quantlab.sweeping.prepare import Trial as Prepared
 from quantlab.sweeping.prepare import told_apart
 from quantlab.sweeping.spec import Member, Row, rows
-from quantlab.sweeping.store import Store, finished, held, key_in
-from quantlab.trial import trial_key
+from quantlab.trial.result import is_reference
+from quantlab.trial.run import trial_key
 
 register()
 

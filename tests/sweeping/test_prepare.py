@@ -13,8 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from test_quoting import YAML_TEXTS
 
-from quantlab.conf_dir import CONF
-from quantlab.sweeping.catalogue import register
+from quantlab.cli.catalogue import register
+from quantlab.cli.conf_dir import CONF
 from quantlab.sweeping.prepare import Sweeping, prepare
 
 register()

@@ -16,7 +16,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from typed import Typed
 
 from quantlab.reporting.sources import from_folders
-from quantlab.sweeping.store import held
+from quantlab.results.store import held
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -14,9 +14,10 @@ from faked import answers, crossed, faked
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
-from quantlab.sweeping import plots, views
+from quantlab.results import plots
+from quantlab.results.table import Results
+from quantlab.sweeping import views
 from quantlab.sweeping.quoting import in_hydra
-from quantlab.sweeping.results import Results
 from quantlab.sweeping.views import Curve, Dots, Effects, View
 
 GRID = crossed(placement=["all", "gemm"], calibration=["minmax", "percentile", "mse"], calibration_samples=["1", "64"])

@@ -1,0 +1,1 @@
+"""What each site's values looked like, and the ranges that follow."""

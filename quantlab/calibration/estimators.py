@@ -1,0 +1,224 @@
+"""Calibration: what each site's values looked like, and the ranges that follow."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantlab.cli.progress import progress
+from quantlab.config.checks import one_of, whole
+from quantlab.engines.insert import tapped
+from quantlab.machine.parallel import side_by_side
+from quantlab.network.sites import Site
+from quantlab.quant import ranges
+from quantlab.quant.grid import AffineGrid
+from quantlab.quant.sketch import Sketch
+from quantlab.tasks.base import Examples
+from quantlab.tasks.batching import Batch, in_file_order, on_device, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Requantize = Callable[[Site, Sketch], Callable[[Tensor], Tensor] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(ABC):
+    """Which data calibrates, through which network, and (in the subclasses) how ranges come of it.
+
+    ``samples`` rows of the training split: the first in file order, or drawn with ``seed``. ``padding="included"``
+    pads every row to the task's full length and counts the padding, as the paper did. ``through``: the ranges are seen
+    in the FP32 network, in the one with quantized weights, or with everything before the site quantized as well.
+    """
+
+    samples: int = 64
+    batch_size: int = 8
+    seed: int | None = None
+    padding: str = "masked"
+    through: str = "fp32"
+
+    ranges_weights: ClassVar[bool] = False  # whether the estimator is used for weights too
+
+    def __post_init__(self) -> None:
+        whole("calibration.samples", self.samples, 1)
+        whole("calibration.batch_size", self.batch_size, 1)
+        if self.seed is not None:
+            whole("calibration.seed", self.seed, 0)
+        one_of("calibration.padding", self.padding, ("masked", "included"))
+        one_of("calibration.through", self.through, ("fp32", "quantized_weights", "quantized"))
+
+    @property
+    def data(self) -> tuple[object, ...]:
+        """All that decides what calibration sees in the FP32 network."""
+        return self.samples, self.batch_size, self.seed, self.padding
+
+    @property
+    def counts_padding(self) -> bool:
+        """Whether padding tokens are seen."""
+        return self.padding == "included"
+
+    @abstractmethod
+    def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
+        """``(lo, hi)`` for one tensor."""
+
+    def grid(self, grid: AffineGrid) -> AffineGrid:
+        """The grid that the estimator's ranges are meant for."""
+        return grid
+
+    def rows(self, examples: Examples) -> Examples:
+        """The rows that calibrate. Raises ValueError where there are fewer than samples."""
+        if len(examples) < self.samples:
+            raise ValueError(f"calibration.samples is {self.samples}, but the training split has {len(examples)} rows")
+        if self.seed is None:
+            return examples.head(self.samples)
+        return examples.take(np.random.default_rng(self.seed).permutation(len(examples))[: self.samples])
+
+    def batches(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Batch]:
+        """Their batches. Raises ValueError where there are fewer rows than samples."""
+        rows = tokenize(self.rows(examples), tokenizer, max_length)
+        return in_file_order(rows, tokenizer, self.batch_size, full_length=self.counts_padding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinMax(Calibration):
+    """Everything that was seen."""
+
+    def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
+        return ranges.minmax(sketch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningMinMax(Calibration):
+    """Moving average of the batches' extremes (the paper's)."""
+
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.momentum, bool) or not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
+            raise ValueError(f"calibration.momentum must be in [0, 1), got {self.momentum!r}")
+
+    def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
+        return ranges.running_minmax(sketch, self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Percentile(Calibration):
+    """Two-sided percentile clipping."""
+
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_percentile(self.percentile)
+
+    def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
+        return ranges.percentile(sketch, self.percentile, grid.symmetric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mse(Calibration):
+    """The range with the least squared error."""
+
+    def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
+        return ranges.mse(sketch, grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedPercentile(Calibration):
+    """The one-sided estimator behind the percentile rows of arXiv 2603.04308: kept to reproduce them, not to be used.
+
+    There it ranged weights as well as activations, and a range that starts at zero made the symmetric quantizer
+    unsigned: all of the grid's levels between zero and the maximum, no negative number left.
+    """
+
+    percentile: float = 99.9
+
+    ranges_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_percentile(self.percentile)
+
+    def grid(self, grid: AffineGrid) -> AffineGrid:
+        return AffineGrid(bits=grid.bits, symmetric=False)
+
+    def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
+        return ranges.published_percentile(sketch, self.percentile)
+
+
+def check_percentile(p: float) -> None:
+    """Raises ValueError unless ``p`` is in (50, 100]."""
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 50 < p <= 100:
+        hint = " (did you mean 99.9?)" if p == 0.1 else ""
+        raise ValueError(f"percentile must be in (50, 100], got {p!r}{hint}")
+
+
+def observe(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    count_padding: bool = False,
+    requantize: Requantize | None = None,
+) -> dict[str, Sketch]:
+    """One pass over the batches: a sketch for every site, by name. The number of threads changes no bit of it.
+
+    Batches run side by side, each with sketches of its own that are merged in the batches' order. ``requantize`` gives,
+    from a site's sketch so far, the function that its tensor then passes on through; so later sites see earlier ones
+    quantized, as in Bondarenko's code, and batches run one after another. Raises ValueError, naming the site, on NaN
+    or infinity.
+    """
+    sketches = {site.name: Sketch(channels=site.channels) for site in sites}
+    running = threading.local()
+
+    def look(site: Site, x: Tensor) -> Tensor:
+        sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels))
+        try:
+            sketch.update(flat(x, None if count_padding else running.mask, site))
+        except ValueError as error:
+            raise ValueError(f"calibration, site {site.name}: {error}") from None
+        function = requantize(site, sketch) if requantize else None
+        return function(x) if function else x
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> dict[str, Sketch]:
+        inputs = on_device(batch, model.device)
+        running.mask = inputs["attention_mask"].bool()
+        running.seen = sketches if requantize else {}
+        model(**inputs)
+        seen: dict[str, Sketch] = running.seen
+        return seen
+
+    functions = {site.tap: partial(look, site) for site in sites}
+    passes = side_by_side(run, batches, model.device, most=1 if requantize else None)
+    with tapped(model, functions), closing(passes):
+        for _ in progress(batches, "calibrating"):
+            seen = next(passes)
+            if seen is not sketches:
+                sketches |= {name: sketches[name].merge(sketch) for name, sketch in seen.items()}
+    return sketches
+
+
+def flat(x: Tensor, mask: Tensor | None, site: Site) -> Tensor:
+    """A site's tensor as (elements, channels), without the padding that ``mask`` (batch, tokens) marks with False.
+
+    Scores and probabilities (batch, heads, tokens, tokens) lose padded queries and padded keys. Tensors without a
+    token dimension (the head's) have no padding.
+    """
+    if site.tap.at in ("scores", "probs"):
+        x = x.permute(0, 2, 3, 1)
+        kept = None if mask is None else mask[:, :, None] & mask[:, None, :]
+    else:
+        kept = mask if x.ndim == 3 else None
+    if kept is None or bool(kept.all()):
+        return x.reshape(-1, x.shape[-1])
+    return x[kept]

@@ -1,0 +1,1 @@
+"""What the commands share: composing, the console, progress, signals, errors."""

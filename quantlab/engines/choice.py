@@ -1,0 +1,218 @@
+"""Which integer kernel runs here: the first that was tried and found exact, and not clearly slower than FP32.
+
+On a CPU the time of a kernel is measured once, against FP32 at the same shape, and remembered in the cache folder, so
+that all processes of a machine choose alike. Integer sums are exact: which of the exact kernels runs does not change
+them.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch.nn.functional import gelu, linear
+
+from quantlab.kernels import integer, native
+from quantlab.kernels.integer import BITS, INT_MM_ROWS, IntMm, OneDnn, OneDnnInHalves, OnGrid, Product, Weight
+from quantlab.kernels.snapper import Snapper
+from quantlab.machine.provenance import device_name
+from quantlab.quant.grid import AffineGrid
+from quantlab.storage.files import cache_dir, digest, file_digest, published, write_whole
+
+KINDS: tuple[type[Product], ...] = (OneDnn, OneDnnInHalves, IntMm)  # the faster before the slower
+SLOW = 3.0  # times FP32's time. Kernels found so far take 0.05 to 2, or 10 and more: noise does not decide
+ROWS, SIZE = 64, 384  # of the product that is timed, MiniLM's
+ROUNDS, PATIENCE_S = 9, 0.2  # that it is timed at most
+PRODUCT, GELU_SYMMETRIC, GELU_ASYMMETRIC = "product", "product and GELU, symmetric", "product and GELU, asymmetric"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What came of trying a kernel on a device."""
+
+    exact: bool
+    times: Mapping[str, float]  # FP32's time, by what is computed; empty where the kernel is not exact or not timed
+
+    def usable(self, what: str = PRODUCT) -> bool:
+        """Whether the kernel may compute it."""
+        return self.exact and self.times.get(what, 0.0) <= SLOW
+
+
+def product(weight: Weight) -> Product:
+    """A weight made ready for the kernel that runs it. Raises ValueError where there is none, with :func:`why_none`."""
+    kind = chosen(_is_symmetric(weight), weight.scale.device)
+    if kind is None:
+        raise ValueError(why_none(weight))
+    return kind(weight)
+
+
+def why_none(weight: Weight) -> str:
+    """Why no kernel multiplies a weight in integers here; empty where one does."""
+    symmetric, device = _is_symmetric(weight), weight.scale.device
+    if chosen(symmetric, device) is not None:
+        return ""
+    fitting = (kind for kind in KINDS if kind.fits(symmetric, device))
+    reasons = (
+        f"{kind.kernel(device)} takes {times_fp32(kind, device):.2g} times FP32's time" if tried(kind, device).exact
+        else f"{kind.kernel(device)} is not exact" for kind in fitting
+    )  # fmt: skip
+    return f"no integer kernel is exact and fast on this processor ({', '.join(reasons)})"
+
+
+def chosen(symmetric: bool, device: torch.device) -> type[Product] | None:
+    """The kernel for weights whose zero points are all 0 (``symmetric``), or not; None where FP32 has to do it."""
+    return next((kind for kind in KINDS if kind.fits(symmetric, device) and tried(kind, device).usable()), None)
+
+
+def fuses_gelu(multiply: Product, onto: Snapper) -> bool:
+    """Whether a product puts its GELU on a grid better than operators of their own do."""
+    what = GELU_SYMMETRIC if onto.q_min < 0 else GELU_ASYMMETRIC
+    return isinstance(multiply, OneDnn) and tried(type(multiply), CPU).usable(what)
+
+
+def times_fp32(kind: type[Product], device: torch.device) -> float | None:
+    """A kernel's time as a multiple of FP32's; None where it was not timed."""
+    return tried(kind, device).times.get(PRODUCT)
+
+
+def arithmetic() -> str:
+    """Instruction set and kernels of quantized networks on this CPU, in one line that is the same on every call.
+
+    Where the line differs, sums may be rounded otherwise, so it belongs into the key of whatever depends on last bits.
+    The first call tries the kernels (under a second, once a cache folder) and compiles ``kernels.c``.
+    """
+    kinds = {what: chosen(what == "symmetric", CPU) for what in ("symmetric", "asymmetric")}
+    weights = [f"{what} weights: {'fp32' if kind is None else kind.name}" for what, kind in kinds.items()]
+    fused = [
+        what for what in (GELU_SYMMETRIC, GELU_ASYMMETRIC)
+        if (kind := kinds["symmetric"]) and issubclass(kind, OneDnn) and tried(kind, CPU).usable(what)
+    ]  # fmt: skip
+    return "; ".join([integer.isa(), *weights, f"fused: {' and '.join(fused) or 'none'}", f"rest: {native.name()}"])
+
+
+@cache
+def tried(kind: type[Product], device: torch.device) -> Trial:
+    """What came of trying a kernel: on a GPU only whether it is exact, for a small product's time there is that of
+    launching it."""
+    exact = is_exact(kind, device)
+    return Trial(exact=exact, times=_remembered(kind) if exact and device.type == "cpu" else {})
+
+
+def is_exact(kind: type[Product], device: torch.device) -> bool:
+    """Whether a kernel sums the largest integers without saturating, tried out.
+
+    Processors without VNNI add pairs of products in 16 bits; oneDNN's guide calls it undefined what comes of it.
+    """
+    count = 64
+    for x, w in ((255, 127), (255, -127), (0, 127), (128, -127)):
+        weight = Weight(
+            integers=torch.full((16, count), w, dtype=torch.int8, device=device),
+            scale=torch.ones(16, device=device),
+            zero_point=torch.zeros(16, dtype=torch.int32, device=device),
+        )
+        same = torch.full((INT_MM_ROWS, count), x, dtype=torch.uint8, device=device)
+        try:
+            y = kind(weight)(OnGrid(integers=same, scale=1.0, zero_point=1), None)
+        except (RuntimeError, AttributeError):  # a build of torch without this kernel
+            return False
+        if not bool((y == (x - 1) * w * count).all()):
+            return False
+    return True
+
+
+def measured(kind: type[Product]) -> dict[str, float]:
+    """Times of what a kernel computes, each as a multiple of FP32's for the same, on one thread.
+
+    Both run in turns, and the shortest run of each counts: other work on the machine makes runs longer, never shorter.
+    """
+    integers = torch.arange(ROWS * SIZE) % 255
+    x = OnGrid(integers=integers.to(torch.uint8).view(ROWS, SIZE), scale=0.01, zero_point=128)
+    weight = Weight(
+        integers=(torch.arange(SIZE * SIZE) % 253 - 126).to(torch.int8).view(SIZE, SIZE),
+        scale=torch.full((SIZE,), 0.01),
+        zero_point=torch.zeros(SIZE, dtype=torch.int32),
+    )
+    bias, values, weights = torch.ones(SIZE), 0.01 * (x.integers.float() - 128), 0.01 * weight.integers.float()
+    multiply = kind(weight)
+    runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        PRODUCT: (lambda: multiply(x, bias), lambda: linear(values, weights, bias))
+    }
+    if isinstance(multiply, OneDnn):
+        fused = multiply.gelu
+        for what, symmetric in ((GELU_SYMMETRIC, True), (GELU_ASYMMETRIC, False)):
+            grid = AffineGrid(bits=BITS, symmetric=symmetric)
+            onto = grid.snapper(*grid.parameters(torch.tensor([-1.0]), torch.tensor([9.0])))
+            runs[what] = (
+                partial(fused, x, bias, onto),
+                lambda: gelu(linear(values, weights, bias)),
+            )
+    with _one_thread(), torch.inference_mode():
+        return {what: _ratio(*pair) for what, pair in runs.items()}
+
+
+def _ratio(run: Callable[[], object], base: Callable[[], object]) -> float:
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + PATIENCE_S
+    while len(times) <= ROUNDS and (not times or time.perf_counter() < end):
+        times.append((_seconds(run), _seconds(base)))
+    runs, bases = zip(*(times[1:] or times), strict=True)  # the first makes kernels ready
+    ratio: float = min(runs) / min(bases)
+    return ratio
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _remembered(kind: type[Product]) -> Mapping[str, float]:
+    """:func:`measured`, from the cache folder where any process has measured on this processor. The first to store its
+    times is believed by all; where the folder cannot be written, a process believes its own."""
+    sources = [file_digest(Path(source)) for source in (__file__, integer.__file__)]
+    facts = [kind.__name__, torch.__version__, integer.isa(), integer.isa_limit(), device_name(CPU), *sources]
+    folder = cache_dir() / "kernels" / digest(facts)
+    stored = _read(folder / "times.json")
+    if stored is not None:
+        return stored
+    times = measured(kind)
+    text = json.dumps({"kernel": kind.name, "isa": integer.isa(), "processor": device_name(CPU), "times": times})
+    try:
+        if folder.is_dir():  # what was there could not be read
+            write_whole(folder / "times.json", text)
+        else:
+            with published(folder) as scratch:
+                (scratch / "times.json").write_text(text)
+    except OSError:
+        return times
+    return _read(folder / "times.json") or times
+
+
+def _read(path: Path) -> Mapping[str, float] | None:
+    try:
+        times = json.loads(path.read_text())["times"]
+        read = {str(what): float(value) for what, value in times.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or cut by a power failure
+        return None
+    return read if PRODUCT in read and all(math.isfinite(value) for value in read.values()) else None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Batches are answered side by side, each on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _is_symmetric(weight: Weight) -> bool:
+    return not bool(weight.zero_point.any())

@@ -1,0 +1,237 @@
+"""How functions and plans enter a model, and leave it bit for bit as it was."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.engines.integer import Carrying, Ran, gelus, integer_linears, integer_weights
+from quantlab.kernels.integer import BITS, Weight
+from quantlab.kernels.snapper import Snapper
+from quantlab.network.architecture import places
+from quantlab.network.attention import Counted, Function, tapped_attention
+from quantlab.network.sites import Tap
+from quantlab.plan.plan import ActivationQuant, QuantPlan, Ranges, WeightQuant, weight_ranges
+from quantlab.quant.grid import AffineGrid, FloatGrid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ENGINES = ("integer", "simulated")
+
+
+@dataclass
+class Inserted:
+    """What :func:`insert` put into a model: how often each site's quantizer has run since then, and of the integer
+    engine what each Linear ran on."""
+
+    calls: dict[str, int] = field(default_factory=dict)
+    linears: dict[str, Ran] = field(default_factory=dict)
+
+
+InsertActivations = Callable[[Iterable[ActivationQuant]], AbstractContextManager[Inserted]]
+
+
+@contextmanager
+def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
+    """Passes each tapped tensor through its function until the exit. The function's result is what the model goes on
+    with. Raises AttributeError where a module does not exist."""
+    inside: dict[str, dict[str, Function]] = defaultdict(dict)
+    with ExitStack() as stack:
+        for tap, function in functions.items():
+            if tap.at in ("scores", "probs"):
+                inside[tap.module][tap.at] = function
+            else:
+                stack.enter_context(_hooked(model.get_submodule(tap.module), tap.at, function))
+        stack.enter_context(tapped_attention(model, inside))
+        yield
+
+
+@contextmanager
+def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -> Iterator[Inserted]:
+    """Runs the model as the plan says until the exit: ``simulated`` in FP32 arithmetic on quantized values, ``integer``
+    with integer matrix products wherever a kernel is exact and fast. Raises ValueError, before anything is changed,
+    where the plan does not fit the model."""
+    with insert_weights(model, plan.weights, engine) as activate, activate(plan.activations) as inserted:
+        yield inserted
+
+
+@contextmanager
+def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engine: str) -> Iterator[InsertActivations]:
+    """The weights' half of :func:`insert`; what it yields is the other half, for one plan of activations after another
+    on the same weights. Either raises ValueError where its part of the plan does not fit the model."""
+    weights = tuple(weights)
+    _check_weights(model, weights)
+    integers = integer_weights(model, weights) if engine == "integer" else {}
+    only_products = {Tap(path, "input") for path, weight in integers.items() if isinstance(weight, Weight)}
+    make = partial(carrying, only_products) if engine == "integer" else quantizer
+    linears: dict[str, Ran] = {}
+
+    @contextmanager
+    def insert_activations(activations: Iterable[ActivationQuant]) -> Iterator[Inserted]:
+        activations = tuple(activations)
+        _check_activations(model, activations)
+        inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
+        functions = {
+            # What a module returns, and what attention computes, nothing but the tap has seen: it may be overwritten.
+            item.tap: Counted(item.site, make(item, model.device, item.tap.at != "input"), inserted.calls)
+            for item in activations
+        }
+        with tapped(model, functions), gelus(model, functions):
+            yield inserted
+
+    with quantized_weights(model, weights), integer_linears(model, integers, linears):
+        yield insert_activations
+
+
+def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
+    """Raises ValueError where a plan names modules, channels or parameters that the model lacks, where the ranges of
+    an item are not as many as its groups or slices, or where two items quantize one tensor."""
+    _check_weights(model, plan.weights)
+    _check_activations(model, plan.activations)
+
+
+def _check_activations(model: PreTrainedModel, activations: Iterable[ActivationQuant]) -> None:
+    channels = {tap: place.channels for place in places(model) for tap in (place.tensor, place.operand) if tap}
+    modules = {path for path, _ in model.named_modules()}
+    strange: list[str] = []
+    sites: dict[Tap, str] = {}
+    for item in activations:
+        known = item.tap.module in modules and len(item.groups) in (0, channels.get(item.tap, 0))
+        if not known:
+            strange.append(item.site)
+        elif isinstance(item.grid, AffineGrid):
+            _check_ranges(item.site, item.lo, item.hi, max(item.groups, default=0) + 1)
+        if item.tap in sites:
+            raise ValueError(
+                f"the plan quantizes the {item.tap.at} of {item.tap.module} twice, as {sites[item.tap]} and as "
+                f"{item.site}: keep one of them"
+            )
+        sites[item.tap] = item.site
+    _check_known(strange)
+
+
+def _check_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> None:
+    shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
+    strange: list[str] = []
+    seen: set[str] = set()
+    for weight in weights:
+        shape = shapes.get(weight.parameter)
+        if shape is None or (weight.axis is not None and _slices(weight, shape) != len(weight.lo)):
+            strange.append(weight.parameter)
+        elif isinstance(weight.grid, AffineGrid):
+            _check_ranges(weight.parameter, weight.lo, weight.hi, 1 if weight.axis is None else len(weight.lo))
+        if weight.parameter in seen:
+            raise ValueError(f"the plan quantizes {weight.parameter} twice: keep one of them")
+        seen.add(weight.parameter)
+    _check_known(strange)
+
+
+def _slices(weight: WeightQuant, shape: torch.Size) -> int | None:
+    return shape[weight.axis] if weight.axis is not None and -len(shape) <= weight.axis < len(shape) else None
+
+
+def _check_ranges(name: str, lo: Ranges, hi: Ranges, needed: int) -> None:
+    if not len(lo) == len(hi) == needed:
+        raise ValueError(f"the plan has {len(lo)} lower and {len(hi)} upper ends of ranges for {name}, not {needed}")
+
+
+def _check_known(strange: Sequence[str]) -> None:
+    if strange:
+        names = ", ".join(strange[:3])
+        raise ValueError(f"the plan is of another model: this one has no {names} as the plan has it")
+
+
+@contextmanager
+def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> Iterator[None]:
+    """Puts the parameters on their grids; the originals are set aside untouched and put back at the exit."""
+    originals: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for weight in weights:
+            parameter = model.get_parameter(weight.parameter)
+            originals.append((parameter, parameter.data))
+            parameter.data = snap_weight(parameter.data, weight)
+        yield
+    finally:
+        for parameter, original in reversed(originals):  # two names may stand for one parameter
+            parameter.data = original
+
+
+@contextmanager
+def clipped_weights(model: PreTrainedModel, limits: Mapping[str, float]) -> Iterator[None]:
+    """Clamps parameters to plus and minus their limits until the exit; the originals are set aside untouched."""
+    originals = {name: model.get_parameter(name).data for name in limits}
+    try:
+        for name, limit in limits.items():
+            model.get_parameter(name).data = originals[name].clamp(-limit, limit)
+        yield
+    finally:
+        for name, original in originals.items():
+            model.get_parameter(name).data = original
+
+
+def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
+    """A parameter's value on its grid."""
+    if isinstance(weight.grid, FloatGrid):
+        return weight.grid.snap(value)
+    lo, hi = weight_ranges(weight, value.ndim)
+    scale, zero_point = weight.grid.parameters(lo.to(value.device), hi.to(value.device))
+    return weight.grid.snap(value, scale, zero_point)
+
+
+def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool = False) -> Function:
+    """The function that puts a site's tensor on its grid; where it may overwrite the tensor, that takes less memory."""
+    grid = activation.grid
+    if isinstance(grid, FloatGrid):
+        return grid.snap
+    scale, zero_point = activation_parameters(activation, grid)
+    if activation.groups:
+        groups = torch.tensor(activation.groups)
+        scale, zero_point = scale[groups], zero_point[groups]
+        if activation.tap.at in ("scores", "probs"):
+            scale, zero_point = scale[:, None, None], zero_point[:, None, None]
+    return grid.snapper(scale.to(device), zero_point.to(device), overwrite)
+
+
+def carrying(
+    only_products: Container[Tap], activation: ActivationQuant, device: torch.device, overwrite: bool
+) -> Function:
+    """:func:`quantizer`, and its results carry their integers where these fit into bytes and a Linear may read them."""
+    function = quantizer(activation, device, overwrite)
+    inside = activation.tap.at in ("scores", "probs")
+    if inside or not isinstance(function, Snapper) or activation.grid.bits > BITS:
+        return function
+    return Carrying(function, activation.groups, values=activation.tap not in only_products)
+
+
+def activation_parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each of a site's ranges, shape (ranges,)."""
+    return grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))
+
+
+@contextmanager
+def _hooked(module: nn.Module, at: str, function: Function) -> Iterator[None]:
+    hook: Callable[..., Any]
+    if at == "input":
+
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (function(inputs[0]), *inputs[1:])
+
+        handle = module.register_forward_pre_hook(hook)
+    else:
+
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+            return function(output)
+
+        handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,56 @@
+"""A forward pass that begins at a later layer, with what an earlier pass had there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from quantlab.network.architecture import family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The transformer layers, in order."""
+    return list(model.get_submodule(family_of(model.config).layers).children())
+
+
+def first_layer(site: str, layers: int) -> int:
+    """The first layer whose output a site's grid can change; -1 for the embeddings', ``layers`` for the head's."""
+    scope = site.split(".", 1)[0]
+    return int(scope) if scope.isdigit() else {"embed": -1, "head": layers}[scope]
+
+
+@contextmanager
+def recorded(model: PreTrainedModel, outputs: dict[int, Any]) -> Iterator[None]:
+    """Puts what each layer returns into ``outputs``, by the layer's number, until the exit."""
+
+    def keep(index: int, output: Any) -> None:
+        outputs[index] = output
+
+    handles = [
+        layer.register_forward_hook(lambda _, __, output, index=index: keep(index, output))
+        for index, layer in enumerate(layers_of(model))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def resumed(model: PreTrainedModel, last: int, output: Any) -> Iterator[None]:
+    """Skips the layers 0 to ``last``: each returns ``output``, what layer ``last`` returned before, until the exit."""
+    skipped = layers_of(model)[: last + 1]
+    try:
+        for layer in skipped:
+            vars(layer)["forward"] = lambda *_, **__: output
+        yield
+    finally:
+        for layer in skipped:
+            vars(layer).pop("forward", None)

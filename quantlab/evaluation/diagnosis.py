@@ -1,0 +1,113 @@
+"""Site by site: the range each tensor got, what was seen there, and what its quantization alone costs."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import fsum
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from quantlab.calibration.estimators import flat
+from quantlab.engines.insert import quantizer, snap_weight, tapped
+from quantlab.machine.parallel import side_by_side
+from quantlab.network.attention import Function
+from quantlab.network.sites import Site
+from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.quant.errors import energy, ratio_db, sqnr_db
+from quantlab.quant.grid import FloatGrid
+from quantlab.quant.sketch import Sketch
+from quantlab.tasks.batching import Batch, on_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def site_table(
+    model: PreTrainedModel, plan: QuantPlan, sketches: Mapping[str, Sketch], sqnr: Mapping[str, float], network: str
+) -> pd.DataFrame:
+    """One row a quantized tensor: grid, ranges, extremes, kurtosis, and the SQNR of its quantization alone.
+
+    A site's extremes, kurtosis (``sketches``) and SQNR (``sqnr``, in dB, of :func:`site_sqnr_db`) are of its tensor in
+    the ``network`` that its range was seen in; a weight's are of the checkpoint's, and what is clipped is noise.
+    """
+    rows = [_activation_row(item, sketches[item.site], sqnr[item.site], network) for item in plan.activations]
+    weights = [(item, model.get_parameter(item.parameter).data) for item in plan.weights]
+    return pd.DataFrame([*rows, *side_by_side(_weight_row, weights, model.device)])
+
+
+def site_sqnr_db(
+    model: PreTrainedModel, plan: QuantPlan, sites: Sequence[Site], batches: Sequence[Batch], through: bool = False
+) -> dict[str, float]:
+    """SQNR in dB of each of the plan's sites: ``10 log10(sum x^2 / sum (x - Q(x))^2)`` over the batches, padding left
+    out. ``x`` is the site's tensor in the model as it is; with ``through``, with all earlier sites quantized. One pass
+    serves all sites."""
+    by_name = {site.name: site for site in sites}
+    signal: dict[str, list[float]] = defaultdict(list)
+    noise: dict[str, list[float]] = defaultdict(list)
+    running = threading.local()  # batches run side by side, each with the mask of its padding
+
+    def compare(site: Site, snap: Function, x: Tensor) -> Tensor:
+        signal[site.name].append(unpadded_energy(x, running.mask, site))
+        snapped = snap(x)
+        noise[site.name].append(unpadded_energy(x - snapped, running.mask, site))
+        return snapped if through else x
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> None:
+        inputs = on_device(batch, model.device)
+        running.mask = inputs["attention_mask"].bool()
+        model(**inputs)
+
+    functions = {
+        item.tap: partial(compare, by_name[item.site], quantizer(item, model.device)) for item in plan.activations
+    }
+    with tapped(model, functions):
+        deque(side_by_side(run, batches, model.device), maxlen=0)
+    return {item.site: ratio_db(fsum(signal[item.site]), fsum(noise[item.site])) for item in plan.activations}
+
+
+def unpadded_energy(x: Tensor, mask: Tensor, site: Site) -> float:
+    """Sum of squares of a site's tensor without its padding, in float64."""
+    if x.ndim != 3 or site.tap.at in ("scores", "probs"):
+        return energy(flat(x, mask, site))
+    return float(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square()[mask].sum())
+
+
+def _activation_row(item: ActivationQuant, sketch: Sketch, sqnr: float, network: str) -> dict[str, object]:
+    return {
+        "name": item.site,
+        "kind": "activation",
+        "grid": str(item.grid),
+        "ranges": len(item.lo),
+        "lo": min(item.lo, default=None),
+        "hi": max(item.hi, default=None),
+        "seen_min": sketch.min.min().item(),
+        "seen_max": sketch.max.max().item(),
+        "kurtosis": sketch.kurtosis(),
+        "sqnr_db": sqnr,
+        "seen_in": network,
+    }
+
+
+def _weight_row(weight: tuple[WeightQuant, Tensor]) -> dict[str, object]:
+    item, value = weight
+    no_range = isinstance(item.grid, FloatGrid)
+    return {
+        "name": item.parameter,
+        "kind": "weight",
+        "grid": str(item.grid),
+        "ranges": len(item.lo),
+        "lo": None if no_range else min(item.lo),
+        "hi": None if no_range else max(item.hi),
+        "seen_min": value.min().item(),
+        "seen_max": value.max().item(),
+        "kurtosis": None,
+        "sqnr_db": sqnr_db(value, snap_weight(value, item)),
+        "seen_in": "checkpoint",
+    }

@@ -1,0 +1,203 @@
+"""Matrix products in integers: the same numbers as FP32 on quantized values, at integer speed.
+
+For an input ``s_x (q_x - z_x)`` and a weight ``s_w (q_w - z_w)`` the product is ``s_x s_w`` times a sum of whole
+numbers that 32 bits hold exactly (Jacob et al. 2018, section 2.2). Only the last multiplication and the bias are
+rounded, so the result is nearer to the true one than FP32's own sum.
+
+Which of these kernels runs, :mod:`quantlab.engines.choice` decides.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from quantlab.kernels.snapper import MIDDLE, Snapper
+
+BITS = 8  # what the kernels take
+INT_MM_MULTIPLE, INT_MM_ROWS = 8, 32  # cuBLASLt takes more than 16 rows, and other sizes in multiples of 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnGrid:
+    """A tensor's values ``scale (integers - zero_point)``.
+
+    The integers are unsigned, whatever the grid: products of signed bytes are a thousand times slower than FP32 on
+    processors with AVX512 and no AMX. Raises TypeError for other integers.
+    """
+
+    integers: Tensor  # uint8, (..., inputs)
+    scale: float
+    zero_point: int
+
+    def __post_init__(self) -> None:
+        if self.integers.dtype != torch.uint8:
+            raise TypeError(f"a product takes integers as torch.uint8, got {self.integers.dtype}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weight:
+    """A Linear's weight ``scale (integers - zero_point)``."""
+
+    integers: Tensor  # int8, (outputs, inputs)
+    scale: Tensor  # FP32, (outputs,)
+    zero_point: Tensor  # int32, (outputs,)
+
+    def inputs(self, channels: Tensor) -> "Weight":
+        """The weight's part for some of the input channels."""
+        return replace(self, integers=self.integers[:, channels].contiguous())
+
+
+class Product(ABC):
+    """One weight, made ready for one kernel."""
+
+    name: str  # of the kernel
+
+    @abstractmethod
+    def __init__(self, weight: Weight): ...
+
+    @abstractmethod
+    def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+        """``x @ weight.T + bias``, FP32, for integers of shape (..., inputs)."""
+
+    @staticmethod
+    @abstractmethod
+    def fits(symmetric: bool, device: torch.device) -> bool:
+        """Whether the kernel takes weights on a device, all of whose zero points are 0 (``symmetric``) or not."""
+
+    @classmethod
+    def kernel(cls, device: torch.device) -> str:
+        """The kernel's name, and what it runs on."""
+        return f"{cls.name} {isa() if device.type == 'cpu' else device.type}"
+
+
+class OneDnn(Product):
+    """oneDNN's product of bytes, for symmetric weights on a CPU."""
+
+    name = "onednn"
+
+    def __init__(self, weight: Weight):
+        self.packed = torch.ops.onednn.qlinear_prepack(weight.integers, None)
+        self.scale, self.zero_point = weight.scale, torch.zeros_like(weight.scale, dtype=torch.long)
+
+    @staticmethod
+    def fits(symmetric: bool, device: torch.device) -> bool:
+        return symmetric and device.type == "cpu"
+
+    def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+        return self._run(x, bias, 1.0, 0, torch.float32, "none")
+
+    def gelu(self, x: OnGrid, bias: Tensor | None, onto: Snapper) -> OnGrid:
+        """GELU of the product, on a grid of up to 8 bits with one range, without a number in FP32 that leaves the
+        processor's registers.
+
+        oneDNN adds a zero point before it rounds: to 128 and more, whose last bit is worth 1/65536 of a step. With a
+        zero point an element in a million is off by a step for that. So integers of symmetric grids are rounded to
+        signed bytes; then 128 is added, which flips their first bit.
+        """
+        assert onto.numbers is not None
+        _, lower, _, scale = onto.numbers
+        zero_point, signed = int(onto.q_min - lower), onto.q_min < 0
+        integers = self._run(x, bias, scale, zero_point, torch.int8 if signed else torch.uint8, "gelu")
+        integers.clamp_(onto.q_min, onto.q_max)
+        if signed:
+            integers, zero_point = integers.view(torch.uint8).bitwise_xor_(MIDDLE), zero_point + MIDDLE
+        return OnGrid(integers=integers, scale=scale, zero_point=zero_point)
+
+    def _run(
+        self, x: OnGrid, bias: Tensor | None, scale: float, zero_point: int, dtype: torch.dtype, post: str
+    ) -> Tensor:
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x.integers, x.scale, x.zero_point, self.packed, self.scale, self.zero_point, bias,
+            scale, zero_point, dtype, post, [], "none",
+        )  # fmt: skip
+        return y
+
+
+class OneDnnInHalves(OneDnn):
+    """oneDNN's product for processors without VNNI, which add pairs of products of bytes in 16 bits.
+
+    Every integer is split into two of up to 128, and every weight is there twice. A pair is 2 x 128 x 127 then: it
+    fits, and the sum is the same.
+    """
+
+    name = "onednn in halves"
+
+    def __init__(self, weight: Weight):
+        super().__init__(replace(weight, integers=torch.cat([weight.integers, weight.integers], dim=1)))
+
+    def _run(
+        self, x: OnGrid, bias: Tensor | None, scale: float, zero_point: int, dtype: torch.dtype, post: str
+    ) -> Tensor:
+        return super()._run(in_halves(x), bias, scale, zero_point, dtype, post)
+
+
+def in_halves(x: OnGrid) -> OnGrid:
+    """Integers of up to 128, of shape (..., 2 inputs): those of ``x`` are the sums of one from each half.
+
+    The zero point is halved too. An odd one is raised by 1 before, and so are the sums.
+    """
+    size, odd = x.integers.shape[-1], x.zero_point % 2
+    halves = x.integers.new_empty((*x.integers.shape[:-1], 2 * size))
+    lower, upper = halves[..., :size], halves[..., size:]
+    torch.bitwise_right_shift(x.integers, 1, out=lower)
+    torch.sub(x.integers, lower, out=upper)
+    if odd:
+        lower.add_(1)
+    return OnGrid(integers=halves, scale=x.scale, zero_point=(x.zero_point + odd) // 2)
+
+
+class IntMm(Product):
+    """``torch._int_mm`` on a GPU, and wherever the weight has zero points."""
+
+    name = "torch._int_mm"
+
+    def __init__(self, weight: Weight):
+        self.outputs, inputs = weight.integers.shape
+        extra = (0, -inputs % INT_MM_MULTIPLE, 0, -self.outputs % INT_MM_MULTIPLE)
+        self.inputs, self.extra_inputs = inputs, extra[1]
+        self.weight = pad(weight.integers, extra).t()
+        self.scale, self.zero_point = weight.scale, weight.zero_point
+        self.sums = weight.integers.sum(1, dtype=torch.int32)
+
+    @staticmethod
+    def fits(symmetric: bool, device: torch.device) -> bool:
+        return True
+
+    def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+        integers = x.integers.reshape(-1, self.inputs).bitwise_xor(MIDDLE).view(torch.int8)  # less 128
+        zero = x.zero_point - MIDDLE
+        rows = len(integers)
+        padded = pad(integers, (0, self.extra_inputs, 0, max(0, INT_MM_ROWS - rows)))
+        total = torch._int_mm(padded, self.weight)[:rows, : self.outputs] - zero * self.sums
+        if self.zero_point.any():
+            total -= (integers.sum(1, dtype=torch.int32, keepdim=True) - zero * self.inputs) * self.zero_point
+        y = total.float().mul_(x.scale * self.scale)
+        return (y if bias is None else y.add_(bias)).reshape(*x.integers.shape[:-1], self.outputs)
+
+
+ISAS = ("sse41", "avx", "avx2", "avx_vnni", "avx512", "avx512_vnni", "amx")  # from narrow to wide
+LIMITS = {
+    "SSE41": "sse41", "AVX": "avx", "AVX2": "avx2", "AVX2_VNNI": "avx_vnni", "AVX2_VNNI_2": "avx_vnni",
+    "AVX512_CORE": "avx512", "AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_BF16": "avx512_vnni",
+    "AVX512_CORE_FP16": "avx512_vnni", "AVX10_1_512": "avx512_vnni",
+}  # fmt: skip
+
+
+def isa_limit() -> str:
+    """``$ONEDNN_MAX_CPU_ISA``, which oneDNN reads before its first operator; empty where it is not set."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+
+
+@cache
+def isa() -> str:
+    """The widest instructions for integer products that the processor has and that oneDNN may use."""
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    named = (("amx_int8", "amx"), ("avx512_vnni", "avx512_vnni"), ("avx_vnni", "avx_vnni"))
+    widest = next((shown for flag, shown in named if flags.get(flag)), torch.backends.cpu.get_cpu_capability().lower())
+    limit = LIMITS.get(isa_limit(), widest)
+    return min(widest, limit, key=ISAS.index) if {widest, limit} <= set(ISAS) else widest

@@ -1,0 +1,1 @@
+"""The processor, its threads and its memory."""

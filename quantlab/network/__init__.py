@@ -1,0 +1,1 @@
+"""A checkpoint as a network: its weights, sites, taps and attention."""

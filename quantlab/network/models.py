@@ -1,0 +1,298 @@
+"""Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own fine-tuning."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from quantlab.config.checks import at_least, folder_name, one_of, whole
+from quantlab.network import checkpoint
+from quantlab.network.architecture import skeleton_of
+from quantlab.network.labels import label_columns
+from quantlab.storage.files import cache_dir, digest
+from quantlab.tasks.base import Splits, Task
+from quantlab.tasks.batching import Tokenized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEVICES = ("auto", "cpu", "cuda")
+CAPITALS = 0.01  # of a vocabulary's words: an uncased one has next to none
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resolved:
+    """A checkpoint that was found and fits its task; no weight has been read yet."""
+
+    folder: Path  # of config.json, weights and tokenizer
+    fingerprint: str  # SHA-256 of these files: the checkpoint's part of every key
+    skeleton: PreTrainedModel  # its modules, on the meta device
+    tokenizer: PreTrainedTokenizerBase
+    label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
+    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint; what is wrong with the tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A model ready to answer, and what names it."""
+
+    model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
+    folder: Path  # that it was read from
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str  # of its files
+    label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
+    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, device
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(ABC):
+    """A model's YAML keys. A subclass says which folder holds the checkpoint."""
+
+    device: str = "auto"  # auto: a GPU where there is one
+
+    def __post_init__(self) -> None:
+        one_of("device", self.device, DEVICES)
+
+    @abstractmethod
+    def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
+        """Where config.json, weights and tokenizer lie; ``splits`` loads the task's data.
+
+        Raises OSError where the files are not there and cannot be had.
+        """
+
+    def title(self, folder: Path) -> str:
+        """The checkpoint in words, for tags."""
+        return str(folder)
+
+    def torch_device(self) -> torch.device:
+        """The device to run on. Raises ValueError for ``cuda`` where there is no GPU."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda, but torch sees no GPU here; use auto or cpu")
+        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    def resolve(self, task: Task, splits: Callable[[], Splits]) -> Resolved:
+        """Finds the checkpoint, once for all steps of a trial; ``splits`` loads the task's data where that names it.
+
+        Raises ValueError or OSError that names the device, file, tensor or label that is wrong.
+        """
+        self.torch_device()
+        folder = self.folder(task, splits)
+        config = checkpoint.read_config(folder)
+        columns, order = label_columns(config, task)
+        tokenizer, skeleton = checkpoint.read_tokenizer(folder), skeleton_of(config)
+        check_fit(skeleton, tokenizer, task, folder)
+        require_whole(folder, skeleton, checkpoint.missing_tensors(folder, skeleton))
+        return Resolved(
+            folder=folder,
+            fingerprint=checkpoint.fingerprint(folder),
+            skeleton=skeleton,
+            tokenizer=tokenizer,
+            label_columns=columns,
+            tags={"label_order": order, "checkpoint": self.title(folder), **tokenizer_tags(skeleton, tokenizer)},
+        )
+
+    def load(self, found: Resolved) -> Loaded:
+        """Reads the weights. Raises ValueError or OSError that names the file or tensor that is wrong."""
+        device, folder = self.torch_device(), found.folder
+        model, missing = checkpoint.read_model(folder)
+        require_whole(folder, model, missing)
+        model.requires_grad_(False).eval().to(device)  # type: ignore[no-untyped-call]
+        return Loaded(
+            model=model,
+            folder=folder,
+            tokenizer=found.tokenizer,
+            fingerprint=found.fingerprint,
+            label_columns=found.label_columns,
+            tags={**found.tags, "device": str(device)},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(ModelSpec):
+    """A fine-tuned sequence classifier: a folder, or a name on the Hugging Face Hub."""
+
+    path: str
+    revision: str | None = None  # a commit, tag or branch on the hub
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checkpoint.require_path(self.path)
+
+    def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
+        """The folder itself, or the hub's files in its local cache."""
+        return checkpoint.locate(self.path, self.revision)
+
+    def title(self, folder: Path) -> str:
+        """The path or name, with its revision."""
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
+
+class Base(ABC):
+    """Where an encoder to fine-tune comes from."""
+
+    @abstractmethod
+    def folder(self) -> Path:
+        """The folder of its checkpoint. Raises OSError where it cannot be had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Base):
+    """An encoder in a folder or on the hub."""
+
+    path: str
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        checkpoint.require_path(self.path)
+
+    def folder(self) -> Path:
+        """The folder itself, or the hub's files in its local cache."""
+        return checkpoint.locate(self.path, self.revision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged(Base):
+    """An encoder whose files an installed Python package carries; the package is never imported."""
+
+    package: str
+    inside: str  # the folder in the package
+    extra: str  # the extra of quantlab that installs it
+
+    def folder(self) -> Path:
+        """The package's folder. Raises FileNotFoundError, naming the extra, where the package is not installed."""
+        spec = find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(f"package {self.package} is not installed: pip install 'quantlab[{self.extra}]'")
+        return Path(spec.submodule_search_locations[0]) / self.inside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a classifier is trained: AdamW, linear warm-up, then linear decay to zero."""
+
+    epochs: int = 1
+    learning_rate: float = 2e-4  # at its peak
+    batch_size: int = 32
+    warmup_fraction: float = 0.1  # of all steps
+    weight_decay: float = 0.01
+    seed: int = 0
+    bf16: bool = True  # autocast where the hardware has it; weights and optimizer stay FP32
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            whole(name, getattr(self, name), 1)
+        whole("seed", self.seed, 0)
+        for name in ("learning_rate", "warmup_fraction", "weight_decay"):
+            at_least(name, getattr(self, name), 0)
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate must be above 0, got 0")
+        if self.warmup_fraction > 1:
+            raise ValueError(f"warmup_fraction must be at most 1, got {self.warmup_fraction}")
+        one_of("bf16", self.bf16, (True, False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned(ModelSpec):
+    """A classifier that ``python -m quantlab.finetune`` trains once and stores under the cache folder."""
+
+    name: str  # of its YAML file
+    base: Base
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        folder_name("model.name", self.name)
+
+    def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
+        """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not there."""
+        target = self.target(task, splits(), self.base.folder())
+        if not target.is_dir():
+            raise FileNotFoundError(
+                f"{self.name} is not fine-tuned on {task.name} yet: run python -m quantlab.finetune model={self.name} "
+                f"task={task.name}, with this command's other model. and task. settings"
+            )
+        return target
+
+    def target(self, task: Task, splits: Splits, base: Path) -> Path:
+        """Its place in the cache, named by all that decides its weights; ``base`` is the base's folder."""
+        content = (checkpoint.fingerprint(base), splits.train.fingerprint, *task.labels)
+        settings = (repr(sorted(asdict(self.recipe).items())), str(task.max_length))
+        return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"
+
+
+def check_fit(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
+    """Raises ValueError where the tokenizer's ids or the task's length exceed the model's embeddings."""
+    vocabulary = skeleton.config.vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
+    most = min(token_limit(skeleton), tokenizer.model_max_length)
+    if task.max_length > most:
+        raise ValueError(f"task.max_length={task.max_length}, but the model takes at most {most} tokens")
+
+
+def check_token_types(rows: Tokenized, skeleton: PreTrainedModel, folder: Path) -> None:
+    """Raises ValueError where the tokenizer marks the second text of a pair with a type that the model lacks."""
+    types, marked = _embedding(skeleton, "token_type_embeddings"), (row.get("token_type_ids") for row in rows.rows)
+    most = max((max(ids) for ids in marked if ids), default=0)
+    if types is not None and most >= types.num_embeddings:
+        raise ValueError(
+            f"{folder}: the tokenizer gives the second text of a pair token type {most}, but the model has "
+            f"type_vocab_size={types.num_embeddings}: leave token_type_ids out of model_input_names in "
+            f"tokenizer_config.json, or take a task of single texts"
+        )
+
+
+def token_limit(skeleton: PreTrainedModel) -> int:
+    """How many tokens have a position. RoBERTa's begin behind padding's: of 66, pad id 1 leaves 64."""
+    positions = _embedding(skeleton, "position_embeddings")
+    if positions is None:
+        return int(skeleton.config.max_position_embeddings)
+    return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
+
+
+def tokenizer_tags(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What the tokenizer does that its vocabulary or the model does not expect, as the tag ``tokenizer_mismatch``."""
+    found = [*_case_mismatch(tokenizer)]
+    positions = _embedding(skeleton, "position_embeddings")
+    if positions is not None and positions.padding_idx not in (None, tokenizer.pad_token_id):
+        token = tokenizer.convert_ids_to_tokens(positions.padding_idx)
+        found.append(
+            f"it pads with id {tokenizer.pad_token_id}, the model takes {positions.padding_idx} ({token}) for padding"
+        )
+    return {"tokenizer_mismatch": "; ".join(found)} if found else {}
+
+
+def require_whole(folder: Path, model: PreTrainedModel, missing: set[str]) -> None:
+    """Raises ValueError where tensors are missing. Training helps only where they are all the head's."""
+    if lost := checkpoint.of_encoder(missing, model):
+        raise ValueError(f"{folder} lacks {', '.join(lost[:8])}: the encoder is not whole")
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {', '.join(sorted(missing)[:8])}: its head was never trained for a task; "
+            f"`python -m quantlab.finetune` trains one"
+        )
+
+
+def _embedding(skeleton: PreTrainedModel, name: str) -> nn.Embedding | None:
+    named = (module for path, module in skeleton.named_modules() if path.endswith(f"embeddings.{name}"))
+    return next((module for module in named if isinstance(module, nn.Embedding)), None)
+
+
+def _case_mismatch(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Whether the tokenizer and its vocabulary disagree on capitals."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    lowers = normalizer is not None and normalizer.normalize_str("A") == "a"
+    pieces = (piece.removeprefix("##") for piece in tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens))
+    words = [piece for piece in pieces if piece.isascii() and piece.isalpha()]
+    capitals = sum(word != word.lower() for word in words)
+    if lowers and capitals > CAPITALS * len(words):
+        yield f"it lower-cases texts, but {capitals:,} of {len(words):,} words of its vocabulary have capitals"
+    if not lowers and words and not capitals:
+        yield f"it keeps capitals, but none of {len(words):,} words of its vocabulary has one"

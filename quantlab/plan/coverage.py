@@ -1,0 +1,116 @@
+"""How a tensor's elements lie on its grid: which levels they use, what lies beyond, what becomes zero."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantlab.plan.plan import ActivationQuant, Ranges, WeightQuant, weight_ranges
+from quantlab.quant.grid import AffineGrid
+from quantlab.quant.sketch import Sketch
+
+BULK = (0.0001, 0.9999)  # quantiles between which all but the outliers lie
+SAMPLE = 1 << 16  # elements of a weight: about six of them lie beyond each end of the bulk
+RESOLUTION = 0.004  # of a sketch's values, which are midpoints of its buckets
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Shares are of the tensor's elements."""
+
+    name: str
+    weight: bool
+    levels: int  # of the grid
+    used: int | None  # levels from one end of the bulk to the other; None where groups have ranges of their own
+    outside: float  # share beyond the range by more than rounding
+    zeroed: float  # share, of the elements that are not zero, of those that become zero
+    cut: float  # share on the side of zero that the range leaves out altogether
+
+
+def of_site(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
+    """From what calibration saw; None where there is no integer grid, or nothing but zero to put on it.
+
+    A sketch has one histogram of all channels. Where groups have ranges of their own, the shares are judged by the
+    widest range: there is no less outside, and no more becomes zero.
+    """
+    if not isinstance(item.grid, AffineGrid) or sketch.count == 0:
+        return None
+    lo, hi = (min(item.lo),), (max(item.hi),)
+    widest = WeightQuant(parameter=item.site, grid=item.grid, axis=None, lo=lo, hi=hi)
+    scale, zero_point = _parameters(widest, item.grid, ndim=1)
+    values, counts = sketch.values()
+    covered = _coverage(item.site, item.grid, values, counts, scale, zero_point, _left_out(item.grid, lo, hi))
+    return covered if covered is None or len(item.lo) == 1 else replace(covered, used=None)
+
+
+def of_weight(item: WeightQuant, value: Tensor) -> Coverage | None:
+    """From a seeded draw of its elements, or all where there are few; None as for a site."""
+    if not isinstance(item.grid, AffineGrid):
+        return None
+    scale, zero_point = _parameters(item, item.grid, value.ndim)
+    drawn = _draw(value.numel())
+    x = value.cpu().reshape(-1)[drawn].double().numpy()
+    if item.axis is not None:
+        slices = np.unravel_index(drawn, value.shape)[item.axis]
+        scale, zero_point = scale[slices], zero_point[slices]
+    left_out = _left_out(item.grid, item.lo, item.hi)
+    covered = _coverage(item.parameter, item.grid, x, None, scale, zero_point, left_out)
+    return covered and replace(covered, weight=True)
+
+
+def beside(sites: pd.DataFrame, coverages: Sequence[Coverage]) -> pd.DataFrame:
+    """A table of sites with how each tensor lies on its grid: levels in all, levels of its bulk, share that becomes 0.
+
+    Empty where there is no integer grid, and the bulk's levels where groups have ranges of their own.
+    """
+    found = pd.DataFrame(
+        [(item.name, item.levels, item.used, item.zeroed) for item in coverages],
+        columns=["name", "levels", "levels_used", "zeroed"],
+    )
+    return sites.merge(found, on="name", how="left", validate="one_to_one") if len(sites) else sites
+
+
+def _parameters(item: WeightQuant, grid: AffineGrid, ndim: int) -> tuple[Array, Array]:
+    scale, zero_point = grid.parameters(*weight_ranges(item, ndim))
+    return scale.flatten().double().numpy(), zero_point.flatten().double().numpy()
+
+
+def _draw(elements: int) -> NDArray[np.int64]:
+    if elements <= SAMPLE:
+        return np.arange(elements)
+    return np.random.default_rng(0).integers(0, elements, SAMPLE)
+
+
+def _left_out(grid: AffineGrid, lo: Ranges, hi: Ranges) -> int:
+    """The sign of the side of zero where no range reaches; 0 where both sides are reached."""
+    if grid.symmetric:
+        return 0
+    return -1 if min(lo) >= 0 else 1 if max(hi) <= 0 else 0
+
+
+def _coverage(
+    name: str, grid: AffineGrid, x: Array, counts: Array | None, scale: Array, zero_point: Array, left_out: int
+) -> Coverage | None:
+    """``counts`` says how often each of ``x`` is there; None: once."""
+    nonzero = x != 0
+    if not nonzero.any():
+        return None
+    steps = x / scale
+    q = np.clip(np.round(steps) + zero_point, grid.q_min, grid.q_max)
+    beyond = np.abs(steps + zero_point - q) > 0.5 + RESOLUTION * np.abs(steps)
+    low, high = np.quantile(q, BULK, method="inverted_cdf", weights=counts)
+    weighed = np.ones(len(x)) if counts is None else counts
+    return Coverage(
+        name=name,
+        weight=False,
+        levels=grid.q_max - grid.q_min + 1,
+        used=int(high - low) + 1,
+        outside=float(weighed[beyond].sum() / weighed.sum()),
+        zeroed=float(weighed[nonzero & (q == zero_point)].sum() / weighed[nonzero].sum()),
+        cut=float(weighed[x * left_out > 0].sum() / weighed.sum()),
+    )

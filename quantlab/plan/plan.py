@@ -1,0 +1,92 @@
+"""The quantization plan: which tensor goes on which grid with which range, and nothing else.
+
+A plan is immutable and hashable, travels as JSON, and is enough by itself to rebuild the quantized model from the
+FP32 one: it names modules and parameters, not roles.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlab.network.sites import Tap
+from quantlab.quant.grid import AffineGrid, FloatGrid, Grid
+from quantlab.storage.files import digest
+
+Ranges = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationQuant:
+    """One site on a grid. ``groups`` gives every channel's index into ``lo`` and ``hi``; empty: all share the one."""
+
+    site: str
+    tap: Tap
+    grid: Grid
+    lo: Ranges = ()
+    hi: Ranges = ()
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightQuant:
+    """One parameter on a grid, with one range for all of it (``axis`` None) or one for each slice along ``axis``."""
+
+    parameter: str
+    grid: Grid
+    axis: int | None
+    lo: Ranges = ()
+    hi: Ranges = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantPlan:
+    """All of a trial's quantization. The empty plan is FP32."""
+
+    activations: tuple[ActivationQuant, ...] = ()
+    weights: tuple[WeightQuant, ...] = ()
+
+    def to_json(self) -> str:
+        """The plan as JSON that :meth:`from_json` reads back to an equal plan."""
+        return json.dumps({"version": 1, **asdict(self)}, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "QuantPlan":
+        """Raises ValueError on another version or unknown fields."""
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.pop("version", None) != 1:
+            raise ValueError("not a quantlab plan of version 1")
+        try:
+            activations = tuple(
+                ActivationQuant(**{**_common(item), "tap": Tap(**item["tap"]), "groups": tuple(item["groups"])})
+                for item in data.pop("activations")
+            )
+            weights = tuple(WeightQuant(**_common(item)) for item in data.pop("weights"))
+            return cls(activations=activations, weights=weights, **data)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a quantlab plan: {error}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the plan's JSON."""
+        return digest([self.to_json()])
+
+
+def weight_ranges(weight: WeightQuant, ndim: int) -> tuple[Tensor, Tensor]:
+    """``lo`` and ``hi`` shaped to broadcast against a parameter of ``ndim`` dimensions."""
+    shape = [1] * ndim
+    if weight.axis is not None:
+        shape[weight.axis] = -1
+    return torch.tensor(weight.lo).reshape(shape), torch.tensor(weight.hi).reshape(shape)
+
+
+def _common(item: dict[str, Any]) -> dict[str, Any]:
+    grid = item["grid"]
+    return {
+        **item,
+        "grid": FloatGrid(**grid) if "format" in grid else AffineGrid(**grid),
+        "lo": tuple(item["lo"]),
+        "hi": tuple(item["hi"]),
+    }

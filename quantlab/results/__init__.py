@@ -1,0 +1,1 @@
+"""What sweeps and reports read of finished trials."""

@@ -1,0 +1,158 @@
+"""Trials as a report sees them, read from their folders."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from quantlab.results.answers import Answers, read_answers
+from quantlab.trial.result import RESULT, is_reference
+
+ALIKE = {  # what trials of one report must share: a name for people, and where it stands
+    "checkpoint": ("tags", "checkpoint_fingerprint"),
+    "task": ("config", "task", "name"),
+    "data": ("tags", "data_fingerprint"),
+}
+
+
+class MixedTrialsError(ValueError):
+    """The trials answer different questions."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """A row of the report. ``summary`` is what ``result.json`` holds, None where the trial did not finish."""
+
+    number: int
+    name: str
+    folder: Path
+    summary: Mapping[str, Any] | None
+    settings: Mapping[str, str] = field(default_factory=dict)  # the swept overrides that this row sets
+    error: str = ""
+    command: str = ""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Its metrics by name; none where it did not finish."""
+        return self.summary["metrics"] if self.summary else {}
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Its tags; none where it did not finish."""
+        return self.summary["tags"] if self.summary else {}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config as plain data; nothing where it did not finish."""
+        return self.summary["config"] if self.summary else {}
+
+    @property
+    def alarms(self) -> Sequence[Mapping[str, str]]:
+        """Its alarms, each with a name and a message."""
+        return self.summary["alarms"] if self.summary else ()
+
+    def number_of(self, name: str) -> float:
+        """A metric of one number; NaN where it has none."""
+        value = self.metrics.get(name)
+        return float("nan") if value is None or isinstance(value, list) else float(value)
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is the unquantized FP32 network itself."""
+        return is_reference(self.tags)
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """Its answers; None where their file is not there."""
+        return read_answers(self.folder) if self.summary is not None else None
+
+    @cached_property
+    def sites(self) -> pd.DataFrame | None:
+        """Its table of sites; None where there is none."""
+        path = self.folder / "sites.csv"
+        return pd.read_csv(path) if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """Trials on one checkpoint and one set of examples. At least one finished."""
+
+    title: str
+    trials: tuple[Trial, ...]
+    root: Path | None  # where the trials' sweep keeps its files
+    command: str = ""  # runs all of them again
+    alarms: tuple[tuple[str, str], ...] = ()  # of all of them together, names and messages
+    evaluation: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # how a sweep's rows were evaluated, or the first trial's
+
+    @property
+    def finished(self) -> list[Trial]:
+        """The trials that finished."""
+        return [trial for trial in self.trials if trial.summary is not None]
+
+    @property
+    def primary(self) -> str:
+        """The metric that has a drop beside it."""
+        return next(name.removesuffix("_drop") for name in self.finished[0].metrics if name.endswith("_drop"))
+
+    @property
+    def swept(self) -> list[str]:
+        """The overrides that tell the trials apart."""
+        names = dict.fromkeys(name for trial in self.trials for name in trial.settings)
+        return [name for name in names if len({trial.settings.get(name, "") for trial in self.trials}) > 1]
+
+
+def study(title: str, trials: Iterable[Trial], root: Path | None) -> Study:
+    """The trials, found to belong together.
+
+    Raises ValueError where none finished, and MixedTrialsError where checkpoint, task or data differ.
+    """
+    trials = tuple(trials)
+    finished = [trial for trial in trials if trial.summary is not None]
+    if not finished:
+        errors = [trial.error.strip().split("\n")[0] for trial in trials if trial.error]
+        first = f"; the first error: {errors[0]}" if errors else ""
+        raise ValueError(f"{title}: none of {len(trials)} trials finished, so there is nothing to report{first}")
+    for what, place in ALIKE.items():
+        _require_alike(what, place, finished)
+    return Study(title=title, trials=trials, root=root, evaluation=finished[0].config.get("evaluation", {}))
+
+
+def _require_alike(what: str, place: tuple[str, ...], trials: Sequence[Trial]) -> None:
+    first, *others = trials
+    for other in others:
+        values = [_value(trial.summary, place) for trial in (first, other)]
+        if values[0] != values[1]:
+            shown = " and ".join(
+                f"{value} ({trial.name}, {trial.tags.get('checkpoint', '?')})"
+                for value, trial in zip(values, (first, other), strict=True)
+            )
+            raise MixedTrialsError(
+                f"the trials differ in {what} ({'.'.join(place)}): {shown}; a report compares trials on one "
+                "checkpoint, one task and the same examples"
+            )
+
+
+def _value(tree: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def summary_of(folder: Path) -> dict[str, Any] | None:
+    """``result.json`` of a trial's folder, or None. Raises ValueError, naming the file, where it is not one."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {"metrics", "config", "tags", "alarms"} - summary.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a trial's result: {error}") from error
+    return summary

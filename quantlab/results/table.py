@@ -1,0 +1,178 @@
+"""What a finished sweep holds, and its tables."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from quantlab.config.checks import one_of
+from quantlab.storage.files import write_whole
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Results:
+    """All rows of a sweep, those that failed included.
+
+    ``table`` has one row a trial, in the sweep's order: ``number`` from 1, ``block``, ``name``, ``status`` ("done",
+    "reused" or "failed"), ``key``, ``reference`` (whether it is FP32 itself); one column of text a swept setting
+    ("" where a row leaves the default); the trial's scalar metrics (NaN where it has none); ``alarms`` and ``error``
+    ("" if none).
+    """
+
+    table: pd.DataFrame
+    primary: str  # a metric M that has M_fp32, M_drop and M_drop_ci95_low and _high beside it
+    swept: tuple[str, ...]
+    title: str  # the sweep's question
+    correct: np.ndarray | None  # (rows, examples): 1.0 where right, NaN where failed; None where none compare
+
+    @property
+    def axis(self) -> str:
+        """The primary metric's name and unit for an axis."""
+        return f"{self.primary.replace('_', ' ')} (%)"
+
+    @property
+    def failed(self) -> pd.Series:
+        """Which rows failed."""
+        return self.table["status"] == "failed"
+
+    @property
+    def reference(self) -> pd.Series:
+        """Which rows are the unquantized FP32 network itself."""
+        return self.table["reference"]
+
+    def metric(self, name: str) -> pd.Series:
+        """A metric of every row; NaN where no trial has it."""
+        return self.table[name] if name in self.table else pd.Series(math.nan, index=self.table.index)
+
+    def percent(self) -> pd.DataFrame:
+        """The primary metric in percent: ``value``, ``low`` to ``high`` (95 %, paired with FP32), and ``fp32``'s."""
+        fp32 = self.metric(f"{self.primary}_fp32")
+        low, high = (fp32 - self.metric(f"{self.primary}_drop_ci95_{end}") for end in ("high", "low"))
+        return 100 * pd.DataFrame({"value": self.metric(self.primary), "low": low, "high": high, "fp32": fp32})
+
+    def scores(self) -> np.ndarray:
+        """(rows, examples) whose mean over examples is the primary metric; one column where it is no such mean."""
+        if self.correct is not None and self.primary == "accuracy":
+            return self.correct
+        return self.metric(self.primary).to_numpy(np.float64)[:, None]
+
+    def where(self, rows: pd.Series) -> "Results":
+        """The rows for which the mask is true."""
+        correct = None if self.correct is None else self.correct[rows.to_numpy()]
+        return replace(self, table=self.table[rows], correct=correct)
+
+    def block(self, name: str) -> "Results":
+        """The rows of a block. Raises ValueError where there is no such block."""
+        one_of("block", name, self.table["block"].unique())
+        return self.where(self.table["block"] == name)
+
+    def require_finished(self) -> None:
+        """Raises ValueError that names the rows that failed, if any did."""
+        if self.failed.any():
+            names = ", ".join(self.table["name"][self.failed])
+            raise ValueError(f"every trial is needed here, but {self.failed.sum()} failed: {names}")
+
+
+def write_tables(results: Results, folder: Path) -> list[Path]:
+    """``results.csv`` with everything; ``results.md`` and ``results.tex`` (needs booktabs) with what a paper shows."""
+    shown = concise(results)
+    tables = {"csv": results.table.to_csv(index=False), "md": markdown(shown), "tex": latex(shown)}
+    return write_texts(folder, {f"results.{suffix}": text for suffix, text in tables.items()})
+
+
+SPEED = "FP32's speed times"
+
+
+def concise(results: Results) -> pd.DataFrame:
+    """The table as text for readers; a column that nothing fills is left out."""
+    table, percent = results.table, results.percent()
+    drops = [100 * results.metric(f"{results.primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")]
+    first_lines = table["error"].str.strip().str.split("\n").str[0]
+    columns = {
+        "name": table["name"],
+        **{short: table[name] for name, short in short_names(untold(results)).items()},
+        results.axis: texts(percent["value"], ".2f"),
+        "drop in points (95 % interval)": pd.Series(map(points, *drops), table.index).mask(results.reference, ""),
+        "same as FP32 (%)": texts(100 * results.metric("agreement_fp32"), ".1f"),
+        "p50 (ms)": texts(results.metric("latency_p50_ms"), ".1f"),
+        SPEED: speeds(results, ""),
+        f"{results.axis}, deployed": texts(100 * results.metric(f"{results.primary}_deployed"), ".2f"),
+        "p50 (ms), deployed": texts(results.metric("deployed_latency_p50_ms"), ".1f"),
+        f"{SPEED}, deployed": speeds(results, "deployed_"),
+        "size (MB)": texts(results.metric("size_bytes") / 1e6, ".1f"),
+        "alarms": table["alarms"],
+        "status": table["status"].mask(results.failed, "failed: " + first_lines),
+    }
+    shown = pd.DataFrame(columns)
+    return shown.loc[:, (shown != "").any()]
+
+
+def untold(results: Results) -> list[str]:
+    """The swept overrides in which rows of one name differ."""
+    names = results.table.groupby("name")
+    return [name for name in results.swept if (names[name].nunique() > 1).any()]
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """The last part of each override's name, or all of it where two would read alike."""
+    names = list(names)
+    last = [name.rsplit(".", 1)[-1] for name in names]
+    return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
+
+
+def setting(name: str, value: str) -> str:
+    """``k=4``, or ``k=default`` where a row leaves the override out."""
+    return f"{name}={value or 'default'}"
+
+
+def ordered(values: Iterable[str]) -> list[str]:
+    """The distinct values: by number where all are numbers, else as they come."""
+    levels = list(dict.fromkeys(values))
+    numbers = pd.to_numeric(pd.Series(levels, dtype=object), errors="coerce")
+    return sorted(levels, key=float) if np.isfinite(numbers).all() else levels
+
+
+def points(mean: float, low: float, high: float) -> str:
+    """``+0.52 (-0.10 to +1.14)``: a difference in points with its 95 % interval where there is one; "" for NaN."""
+    interval = "" if math.isnan(low) else f" ({low:+z.2f} to {high:+z.2f})"
+    return "" if math.isnan(mean) else f"{mean:+z.2f}{interval}"
+
+
+def speeds(results: Results, prefix: str) -> pd.Series:
+    """``2.31 (2.28 to 2.34)``: the speed in FP32's, with its 95 % interval; "" where it was not timed."""
+    value, low, high = (
+        texts(results.metric(f"{prefix}speedup_{name}"), ".2f") for name in ("vs_fp32", "ci95_low", "ci95_high")
+    )
+    return (value + " (" + low + " to " + high + ")").where(value != "", "")
+
+
+def texts(values: pd.Series, spec: str) -> pd.Series:
+    """Numbers as a format has them; "" for NaN."""
+    return values.map(f"{{:{spec}}}".format, na_action="ignore").astype(object).fillna("")
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table of text, numbers to the right."""
+    sides = ["right" if numeric else "left" for numeric in _numeric(frame)]
+    escaped = frame.replace(r"\|", r"\\|", regex=True)
+    return str(escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)) + "\n"
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """A table of text, numbers to the right."""
+    sides = "".join("r" if numeric else "l" for numeric in _numeric(frame))
+    return frame.to_latex(index=False, escape=True, column_format=sides)
+
+
+def write_texts(folder: Path, contents: Mapping[str, str]) -> list[Path]:
+    """Writes text files by name; returns them."""
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def _numeric(frame: pd.DataFrame) -> list[bool]:
+    return [bool(frame[name].str.fullmatch(r"[-+]?\d.*|").all()) for name in frame]

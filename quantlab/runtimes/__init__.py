@@ -1,0 +1,1 @@
+"""ONNX Runtime and OpenVINO: exported files and what they answer."""

@@ -1,0 +1,83 @@
+"""ONNX Runtime."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from quantlab.runtimes.runtime import (
+    Deployment,
+    Products,
+    Session,
+    check_model,
+    count,
+    require,
+    require_device,
+    stored,
+)
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+INTEGER = ("QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "QAttention")
+FLOATING = ("MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention")
+WEIGHT_INPUT = {"QLinearMatMul": 3, "QGemm": 3}  # of the others the second input
+ERRORS_ONLY = 3
+EXACT = ("session.x64quantprecision", "1")  # without VNNI: kernels that do not saturate, slower
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntime(Deployment):
+    """ONNX Runtime with all its graph optimizations."""
+
+    package: ClassVar[str] = "onnxruntime"
+
+    device: str = "cpu"
+
+    def check(self) -> None:
+        require("onnxruntime", "onnx")
+        require("onnx", "onnx")
+        require("onnxscript", "onnx")
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        require_device(self.device, [name for name, provider in PROVIDERS.items() if provider in available])
+
+    def open(self, path: Path, threads: int) -> Session:
+        import onnxruntime
+
+        check_model(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry(*EXACT)
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            options.optimized_model_filepath = str(optimized)
+            session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDERS[self.device]])
+            return _Session(session, _products(optimized))
+
+
+class _Session(Session):
+    def __init__(self, session: "onnxruntime.InferenceSession", products: Products):  # type: ignore[name-defined]  # noqa: F821
+        self.session, self.found = session, products
+        self.names = [node.name for node in session.get_inputs()]
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        logits: np.ndarray = self.session.run(["logits"], dict(inputs))[0]
+        return logits
+
+    def products(self) -> Products:
+        return self.found
+
+
+def _products(optimized: Path) -> Products:
+    import onnx
+
+    graph = onnx.load(str(optimized), load_external_data=False).graph
+    weights = stored(graph)
+    products = (node for node in graph.node if node.op_type in {*INTEGER, *FLOATING})
+    return count(
+        ((node.op_type, node.input[WEIGHT_INPUT.get(node.op_type, 1)] in weights) for node in products), INTEGER
+    )

@@ -1,0 +1,68 @@
+"""OpenVINO."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from quantlab.runtimes.runtime import Deployment, Products, Session, check_model, count, require, require_device
+
+WITH_WEIGHT = "FullyConnected"
+FUSED = "Subgraph"  # several nodes in one kernel, which its name does not tell
+PRODUCTS = (WITH_WEIGHT, "MatMul", FUSED)
+INTEGER = ("u8", "i8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVino(Deployment):
+    """OpenVINO, for the least latency; what is not quantized runs in FP32, not in the processor's 16 bits."""
+
+    package: ClassVar[str] = "openvino"
+    signed: ClassVar[bool] = True  # attention's products run in integers then, all of attention as one kernel
+
+    device: str = "CPU"
+
+    def check(self) -> None:
+        require("openvino", "openvino")
+        require("onnx", "onnx")
+        require("onnxscript", "onnx")
+        import openvino
+
+        require_device(self.device, openvino.Core().available_devices)
+
+    def open(self, path: Path, threads: int) -> Session:
+        import openvino
+
+        check_model(path)
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        return _Session(openvino.Core().compile_model(str(path), self.device, settings))
+
+
+class _Session(Session):
+    def __init__(self, compiled: Any):
+        self.compiled, self.request = compiled, compiled.create_infer_request()
+        self.names = [node.any_name for node in compiled.inputs]
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        logits: np.ndarray = self.request.infer(dict(inputs))[self.compiled.output("logits")]
+        return logits.copy()  # the request's own memory, written again by the next call
+
+    def products(self) -> Products:
+        nodes = [node.get_rt_info() for node in self.compiled.get_runtime_model().get_ops()]
+        products = (
+            (_text(node, "layerType"), _text(node, "runtimePrecision"))
+            for node in nodes
+            if _text(node, "layerType") != FUSED or "matmul" in _text(node, "originalLayersNames").lower()
+        )
+        kernels = [(f"{layer} {precision}", layer == WITH_WEIGHT) for layer, precision in products if layer in PRODUCTS]
+        return count(kernels, (f"{layer} {precision}" for layer in PRODUCTS for precision in INTEGER))
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str))

@@ -1,0 +1,61 @@
+"""A trial on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from quantlab.cli.console import alarm_line, plain_console, shortened
+from quantlab.sweeping.spec import Member
+from quantlab.trial.result import RESULT, Metric, TrialResult
+
+NAME = 200  # characters of a trial's name on the terminal
+
+
+def answer(metrics: Mapping[str, Metric]) -> str:
+    """The primary metric, FP32's and the drop; a correlation that does not exist is ``none``."""
+    primary = next(name.removesuffix("_drop") for name in metrics if name.endswith("_drop"))
+    names = (primary, *(f"{primary}_{part}" for part in ("fp32", "drop", "drop_ci95_low", "drop_ci95_high")))
+    value, fp32, drop, low, high = (
+        f"{number:.4f}" if isinstance(number := metrics[name], float) else "none" for name in names
+    )
+    return f"{primary} {value}, FP32 {fp32}, drop {drop} (95 % interval {low} to {high})"
+
+
+def latencies(metrics: Mapping[str, Metric], tags: Mapping[str, str]) -> list[str]:
+    """What was timed, in which arithmetic, and its ratio to FP32 where it has one."""
+    timed = {"": f"torch, {tags['engine']}"}
+    if "runtime" in tags:
+        timed["deployed_"] = f"{tags['runtime']}, {tags['deployed_arithmetic']}"
+    return [
+        f"p50 {metrics[f'{prefix}latency_p50_ms']:.1f} ms ({title}){_speedup(metrics, prefix)}"
+        for prefix, title in timed.items()
+        if f"{prefix}latency_p50_ms" in metrics
+    ]
+
+
+def _speedup(metrics: Mapping[str, Metric], prefix: str) -> str:
+    names = ("vs_fp32", "ci95_low", "ci95_high")
+    if f"{prefix}speedup_vs_fp32" not in metrics:
+        return ""
+    value, low, high = (metrics[f"{prefix}speedup_{name}"] for name in names)
+    return f", {value:.2f} times as fast as FP32 in torch (95 % interval {low:.2f} to {high:.2f})"
+
+
+def print_member(member: Member, summary: Mapping[str, Any]) -> None:
+    """A sweep's trial in one line: its place, its name, its answer."""
+    alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"]))
+    said = f"[{member.number}/{member.total}] {shortened(member.name, NAME)}: {answer(summary['metrics'])} "
+    plain_console().print(Text.assemble(said, (alarms, "bold red")))
+
+
+def print_summary(result: TrialResult, folder: Path) -> None:
+    """The answer first, then the alarms, then where the rest is."""
+    console = plain_console()
+    console.print(answer(result.metrics))
+    for line in latencies(result.metrics, result.tags):
+        console.print(line)
+    for alarm in result.alarms:
+        console.print(alarm_line(alarm.name, alarm.message))
+    console.print(str(folder / RESULT))

@@ -1,0 +1,93 @@
+"""The training loop: AdamW, linear warm-up and decay, batches of like length, BF16 where the hardware has it."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+
+from quantlab.network.models import Recipe
+from quantlab.tasks.batching import Batch, Tokenized, by_length, on_device
+
+POOL = 50  # batches whose rows are sorted by length together: many for little padding, few to stay random
+MAX_GRAD_NORM = 1.0
+
+
+def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Tokenized, recipe: Recipe) -> None:
+    """Trains in place by the recipe. Raises FloatingPointError where the loss is no longer finite."""
+    steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
+    warmup = round(recipe.warmup_fraction * steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]
+    model.train()
+    with progress() as bar:
+        shown = bar.add_task("fine-tuning", total=steps, loss=float("nan"), rate=recipe.learning_rate)
+        for epoch in range(recipe.epochs):
+            for batch, labels in shuffled(rows, tokenizer, recipe, epoch):
+                loss = step(model, batch, labels, recipe.bf16)
+                optimizer.step()
+                schedule.step()
+                bar.update(shown, advance=1, loss=loss, rate=schedule.get_last_lr()[0])
+    model.eval()  # type: ignore[no-untyped-call]
+
+
+def step(model: PreTrainedModel, batch: Batch, labels: np.ndarray, bf16: bool) -> float:
+    """Leaves the batch's clipped gradients in the model and returns its loss."""
+    wanted = torch.from_numpy(labels).to(model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and bf16_is_fast(model.device)):
+        logits = model(**on_device(batch, model.device)).logits
+    loss = loss_of(logits.float(), wanted)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss became {loss.item()}: lower the learning rate")
+    model.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    return loss.item()
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy with class indices, mean squared error with scores. Shapes (N, C) and (N,)."""
+    if labels.is_floating_point():
+        return functional.mse_loss(logits[:, 0], labels)
+    return functional.cross_entropy(logits, labels)
+
+
+def shuffled(
+    rows: Tokenized, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, epoch: int
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """An epoch's batches in random order, each of rows of like length, with their labels."""
+    generator = np.random.default_rng([recipe.seed, epoch])
+    order = generator.permutation(len(rows))
+    for pool in np.split(order, range(POOL * recipe.batch_size, len(order), POOL * recipe.batch_size)):
+        part = Tokenized(
+            rows=tuple(rows.rows[row] for row in pool), labels=rows.labels[pool], max_length=rows.max_length
+        )
+        batches = by_length(part, tokenizer, recipe.batch_size)
+        for chosen in generator.permutation(len(batches)):
+            yield batches[chosen], part.labels[batches[chosen].indices]
+
+
+def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; biases and normalisation weights do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": weight_decay},
+        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies in BF16 itself rather than in emulation."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def progress() -> Progress:
+    """A bar with the loss and the learning rate."""
+    numbers = TextColumn("loss {task.fields[loss]:.3f}, rate {task.fields[rate]:.1e}")
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers, TimeRemainingColumn())

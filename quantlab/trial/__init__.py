@@ -1,0 +1,1 @@
+"""One trial: quantize, evaluate, profile."""

@@ -1,0 +1,109 @@
+"""A trial's result, and its files: whole or not there."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from quantlab.alarms import Alarm
+from quantlab.calibration.outlier_statistics import plot_by_depth
+from quantlab.engines.integer import Ran
+from quantlab.plan.plan import QuantPlan
+from quantlab.storage.files import settle, write_whole
+
+RESULT = "result.json"
+REFERENCE = "fp32"  # the engine of a trial in which nothing is quantized
+
+Metric = float | list[float | None] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialResult:
+    """All that a trial found. A list among the metrics is one value a depth; None stands for "infinite" or "none"."""
+
+    metrics: Mapping[str, Metric]
+    config: Mapping[str, Any]
+    tags: Mapping[str, str]
+    alarms: tuple[Alarm, ...]
+    plan: QuantPlan
+    linears: Mapping[str, Ran]  # what each Linear ran on, by path
+    sites: pd.DataFrame
+    outliers: pd.DataFrame  # of every place in the FP32 network
+    labels: np.ndarray
+    logits: np.ndarray  # (N, classes)
+    reference: np.ndarray  # the FP32 logits, (N, classes)
+
+    def summary(self) -> dict[str, Any]:
+        """What ``result.json`` holds."""
+        return {
+            "metrics": dict(self.metrics),
+            "config": dict(self.config),
+            "tags": dict(self.tags),
+            "alarms": [{"name": alarm.name, "message": alarm.message} for alarm in self.alarms],
+        }
+
+    def save(self, folder: Path) -> list[Path]:
+        """Writes the artifacts, and ``result.json`` last: where it is, everything is. Returns the files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False))
+        write_whole(folder / "plan.json", self.plan.to_json())
+        self._answers().to_parquet(folder / "answers.parquet", index=False)
+        self.sites.to_csv(folder / "sites.csv", index=False)
+        self.outliers.to_csv(folder / "outliers.csv", index=False)
+        ran = [(path, ran.on, ran.times_fp32) for path, ran in self.linears.items()]
+        pd.DataFrame(ran, columns=["linear", "ran_on", "times_fp32"]).to_csv(folder / "linears.csv", index=False)
+        title = f"FP32 activations of {Path(self.tags['checkpoint']).name}"
+        plot_by_depth(self.layers(), title, folder / "kurtosis.png")
+        tables = ("sites.csv", "outliers.csv", "linears.csv")
+        files = [folder / name for name in ("config.yaml", "plan.json", "answers.parquet", *tables, "kurtosis.png")]
+        settle(files)
+        write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
+        return [*files, folder / RESULT]
+
+    def layers(self) -> dict[str, list[float]]:
+        """The metrics that have one value a depth; NaN where there is none."""
+        lists = {name: values for name, values in self.metrics.items() if isinstance(values, list)}
+        return {name: [math.nan if value is None else value for value in values] for name, values in lists.items()}
+
+    def _answers(self) -> pd.DataFrame:
+        columns: dict[str, np.ndarray] = {"label": self.labels}
+        columns |= {f"logit_{index}": column for index, column in enumerate(self.logits.T)}
+        columns |= {f"fp32_logit_{index}": column for index, column in enumerate(self.reference.T)}
+        return pd.DataFrame(columns)
+
+
+def is_reference(tags: Mapping[str, str]) -> bool:
+    """Whether a trial with these tags is the unquantized FP32 network itself, by its own word."""
+    return tags.get("engine") == REFERENCE
+
+
+def describe(component: Any) -> Any:
+    """A component as plain data that Hydra can build it from again: ``_target_`` and its fields."""
+    if is_dataclass(component) and not isinstance(component, type):
+        target = f"{type(component).__module__}.{type(component).__qualname__}"
+        return {"_target_": target} | {f.name: describe(getattr(component, f.name)) for f in fields(component)}
+    if isinstance(component, tuple | list):
+        return [describe(item) for item in component]
+    return component
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON and databases know no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder and removes an older result from it. Raises OSError where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".writable", "")
+        (folder / ".writable").unlink()
+        (folder / RESULT).unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"the trial's folder {folder} cannot be written: {error}") from error

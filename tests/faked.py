@@ -1,0 +1,77 @@
+"""Sweeps without trials: settings, and which examples each of their trials answers right."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from quantlab.evaluation.significance import accuracy_drop_ci95
+from quantlab.results.table import Results
+
+Settings = Mapping[str, str]
+
+
+def crossed(**axes: Sequence[str]) -> list[dict[str, str]]:
+    """Every combination of values; an underscore in a name stands for a dot."""
+    names = [name.replace("_", ".") for name in axes]
+    return [dict(zip(names, values, strict=True)) for values in product(*axes.values())]
+
+
+def faked(
+    settings: Sequence[Settings],
+    right: np.ndarray,
+    failed: Collection[int] = (),
+    block: str = "",
+    references: Collection[int] = (),
+    **metrics: float,
+) -> Results:
+    """Results of trials with these settings; ``right`` is (trials, examples), FP32 is right throughout.
+
+    ``references`` are FP32 itself. ``metrics`` are further metrics of every trial that did not fail.
+    """
+    swept = tuple(dict.fromkeys(name for row in settings for name in row))
+    rows = []
+    for index, (row, answers) in enumerate(zip(settings, right.astype(bool), strict=True)):
+        low, high = accuracy_drop_ci95(np.ones_like(answers), answers)
+        scores = {
+            "accuracy": answers.mean(),
+            "accuracy_fp32": 1.0,
+            "accuracy_drop": 1 - answers.mean(),
+            "accuracy_drop_ci95_low": low,
+            "accuracy_drop_ci95_high": high,
+            "agreement_fp32": answers.mean(),
+            "size_bytes": 1e6,
+            "size_fp32_bytes": 4e6,
+            **metrics,
+        }
+        lost = index in failed
+        rows.append({
+            "number": index + 1,
+            "block": block,
+            "name": " ".join(row.values()),
+            "status": "failed" if lost else "done",
+            "key": f"{index:08x}",
+            "reference": index in references and not lost,
+            **{name: row.get(name, "") for name in swept},
+            **{name: np.nan if lost else value for name, value in scores.items()},
+            "alarms": "",
+            "error": "OutOfMemoryError: too large\nline 2" if lost else "",
+        })  # fmt: skip
+    correct = right.astype(float)
+    correct[list(failed)] = np.nan
+    return Results(table=pd.DataFrame(rows), primary="accuracy", swept=swept, title="Which?", correct=correct)
+
+
+def changed(results: Results, **columns: list[object]) -> Results:
+    """The same with other columns in its table."""
+    return replace(results, table=results.table.assign(**columns))
+
+
+def answers(accuracies: Sequence[float], examples: int = 400, noise: float = 0.1, seed: int = 0) -> np.ndarray:
+    """(trials, examples) right or not, as often as asked; trials agree on which examples are hard, but for noise."""
+    random = np.random.default_rng(seed)
+    hardness = random.random(examples) + noise * random.normal(size=(len(accuracies), examples))
+    order = hardness.argsort(axis=1).argsort(axis=1)
+    return order < np.round(np.array(accuracies) * examples)[:, None]

@@ -1,0 +1,557 @@
+"""Checkpoints good and bad: what is read, what is refused, and what the message says."""
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SPECIAL, WORDS, MakeModel
+from safetensors.torch import load_file, save_file
+from transformers import BertModel, PreTrainedTokenizerFast
+
+from quantlab.network import checkpoint
+from quantlab.network.labels import label_columns
+from quantlab.network.models import Checkpoint, FineTuned, Loaded, Packaged, Pretrained, Recipe, check_token_types
+from quantlab.tasks.base import Examples, Task
+from quantlab.tasks.batching import tokenize
+from quantlab.tasks.glue import Glue
+
+QNLI = ("entailment", "not_entailment")
+
+
+def task_of(labels: tuple[str, ...] = QNLI, max_length: int = 32) -> Task:
+    metric = "accuracy" if labels else "pearson"
+    return Glue(
+        name="t", config="qnli", text=("question", "sentence"), labels=labels, metrics=(metric,), max_length=max_length
+    )
+
+
+@pytest.fixture
+def copy(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may break."""
+    return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+
+
+def load(path: Path | str, task: Task | None = None, **settings: str) -> Loaded:
+    model, task = Checkpoint(path=str(path), **settings), task or task_of()
+    return model.load(model.resolve(task, task.load))
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_loaded_model_is_fp32_eager_and_at_rest(tiny_bert: Path) -> None:
+    loaded = load(tiny_bert, device="cpu")
+    assert loaded.model.dtype == torch.float32
+    assert loaded.model.config._attn_implementation == "eager"
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.tags == {"label_order": "matched", "checkpoint": str(tiny_bert), "device": "cpu"}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_every_family_loads_at_any_depth(make_model: MakeModel, family: str, layers: int) -> None:
+    loaded = load(make_model(family, layers), device="cpu")
+    assert loaded.model.config.num_hidden_layers == layers
+    tokens = loaded.tokenizer("what is the cat", "a red bird", return_tensors="pt")
+    assert torch.isfinite(loaded.model(**tokens).logits).all()
+
+
+def test_half_precision_files_run_in_fp32(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    edit_config(copy, dtype="float16")
+    assert load(copy).model.dtype == torch.float32
+
+
+def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(tiny_bert: Path, copy: Path) -> None:
+    seen = [checkpoint.fingerprint(tiny_bert)]
+    assert checkpoint.fingerprint(copy) == seen[0]
+    for change in ("config.json", "model.safetensors", "tokenizer.json"):
+        with (copy / change).open("ab") as file:
+            file.write(b" ")
+        seen.append(checkpoint.fingerprint(copy))
+    assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "columns", "order"),
+    [
+        (("entailment", "not_entailment"), QNLI, (0, 1), "matched"),
+        (("NOT-Entailment", "Entailment"), QNLI, (1, 0), "matched"),
+        (("Contradiction", "Neutral", "Entailment"), ("entailment", "neutral", "contradiction"), (2, 1, 0), "matched"),
+        (("LABEL_0", "LABEL_1"), QNLI, (0, 1), "assumed"),
+        (("0", "1"), QNLI, (0, 1), "assumed"),
+        (("LABEL_0",), (), (0,), "regression"),
+    ],
+)
+def test_label_order(make_model: MakeModel, model: tuple, task: tuple, columns: tuple, order: str) -> None:
+    config = checkpoint.read_config(make_model(labels=model))
+    assert label_columns(config, task_of(task)) == (columns, order)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "message"),
+    [
+        (("positive", "negative"), QNLI, r"contradict.*\['positive', 'negative'\].*\['entailment', 'not_entailment'\]"),
+        (("LABEL_1", "LABEL_0"), QNLI, "contradict"),
+        (("entailment", "Entailment"), QNLI, "contradict"),
+        (("a", "b", "c"), QNLI, r"3 labels, 2 wanted.*\['a', 'b', 'c'\]"),
+        (("LABEL_0", "LABEL_1"), (), "2 labels, 1 wanted.*one score"),
+    ],
+)
+def test_contradicting_labels_are_refused(make_model: MakeModel, model: tuple, task: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(make_model(labels=model), task_of(task))
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem", "message"),
+    [
+        (("LABEL_0",), None, r"one logit is a score that waits for a threshold.*entailment"),
+        (QNLI, "multi_label_classification", "multi_label_classification, but quantlab judges one label"),
+        (QNLI, "regression", "problem_type is regression"),
+    ],
+)
+def test_answers_that_are_no_choice_of_one_label_are_refused(
+    make_model: MakeModel, labels: tuple, problem: str | None, message: str
+) -> None:
+    config = checkpoint.read_config(make_model(labels=labels, problem_type=problem))
+    with pytest.raises(ValueError, match=message):
+        label_columns(config, task_of())
+
+
+def test_a_checkpoint_without_a_head_is_refused(copy: Path) -> None:
+    with checkpoint.quiet():
+        BertModel.from_pretrained(copy).save_pretrained(copy)
+    with pytest.raises(ValueError, match=r"lacks classifier\.bias, classifier\.weight.*quantlab\.finetune"):
+        load(copy)
+
+
+def test_missing_and_misshapen_tensors_are_named(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    tensors = load_file(file)
+    lost = tensors.pop("bert.encoder.layer.1.output.dense.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks bert\.encoder\.layer\.1\.output\.dense\.weight"):
+        load(copy)
+    save_file(tensors | {"bert.encoder.layer.1.output.dense.weight": lost.T.contiguous()}, file)
+    with pytest.raises(ValueError, match=r"dense\.weight has shape \[64, 32\], config\.json asks for \[32, 64\]"):
+        load(copy)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Puts other tensors into the folder's weight file."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def prefixed(prefix: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def besides(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: tensors | {name: torch.ones(3) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (prefixed("module."), r"names of its tensors begin with module\. \(module\.bert\."),
+        (prefixed("_orig_mod.module."), r"begin with _orig_mod\.module\. "),
+        (
+            besides("bert.encoder.layer.0.attention.self.distance_embedding.weight"),
+            r"bert with 2 layers, as config\.json describes it, has no bert\.encoder\.layer\.0\.attention\.self\.dist",
+        ),
+        (besides("bert.encoder.layer.0.adapter.down.weight"), r"has no bert\.encoder\.layer\.0\.adapter\.down\.weight"),
+        (besides(*(f"bert.encoder.layer.2.output.{n}.bias" for n in range(9))), r"2 layers.* has no .* and 4 more"),
+    ],
+    ids=["module", "compiled", "relative positions", "adapter", "third layer"],
+)
+def test_tensors_that_no_module_takes_are_refused_before_weights_are_read(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, change: Callable, message: str
+) -> None:
+    rewritten(copy, change)
+    with pytest.raises(ValueError, match=message) as refused:
+        checkpoint.read_model(copy)
+    assert "finetune" not in str(refused.value)
+    monkeypatch.setattr(checkpoint, "read_model", lambda *_: pytest.fail("read the weights"))
+    with pytest.raises(ValueError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize(("family", "config"), [("bert", "distilbert"), ("distilbert", "bert"), ("roberta", "electra")])
+def test_another_familys_weights_are_named_so(make_model: MakeModel, family: str, config: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make_model(config), tmp_path / "model"))
+    shutil.copy(make_model(family) / "model.safetensors", folder)
+    with pytest.raises(ValueError, match=rf"weights of another family than config\.json's {config}: {family}\."):
+        load(folder)
+
+
+def test_leftovers_that_no_answer_depends_on_change_nothing(copy: Path) -> None:
+    """Old names of LayerNorm's weights, a buffer of positions, and pretraining's heads."""
+    plain = load(copy).model.state_dict()
+
+    def old(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = {name: re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name) for name in tensors}
+        renamed = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", names[name]): tensors[name] for name in tensors}
+        leftovers = ("bert.embeddings.position_ids", "cls.predictions.bias", "cls.seq_relationship.weight")
+        return besides(*leftovers)(renamed)
+
+    rewritten(copy, old)
+    found = load(copy).model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+
+
+def test_a_pooler_that_the_head_does_not_use_is_harmless(make_model: MakeModel, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make_model("roberta"), tmp_path / "model"))
+    rewritten(folder, besides("roberta.pooler.dense.weight", "lm_head.bias"))
+    load(folder)
+
+
+def test_weights_that_are_not_numbers_are_refused(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    tensors = load_file(file)
+    tensors["classifier.weight"][0, 0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"classifier\.weight holds NaN or infinity"):
+        load(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage, and more of it", None], ids=["empty", "garbage", "truncated"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_broken_weight_files_are_named(copy: Path, name: str, content: bytes | None) -> None:
+    as_pickle(copy)
+    whole = (copy / "saved").read_bytes() if name.endswith("bin") else (copy / "kept").read_bytes()
+    (copy / name).write_bytes(whole[:-1000] if content is None else content)
+    with pytest.raises(ValueError, match=f"{name}"):
+        load(copy)
+
+
+def as_pickle(folder: Path) -> None:
+    """Moves the weights out of the way: ``kept`` is the safetensors file, ``saved`` the same as torch saves it."""
+    (folder / "model.safetensors").rename(folder / "kept")
+    torch.save(load_file(folder / "kept"), folder / "saved")
+
+
+def test_bin_weights_are_read_only_without_safetensors(copy: Path) -> None:
+    expected = load(copy).model.state_dict()
+    as_pickle(copy)
+    (copy / "saved").rename(copy / "pytorch_model.bin")
+    read = load(copy).model.state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in expected.items())
+    (copy / "pytorch_model.bin").write_bytes(b"broken")
+    (copy / "kept").rename(copy / "model.safetensors")
+    load(copy)
+
+
+def sharded(folder: Path) -> None:
+    """Splits the weights into two shards with their index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, folder / shard, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
+def test_what_is_fingerprinted_is_what_is_read(copy: Path, form: str) -> None:
+    """Variants, other formats and stray shards do not matter; every byte that is read does."""
+    if form == "shards":
+        sharded(copy)
+    if form == "bin":
+        as_pickle(copy)
+        (copy / "saved").rename(copy / "pytorch_model.bin")
+    files, alone = checkpoint.weight_files(copy), checkpoint.fingerprint(copy)
+    plain = load(copy).model.state_dict()
+    for name in ("model.fp16.safetensors", "model-00001-of-00005.safetensors", "pytorch_model-00001-of-00002.bin"):
+        (copy / name).write_bytes(b"not read")
+    assert checkpoint.weight_files(copy) == files
+    assert checkpoint.fingerprint(copy) == alone
+    read = load(copy).model.state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in plain.items())
+    for path in files:
+        before = path.read_bytes()
+        path.write_bytes(before + b" ")
+        assert checkpoint.fingerprint(copy) != alone
+        path.write_bytes(before)
+
+
+def test_variants_alone_missing_shards_and_shards_elsewhere_are_named(copy: Path) -> None:
+    sharded(copy)
+    (copy / "model-00002-of-00002.safetensors").rename(copy / "kept")
+    with pytest.raises(FileNotFoundError, match=r"lists shards that are not there: model-00002-of-00002\.safetensors"):
+        load(copy)
+    index = copy / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00002", "../model-00002"))
+    with pytest.raises(ValueError, match=r"index\.json cannot be used: '\.\./model-00002.* is no file beside it"):
+        load(copy)
+    index.unlink()
+    (copy / "model-00001-of-00002.safetensors").rename(copy / "model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no weights: expected model\.safetensors.*not read: model\.fp16\.saf"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_git_lfs_pointers_are_named(copy: Path, name: str) -> None:
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n")
+    with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
+        load(copy)
+
+
+def test_an_adapter_beside_a_checkpoint_or_alone_is_refused(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"holds an adapter \(adapter_config\.json\).*merge_and_unload"):
+            load(copy)
+        (copy / "config.json").unlink(missing_ok=True)
+
+
+def test_a_folder_of_checkpoints_names_them(copy: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config\.json.*these folders in it have one: model"):
+        load(copy.parent)
+
+
+class Payload:
+    """Unpickling it would make a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
+def test_pickled_code_is_refused_and_never_run(copy: Path, tmp_path: Path, save: object) -> None:
+    as_pickle(copy)
+    save({"weight": Payload(tmp_path / "ran")}, copy / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is corrupt, or holds code, which is never run"):
+        load(copy)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"config\.json"),
+        ("[]", r"config\.json.*JSON object, got list"),
+        ("{}", r"config\.json.*model_type"),
+        ('{"model_type": "bertx"}', r"config\.json.*bertx"),
+        ('{"model_type": "bert", "hidden_size": "wide"}', r"config\.json.*hidden_size"),
+        ('{"model_type": "new", "auto_map": {"AutoConfig": "code.Config"}}', r"config\.json.*custom code"),
+        ('{"model_type": "bert", "position_embedding_type": "relative_key"}', "relative_key.*absolute positions only"),
+        ('{"model_type": "bert", "pruned_heads": {"0": [1], "3": [2]}}', "pruned_heads lists heads of layers 0, 3"),
+        (
+            '{"model_type": "bert", "transformers_weights": "x.safetensors"}',
+            "transformers_weights.*x.safetensors",
+        ),
+        ('{"model_type": "bert", "quantization_config": {"quant_method": "gptq"}}', r"quantized already"),
+    ],
+)
+def test_broken_configs_are_named(copy: Path, text: str, message: str) -> None:
+    (copy / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        checkpoint.read_config(copy)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+)
+def test_missing_files_are_named(copy: Path, lost: str, message: str) -> None:
+    (copy / lost).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        load(copy)
+
+
+def test_a_broken_tokenizer_is_named(copy: Path) -> None:
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        load(copy)
+
+
+def test_a_tokenizer_or_task_too_large_for_the_model_is_refused(make_model: MakeModel, tiny_bert: Path) -> None:
+    with pytest.raises(ValueError, match="the tokenizer has 20 tokens, the model only 10"):
+        load(make_model(vocab_size=10))
+    with pytest.raises(ValueError, match=r"max_length=128.*at most 64 tokens"):
+        load(tiny_bert, task_of(max_length=128))
+
+
+@pytest.mark.parametrize(("family", "pad", "most"), [
+    ("bert", 0, 66), ("bert", 3, 66), ("distilbert", 0, 66), ("electra", 0, 66),
+    ("roberta", 0, 65), ("roberta", 1, 64), ("roberta", 3, 62),
+])  # fmt: skip
+def test_positions_begin_behind_paddings(
+    make_model: MakeModel, tmp_path: Path, family: str, pad: int, most: int
+) -> None:
+    """The limit that is allowed is the longest that the model answers."""
+    folder = Path(shutil.copytree(make_model(family, pad_token_id=pad), tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": 10**30}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"max_length={most + 1}, but the model takes at most {most} tokens"):
+        load(folder, task_of(max_length=most + 1))
+    model, rows = load(folder, task_of(max_length=most)).model, torch.full((2, most + 1), 6)
+    assert torch.isfinite(model(input_ids=rows[:, :-1]).logits).all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=rows)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_a_pair_needs_two_token_types(make_model: MakeModel, family: str) -> None:
+    found = Checkpoint(path=str(make_model(family, type_vocab_size=1))).resolve(task_of(), task_of().load)
+    single, pair = (
+        tokenize(Examples(texts=(texts,), labels=np.zeros(1)), found.tokenizer, 32)
+        for texts in (("the cat",), ("the cat", "a dog"))
+    )
+    check_token_types(single, found.skeleton, found.folder)
+    with pytest.raises(ValueError, match=r"token type 1, but the model has type_vocab_size=1"):
+        check_token_types(pair, found.skeleton, found.folder)
+
+
+def tokenizer_of(folder: Path, words: Sequence[str], **settings: object) -> None:
+    """Replaces the folder's tokenizer by one of these words."""
+    for name in checkpoint.TOKENIZER:
+        (folder / name).unlink(missing_ok=True)
+    (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *words]) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **settings}))
+
+
+@pytest.mark.parametrize(
+    ("words", "lowers", "message"),
+    [
+        (
+            ("The", "the", "Cat", "cat", "##Ing"),
+            True,
+            "lower-cases texts, but 3 of 5 words of its",
+        ),
+        (("the", "cat"), False, "keeps capitals, but none of 2 words of its vocabulary has one"),
+        (("The", "the", "Cat"), False, None),
+        (("the", "cat"), True, None),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_its_vocabulary_is_tagged(
+    copy: Path, words: tuple, lowers: bool, message: str | None
+) -> None:
+    tokenizer_of(copy, words, do_lower_case=lowers)
+    tags = load(copy).tags
+    assert (message is None) == ("tokenizer_mismatch" not in tags)
+    assert message is None or message in tags["tokenizer_mismatch"]
+
+
+def test_another_id_of_padding_is_tagged(make_model: MakeModel) -> None:
+    tags = load(make_model("roberta", pad_token_id=1)).tags
+    assert "pads with id 0, the model takes 1 ([UNK]) for padding" in tags["tokenizer_mismatch"]
+
+
+def test_a_tokenizer_without_a_pad_token_is_refused(copy: Path) -> None:
+    tokenizer_of(copy, WORDS)
+    backend = checkpoint.read_tokenizer(copy).backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(copy)
+    with pytest.raises(ValueError, match=r"no pad token: name it as pad_token in tokenizer_config\.json"):
+        load(copy)
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/model", "~/nowhere", "a/b/c", "{parent}/nowhere"])
+def test_a_missing_folder_is_never_looked_up_on_the_hub(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        load(path.format(parent=tmp_path.name))
+
+
+@pytest.mark.parametrize("path", ["", None, 3])
+def test_a_path_is_a_text(path: object) -> None:
+    with pytest.raises(ValueError, match=f"model path must be a folder or a name on the hub, got {path!r}"):
+        Checkpoint(path=path)
+    with pytest.raises(ValueError, match="model path"):
+        Pretrained(path=path)
+
+
+def test_offline_the_hub_is_a_clear_error() -> None:
+    with pytest.raises(OSError, match=r"owner/name-of-no-model.*no folder here.*Hub did not give it"):
+        load("owner/name-of-no-model")
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"])
+def test_of_the_hub_only_what_is_read_is_downloaded(copy: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    asked: list[list[str]] = []
+
+    def download(name: str, *, revision: str, allow_patterns: list[str]) -> str:
+        assert (name, revision) == ("owner/name", "v1")
+        asked.append(allow_patterns)
+        return str(copy)
+
+    if weights.endswith("json"):
+        sharded(copy)
+    if weights.endswith("bin"):
+        as_pickle(copy)
+        (copy / "saved").rename(copy / weights)
+    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    loaded = load("owner/name", revision="v1")
+    assert loaded.tags["checkpoint"] == "owner/name@v1"
+    pickles = [pattern for patterns in asked for pattern in patterns if ".bin" in pattern]
+    assert bool(pickles) == weights.endswith("bin")
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert asked[1:] == ([shards] if weights.endswith("json") else [list(checkpoint.PICKLES)] if pickles else [])
+
+
+def test_devices() -> None:
+    with pytest.raises(ValueError, match=r"device must be one of auto, cpu, cuda; got 'gpu'"):
+        Checkpoint(path="x", device="gpu")
+    assert Checkpoint(path="x", device="cpu").torch_device() == torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_an_error_before_anything_is_read() -> None:
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        load("./nowhere", device="cuda")
+
+
+def test_a_package_that_is_not_installed_names_its_extra() -> None:
+    with pytest.raises(FileNotFoundError, match=r"pip install 'quantlab\[demo\]'"):
+        Packaged(package="no_such_package", inside="model", extra="demo").folder()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size.*got 2.5"),
+        ({"learning_rate": -1.0}, "learning_rate.*got -1.0"),
+        ({"learning_rate": 0}, "learning_rate must be above 0"),
+        ({"warmup_fraction": 1.5}, "warmup_fraction must be at most 1, got 1.5"),
+        ({"bf16": "yes"}, "bf16 must be one of True, False; got 'yes'"),
+    ],
+)
+def test_recipes_check_themselves(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)
+
+
+def test_a_model_that_is_not_trained_yet_names_the_command(tiny_bert: Path, tiny_glue: Path) -> None:
+    recipe = Recipe(epochs=3, learning_rate=5e-5, batch_size=8, warmup_fraction=0, weight_decay=0, seed=1, bf16=False)
+    spec = FineTuned(name="bert_base", base=Pretrained(path=str(tiny_bert)), recipe=recipe)
+    task = replace(task_of(), name="qnli", data_dir=str(tiny_glue), max_length=128)
+    with pytest.raises(FileNotFoundError, match="run python -m quantlab.finetune model=bert_base task=qnli, with"):
+        spec.resolve(task, task.load)
+
+
+def test_the_real_checkpoint_loads(shared: Path) -> None:
+    loaded = load(shared / "models" / "minilm-qnli", task_of(max_length=128), device="cpu")
+    assert loaded.model.num_parameters() == 22_713_986
+    assert loaded.tags["label_order"] == "matched"

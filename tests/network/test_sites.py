@@ -1,0 +1,218 @@
+"""Site tables: every family, any depth, and each tap on the tensor that it names."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import ALL, FAMILIES, GEMM, logits, padded, sites_of, tiny_config, tiny_model
+from torch import Tensor, nn
+from transformers import GPT2Config, PretrainedConfig
+
+from quantlab.cli.conf_dir import CONF
+from quantlab.engines.insert import tapped
+from quantlab.network.architecture import Family, Row, both, family_of, places, skeleton_of
+from quantlab.network.sites import Place, Placement, Tap
+
+# Tensors of one layer: q, k, v, scores, probs, context, g, u, x, mid, h, y, out. Operands: attn.in, q, k, v, probs,
+# context, x, mid. Before and after the layers: the embeddings' sum and LayerNorm, P and C; the head's two inputs.
+TENSORS, OPERANDS = 13, 8
+OUTSIDE = {"bert": (4, 2), "roberta": (4, 2), "distilbert": (4, 2), "electra": (5, 3)}
+
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@families
+@pytest.mark.parametrize("layers", [2, 3])
+def test_counts(family: str, layers: int) -> None:
+    tensors, operands = OUTSIDE.get(family, (4, 2))
+    model = skeleton_of(tiny_config(family, layers))
+    assert len(sites_of(model, ALL)) == TENSORS * layers + tensors
+    assert len(sites_of(model, GEMM)) == OPERANDS * layers + operands
+    assert len({site.tap for site in sites_of(model, ALL)}) == TENSORS * layers + tensors
+
+
+def test_names_of_berts_sites() -> None:
+    model = skeleton_of(tiny_config("bert", 1))
+    assert " ".join(site.name for site in sites_of(model, ALL)) == (
+        "embed.sum embed.out 0.attn.query 0.attn.key 0.attn.value 0.attn.scores 0.attn.probs 0.attn.context 0.attn.out "
+        "0.attn.sum 0.ffn.in 0.ffn.mid 0.ffn.out 0.ffn.sum 0.layer.out head.mid head.out"
+    )
+    assert " ".join(site.name for site in sites_of(model, GEMM)) == (
+        "0.attn.in 0.attn.query 0.attn.key 0.attn.value 0.attn.probs 0.attn.context 0.ffn.in 0.ffn.mid head.in head.mid"
+    )
+
+
+@families
+def test_skeleton_has_the_models_places(family: str) -> None:
+    assert places(skeleton_of(tiny_config(family))) == places(tiny_model(family))
+
+
+@families
+@pytest.mark.parametrize("placement", [ALL, GEMM], ids=["all", "gemm"])
+def test_taps_see_their_channels(family: str, placement: Placement) -> None:
+    model, batch = tiny_model(family), padded()
+    rows, tokens = batch.inputs["input_ids"].shape
+    seen: dict[str, list[tuple[int, ...]]] = {}
+
+    def look(name: str, x: Tensor) -> Tensor:
+        seen.setdefault(name, []).append(tuple(x.shape))
+        return x
+
+    sites = sites_of(model, placement)
+    with tapped(model, {site.tap: partial(look, site.name) for site in sites}):
+        logits(model, batch)
+    for site in sites:
+        shapes = {(rows, tokens, site.channels)}
+        if site.tap.at in ("scores", "probs"):
+            shapes = {(rows, site.channels, tokens, tokens)}
+        elif site.name.startswith("head."):
+            shapes = {(rows, site.channels)}
+        assert set(seen[site.name]) == shapes, site.name
+        assert len(seen[site.name]) == 1, site.name
+
+
+@families
+def test_operands_cover_everything_that_enters_a_product(family: str) -> None:
+    """With every operand tap replaced by a constant of its own, each Linear and attention product sees only those."""
+    model = tiny_model(family)
+    sites = sites_of(model, GEMM)
+    constants = {site.tap: float(index + 1) for index, site in enumerate(sites)}
+    entered: dict[str, list[float]] = {}
+
+    def enter(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entered[name] = inputs[0].unique().tolist()
+
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    with tapped(model, {tap: partial(torch.full_like, fill_value=value) for tap, value in constants.items()}):
+        handles = [module.register_forward_pre_hook(partial(enter, name)) for name, module in linears.items()]
+        logits(model, padded())
+        for handle in handles:
+            handle.remove()
+    counts = [sum(values == [constant] for values in entered.values()) for constant in constants.values()]
+    expected = {"attn.in": 3, "attn.query": 0, "attn.key": 0, "attn.value": 0, "attn.probs": 0}
+    assert set(entered) == set(linears)
+    assert counts == [expected.get(site.name.split(".", 1)[1], 1) for site in sites]
+    assert sum(counts) == len(linears)
+
+
+@families
+def test_attention_products_read_their_operands(family: str) -> None:
+    model, batch, seen = tiny_model(family), padded((6, 6)), {}
+    taps = {site.name: site.tap for site in sites_of(model, GEMM)}
+    scores = next(site.tap for site in sites_of(model, ALL) if site.name == "1.attn.scores")
+
+    def keep(name: str, x: Tensor) -> Tensor:
+        seen[name] = x.unique().tolist()
+        return x
+
+    constants = {"query": 2.0, "key": 3.0, "value": 5.0, "probs": 0.5}
+    functions = {taps[f"1.attn.{role}"]: partial(torch.full_like, fill_value=v) for role, v in constants.items()}
+    kept = {scores: partial(keep, "scores"), taps["1.attn.context"]: partial(keep, "context")}
+    with tapped(model, functions | kept):
+        logits(model, batch)
+    width, tokens = 8, 6  # of a head, and of a row
+    assert seen == {"scores": [pytest.approx(2 * 3 * width * width**-0.5)], "context": [0.5 * 5 * tokens]}
+
+
+@families
+def test_residual_paths_belong_to_tensors_alone(family: str) -> None:
+    """Zeros at a tensor leave nothing to the residual sum; zeros at the operand leave the residual as it was."""
+    model, batch, sums = tiny_model(family), padded(), {}
+
+    def keep(name: str, x: Tensor) -> Tensor:
+        sums[name] = x.clone()
+        return x
+
+    by_name = {place.name: place for place in places(model)}
+    ffn_in, ffn_out, ffn_sum = (by_name[f"0.ffn.{role}"] for role in ("in", "out", "sum"))
+    assert ffn_in.tensor and ffn_in.operand and ffn_out.tensor and ffn_sum.tensor
+    for tap in (ffn_in.tensor, ffn_in.operand):
+        taps = {tap: torch.zeros_like, ffn_out.tensor: partial(keep, "h"), ffn_sum.tensor: partial(keep, tap.at)}
+        with tapped(model, taps):
+            logits(model, batch)
+        sums[f"residual at {tap.at}"] = sums[tap.at] - sums["h"]
+    assert (sums["residual at output"] == 0).all()
+    assert (sums["residual at input"].abs() > 0.01).all(-1).any()
+
+
+def test_paper_is_all_on_bert() -> None:
+    def placement(name: str) -> Placement:
+        fields = yaml.safe_load((Path(CONF) / "placement" / f"{name}.yaml").read_text())
+        assert fields.pop("_target_") == "quantlab.network.sites.Placement"
+        return Placement(**fields)
+
+    bert, electra = (skeleton_of(tiny_config(family, 3)) for family in ("bert", "electra"))
+    assert sites_of(bert, placement("paper")) == sites_of(bert, placement("all")) == sites_of(bert, ALL)
+    assert sites_of(bert, placement("gemm")) == sites_of(bert, GEMM)
+    extra = set(sites_of(electra, placement("all"))) - set(sites_of(electra, placement("paper")))
+    assert {site.name for site in extra} == {"embed.project.out"}
+
+
+@pytest.mark.parametrize(
+    "sites, exclude, names",
+    [
+        (["*.ffn.sum"], [], ["0.ffn.sum", "1.ffn.sum", "2.ffn.sum"]),
+        (["[01].ffn.sum"], [], ["0.ffn.sum", "1.ffn.sum"]),
+        (["*.ffn.*"], ["*.in", "*.mid", "1.*"], ["0.ffn.out", "0.ffn.sum", "2.ffn.out", "2.ffn.sum"]),
+        (["head.*", "embed.out"], [], ["embed.out", "head.mid", "head.out"]),
+        (["2.ffn.in", "0.ffn.in", "*.ffn.in"], [], ["0.ffn.in", "1.ffn.in", "2.ffn.in"]),
+    ],
+)
+def test_globs(sites: list[str], exclude: list[str], names: list[str]) -> None:
+    model = skeleton_of(tiny_config(layers=3))
+    placement = Placement(at="tensor", sites=sites, exclude=exclude)  # type: ignore[arg-type] # as YAML gives them
+    assert [site.name for site in sites_of(model, placement)] == names
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"sites": ["*.ffn.sun"]}, r"placement.sites: '\*.ffn.sun' matches nothing \(did you mean '\*.ffn.sum'"),
+        ({"sites": ["*.ffn.sum", "5.ffn.sum"]}, "placement.sites: '5.ffn.sum' matches nothing.*; layers are 0 to 2"),
+        ({"exclude": ["attention"]}, "placement.exclude: 'attention' matches nothing"),
+        ({"sites": "*.ffn.sum"}, r"placement.sites must be a list of globs, got '\*.ffn.sum'"),
+        ({"sites": "*"}, r"placement.sites must be a list of globs, got '\*'"),
+        ({"exclude": ["*.attn.in"]}, r"placement.exclude: '\*.attn.in' matches nothing"),  # no tensor, an operand only
+    ],
+    ids=str,
+)
+def test_unmatched_globs(fields: dict[str, Iterable[str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sites_of(skeleton_of(tiny_config(layers=3)), Placement(at="tensor", **fields))  # type: ignore[arg-type]
+
+
+def test_bad_placement() -> None:
+    with pytest.raises(ValueError, match=r"placement.at must be one of tensor, operand; got 'tensors' \(did you mean"):
+        Placement(at="tensors")
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (GPT2Config(), "no site table for the architecture 'gpt2'; it has bert, distilbert, electra, roberta"),
+        (PretrainedConfig(model_type="bart"), "architecture 'bart' \\(did you mean 'bert'"),
+    ],
+    ids=["gpt2", "bart"],
+)
+def test_unknown_architecture(config: PretrainedConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        family_of(config)
+    with pytest.raises(ValueError, match=message):
+        skeleton_of(config)
+
+
+def test_table_that_does_not_fit_the_model() -> None:
+    missing = Row(tensor=Tap("bert.embeddings.LayerNom", "output"))
+    family = Family(layers="bert.encoder.layer", embed={"out": missing}, layer={}, head={})
+    with pytest.raises(ValueError, match=r"module 'bert.embeddings.LayerNom' that this model lacks.*LayerNorm'"):
+        family.places(tiny_model())
+
+
+def test_table_row_of_an_optional_module() -> None:
+    rows = {"out": Row(tensor=Tap("bert.adapter", "output"), optional=True), "mid": both("classifier", "input")}
+    family = Family(layers="bert.encoder.layer", embed={}, layer={}, head=rows)
+    tap = Tap("classifier", "input")
+    assert family.places(tiny_model()) == [Place(name="head.mid", channels=32, tensor=tap, operand=tap)]

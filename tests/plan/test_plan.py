@@ -1,0 +1,144 @@
+"""Plans travel as JSON and rebuild the quantized model by themselves."""
+
+import json
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import floats, properties
+from tiny import ALL, logits, padded, sites_of, tiny_model
+
+from quantlab.calibration.estimators import MinMax, observe
+from quantlab.engines.insert import insert
+from quantlab.methods.base import plan_weights
+from quantlab.methods.bits import Bits
+from quantlab.methods.mixed_precision import MixedPrecision
+from quantlab.methods.peg import Peg
+from quantlab.network.sites import Tap
+from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
+from quantlab.quant.grid import AffineGrid, FloatGrid
+
+BITS = Bits(weights=8, weight_granularity="channel", norms="bf16", rules=({"match": "*.ffn.mid", "bits": "fp16"},))
+
+
+def peg_plan() -> QuantPlan:
+    """A plan with groups, channels, float formats and single ranges in it."""
+    model, calibration = tiny_model(), MinMax()
+    method, sites = Peg(sites=("*.ffn.sum", "*.attn.probs"), k=3), sites_of(model, ALL)
+    weights = plan_weights(model, method, BITS, calibration)
+    return method.plan(sites, observe(model, sites, [padded()]), weights, BITS, calibration)
+
+
+ends = st.lists(floats(), min_size=1, max_size=5).map(tuple)
+affine = st.builds(AffineGrid, bits=st.integers(2, 16), symmetric=st.booleans())
+grids = affine | st.builds(FloatGrid, format=st.sampled_from(["fp16", "bf16"]))
+taps = st.builds(Tap, st.text(max_size=8), st.sampled_from(["input", "output", "scores", "probs"]))
+indices = st.lists(st.integers(0, 4)).map(tuple)
+activations = st.builds(
+    ActivationQuant, site=st.text(max_size=8), tap=taps, grid=grids, lo=ends, hi=ends, groups=indices
+)
+weights = st.builds(
+    WeightQuant, parameter=st.text(max_size=8), grid=grids, axis=st.none() | st.just(0), lo=ends, hi=ends
+)
+plans = st.builds(
+    QuantPlan,
+    activations=st.lists(activations, max_size=3).map(tuple),
+    weights=st.lists(weights, max_size=3).map(tuple),
+)
+
+
+@properties
+@given(plans)
+def test_json_round_trip(plan: QuantPlan) -> None:
+    again = QuantPlan.from_json(plan.to_json())
+    assert again == plan
+    assert hash(again) == hash(plan)
+    assert again.fingerprint == plan.fingerprint
+
+
+def test_a_plan_rebuilds_the_model_from_json() -> None:
+    plan, batch = peg_plan(), padded(seed=1)
+    model = tiny_model()
+    with insert(model, plan):
+        expected = logits(model, batch)
+    rebuilt = tiny_model()
+    with insert(rebuilt, QuantPlan.from_json(plan.to_json())):
+        assert torch.equal(logits(rebuilt, batch), expected)
+    assert not torch.equal(logits(rebuilt, batch), expected)
+
+
+def test_planning_again_gives_the_same_fingerprint() -> None:
+    assert peg_plan().fingerprint == peg_plan().fingerprint
+
+
+def test_one_number_changes_the_fingerprint() -> None:
+    plan = peg_plan()
+    first = plan.activations[0]
+    moved = replace(first, hi=(first.hi[0] * (1 + 1e-6),))
+    changed = replace(plan, activations=(moved, *plan.activations[1:]))
+    assert changed != plan
+    assert changed.fingerprint != plan.fingerprint
+
+
+def test_immutable() -> None:
+    plan = peg_plan()
+    assert {plan: 1}[QuantPlan.from_json(plan.to_json())] == 1
+    with pytest.raises(FrozenInstanceError):
+        plan.weights = ()  # type: ignore[misc]
+
+
+def test_the_empty_plan_is_fp32s() -> None:
+    assert QuantPlan.from_json(QuantPlan().to_json()) == QuantPlan()
+    keep_all = MixedPrecision(keep=("*",), format="fp32")
+    assert keep_all.plan(sites_of(tiny_model()), {}, (), Bits(), MinMax()) == QuantPlan()
+
+
+def test_ranges_that_are_no_numbers_are_not_written() -> None:
+    weight = WeightQuant(
+        parameter="w", grid=AffineGrid(bits=8, symmetric=True), axis=None, lo=(float("nan"),), hi=(1.0,)
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        QuantPlan(weights=(weight,)).to_json()
+
+
+@pytest.mark.parametrize("axis, shape", [(None, (1, 1)), (0, (3, 1)), (1, (1, 3))])
+def test_weight_ranges_broadcast(axis: int | None, shape: tuple[int, int]) -> None:
+    ends = (1.0,) if axis is None else (1.0, 2.0, 3.0)
+    weight = WeightQuant(parameter="w", grid=AffineGrid(bits=8, symmetric=True), axis=axis, lo=ends, hi=ends)
+    assert [end.shape for end in weight_ranges(weight, ndim=2)] == [shape, shape]
+
+
+def _edited(change: Callable[[dict[str, Any]], object]) -> str:
+    data = json.loads(peg_plan().to_json())
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda data: data.update(version=2), "not a quantlab plan of version 1"),
+        (lambda data: data.pop("version"), "not a quantlab plan of version 1"),
+        (lambda data: data.pop("weights"), "not a quantlab plan: 'weights'"),
+        (lambda data: data.update(extra=1), "not a quantlab plan: .*extra"),
+        (lambda data: data["activations"][0].update(extra=1), "not a quantlab plan: .*extra"),
+        (lambda data: data["activations"][0].pop("grid"), "not a quantlab plan: 'grid'"),
+        (lambda data: data["activations"][0]["tap"].pop("at"), "not a quantlab plan: .*'at'"),
+        (lambda data: data["weights"][0]["grid"].update(bits=40), "bits must be a whole number in 2..16, got 40"),
+        (lambda data: data["weights"][0]["grid"].update(levels=40), "not a quantlab plan: .*levels"),
+        (lambda data: data.update(activations=[1]), "not a quantlab plan"),
+    ],
+)
+def test_bad_plans(change: Callable[[dict[str, Any]], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantPlan.from_json(_edited(change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"plan"'])
+def test_bad_json(text: str) -> None:
+    with pytest.raises(ValueError, match=r"plan|Expecting"):
+        QuantPlan.from_json(text)
