@@ -1,9 +1,9 @@
 """``python -m quantlab.export <trial>``: a trial's plan as a deployable folder, checked before it is there.
 
-``<trial>`` is the folder that a trial has written, or its plan.json. The folder ``onnx`` in it (or ``--output``) gets
-model.onnx with the trial's key in its metadata, the tokenizer, config.json with the label names, and export.json with
-what the trial's runtime (ONNX Runtime where it names none) made of it. ``--plan`` exports another plan for the same
-checkpoint.
+``<trial>`` is the folder that a trial has written, or its plan.json. The folder ``onnx`` in it (or
+``--output``) gets model.onnx with the trial's key in its metadata, the tokenizer, config.json with the label
+names, and export.json with what the trial's runtime (ONNX Runtime where it names none) made of it. ``--plan``
+exports another plan for the same checkpoint.
 """
 
 import argparse
@@ -47,11 +47,15 @@ class Trial:
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m quantlab.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m quantlab.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("trial", type=Path)
     parser.add_argument("--plan", type=Path, help="another plan.json, of the same checkpoint")
-    parser.add_argument("--output", type=Path, help="a folder that is not there yet; default: onnx in the trial's")
+    parser.add_argument(
+        "--output", type=Path, help="a folder that is not there yet; default: onnx in the trial's"
+    )
     chosen = parser.parse_args(arguments)
     try:
         trial = read_trial(chosen.trial, chosen.plan)
@@ -67,7 +71,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def runtime_of(config: TrialConfig) -> Deployment:
-    """The runtime that a trial's export is made for, and that checks it: ONNX Runtime where the trial names none."""
+    """The runtime that a trial's export is made for, and that checks it: ONNX Runtime where the trial names
+    none."""
     return config.runtime if isinstance(config.runtime, Deployment) else OnnxRuntime()
 
 
@@ -98,8 +103,8 @@ def read_trial(path: Path, plan: Path | None) -> Trial:
 def built(tree: Any) -> Any:
     """What a part of a trial's config.yaml describes, with quantlab's own components and nothing else built.
 
-    Raises ValueError where it names anything else: the file may come from elsewhere, and a class of somebody else's
-    may do anything when it is built.
+    Raises ValueError where it names anything else: the file may come from elsewhere, and a class of somebody
+    else's may do anything when it is built.
     """
     if isinstance(tree, list):
         return [built(part) for part in tree]
@@ -127,9 +132,11 @@ def _component(target: str) -> type:
 
 
 def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> dict[str, Any]:
-    """Writes the folder, and only whole: ``runtime`` has answered the trial's rows with it. Returns what it found.
+    """Writes the folder, and only whole: ``runtime`` has answered the trial's rows with it. Returns what it
+    found.
 
-    Raises ValueError where the checkpoint is not the trial's, the plan has no equivalent, or the answers are others.
+    Raises ValueError where the checkpoint is not the trial's, the plan has no equivalent, or the answers are
+    others.
     """
     if target.exists():
         raise ValueError(f"{target} is there already: name another --output, or remove it")
@@ -139,7 +146,8 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
     fingerprint = checkpoint.fingerprint
     if fingerprint != trial.tags["checkpoint_fingerprint"]:
         raise ValueError(
-            f"{checkpoint.tags['checkpoint']} is not the checkpoint that the trial ran on: its fingerprint is "
+            f"{checkpoint.tags['checkpoint']} is not the checkpoint that the trial ran on: its "
+            f"fingerprint is "
             f"{fingerprint[:12]}, the trial's {trial.tags['checkpoint_fingerprint'][:12]}"
         )
     material = load(config.model, config.task, config.evaluation, memo)
@@ -157,7 +165,8 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
         agreement = summary.get("agreement_deployed", 1.0)
         if own_plan and agreement < LEAST_AGREEMENT:
             raise ValueError(
-                f"{runtime.describe()} gives the trial's answer on {agreement:.1%} of the rows only: nothing exported"
+                f"{runtime.describe()} gives the trial's answer on {agreement:.1%} of the rows only: "
+                f"nothing exported"
             )
         material.loaded.tokenizer.save_pretrained(scratch)
         material.model.config.save_pretrained(scratch)
@@ -178,7 +187,8 @@ def summarized(trial: Trial, material: Material, found: Deployed, runtime: Deplo
         "arithmetic": found.kind,
         "products": str(found.products),
         "saturates": found.saturates,
-        "float_sites": ", ".join(item.site for item in trial.plan.activations if item.grid.bits == 16) or "none",
+        "float_sites": ", ".join(item.site for item in trial.plan.activations if item.grid.bits == 16)
+        or "none",
     }
 
 

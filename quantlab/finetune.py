@@ -1,7 +1,8 @@
-"""``python -m quantlab.finetune model=minilm task=docmatch``: trains a classifier once, for every later trial.
+"""``python -m quantlab.finetune model=minilm task=docmatch``: trains a classifier once, for every later
+trial.
 
-The result lies in the cache folder under a key of all that decides its weights: the base checkpoint, the train split,
-the labels, the recipe. The same seed on the same machine gives the same weights.
+The result lies in the cache folder under a key of all that decides its weights: the base checkpoint, the
+train split, the labels, the recipe. The same seed on the same machine gives the same weights.
 """
 
 import json
@@ -55,7 +56,9 @@ class FineTuning:
         if target.is_dir():
             console.print(f"already there: {target}")
             return target
-        with published(target) as scratch:  # made first, so that a read-only cache fails before hours of training
+        with published(
+            target
+        ) as scratch:  # made first, so that a read-only cache fails before hours of training
             scores = finetune(self.model, self.task, data, base, scratch)
         console.print(", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         console.print(f"stored in {target}")
@@ -63,14 +66,17 @@ class FineTuning:
 
 
 def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path) -> dict[str, float]:
-    """Trains ``base``, writes model, tokenizer and recipe.json into ``folder``, returns the evaluation's metrics."""
+    """Trains ``base``, writes model, tokenizer and recipe.json into ``folder``, returns the evaluation's
+    metrics."""
     device = spec.torch_device()
     tokenizer = checkpoint.read_tokenizer(base)
     skeleton = skeleton_of(checkpoint.read_config(base))
     check_fit(skeleton, tokenizer, task, base)
     rows = tokenize(data.train, tokenizer, task.max_length)
     check_token_types(rows, skeleton, base)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's random state is its own
+    with torch.random.fork_rng(
+        [device] if device.type == "cuda" else []
+    ):  # the caller's random state is its own
         torch.manual_seed(spec.recipe.seed)
         model = with_head(base, task)
         model.to(device)  # type: ignore[arg-type]
@@ -87,7 +93,8 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
 
 
 def with_head(base: Path, task: Task) -> PreTrainedModel:
-    """The encoder with a new head for the task. Raises ValueError where tensors of the encoder itself are missing."""
+    """The encoder with a new head for the task. Raises ValueError where tensors of the encoder itself are
+    missing."""
     names = dict(enumerate(task.labels or ("score",)))
     kind = "regression" if task.regression else "single_label_classification"
     ids = {name: index for index, name in names.items()}
@@ -99,21 +106,26 @@ def with_head(base: Path, task: Task) -> PreTrainedModel:
     return model
 
 
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits) -> np.ndarray:
+def answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits
+) -> np.ndarray:
     """Logits of shape (N, classes) for the evaluation split, in FP32."""
     batches = by_length(tokenize(data.evaluation, tokenizer, task.max_length), tokenizer, EVALUATION_BATCH)
     return predict(model, batches, range(task.num_labels), "evaluating").logits
 
 
 def require_learnt(task: Task, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Raises ValueError where a classifier answers one class to next to all rows, though the labels do not."""
+    """Raises ValueError where a classifier answers one class to next to all rows, though the labels do
+    not."""
     if task.regression or largest_share(labels) >= CONSTANT_SHARE:
         return
     classes, counts = np.unique(logits.argmax(-1), return_counts=True)
     if counts.max() >= CONSTANT_SHARE * len(labels):
         raise ValueError(
-            f"training did not work: it answers {task.labels[classes[counts.argmax()]]!r} to {counts.max():,} of "
-            f"{len(labels):,} evaluation rows, so nothing is stored; try a lower model.recipe.learning_rate, more "
+            f"training did not work: it answers {task.labels[classes[counts.argmax()]]!r} to "
+            f"{counts.max():,} of "
+            f"{len(labels):,} evaluation rows, so nothing is stored; try a lower "
+            f"model.recipe.learning_rate, more "
             f"model.recipe.epochs or another model.recipe.seed"
         )
 

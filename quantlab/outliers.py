@@ -1,8 +1,9 @@
 """``python -m quantlab.outliers``: why a quantization fails.
 
-Which layers, channels and tokens have outliers, which sites' quantization changes the answers, which weights make them,
-and what protecting those sites or clipping those weights gains. Takes a trial's settings, ``search.*`` for the sites,
-and ``outliers.*``; writes tables into ``multirun/outliers``, where ``quantlab.report`` finds them.
+Which layers, channels and tokens have outliers, which sites' quantization changes the answers, which weights
+make them, and what protecting those sites or clipping those weights gains. Takes a trial's settings,
+``search.*`` for the sites, and ``outliers.*``; writes tables into ``multirun/outliers``, where
+``quantlab.report`` finds them.
 """
 
 import shlex
@@ -35,7 +36,9 @@ def main(settings: DictConfig) -> None:
     with compact_errors():
         config: OutliersConfig = instantiate(settings)
         composed = HydraConfig.get()
-        command = without_password(shlex.join(["python", "-m", "quantlab.outliers", *composed.overrides.task]))
+        command = without_password(
+            shlex.join(["python", "-m", "quantlab.outliers", *composed.overrides.task])
+        )
         analyse(config, Path(composed.sweep.dir).absolute() / "outliers", command, MEMO)
 
 

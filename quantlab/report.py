@@ -1,4 +1,5 @@
-"""``python -m quantlab.report <sweep folder | trial folders | MLflow run ids>``: one page about trials of one kind.
+"""``python -m quantlab.report <sweep folder | trial folders | MLflow run ids>``: one page about trials of one
+kind.
 
 A sweep's folder is ``multirun/sweeps/<name>``, a trial's any that holds a ``result.json``.
 """
@@ -25,7 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     out = options.out or Path(f"report.{options.format}")
     try:
         if out.exists() and not options.force:
-            raise FileExistsError(f"{out} exists and is kept; --force overwrites it, --out names another file")
+            raise FileExistsError(
+                f"{out} exists and is kept; --force overwrites it, --out names another file"
+            )
         with TemporaryDirectory(prefix="quantlab-report-") as scratch:
             study = from_folders([found(name, options.tracking_uri, Path(scratch)) for name in options.what])
             write(study, of_study(study, options.analysis), out, options.format, max_drop=options.max_drop)
@@ -52,8 +55,12 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the file to write; report.<format> by default")
     parser.add_argument("--format", choices=FORMATS, default="html", help="html: the page; others: its table")
     parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
-    parser.add_argument("--max-drop", type=float, default=MAX_DROP, help="points that may be lost against FP32 (0.5)")
-    parser.add_argument("--analysis", type=Path, help="a folder of quantlab.outliers; by default the trials' newest")
+    parser.add_argument(
+        "--max-drop", type=float, default=MAX_DROP, help="points that may be lost against FP32 (0.5)"
+    )
+    parser.add_argument(
+        "--analysis", type=Path, help="a folder of quantlab.outliers; by default the trials' newest"
+    )
     parser.add_argument(
         "--tracking-uri", default=str(Path.cwd() / "mlflow.db"), help="where runs are; ./mlflow.db by default"
     )

@@ -1,7 +1,8 @@
-"""``python -m quantlab.search +sweeps=mixed_precision``: the cheapest precisions of activations that keep the answers.
+"""``python -m quantlab.search +sweeps=mixed_precision``: the cheapest precisions of activations that keep the
+answers.
 
-The study goes on where it was left: killed, interrupted or finished. More workers: the same command in another
-terminal or on another host, or ``-m search.worker=1,2,3 launcher=joblib``.
+The study goes on where it was left: killed, interrupted or finished. More workers: the same command in
+another terminal or on another host, or ``-m search.worker=1,2,3 launcher=joblib``.
 """
 
 from pathlib import Path
@@ -31,7 +32,9 @@ def main(settings: DictConfig) -> float | None:
     keep_freed_memory()
     with compact_errors():
         config: SearchConfig = instantiate(settings)
-        return run_search(config, Path(HydraConfig.get().sweep.dir).absolute() / "searches" / config.search.name, MEMO)
+        return run_search(
+            config, Path(HydraConfig.get().sweep.dir).absolute() / "searches" / config.search.name, MEMO
+        )
 
 
 if __name__ == "__main__":

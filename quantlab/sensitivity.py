@@ -1,8 +1,9 @@
 """``python -m quantlab.sensitivity``: how much each site's quantization matters, by four scores.
 
-Noise (dB), the first-order effect on the loss and the divergence of the answers come from ``search.sensitivity_rows``
-calibration rows, the loss of accuracy from all evaluation rows: each of one variable alone, the rest in 16 bits. Takes
-the settings of ``quantlab.search``; writes scores.csv, scores.png and correlations.csv.
+Noise (dB), the first-order effect on the loss and the divergence of the answers come from
+``search.sensitivity_rows`` calibration rows, the loss of accuracy from all evaluation rows: each of one
+variable alone, the rest in 16 bits. Takes the settings of ``quantlab.search``; writes scores.csv, scores.png
+and correlations.csv.
 """
 
 import math
@@ -34,7 +35,8 @@ register("search")
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="search")
 def main(settings: DictConfig) -> None:
-    """Builds the components, scores, and prints the worst sites and how the scores agree with what was measured."""
+    """Builds the components, scores, and prints the worst sites and how the scores agree with what was
+    measured."""
     keep_freed_memory()
     console = plain_console()
     with compact_errors():
@@ -50,18 +52,24 @@ def main(settings: DictConfig) -> None:
 
 
 def caution(losses: np.ndarray, errors: np.ndarray, rows: int) -> str:
-    """What the correlations are worth: the share of chance in how the measured losses, (N,) in points, differ.
+    """What the correlations are worth: the share of chance in how the measured losses, (N,) in points,
+    differ.
 
     ``errors`` (N,) are their standard errors on so many ``rows``; NaN where they are not known.
     """
     intervals = "intervals: 95 %, over the variables"
     if np.isnan(errors).any() or np.ptp(losses) == 0:
-        unknown = "the losses do not differ" if np.ptp(losses) == 0 else "this metric has no errors row by row"
-        return f"{intervals}; how much of the measured losses is chance is not known: {unknown} ({rows:,} rows)"
+        unknown = (
+            "the losses do not differ" if np.ptp(losses) == 0 else "this metric has no errors row by row"
+        )
+        return (
+            f"{intervals}; how much of the measured losses is chance is not known: {unknown} ({rows:,} rows)"
+        )
     chance, seen = float(np.mean(errors**2)), float(np.var(losses, ddof=1))
     if chance >= seen:
         return (
-            f"{intervals}. Too few examples: on {rows:,} rows the measured losses differ no more than by chance, so "
+            f"{intervals}. Too few examples: on {rows:,} rows the measured losses differ no more "
+            f"than by chance, so "
             "these correlations say nothing; take more (evaluation.limit)"
         )
     needed = math.ceil(rows * (chance / CHANCE) * (1 - CHANCE) / (seen - chance))
@@ -70,7 +78,8 @@ def caution(losses: np.ndarray, errors: np.ndarray, rows: int) -> str:
         return f"{intervals}; {share}"
     step = 10 ** max(len(str(needed)) - 2, 0)
     return (
-        f"{intervals}. Too few examples: {share}, which draws the correlations towards 0; a ranking by them needs "
+        f"{intervals}. Too few examples: {share}, which draws the correlations towards 0; a "
+        f"ranking by them needs "
         f"about {math.ceil(needed / step) * step:,} rows, on which it is {CHANCE:.0%}"
     )
 

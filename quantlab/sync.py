@@ -1,7 +1,8 @@
 """``python -m quantlab.sync [folders]``: sends what MLflow has not got yet, once.
 
-Looks in ``outputs`` and ``multirun`` of the working folder unless folders are named. A record names its store without
-a password: that comes from MLFLOW_TRACKING_PASSWORD, from PGPASSWORD for Postgres, or from ``--tracking-uri``.
+Looks in ``outputs`` and ``multirun`` of the working folder unless folders are named. A record names its store
+without a password: that comes from MLFLOW_TRACKING_PASSWORD, from PGPASSWORD for Postgres, or from
+``--tracking-uri``.
 """
 
 import argparse
@@ -23,7 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "folders", nargs="*", type=Path, default=[Path(name) for name in FOLDERS if Path(name).is_dir()]
     )
-    parser.add_argument("--tracking-uri", type=_uri, default=[], help="a store with its password", action="append")
+    parser.add_argument(
+        "--tracking-uri", type=_uri, default=[], help="a store with its password", action="append"
+    )
     options = parser.parse_args(arguments)
     if missing := [folder for folder in options.folders if not folder.is_dir()]:
         parser.error(f"no such folder: {', '.join(map(str, missing))}")

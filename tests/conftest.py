@@ -34,7 +34,23 @@ pytest_plugins = ["servers", "searches", "processes"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = ("what", "where", "who", "is", "was", "the", "a", "cat", "dog", "bird", "tree", "house", "red", "blue", "old")
+WORDS = (
+    "what",
+    "where",
+    "who",
+    "is",
+    "was",
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "tree",
+    "house",
+    "red",
+    "blue",
+    "old",
+)
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 66}
 DISTIL_SIZES = {"dim": 32, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 66}
 
@@ -43,8 +59,8 @@ MakeModel = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the compiled kernels and the times of products, made once for all tests of a worker. Never
-    write into it."""
+    """A cache folder with the compiled kernels and the times of products, made once for all tests of a
+    worker. Never write into it."""
     folder = tmp_path_factory.mktemp("kernels")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTLAB_CACHE", str(folder))
@@ -72,7 +88,8 @@ def empty_cache(own_cache: Path) -> Path:
 
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes of a profile are forked from one that has imported quantlab, where their times do not matter."""
+    """The processes of a profile are forked from one that has imported quantlab, where their times do not
+    matter."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["quantlab.profiling.timing", "transformers.models.bert.modeling_bert"])
     monkeypatch.setattr(timing, "get_context", lambda _: context)
@@ -100,7 +117,8 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """``make_model(family="bert", layers=2, labels=("entailment", "not_entailment"), seed=0)``: a random checkpoint."""
+    """``make_model(family="bert", layers=2, labels=("entailment", "not_entailment"), seed=0)``: a random
+    checkpoint."""
 
     def make(
         family: str = "bert",
@@ -131,7 +149,8 @@ def tiny_bert(make_model: MakeModel) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with QNLI's columns: 96 rows of train.parquet, 64 of validation.parquet, of different lengths."""
+    """A folder with QNLI's columns: 96 rows of train.parquet, 64 of validation.parquet, of different
+    lengths."""
     folder = tmp_path_factory.mktemp("glue")
     for split, count in (("train", 96), ("validation", 64)):
         qnli_rows(count, seed=count).to_parquet(folder / f"{split}.parquet")

@@ -47,18 +47,20 @@ def faked(
             **metrics,
         }
         lost = index in failed
-        rows.append({
-            "number": index + 1,
-            "block": block,
-            "name": " ".join(row.values()),
-            "status": "failed" if lost else "done",
-            "key": f"{index:08x}",
-            "reference": index in references and not lost,
-            **{name: row.get(name, "") for name in swept},
-            **{name: np.nan if lost else value for name, value in scores.items()},
-            "alarms": "",
-            "error": "OutOfMemoryError: too large\nline 2" if lost else "",
-        })  # fmt: skip
+        rows.append(
+            {
+                "number": index + 1,
+                "block": block,
+                "name": " ".join(row.values()),
+                "status": "failed" if lost else "done",
+                "key": f"{index:08x}",
+                "reference": index in references and not lost,
+                **{name: row.get(name, "") for name in swept},
+                **{name: np.nan if lost else value for name, value in scores.items()},
+                "alarms": "",
+                "error": "OutOfMemoryError: too large\nline 2" if lost else "",
+            }
+        )
     correct = right.astype(float)
     correct[list(failed)] = np.nan
     return Results(table=pd.DataFrame(rows), primary="accuracy", swept=swept, title="Which?", correct=correct)
@@ -69,8 +71,11 @@ def changed(results: Results, **columns: list[object]) -> Results:
     return replace(results, table=results.table.assign(**columns))
 
 
-def answers(accuracies: Sequence[float], examples: int = 400, noise: float = 0.1, seed: int = 0) -> np.ndarray:
-    """(trials, examples) right or not, as often as asked; trials agree on which examples are hard, but for noise."""
+def answers(
+    accuracies: Sequence[float], examples: int = 400, noise: float = 0.1, seed: int = 0
+) -> np.ndarray:
+    """(trials, examples) right or not, as often as asked; trials agree on which examples are hard, but for
+    noise."""
     random = np.random.default_rng(seed)
     hardness = random.random(examples) + noise * random.normal(size=(len(accuracies), examples))
     order = hardness.argsort(axis=1).argsort(axis=1)

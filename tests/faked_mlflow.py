@@ -1,4 +1,5 @@
-"""An MLflow server in a thread, of so much of MLflow's REST interface as quantlab uses, with the oddities of others.
+"""An MLflow server in a thread, of so much of MLflow's REST interface as quantlab uses, with the oddities of
+others.
 
 ::
 
@@ -64,7 +65,13 @@ class FakedMlflow(ThreadingHTTPServer):
         self, folder: Path, login: str, prefix: str, health: int, silent_s: float, certificate: Path | None
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.login, self.prefix, self.health, self.silent_s = folder, login, prefix, health, silent_s
+        self.folder, self.login, self.prefix, self.health, self.silent_s = (
+            folder,
+            login,
+            prefix,
+            health,
+            silent_s,
+        )
         self.runs: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
         self.address = f"http://127.0.0.1:{self.server_address[1]}{prefix}"
@@ -80,14 +87,23 @@ class FakedMlflow(ThreadingHTTPServer):
             return {"experiment": {"experiment_id": "1", "name": "tests", "lifecycle_stage": "active"}}
         if what == "runs/create":
             name = uuid.uuid4().hex  # MLflow remembers where a run's artifacts are by its id alone
-            info = {"run_id": name, "run_uuid": name, "run_name": body["run_name"], "experiment_id": "1",
-                    "status": "RUNNING", "lifecycle_stage": "active", "start_time": 0,
-                    "artifact_uri": (self.folder / name).as_uri()}  # fmt: skip
+            info = {
+                "run_id": name,
+                "run_uuid": name,
+                "run_name": body["run_name"],
+                "experiment_id": "1",
+                "status": "RUNNING",
+                "lifecycle_stage": "active",
+                "start_time": 0,
+                "artifact_uri": (self.folder / name).as_uri(),
+            }
             self.runs[name] = {"info": info, "data": {"tags": body["tags"], "params": [], "metrics": []}}
             return {"run": self.runs[name]}
         if what == "runs/search":
             runs, wanted = self.runs.values(), body["filter"]
-            return {"runs": [run for run in runs if any(tag["value"] in wanted for tag in run["data"]["tags"])]}
+            return {
+                "runs": [run for run in runs if any(tag["value"] in wanted for tag in run["data"]["tags"])]
+            }
         run = self.runs.get(body.get("run_id", ""))
         if run is None:
             return MISSING
@@ -106,7 +122,9 @@ def certificate(folder: Path) -> Path:
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     now = datetime.now(UTC)
     made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+        x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1)
+        )
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=True)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
@@ -120,10 +138,15 @@ def certificate(folder: Path) -> Path:
 
 @contextmanager
 def faked_mlflow(
-    folder: Path, login: str = "", prefix: str = "", health: int = 200, silent_s: float = 0,
+    folder: Path,
+    login: str = "",
+    prefix: str = "",
+    health: int = 200,
+    silent_s: float = 0,
     certificate: Path | None = None,
-) -> Iterator[FakedMlflow]:  # fmt: skip
-    """Serves until the block ends. ``login`` is ``user:password``; every answer comes after ``silent_s`` seconds."""
+) -> Iterator[FakedMlflow]:
+    """Serves until the block ends. ``login`` is ``user:password``; every answer comes after ``silent_s``
+    seconds."""
     with FakedMlflow(folder, login, prefix, health, silent_s, certificate) as server:
         server.daemon_threads = True
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

@@ -25,7 +25,9 @@ def main() -> None:
     torch.manual_seed(0)
     found = {name: compared(*setting) for name, setting in SETTINGS.items()}
     kernels = {kind.name: (is_right(kind), choice.is_exact(kind, choice.CPU)) for kind in choice.KINDS}
-    print(json.dumps({"isa": isa(), "arithmetic": choice.arithmetic(), "kernels": kernels, "settings": found}))
+    print(
+        json.dumps({"isa": isa(), "arithmetic": choice.arithmetic(), "kernels": kernels, "settings": found})
+    )
 
 
 def compared(symmetric: bool, symmetric_weights: bool) -> dict[str, float]:
@@ -59,7 +61,9 @@ def compared(symmetric: bool, symmetric_weights: bool) -> dict[str, float]:
 def is_right(kind: type[Product]) -> bool:
     """Whether the largest sums come out right."""
     zeros = torch.zeros(32, dtype=torch.int32)
-    full = Weight(integers=torch.full((32, 4096), 127, dtype=torch.int8), scale=torch.ones(32), zero_point=zeros)
+    full = Weight(
+        integers=torch.full((32, 4096), 127, dtype=torch.int8), scale=torch.ones(32), zero_point=zeros
+    )
     x = OnGrid(integers=torch.full((32, 4096), 255, dtype=torch.uint8), scale=1.0, zero_point=0)
     return bool(((kind(full)(x, None).double() / (255 * 127 * 4096) - 1).abs() < 1e-6).all())
 
@@ -67,7 +71,9 @@ def is_right(kind: type[Product]) -> bool:
 def made(outputs: int, inputs: int, symmetric: bool) -> Weight:
     zeros = torch.zeros(outputs) if symmetric else torch.randint(-9, 10, (outputs,))
     integers = (40 * torch.randn(outputs, inputs)).round().clamp(-127, 127).to(torch.int8)
-    return Weight(integers=integers, scale=torch.full((outputs,), 1 / 40 / inputs**0.5), zero_point=zeros.int())
+    return Weight(
+        integers=integers, scale=torch.full((outputs,), 1 / 40 / inputs**0.5), zero_point=zeros.int()
+    )
 
 
 def values(weight: Weight) -> Tensor:

@@ -3,7 +3,7 @@
 ::
 
     def test_it(python: Python, tmp_path: Path) -> None:
-        done = python.run("-m", "quantlab.run", "method=fp32", cwd=tmp_path)  # done.returncode, .stdout, .stderr
+        done = python.run("-m", "quantlab.run", "method=fp32", cwd=tmp_path)  # .returncode, .stdout, .stderr
         going = python.start("-m", "quantlab.run", "-m", "method.k=2,4", cwd=tmp_path)
         going.says("1 of 2")  # waits until its output has this text
         going.kill()  # or going.kill(signal.SIGINT); going.wait() is its status
@@ -12,7 +12,8 @@ A process has the environment of the test, and can patch quantlab before it star
 
     python.run("-c", "import quantlab.x as x; x.f = ...; from quantlab.run import main; main()", ...)
 
-Real starts of Python are for tests of what a start does: entry points, ``OMP_NUM_THREADS``, the order of imports.
+Real starts of Python are for tests of what a start does: entry points, ``OMP_NUM_THREADS``, the order of
+imports.
 """
 
 import json
@@ -35,7 +36,11 @@ from servers import members
 ZYGOTE = Path(__file__).with_name("zygote.py")
 TIMEOUT_S, POLL_S = 300.0, 0.01
 # One thread, as a fork keeps no other: Arrow's allocator would start one, linear algebra's libraries theirs.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 
 class Going:
@@ -47,7 +52,8 @@ class Going:
         self.returncode: int | None = None
 
     def poll(self, timeout: float = 0) -> int | None:
-        """Its status, as subprocess has it (-9 after SIGKILL); None if it runs on, for as many seconds as are given."""
+        """Its status, as subprocess has it (-9 after SIGKILL); None if it runs on, for as many seconds as are
+        given."""
         if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
             self.returncode = int(self._told.readline())
         return self.returncode
@@ -64,7 +70,9 @@ class Going:
         while text not in self.stdout + self.stderr:
             ended = self.poll() is not None and text not in self.stdout + self.stderr
             assert not ended, f"it ended and never said {text!r}:\n{self.stdout}{self.stderr}"
-            assert time.monotonic() < deadline, f"did not say {text!r} in {timeout:g} s:\n{self.stdout}{self.stderr}"
+            assert time.monotonic() < deadline, (
+                f"did not say {text!r} in {timeout:g} s:\n{self.stdout}{self.stderr}"
+            )
             self.poll(POLL_S)
 
     def kill(self, number: int = signal.SIGKILL, group: bool = False) -> None:
@@ -121,7 +129,10 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, str(ZYGOTE)], stdin=theirs, env={**os.environ, **ONE_THREAD}, start_new_session=True
+                [sys.executable, str(ZYGOTE)],
+                stdin=theirs,
+                env={**os.environ, **ONE_THREAD},
+                start_new_session=True,
             )
         self._requests = ours
         return ours
@@ -139,13 +150,18 @@ class Python:
         self._zygote, self._started = zygote, list[Going]()
 
     def start(self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Going:
-        """``python -m module ...`` or ``python -c code ...``, with more in its environment than the test has."""
+        """``python -m module ...`` or ``python -c code ...``, with more in its environment than the test
+        has."""
         going = self._zygote.start(arguments, cwd, {**os.environ, **(environment or {})})
         self._started.append(going)
         return going
 
     def run(
-        self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = TIMEOUT_S
+        self,
+        *arguments: str,
+        cwd: Path,
+        environment: Mapping[str, str] | None = None,
+        timeout: float = TIMEOUT_S,
     ) -> subprocess.CompletedProcess[str]:
         """The same, until it ends."""
         going = self.start(*arguments, cwd=cwd, environment=environment)
@@ -167,9 +183,11 @@ def zygote() -> Iterator[Zygote]:
 
 @pytest.fixture
 def python(zygote: Zygote) -> Iterator[Python]:
-    """``python.run("-m", "quantlab.run", ..., cwd=folder)``, in a tenth of a second instead of seven (processes.py).
+    """``python.run("-m", "quantlab.run", ..., cwd=folder)``, in a tenth of a second instead of seven
+    (processes.py).
 
-    ``python.start(...)`` returns at once: ``.says(text)``, ``.kill()``, ``.wait()``, ``.stdout``, ``.stderr``.
+    ``python.start(...)`` returns at once: ``.says(text)``, ``.kill()``, ``.wait()``, ``.stdout``,
+    ``.stderr``.
     """
     pythons = Python(zygote)
     yield pythons

@@ -1,8 +1,9 @@
-"""Searches on tiny models: a config from overrides, and a model whose costly sites are known because they were planted.
+"""Searches on tiny models: a config from overrides, and a model whose costly sites are known because they
+were planted.
 
-``planted``: in some layers one channel of the FFN's middle is enormous at one token in a hundred, and nothing reads it.
-In FP32 it changes no answer; on a grid of 8 bits its range leaves the other channels a level or two. The labels are
-the FP32 model's own answers, half of them each.
+``planted``: in some layers one channel of the FFN's middle is enormous at one token in a hundred, and nothing
+reads it. In FP32 it changes no answer; on a grid of 8 bits its range leaves the other channels a level or
+two. The labels are the FP32 model's own answers, half of them each.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -35,11 +36,27 @@ from quantlab.trial.run import run_trial
 CHANNEL, ROWS, BATCH = 5, 64, 8
 PLANTED = ("0.ffn.mid", "1.ffn.mid")
 SETTINGS = {
-    "name": "tiny", "sites": ("*",), "choices": ("int8", "fp16"), "group_by": "site", "mode": "cost", "max_drop": 2.0,
-    "max_cost": None, "decide": "estimate", "reference": "all16", "cost": "sites16", "budget": 30, "trials": None,
-    "sampler": "random", "seeded": True, "sensitivity_rows": 8, "prune_p": 0.02, "reuse_mb": 64, "seed": 0,
-    "storage": None, "heartbeat_s": 30,
-}  # fmt: skip
+    "name": "tiny",
+    "sites": ("*",),
+    "choices": ("int8", "fp16"),
+    "group_by": "site",
+    "mode": "cost",
+    "max_drop": 2.0,
+    "max_cost": None,
+    "decide": "estimate",
+    "reference": "all16",
+    "cost": "sites16",
+    "budget": 30,
+    "trials": None,
+    "sampler": "random",
+    "seeded": True,
+    "sensitivity_rows": 8,
+    "prune_p": 0.02,
+    "reuse_mb": 64,
+    "seed": 0,
+    "storage": None,
+    "heartbeat_s": 30,
+}
 
 MakeLab = Callable[..., "SearchLab"]
 
@@ -52,7 +69,9 @@ def search_of(**settings: object) -> Search:
 def space_named(names: Sequence[str], choices: Sequence[Precision]) -> Space:
     """A space of one site a variable, without a model."""
     sites = [Site(name=name, channels=4, tap=Tap(name, "output")) for name in names]
-    return Space(variables=tuple(Variable(name=s.name, sites=(s,)) for s in sites), choices=tuple(choices), fixed=())
+    return Space(
+        variables=tuple(Variable(name=s.name, sites=(s,)) for s in sites), choices=tuple(choices), fixed=()
+    )
 
 
 def site_costs(space: Space) -> Cost:
@@ -60,11 +79,19 @@ def site_costs(space: Space) -> Cost:
     return cost_of("sites16", space)
 
 
-def found(space: Space, chosen: Choices, cost: float, feasible: bool, number: int = 0, **more: object) -> Found:
+def found(
+    space: Space, chosen: Choices, cost: float, feasible: bool, number: int = 0, **more: object
+) -> Found:
     """A candidate that was evaluated in full."""
     plain = {"complete": True, "rows": 8, "metric": 0.5, "drop": 0.0, "low": 0.0, "high": 0.0, "upper95": 0.0}
     return Found(
-        number=number, chosen=chosen, cost=cost, feasible=feasible, right="ff", origin="here", **{**plain, **more}
+        number=number,
+        chosen=chosen,
+        cost=cost,
+        feasible=feasible,
+        right="ff",
+        origin="here",
+        **{**plain, **more},
     )  # type: ignore[arg-type]
 
 
@@ -81,7 +108,9 @@ class SearchLab:
         return Opened(self.config(*more))
 
     def trial(self, *more: str) -> TrialResult:
-        return run_trial(self._composed("config", *(o for o in self.overrides if "search." not in o), *more), Memo())
+        return run_trial(
+            self._composed("config", *(o for o in self.overrides if "search." not in o), *more), Memo()
+        )
 
     def _composed(self, name: str, *more: str) -> RunConfig:
         overrides = self.overrides if name == "search" else ()
@@ -118,14 +147,19 @@ def answers(runner: Runner, chosen: Choices) -> list[Tensor]:
     return [torch.from_numpy(logits) for _, logits in runner.run(chosen, range(len(runner.batches)))]
 
 
-def planted_model(layers: Iterable[int], texts: tuple[list[str], list[str]], tokenize: Callable) -> PreTrainedModel:  # type: ignore[type-arg]
-    """The model with an outlier channel in the FFN's middle of these layers, its answers half of each class."""
+def planted_model(
+    layers: Iterable[int], texts: tuple[list[str], list[str]], tokenize: Callable
+) -> PreTrainedModel:  # type: ignore[type-arg]
+    """The model with an outlier channel in the FFN's middle of these layers, its answers half of each
+    class."""
     model = tiny_model()
     inputs = tokenize(*texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
     for index in layers:
         layer = model.bert.encoder.layer[index]
         seen: list[Tensor] = []
-        handle = layer.intermediate.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        handle = layer.intermediate.register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.append(inputs[0])
+        )
         model(**inputs)
         handle.remove()
         x = seen[0][inputs["attention_mask"].bool()]
@@ -154,17 +188,33 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> MakeLab:
             model.config.id2label = {0: "entailment", 1: "not_entailment"}
             model.config.label2id = {"entailment": 0, "not_entailment": 1}
             for split, frame in frames.items():
-                inputs = tokenizer()(*texts[split], padding=True, truncation=True, max_length=32, return_tensors="pt")
+                inputs = tokenizer()(
+                    *texts[split], padding=True, truncation=True, max_length=32, return_tensors="pt"
+                )
                 frame["label"] = model(**inputs).logits.argmax(-1).numpy()
                 frame.to_parquet(folder / f"{split}.parquet")
             model.save_pretrained(folder)
             tokenizer().save_pretrained(folder)
-        return SearchLab((
-            "model=hf", f"model.path={folder}", "task=qnli", f"task.data_dir={folder}", "task.max_length=32",
-            f"evaluation.batch_size={BATCH}", "calibration.samples=32", "profile=off", "tracking=off",
-            "bits.weight_granularity=channel", "search.name=tiny", "search.sensitivity_rows=16", "search.max_drop=2",
-            "search.sampler=random", "search.budget=30", "search.reuse_mb=64",
-        ))  # fmt: skip
+        return SearchLab(
+            (
+                "model=hf",
+                f"model.path={folder}",
+                "task=qnli",
+                f"task.data_dir={folder}",
+                "task.max_length=32",
+                f"evaluation.batch_size={BATCH}",
+                "calibration.samples=32",
+                "profile=off",
+                "tracking=off",
+                "bits.weight_granularity=channel",
+                "search.name=tiny",
+                "search.sensitivity_rows=16",
+                "search.max_drop=2",
+                "search.sampler=random",
+                "search.budget=30",
+                "search.reuse_mb=64",
+            )
+        )
 
     labs: dict[tuple[int, ...], SearchLab] = {}
     return lambda layers=(0, 1): labs.setdefault(layers, labs.get(layers) or make(layers))

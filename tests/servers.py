@@ -33,7 +33,11 @@ import yaml
 BACKEND = "postgresql+psycopg2://quantlab@postgres"
 COMPOSE = Path(__file__).parents[1] / "docker-compose.yml"
 LOOPBACK = "127.0.0.1"
-START_S, STOP_S, POLL_S = 180.0, 30.0, 0.2  # for a busy machine: a server is up after 5 s of work, and down at once
+START_S, STOP_S, POLL_S = (
+    180.0,
+    30.0,
+    0.2,
+)  # for a busy machine: a server is up after 5 s of work, and down at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Service:
 
     def run(self, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         """A command as inside the service's container: it sees nothing of the environment of the tests."""
-        return subprocess.run(command, env=self.surroundings(folder), cwd=folder, capture_output=True, text=True)
+        return subprocess.run(
+            command, env=self.surroundings(folder), cwd=folder, capture_output=True, text=True
+        )
 
     def surroundings(self, folder: Path) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -55,14 +61,17 @@ class Service:
 
 
 def service(name: str, settings: Mapping[str, str], here: Mapping[str, str]) -> Service:
-    """A service with the settings of an ``.env``; ``here`` maps its addresses and folders to those of the test."""
+    """A service with the settings of an ``.env``; ``here`` maps its addresses and folders to those of the
+    test."""
     compose = yaml.safe_load(COMPOSE.read_text())
     mounts = compose["services"][name].get("configs", [])
     contents = {mount["target"]: compose["configs"][mount["source"]]["content"] for mount in mounts}
     parts = {**compose["services"][name], "configs": contents}
     if absent := [text for text in here if text not in str(parts)]:
         raise ValueError(f"the service {name} of {COMPOSE.name} does not name {absent}")
-    parts = _changed(_changed(parts, lambda text: interpolated(text, settings)), lambda text: _replaced(text, here))
+    parts = _changed(
+        _changed(parts, lambda text: interpolated(text, settings)), lambda text: _replaced(text, here)
+    )
     command = parts.get("command", [])
     return Service(
         command=command if isinstance(command, list) else shlex.split(command),
@@ -73,7 +82,8 @@ def service(name: str, settings: Mapping[str, str], here: Mapping[str, str]) -> 
 
 
 def interpolated(text: str, settings: Mapping[str, str]) -> str:
-    """Compose's ``${NAME:?message}``, ``${NAME:-default}`` and ``${NAME:+text}``. ValueError where Compose refuses."""
+    """Compose's ``${NAME:?message}``, ``${NAME:-default}`` and ``${NAME:+text}``. ValueError where Compose
+    refuses."""
 
     def fill(match: re.Match[str]) -> str:
         name, operator, other = match.groups()
@@ -113,17 +123,26 @@ class Server:
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when the health check passes. Raises RuntimeError with the output where the server ends instead."""
+        """Returns when the health check passes. Raises RuntimeError with the output where the server ends
+        instead."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.service.command, env=self.service.surroundings(self.folder), cwd=self.folder,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **identity(self.user),
-            )  # fmt: skip
+                self.service.command,
+                env=self.service.surroundings(self.folder),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **identity(self.user),
+            )
         deadline = time.monotonic() + START_S
         while not self.healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"{shlex.join(self.service.command)} did not start:\n{self.log.read_text()[-6000:]}")
+                raise RuntimeError(
+                    f"{shlex.join(self.service.command)} did not start:\n{self.log.read_text()[-6000:]}"
+                )
             time.sleep(POLL_S)
 
     def healthy(self) -> bool:
@@ -179,7 +198,8 @@ def serving(server: Server, end: int = signal.SIGKILL) -> Iterator[Server]:
 
 @contextmanager
 def mlflow_server(backend_uri: str, folder: Path, auth_uri: str = "", **settings: str) -> Iterator[Server]:
-    """The service ``mlflow`` on any database, with its artifacts in a folder. ``settings`` are those of an ``.env``."""
+    """The service ``mlflow`` on any database, with its artifacts in a folder. ``settings`` are those of an
+    ``.env``."""
     port = free_port()
     backend, password = without_password(backend_uri)
     here = {
@@ -224,7 +244,8 @@ class Postgres:
     binaries: Path
 
     def uri(self, database: str) -> str:
-        return f"postgresql+psycopg2://quantlab:{quote(self.password, safe='')}@{LOOPBACK}:{self.port}/{database}"
+        user = f"quantlab:{quote(self.password, safe='')}"
+        return f"postgresql+psycopg2://{user}@{LOOPBACK}:{self.port}/{database}"
 
     def new_database(self) -> str:
         """The URI, with the password, of an empty database."""
@@ -238,15 +259,21 @@ class Postgres:
         quiet = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
         return subprocess.run(
             [self.binaries / "psql", *where, *quiet],
-            input=script, env={"PGPASSWORD": self.password}, check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
+            input=script,
+            env={"PGPASSWORD": self.password},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """Postgres, new and empty, for one process of the tests."""
     pytest.importorskip("psycopg2", reason="needs psycopg2: pip install -e '.[server]'")
-    newest = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]), default=None)
+    newest = max(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]), default=None
+    )
     initdb = newest or shutil.which("initdb")
     if initdb is None:
         pytest.skip("needs PostgreSQL: apt-get install postgresql")
@@ -259,15 +286,35 @@ def postgres() -> Iterator[Postgres]:
             shutil.chown(folder, user)
             shutil.chown(folder / "password", user)
         subprocess.run(
-            [binaries / "initdb", "--pgdata=data", "--username=quantlab", "--pwfile=password", "--auth=scram-sha-256",
-             "--encoding=UTF8", "--locale=C", "--no-sync"],
-            cwd=folder, check=True, capture_output=True, **identity(user),
-        )  # fmt: skip
+            [
+                binaries / "initdb",
+                "--pgdata=data",
+                "--username=quantlab",
+                "--pwfile=password",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            **identity(user),
+        )
         options = {
-            "port": port, "listen_addresses": LOOPBACK, "unix_socket_directories": folder,
-            "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off",
-        }  # fmt: skip
-        command = [str(binaries / "postgres"), "-D", "data", *(f"--{key}={value}" for key, value in options.items())]
+            "port": port,
+            "listen_addresses": LOOPBACK,
+            "unix_socket_directories": folder,
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+        }
+        command = [
+            str(binaries / "postgres"),
+            "-D",
+            "data",
+            *(f"--{key}={value}" for key, value in options.items()),
+        ]
         check = service("postgres", {"POSTGRES_PASSWORD": password}, {"5432": str(port)}).healthcheck
         path = f"{binaries}:{os.environ['PATH']}"
         with serving(Server(Service(command, {"PATH": path}, check), folder, port, user), signal.SIGQUIT):

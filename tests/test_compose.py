@@ -1,4 +1,5 @@
-"""docker-compose.yml conforms to the specification and to our rules, and each rule notices a change for the worse."""
+"""docker-compose.yml conforms to the specification and to our rules, and each rule notices a change for the
+worse."""
 
 import re
 import subprocess
@@ -36,7 +37,9 @@ def waits(text: str) -> set[tuple[str, str, str]]:
         for name, parts in services(text).items()
         for other, how in parts.get("depends_on", {}).items()
     }
-    return direct | {(name, far, how) for name, near, _ in direct for start, far, how in direct if start == near}
+    return direct | {
+        (name, far, how) for name, near, _ in direct for start, far, how in direct if start == near
+    }
 
 
 def pip_words(text: str) -> list[str]:
@@ -72,7 +75,9 @@ def passwords_come_from_the_environment(text: str) -> list[str]:
         if re.search("PASSWORD|SECRET|KEY", variable)
     }
     literal = [
-        f"{name} {variable}" for (name, variable), value in values.items() if not re.match(r"\$\{\w+:[?-]", value)
+        f"{name} {variable}"
+        for (name, variable), value in values.items()
+        if not re.match(r"\$\{\w+:[?-]", value)
     ]
     defaults = re.findall(r"\$\{\w*(?:PASSWORD|SECRET|KEY)\w*:-[^}]+\}", text)
     return literal + defaults + re.findall(r"://[^/@\s]*:[^/@\s]*@", text)
@@ -85,7 +90,9 @@ def the_database_password_is_required(text: str) -> list[str]:
 
 def mlflow_answers_known_hosts_only(text: str) -> list[str]:
     return (
-        [] if re.search(r"--allowed-hosts (localhost:\*|127\.0\.0\.1:\*|mlflow:\*|,)+\s", text) else ["allowed hosts"]
+        []
+        if re.search(r"--allowed-hosts (localhost:\*|127\.0\.0\.1:\*|mlflow:\*|,)+\s", text)
+        else ["allowed hosts"]
     )
 
 
@@ -130,7 +137,10 @@ POLICIES: list[tuple[Callable[[str], list[str]], list[tuple[str, str]]]] = [
         ],
     ),
     (the_database_password_is_required, [("${POSTGRES_PASSWORD:?", "${POSTGRES_PASSWORD:-")]),
-    (mlflow_answers_known_hosts_only, [("localhost:*,", "*,"), ("--allowed-hosts", "--cors-allowed-origins")]),
+    (
+        mlflow_answers_known_hosts_only,
+        [("localhost:*,", "*,"), ("--allowed-hosts", "--cors-allowed-origins")],
+    ),
     (the_example_names_every_setting, [("${MLFLOW_SECRET_KEY", "${MLFLOW_OTHER_KEY")]),
 ]
 WORSE = [(policy, before, after) for policy, changes in POLICIES for before, after in changes]
@@ -141,8 +151,12 @@ def test_a_policy_holds(policy: Callable[[str], list[str]]) -> None:
     assert policy(TEXT) == []
 
 
-@pytest.mark.parametrize(("policy", "before", "after"), WORSE, ids=[f"{it[0].__name__}: {it[2]!r}" for it in WORSE])
-def test_a_change_for_the_worse_is_noticed(policy: Callable[[str], list[str]], before: str, after: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "before", "after"), WORSE, ids=[f"{it[0].__name__}: {it[2]!r}" for it in WORSE]
+)
+def test_a_change_for_the_worse_is_noticed(
+    policy: Callable[[str], list[str]], before: str, after: str
+) -> None:
     assert before in TEXT
     for found in re.finditer(re.escape(before), TEXT):
         assert policy(f"{TEXT[: found.start()]}{after}{TEXT[found.end() :]}") != []

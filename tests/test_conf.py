@@ -47,7 +47,10 @@ def with_option(group: str, option: str) -> DictConfig:
 
 def test_groups_are_found() -> None:
     assert {"uniform", "peg", "mixed_precision", "fp32"} <= set(GROUPS["method"])
-    assert GROUPS.keys() - {"recipe", "launcher"} == {field.name for field in fields(RunConfig)} - {"sweep", "engine"}
+    assert GROUPS.keys() - {"recipe", "launcher"} == {field.name for field in fields(RunConfig)} - {
+        "sweep",
+        "engine",
+    }
 
 
 @options

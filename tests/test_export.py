@@ -1,4 +1,5 @@
-"""The export command on a trial: a whole deployable folder, or one line and nothing. And trials on runtimes."""
+"""The export command on a trial: a whole deployable folder, or one line and nothing. And trials on
+runtimes."""
 
 import json
 import re
@@ -35,11 +36,21 @@ LABELS = ("entailment", "not_entailment")
 def lab(make_model: MakeModel, tiny_glue: Path) -> Lab:
     """A checkpoint whose labels stand in the other order than the task's, and whose answers differ."""
     folder = make_model(layers=1, labels=LABELS[::-1], initializer_range=0.5)
-    return Lab((
-        "model=hf", f"model.path={folder}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
-        "evaluation.limit=48", "evaluation.order=file", "calibration.samples=8", "profile=off", "tracking=off",
-        "placement=gemm",
-    ))  # fmt: skip
+    return Lab(
+        (
+            "model=hf",
+            f"model.path={folder}",
+            "task=qnli",
+            f"task.data_dir={tiny_glue}",
+            "task.max_length=32",
+            "evaluation.limit=48",
+            "evaluation.order=file",
+            "calibration.samples=8",
+            "profile=off",
+            "tracking=off",
+            "placement=gemm",
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +88,15 @@ def quickly(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_folder_is_whole(finished: Path, written: Path) -> None:
-    assert {"model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "export.json"} <= names(written)
+    assert {"model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "export.json"} <= names(
+        written
+    )
     assert names(written.parent) == {"onnx"}
     assert written.stat().st_mode & 0o777 == 0o755
     assert AutoConfig.from_pretrained(written).id2label == dict(enumerate(LABELS[::-1]))
-    result, summary = (json.loads(path.read_text()) for path in (finished / "result.json", written / "export.json"))
+    result, summary = (
+        json.loads(path.read_text()) for path in (finished / "result.json", written / "export.json")
+    )
     notes = {entry.key: entry.value for entry in onnx.load(str(written / "model.onnx")).metadata_props}
     tags = result["tags"]
     expected = {
@@ -97,7 +112,8 @@ def test_the_folder_is_whole(finished: Path, written: Path) -> None:
 
 
 def test_what_is_in_the_folder_is_enough_to_answer(finished: Path, written: Path, tiny_glue: Path) -> None:
-    """With ONNX Runtime and a tokenizer alone; the columns are the checkpoint's, as its config.json names them."""
+    """With ONNX Runtime and a tokenizer alone; the columns are the checkpoint's, as its config.json names
+    them."""
     import onnxruntime
 
     rows = pd.read_parquet(tiny_glue / "validation.parquet").head(48)
@@ -127,7 +143,8 @@ def test_it_says_what_it_found_and_where(trial: Path, capsys: pytest.CaptureFixt
         "products",
     } <= said.keys()
     assert (
-        said.items() <= {n: str(v) for n, v in json.loads((trial / "onnx" / "export.json").read_text()).items()}.items()
+        said.items()
+        <= {n: str(v) for n, v in json.loads((trial / "onnx" / "export.json").read_text()).items()}.items()
     )
 
 
@@ -205,7 +222,9 @@ def test_a_checkpoint_that_has_changed(
     weights = bytearray((changed / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (changed / "model.safetensors").write_bytes(weights)
-    assert f"{changed} is not the checkpoint that the trial ran on: its fingerprint is" in refused(capsys, trial)
+    assert f"{changed} is not the checkpoint that the trial ran on: its fingerprint is" in refused(
+        capsys, trial
+    )
     shutil.rmtree(changed)
     assert f"model path '{changed}' is no folder" in refused(capsys, trial)
 
@@ -214,11 +233,21 @@ def test_a_checkpoint_that_has_changed(
     "layers, bits, message",
     [
         (1, {"activations": 6}, "sites have no integer equivalent in ONNX: embed.sum (int6 asymmetric), "),
-        (2, {}, "the plan is of another model: this one has no bert.encoder.layer.1.attention.self.query.weight, "),
+        (
+            2,
+            {},
+            "the plan is of another model: this one has no "
+            "bert.encoder.layer.1.attention.self.query.weight, ",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_exported(
-    layers: int, bits: dict[str, object], message: str, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    layers: int,
+    bits: dict[str, object],
+    message: str,
+    trial: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "plan.json").write_text(uniform(layers, **bits).to_json())
     assert message in refused(capsys, trial, "--plan", str(tmp_path / "plan.json"))
@@ -240,7 +269,9 @@ def test_answers_that_disagree(trial: Path, tmp_path: Path, capsys: pytest.Captu
     answers.loc[:8, ["logit_0", "logit_1"]] *= -1
     answers.to_parquet(trial / "answers.parquet")
     said = refused(capsys, trial)
-    assert re.search(r"onnxruntime \S+ gives the trial's answer on (7|8)\d\.\d% of the rows only: nothing", said)
+    assert re.search(
+        r"onnxruntime \S+ gives the trial's answer on (7|8)\d\.\d% of the rows only: nothing", said
+    )
     shutil.copy(trial / "plan.json", tmp_path / "plan.json")
     other = ["--plan", str(tmp_path / "plan.json"), "--output", str(tmp_path / "other")]
     assert quantlab.export.main([str(trial), *other]) == 0
@@ -257,7 +288,9 @@ def test_a_trial_on_a_runtime(runtime: str, lab: Lab) -> None:
     assert abs(result.metrics["accuracy_deployed"] - result.metrics["accuracy"]) < 0.05  # type: ignore[operator]
     assert result.tags["runtime"].startswith(f"{runtime} ")
     assert result.tags["deployed_products"].endswith(" planned in integers")
-    fell_back = result.tags["deployed_arithmetic"] != INTEGER  # ONNX Runtime: the pooler, which reads a cut tensor
+    fell_back = (
+        result.tags["deployed_arithmetic"] != INTEGER
+    )  # ONNX Runtime: the pooler, which reads a cut tensor
     assert fell_back == (runtime == "onnxruntime" and result.config["placement"]["at"] == "tensor")
     assert ("runtime_fell_back" in result.tags["alarms"]) == fell_back
 

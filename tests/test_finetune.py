@@ -152,7 +152,9 @@ def test_it_learns(headless: Path, learnable_glue: Path) -> None:
 
 def test_a_regression_trains_with_its_own_loss(headless: Path, tmp_path: Path) -> None:
     for split in ("train", "validation"):
-        frame = pd.DataFrame({"sentence1": ["the cat"] * 8, "sentence2": ["a dog"] * 8, "label": np.linspace(0, 5, 8)})
+        frame = pd.DataFrame(
+            {"sentence1": ["the cat"] * 8, "sentence2": ["a dog"] * 8, "label": np.linspace(0, 5, 8)}
+        )
         frame.to_parquet(tmp_path / f"{split}.parquet")
     task = Glue(
         name="stsb",
@@ -175,7 +177,9 @@ def test_an_epoch_has_every_row_once_in_batches_of_like_length(tiny_bert: Path, 
     epochs = [list(training.shuffled(rows, tokenizer, RECIPE, epoch)) for epoch in (0, 0, 1)]
     lengths = rows.lengths()
     for batches in epochs:
-        found = sorted(int(length) for batch, _ in batches for length in batch.inputs["attention_mask"].sum(1))
+        found = sorted(
+            int(length) for batch, _ in batches for length in batch.inputs["attention_mask"].sum(1)
+        )
         assert found == sorted(lengths.tolist())
         padded = sum(batch.inputs["input_ids"].numel() for batch, _ in batches)
         assert padded < 1.15 * lengths.sum()
@@ -191,7 +195,9 @@ def test_biases_and_norms_do_not_decay(tiny_bert: Path) -> None:
     assert kept["weight_decay"] == 0.0
     still = {id(parameter) for parameter in kept["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in still}
-    assert names == {name for name, _ in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name}
+    assert names == {
+        name for name, _ in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name
+    }
 
 
 def test_a_diverging_loss_stops_the_training(headless: Path, tiny_glue: Path, own_cache: Path) -> None:
@@ -206,7 +212,9 @@ def test_a_training_that_answers_one_class_only_is_not_stored(
 ) -> None:
     constant = np.tile(np.float32([0.1, 0.2]), (64, 1))
     monkeypatch.setattr(finetune, "answers", lambda *_: constant)
-    with pytest.raises(ValueError, match=r"'not_entailment' to 64 of 64.*nothing is stored.*lower model\.recipe"):
+    with pytest.raises(
+        ValueError, match=r"'not_entailment' to 64 of 64.*nothing is stored.*lower model\.recipe"
+    ):
         FineTuning(model=spec_of(headless), task=qnli(tiny_glue)).run(SILENT)
     assert not list((own_cache / "finetuned").iterdir())
     labels = np.repeat(np.int64([0, 1]), 32)

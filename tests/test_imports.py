@@ -32,12 +32,30 @@ LAYERS = (
 )
 COMMANDS_ONLY = {"hydra", "omegaconf", "mlflow", "optuna"}
 # Seconds of imports that a wrong override has nothing to do with, and where they would come in first.
-HEAVY = {"datasets", "matplotlib", "mlflow", "optuna", "plotly", "scipy.optimize", "scipy.stats", "statsmodels",
-         "transformers", "transformers.activations", "transformers.masking_utils"}  # fmt: skip
+HEAVY = {
+    "datasets",
+    "matplotlib",
+    "mlflow",
+    "optuna",
+    "plotly",
+    "scipy.optimize",
+    "scipy.stats",
+    "statsmodels",
+    "transformers",
+    "transformers.activations",
+    "transformers.masking_utils",
+}
 EARLY = (
-    "quantlab.run", "quantlab.sweeping.sweeper", "quantlab.sweeping.config", "quantlab.methods.*", "quantlab.tasks.*",
-    "quantlab.tracking.*", "quantlab.network.models", "quantlab.calibration.estimators", "quantlab.sweeping.views",
-)  # fmt: skip
+    "quantlab.run",
+    "quantlab.sweeping.sweeper",
+    "quantlab.sweeping.config",
+    "quantlab.methods.*",
+    "quantlab.tasks.*",
+    "quantlab.tracking.*",
+    "quantlab.network.models",
+    "quantlab.calibration.estimators",
+    "quantlab.sweeping.views",
+)
 
 
 def module_name(path: Path) -> str:
@@ -47,12 +65,15 @@ def module_name(path: Path) -> str:
 
 PLUGINS = CODE.parent / "hydra_plugins"
 MODULES = {
-    module_name(path): ast.parse(path.read_text()) for root in (CODE, PLUGINS) for path in sorted(root.rglob("*.py"))
+    module_name(path): ast.parse(path.read_text())
+    for root in (CODE, PLUGINS)
+    for path in sorted(root.rglob("*.py"))
 }
 
 
 def imported(tree: ast.AST, everywhere: bool = True) -> Iterator[str]:
-    """Full names of what a module imports; without ``everywhere``, only what importing the module itself imports."""
+    """Full names of what a module imports; without ``everywhere``, only what importing the module itself
+    imports."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -106,9 +127,13 @@ def reached(module: str) -> dict[str, str]:
 def test_modules_are_found() -> None:
     assert {"quantlab.trial.run", "quantlab.quant.grid", "quantlab.tasks.base"} <= MODULES.keys()
     assert "quantlab.quant.sketch" in ours("quantlab.calibration.estimators")
-    assert "quantlab.quant.ranges" in ours("quantlab.calibration.estimators")  # from quantlab.quant import ranges
+    assert "quantlab.quant.ranges" in ours(
+        "quantlab.calibration.estimators"
+    )  # from quantlab.quant import ranges
     assert "mlflow" in roots("quantlab.tracking.mlflow")
-    assert "mlflow" not in {name.split(".")[0] for name in imported(MODULES["quantlab.tracking.mlflow"], False)}
+    assert "mlflow" not in {
+        name.split(".")[0] for name in imported(MODULES["quantlab.tracking.mlflow"], False)
+    }
 
 
 def test_imports_point_down() -> None:
@@ -150,7 +175,8 @@ def test_a_trial_knows_nothing_of_the_command_line() -> None:
     reaching = {
         f"{' <- '.join(path(module))}: {name}"
         for module in reached("quantlab.trial.run")
-        for name in {name.split(".")[0] for name in imported(MODULES[module], everywhere=False)} & COMMANDS_ONLY
+        for name in {name.split(".")[0] for name in imported(MODULES[module], everywhere=False)}
+        & COMMANDS_ONLY
     }
     assert not reaching
 
@@ -170,7 +196,9 @@ def test_a_wrong_override_does_not_wait_for_what_only_a_trial_needs() -> None:
 def test_what_hydra_finds_wrong_is_told_before_torch_is_imported(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "quantlab.run", "method=pge"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    imports = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    imports = {
+        line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")
+    }
     assert done.returncode == 1 and "Could not find 'method/pge'" in done.stderr and "hydra" in imports
     assert not imports & (HEAVY | {"numpy", "torch", "pandas"})
 
@@ -193,5 +221,7 @@ def test_what_is_left_out_of_keys_is_what_lies_above_a_trial() -> None:
     """And what shows progress: a trial imports it, and it decides no number."""
     above = {name for names in LAYERS[layer("quantlab.trial.run") + 1 :] for name in names}
     assert {name.removesuffix(".py") for name in NO_NUMBERS} == above | {"cli", "training"}
-    left_out = {module for module in reached("quantlab.trial.run") if folder(module) in above | {"cli", "training"}}
+    left_out = {
+        module for module in reached("quantlab.trial.run") if folder(module) in above | {"cli", "training"}
+    }
     assert left_out == {"quantlab.cli.progress"}

@@ -1,11 +1,14 @@
-"""Known answers: outliers planted in a network make W8A8 collapse, and the two remedies bring its answers back.
+"""Known answers: outliers planted in a network make W8A8 collapse, and the two remedies bring its answers
+back.
 
-``rescaled``: the last LayerNorm's output is 1024 times larger in some channels, and the pooler's columns as much
-smaller. Powers of two are exact in FP32, so the function is the same to the bit. (In any other LayerNorm of a post-norm
-network it would not be: its output also enters the next residual sum, whose LayerNorm mixes all channels.)
+``rescaled``: the last LayerNorm's output is 1024 times larger in some channels, and the pooler's columns as
+much smaller. Powers of two are exact in FP32, so the function is the same to the bit. (In any other LayerNorm
+of a post-norm network it would not be: its output also enters the next residual sum, whose LayerNorm mixes
+all channels.)
 
-``residual``: outliers as trained BERTs have them, at x and y: some channels of the FFN's input are near +-300 at every
-token, the FFN does not read them, the residual sum carries them on, and the next LayerNorm's weights undo the scale.
+``residual``: outliers as trained BERTs have them, at x and y: some channels of the FFN's input are near +-300
+at every token, the FFN does not read them, the residual sum carries them on, and the next LayerNorm's weights
+undo the scale.
 """
 
 from dataclasses import dataclass
@@ -108,7 +111,8 @@ def test_the_models_have_something_to_lose(model: object) -> None:
 
 @symmetries
 def test_rescaled(symmetric: bool) -> None:
-    # Weights at 16 bits: at 8, the pooler's columns that are 1024 times smaller than the others would be zeros.
+    # Weights at 16 bits: at 8, the pooler's columns that are 1024 times smaller than the others would be
+    # zeros.
     model, bits, planted = rescaled(), Bits(weights=16, symmetric=symmetric), ("1.layer.out",)
     assert kept(compared(undecided(tiny_model()), Uniform(), bits), least_db=15)
     assert collapsed(compared(model, Uniform(), bits))

@@ -20,9 +20,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands() -> list[str]:
-    blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
+    blocks = [
+        block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
     joined = [block.replace("\\\n", " ") for block in blocks]
-    return [line.strip() for block in joined for line in block.splitlines() if line.strip() and line[0] != "#"]
+    return [
+        line.strip() for block in joined for line in block.splitlines() if line.strip() and line[0] != "#"
+    ]
 
 
 def of(modules: Collection[str]) -> list[list[str]]:
@@ -57,8 +61,12 @@ def test_a_command_composes(words: list[str]) -> None:
     known |= {f"quantlab.{name}": name for name in ("finetune", "search", "outliers")}
     config = known[module]
     overrides = [word for word in words[1:] if word != "-m"]
-    overrides = [re.sub("^method=found/.*", "method=per_site", word) for word in overrides]  # there after a search
-    first = [re.sub(r"=([\w.]+),[\w.,]+$", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
+    overrides = [
+        re.sub("^method=found/.*", "method=per_site", word) for word in overrides
+    ]  # there after a search
+    first = [
+        re.sub(r"=([\w.]+),[\w.,]+$", r"=\1", word) for word in overrides if not word.startswith("hydra.")
+    ]
     with initialize_config_dir(CONF, version_base="1.3"):
         compose(config, first)
 

@@ -9,7 +9,8 @@ from quantlab.sensitivity import caution
 
 
 def losses_of(true: np.ndarray, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Losses in points of variables that turn so many right answers wrong, and their errors, on drawn rows."""
+    """Losses in points of variables that turn so many right answers wrong, and their errors, on drawn
+    rows."""
     random = np.random.default_rng(seed)
     base = random.random(rows) < 0.9
     right = [base & (random.random(rows) >= share) for share in true]
@@ -31,7 +32,9 @@ def test_a_hundred_rows_are_too_few_and_it_says_how_many_are_enough() -> None:
 
 def test_where_only_chance_tells_variables_apart_correlations_say_nothing() -> None:
     said = [caution(*losses_of(np.full(80, 0.02), 100, seed), rows=100) for seed in range(20)]
-    assert all("Too few examples" in one for one in said) and any("no more than by chance" in one for one in said)
+    assert all("Too few examples" in one for one in said) and any(
+        "no more than by chance" in one for one in said
+    )
 
 
 def test_what_is_not_known_is_said() -> None:
@@ -53,8 +56,14 @@ def test_the_interval_of_a_rank_correlation_covers() -> None:
 RISING = np.arange(9.0)
 
 
-@pytest.mark.parametrize("one, other, r", [
-    (RISING, RISING, 1.0), (RISING, -RISING, -1.0), (0 * RISING, RISING, np.nan), (RISING[:3], RISING[:3], np.nan),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "one, other, r",
+    [
+        (RISING, RISING, 1.0),
+        (RISING, -RISING, -1.0),
+        (0 * RISING, RISING, np.nan),
+        (RISING[:3], RISING[:3], np.nan),
+    ],
+)
 def test_rank_correlations_at_their_ends(one: np.ndarray, other: np.ndarray, r: float) -> None:
     assert spearman_ci95(one, other) == pytest.approx((r, r, r), abs=1e-4, nan_ok=True)

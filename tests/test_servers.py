@@ -65,11 +65,14 @@ def test_a_run_and_its_artifact_arrive_and_outlive_the_server(mlflow: Server, tm
         status(f"{mlflow.uri}/health")
     mlflow.start()
     assert client.get_run(run.run_id).data.metrics == {"accuracy": 0.5}
-    assert Path(client.download_artifacts(run.run_id, "note.txt", str(tmp_path))).read_text() == "what was sent"
+    assert (
+        Path(client.download_artifacts(run.run_id, "note.txt", str(tmp_path))).read_text() == "what was sent"
+    )
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"), [("localhost:5000", 200), ("mlflow:5000", 200), ("evil.example", 403), ("10.0.0.1:5000", 403)]
+    ("host", "expected"),
+    [("localhost:5000", 200), ("mlflow:5000", 200), ("evil.example", 403), ("10.0.0.1:5000", 403)],
 )
 def test_only_known_hosts_are_answered(mlflow: Server, host: str, expected: int) -> None:
     assert status(f"{mlflow.uri}{RUNS}", Host=host) == expected

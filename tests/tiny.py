@@ -1,4 +1,5 @@
-"""Tiny models in memory, with weights wide enough for their answers to differ, and padded batches for them."""
+"""Tiny models in memory, with weights wide enough for their answers to differ, and padded batches for
+them."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -35,7 +36,9 @@ def tiny_model(family: str = "bert", layers: int = 2, seed: int = 0) -> PreTrain
     """A small classifier, ready to answer; every parameter is random, LayerNorms and biases too."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(tiny_config(family, layers), attn_implementation="eager")
+        model = AutoModelForSequenceClassification.from_config(
+            tiny_config(family, layers), attn_implementation="eager"
+        )
         for value in model.parameters():
             noise = torch.randn_like(value)
             value.data = noise * value.shape[-1] ** -0.5 if value.ndim > 1 else value.data + 0.2 * noise

@@ -1,8 +1,9 @@
-"""A Python that has imported what quantlab's commands need and forks for each of them: a start without its imports.
+"""A Python that has imported what quantlab's commands need and forks for each of them: a start without its
+imports.
 
 Run by processes.py, never by hand. Standard input is a socket. A request is JSON, ``{"arguments", "cwd",
-"environment"}``, and four open files: the three standard streams of the new process, and a pipe, on which come its id
-and, when it has ended, its status. The forks end as any Python does, with all its handlers.
+"environment"}``, and four open files: the three standard streams of the new process, and a pipe, on which
+come its id and, when it has ended, its status. The forks end as any Python does, with all its handlers.
 """
 
 import atexit
@@ -19,12 +20,22 @@ from types import ModuleType
 
 COMMANDS = ("run", "search", "sensitivity", "report", "export", "finetune", "outliers", "sync")
 LATER = (  # what the commands import when they come to it
-    "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "mlflow.store.artifact.local_artifact_repo",
-    "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking", "optuna.samplers",
-    "optuna.storages", "pandas", "plotly.offline", "scipy.stats", "statsmodels.stats.proportion",
-    "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert",
+    "datasets",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "mlflow.store.artifact.local_artifact_repo",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracking",
+    "optuna.samplers",
+    "optuna.storages",
+    "pandas",
+    "plotly.offline",
+    "scipy.stats",
+    "statsmodels.stats.proportion",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.bert.modeling_bert",
     "transformers.models.bert.tokenization_bert",
-)  # fmt: skip
+)
 LARGEST_REQUEST = 2**17
 
 
@@ -42,7 +53,8 @@ def leave() -> None:
 
 
 def serve(requests: socket.socket) -> list[str]:
-    """Forks for every request. Returns in each fork, with the arguments that Python would have been started with."""
+    """Forks for every request. Returns in each fork, with the arguments that Python would have been started
+    with."""
     while True:
         message, files, *_ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
         if not message:
@@ -102,7 +114,9 @@ def main() -> None:
     imported()
     gc.freeze()
     arguments = serve(socket.socket(fileno=os.dup(0)))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and all they start
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, and all they start
     try:
         run(arguments)
     except SystemExit as left:

@@ -1,6 +1,7 @@
 """The sweeper that Hydra finds: Hydra looks for sweepers in this namespace only.
 
-It imports nothing of quantlab, which Hydra would import at every start: the config names the function that sweeps.
+It imports nothing of quantlab, which Hydra would import at every start: the config names the function that
+sweeps.
 """
 
 from typing import Any

@@ -31,11 +31,31 @@ from quantlab.alarms.ranges import (
 )
 
 ALARMS = (
-    constant_prediction, majority_accuracy, collapsed_logits, nan_logits, one_sided_range, zeroed_weights, saturation,
-    wasted_levels, unpermuted_groups, fp16_overflow, uncalibrated_site, few_calibration_rows, padding_counted,
-    products_in_float, simulated_latency, runtime_fell_back, runtime_saturates, size_not_smaller, kernels_missing,
-    machine_busy, label_order_assumed, tokenizer_mismatch, fp32_far_from_published, too_few_examples,
-)  # fmt: skip
+    constant_prediction,
+    majority_accuracy,
+    collapsed_logits,
+    nan_logits,
+    one_sided_range,
+    zeroed_weights,
+    saturation,
+    wasted_levels,
+    unpermuted_groups,
+    fp16_overflow,
+    uncalibrated_site,
+    few_calibration_rows,
+    padding_counted,
+    products_in_float,
+    simulated_latency,
+    runtime_fell_back,
+    runtime_saturates,
+    size_not_smaller,
+    kernels_missing,
+    machine_busy,
+    label_order_assumed,
+    tokenizer_mismatch,
+    fp32_far_from_published,
+    too_few_examples,
+)
 
 __all__ = ["ALARMS", "Alarm", "Finding", "raised"]
 

@@ -22,16 +22,21 @@ def constant_prediction(finding: Finding) -> Iterator[Alarm]:
 
 
 def majority_accuracy(finding: Finding) -> Iterator[Alarm]:
-    """Accuracy within one standard error of always answering the most frequent class, or below: quantized, and FP32."""
+    """Accuracy within one standard error of always answering the most frequent class, or below: quantized,
+    and FP32."""
     if finding.regression:
         return
     majority = largest_share(finding.labels)
     error = float(np.sqrt(majority * (1 - majority) / len(finding.labels)))
-    for name, logits in (("majority_accuracy", finding.logits), ("majority_accuracy_fp32", finding.reference)):
+    for name, logits in (
+        ("majority_accuracy", finding.logits),
+        ("majority_accuracy_fp32", finding.reference),
+    ):
         accuracy = float(np.mean(logits.argmax(-1) == finding.labels))
         if accuracy <= majority + error:
             yield Alarm(
-                name, f"accuracy is {accuracy:.4f}, always answering the most frequent class gives {majority:.4f}"
+                name,
+                f"accuracy is {accuracy:.4f}, always answering the most frequent class gives {majority:.4f}",
             )
 
 
@@ -40,7 +45,8 @@ def collapsed_logits(finding: Finding) -> Iterator[Alarm]:
     distinct, before = (len(np.unique(logits, axis=0)) for logits in (finding.logits, finding.reference))
     if distinct <= min(FEW_DISTINCT, before / 10):
         yield Alarm(
-            "collapsed_logits", f"{len(finding.logits):,} answers have {distinct} different logits, FP32's {before:,}"
+            "collapsed_logits",
+            f"{len(finding.logits):,} answers have {distinct} different logits, FP32's {before:,}",
         )
 
 
@@ -49,11 +55,14 @@ def nan_logits(finding: Finding) -> Iterator[Alarm]:
     for what, logits in (("quantized", finding.logits), ("FP32", finding.reference)):
         bad = int((~np.isfinite(logits).all(axis=-1)).sum())
         if bad:
-            yield Alarm("nan_logits", f"the {what} logits of {bad:,} of {len(logits):,} examples are NaN or infinite")
+            yield Alarm(
+                "nan_logits", f"the {what} logits of {bad:,} of {len(logits):,} examples are NaN or infinite"
+            )
 
 
 def fp32_far_from_published(finding: Finding) -> Iterator[Alarm]:
-    """FP32 itself is not what was published for this network and task: another checkpoint, data or evaluation.
+    """FP32 itself is not what was published for this network and task: another checkpoint, data or
+    evaluation.
 
     Far is more than a point outside the 95 % interval (Wilson's) of the accuracy found here.
     """
@@ -68,7 +77,8 @@ def fp32_far_from_published(finding: Finding) -> Iterator[Alarm]:
     if not low - FAR <= anchor.value <= high + FAR:
         yield Alarm(
             "fp32_far_from_published",
-            f"FP32 has an accuracy of {accuracy:.2%} ({low:.2%} to {high:.2%} with n = {n:,}), {anchor.source} "
+            f"FP32 has an accuracy of {accuracy:.2%} ({low:.2%} to {high:.2%} with n = {n:,}), "
+            f"{anchor.source} "
             f"published {anchor.value:.2%}",
         )
 
@@ -76,14 +86,17 @@ def fp32_far_from_published(finding: Finding) -> Iterator[Alarm]:
 def too_few_examples(finding: Finding) -> Iterator[Alarm]:
     """A drop that cannot be told from none, on fewer examples than it takes to see half a point."""
     primary, n = finding.config["task"]["metrics"][0], len(finding.labels)
-    drop, low, high = (finding.metrics.get(f"{primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high"))
+    drop, low, high = (
+        finding.metrics.get(f"{primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
+    )
     if finding.plan == QuantPlan() or drop is None or low is None or high is None or not low <= 0 <= high:
         return
     needed = _needed(finding, primary, low, high)
     if needed is not None and needed > n:
         yield Alarm(
             "too_few_examples",
-            f"a drop of {100 * drop:.2f} points ({100 * low:.2f} to {100 * high:.2f}) cannot be told from none with "
+            f"a drop of {100 * drop:.2f} points ({100 * low:.2f} to {100 * high:.2f}) cannot be told "
+            f"from none with "
             f"n = {n:,}: it takes about {needed:,} to see {100 * LEAST:g} points",
         )
 
@@ -91,13 +104,18 @@ def too_few_examples(finding: Finding) -> Iterator[Alarm]:
 def label_order_assumed(finding: Finding) -> Iterator[Alarm]:
     """The checkpoint does not say which logit is which label."""
     if finding.tags.get("label_order") == "assumed":
-        yield Alarm("label_order_assumed", "the checkpoint has no label names: its order is taken to be the task's")
+        yield Alarm(
+            "label_order_assumed", "the checkpoint has no label names: its order is taken to be the task's"
+        )
 
 
 def tokenizer_mismatch(finding: Finding) -> Iterator[Alarm]:
-    """The tokenizer's files do not fit its vocabulary or the model: FP32 is worse than it should be, and so is all."""
+    """The tokenizer's files do not fit its vocabulary or the model: FP32 is worse than it should be, and so
+    is all."""
     if found := finding.tags.get("tokenizer_mismatch"):
-        yield Alarm("tokenizer_mismatch", f"the tokenizer is not the one that the model was trained with: {found}")
+        yield Alarm(
+            "tokenizer_mismatch", f"the tokenizer is not the one that the model was trained with: {found}"
+        )
 
 
 def _needed(finding: Finding, primary: str, low: float, high: float) -> int | None:

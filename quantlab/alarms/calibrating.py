@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from quantlab.alarms.base import Alarm, Finding, worst
 from quantlab.quant.grid import AffineGrid
 
-FEWEST_ROWS = 16  # with 8 rows, and with one, min-max ranges are those of the draw: 50.6 to 82.0 % on one network
+FEWEST_ROWS = (
+    16  # with 8 rows, and with one, min-max ranges are those of the draw: 50.6 to 82.0 % on one network
+)
 
 
 def uncalibrated_site(finding: Finding) -> Iterator[Alarm]:
@@ -18,7 +20,9 @@ def uncalibrated_site(finding: Finding) -> Iterator[Alarm]:
         if sketch.count and sketch.min.min() == sketch.max.max()
     ]
     if blind:
-        yield Alarm("uncalibrated_site", f"calibration saw nothing at {len(blind)} of {len(sketches)}: {worst(blind)}")
+        yield Alarm(
+            "uncalibrated_site", f"calibration saw nothing at {len(blind)} of {len(sketches)}: {worst(blind)}"
+        )
 
 
 def few_calibration_rows(finding: Finding) -> Iterator[Alarm]:

@@ -15,7 +15,8 @@ NARROW = 16  # bits
 
 
 def products_in_float(finding: Finding) -> Iterator[Alarm]:
-    """Some activations are quantized, but not all that enter matrix products: a runtime computes these in float."""
+    """Some activations are quantized, but not all that enter matrix products: a runtime computes these in
+    float."""
     taps = {item.tap for item in finding.plan.activations}
     operands = _operands(finding.places)
     left = [name for name, its_taps in operands if not taps & its_taps]
@@ -23,7 +24,8 @@ def products_in_float(finding: Finding) -> Iterator[Alarm]:
         roles = Counter(name.split(".", 1)[1] for name in left)
         names = worst([f"{role} ({count})" for role, count in roles.most_common()])
         yield Alarm(
-            "products_in_float", f"{len(left)} of {len(operands)} inputs of matrix products stay as they are: {names}"
+            "products_in_float",
+            f"{len(left)} of {len(operands)} inputs of matrix products stay as they are: {names}",
         )
 
 
@@ -34,7 +36,8 @@ def simulated_latency(finding: Finding) -> Iterator[Alarm]:
         also = "" if speedup is None else f"; nor is {speedup:.2f} its speed-up"
         yield Alarm(
             "simulated_latency",
-            f"p50 of {latency:.1f} ms is that of FP32 arithmetic on quantized values, no integer latency{also}",
+            f"p50 of {latency:.1f} ms is that of FP32 arithmetic on quantized values, no "
+            f"integer latency{also}",
         )
 
 
@@ -64,7 +67,9 @@ def machine_busy(finding: Finding) -> Iterator[Alarm]:
     for name in ("load_average_1m", "deployed_load_average_1m"):
         load = float(finding.tags.get(name, 0))
         if load > BUSY * processors:
-            yield Alarm("machine_busy", f"{name} was {load:g} on {processors} processors when the profile began")
+            yield Alarm(
+                "machine_busy", f"{name} was {load:g} on {processors} processors when the profile began"
+            )
             return
 
 
@@ -72,7 +77,8 @@ def runtime_fell_back(finding: Finding) -> Iterator[Alarm]:
     """A runtime that runs products in float that its file has in integers."""
     if finding.tags.get("runtime_fell_back") == "True":
         yield Alarm(
-            "runtime_fell_back", f"{finding.tags['runtime']} runs {finding.tags['deployed_products']}: no INT8 latency"
+            "runtime_fell_back",
+            f"{finding.tags['runtime']} runs {finding.tags['deployed_products']}: no INT8 latency",
         )
 
 
@@ -81,7 +87,8 @@ def runtime_saturates(finding: Finding) -> Iterator[Alarm]:
     if finding.tags.get("runtime_saturates") == "True":
         yield Alarm(
             "runtime_saturates",
-            f"{finding.tags['runtime']} sums products of bytes in 16 bits on this processor (it has no VNNI), and cuts "
+            f"{finding.tags['runtime']} sums products of bytes in 16 bits on this processor (it has no "
+            f"VNNI), and cuts "
             "large sums: a processor with VNNI gives other answers",
         )
 
@@ -89,7 +96,8 @@ def runtime_saturates(finding: Finding) -> Iterator[Alarm]:
 def _operands(places: Sequence[Place]) -> list[tuple[str, set[Tap]]]:
     """The inputs of matrix products, each with the taps that put it on a grid.
 
-    A place that has only an operand is the tensor before it: the input of layer 1's attention is layer 0's output.
+    A place that has only an operand is the tensor before it: the input of layer 1's attention is layer 0's
+    output.
     """
     found, before = [], None
     for place in places:

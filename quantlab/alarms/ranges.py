@@ -25,16 +25,18 @@ PERMUTED_SHARE = 0.5  # of the range that the median channel's group has: a bit 
 def one_sided_range(finding: Finding) -> Iterator[Alarm]:
     """Ranges that end at zero where values go on beyond it."""
     yield from _shares_over(
-        "one_sided_range", "ranges leave out one side of zero", CUT_SHARE,
+        "one_sided_range",
+        "ranges leave out one side of zero",
+        CUT_SHARE,
         [(item.cut, item.name) for item in finding.coverages],
-    )  # fmt: skip
+    )
 
 
 def wasted_levels(finding: Finding) -> Iterator[Alarm]:
     """Activations whose levels nearly all go to outliers: four of eight bits hold nothing of the bulk.
 
-    Only where one range serves the whole tensor. Weights are left out, as such grids do not tell plans that keep the
-    answers from plans that lose them; ``sites.csv`` has all tensors' levels.
+    Only where one range serves the whole tensor. Weights are left out, as such grids do not tell plans that
+    keep the answers from plans that lose them; ``sites.csv`` has all tensors' levels.
     """
     judged = [(item.used, item) for item in finding.coverages if item.used is not None and not item.weight]
     wasted = [
@@ -45,7 +47,8 @@ def wasted_levels(finding: Finding) -> Iterator[Alarm]:
     if wasted:
         yield Alarm(
             "wasted_levels",
-            f"{len(wasted)} of {len(judged)} activations have under a sixteenth of their levels where all but 0.02 % "
+            f"{len(wasted)} of {len(judged)} activations have under a sixteenth of their levels where "
+            f"all but 0.02 % "
             f"of the values lie: {worst([name for _, name in sorted(wasted)])}",
         )
 
@@ -56,17 +59,21 @@ def zeroed_weights(finding: Finding) -> Iterator[Alarm]:
     zeroed = [item for item in weights if item.zeroed > ZEROED]
     if len(zeroed) > MANY * len(weights):
         yield from _shares_over(
-            "zeroed_weights", "weights lose over half of their nonzero elements to zero", ZEROED,
+            "zeroed_weights",
+            "weights lose over half of their nonzero elements to zero",
+            ZEROED,
             [(item.zeroed, item.name) for item in weights],
-        )  # fmt: skip
+        )
 
 
 def saturation(finding: Finding) -> Iterator[Alarm]:
     """Tensors that their range cuts: their elements beyond it all become its end."""
     yield from _shares_over(
-        "saturation", f"tensors have over {OUTSIDE:.0%} of their values outside their range", OUTSIDE,
+        "saturation",
+        f"tensors have over {OUTSIDE:.0%} of their values outside their range",
+        OUTSIDE,
         [(item.outside, item.name) for item in finding.coverages],
-    )  # fmt: skip
+    )
 
 
 def fp16_overflow(finding: Finding) -> Iterator[Alarm]:
@@ -79,7 +86,8 @@ def fp16_overflow(finding: Finding) -> Iterator[Alarm]:
 
 
 def unpermuted_groups(finding: Finding) -> Iterator[Alarm]:
-    """Groups of neighbouring channels, where channels sorted by their range would make the groups' ranges smaller."""
+    """Groups of neighbouring channels, where channels sorted by their range would make the groups' ranges
+    smaller."""
     grouped = [item for item in finding.plan.activations if item.groups]
     gains = [(_permuted_share(item, finding.sketches[item.site]), item.site) for item in grouped]
     poor = sorted(gain for gain in gains if gain[0] < PERMUTED_SHARE)
@@ -87,7 +95,8 @@ def unpermuted_groups(finding: Finding) -> Iterator[Alarm]:
         names = worst([f"{name} ({share:.0%})" for share, name in poor])
         yield Alarm(
             "unpermuted_groups",
-            f"{len(poor)} of {len(grouped)} sites with groups have neighbouring channels in one group; sorted by "
+            f"{len(poor)} of {len(grouped)} sites with groups have neighbouring channels in one "
+            f"group; sorted by "
             f"range, half of the channels would get under half the range: {names}",
         )
 
@@ -100,7 +109,8 @@ def _shares_over(name: str, what: str, limit: float, shares: list[tuple[float, s
 
 
 def _permuted_share(item: ActivationQuant, sketch: Sketch) -> float:
-    """The median channel's range in permuted groups by that in the groups as they are; 1 if these are permuted."""
+    """The median channel's range in permuted groups by that in the groups as they are; 1 if these are
+    permuted."""
     groups = torch.tensor(item.groups)
     if (groups.diff() < 0).any():
         return 1.0

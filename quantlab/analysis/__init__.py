@@ -1,1 +1,2 @@
-"""Why quantization fails: outliers, the errors they cause, the weights behind them, and what removing them gains."""
+"""Why quantization fails: outliers, the errors they cause, the weights behind them, and what removing them
+gains."""

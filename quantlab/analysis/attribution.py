@@ -1,6 +1,8 @@
-"""Which sites' quantization changes the answers, how the errors add up along the residual stream, and what makes them.
+"""Which sites' quantization changes the answers, how the errors add up along the residual stream, and what
+makes them.
 
-The weights are on their grids; one site after the other is narrow, the rest at their widest, and then all are narrow.
+The weights are on their grids; one site after the other is narrow, the rest at their widest, and then all are
+narrow.
 """
 
 from collections.abc import Sequence
@@ -31,11 +33,12 @@ class Seen:
 
 
 def attribution_table(ready: Bench) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a decided variable, the one that changes the answers most first; and one row a depth: the error power of
-    all sites quantized against the sum of what each alone makes there (they add up if errors are independent).
+    """One row a decided variable, the one that changes the answers most first; and one row a depth: the error
+    power of all sites quantized against the sum of what each alone makes there (they add up if errors are
+    independent).
 
-    ``sqnr_db`` is of the site's own tensor; ``logit_error`` the root mean square of what it changes of the logits;
-    ``first_order`` and ``kl`` are the scores of ``quantlab.sensitivity``.
+    ``sqnr_db`` is of the site's own tensor; ``logit_error`` the root mean square of what it changes of the
+    logits; ``first_order`` and ``kl`` are the scores of ``quantlab.sensitivity``.
     """
     space, (batches, labels) = ready.space, ready.scored_rows()
     narrow, model = space.choices[0], ready.material.model
@@ -45,19 +48,32 @@ def attribution_table(ready: Bench) -> tuple[pd.DataFrame, pd.DataFrame]:
     power = [sum(float(x.square().sum()) for x in depth) for depth in zip(*base.stream, strict=True)]
     rows, additive = [], np.zeros(len(power))
     alone = combinations_of(space)[: len(space.variables)]  # of the narrowest choice
-    for variable, chosen in progress(list(zip(space.variables, alone, strict=True)), "one site after the other"):
+    for variable, chosen in progress(
+        list(zip(space.variables, alone, strict=True)), "one site after the other"
+    ):
         seen, names = answered(ready, chosen, batches), [site.name for site in variable.sites]
         additive += error_power(base, seen)
         scope, role = variable.name.split(".", 1)
-        rows.append({
-            "site": variable.name, "layer": scope, "role": role,
-            "sqnr_db": -max(noise[name] for name in names), "logit_error": logit_error(base, seen),
-            "first_order": sum(first_order[name] for name in names), "kl": kl(base, seen),
-        })  # fmt: skip
-    accumulation = pd.DataFrame({
-        "depth": range(len(power)), "site": [site.name for site in stream_sites(ready.material)],
-        "additive": additive, "measured": error_power(base, answered(ready, space.narrow, batches)), "signal": power,
-    })  # fmt: skip
+        rows.append(
+            {
+                "site": variable.name,
+                "layer": scope,
+                "role": role,
+                "sqnr_db": -max(noise[name] for name in names),
+                "logit_error": logit_error(base, seen),
+                "first_order": sum(first_order[name] for name in names),
+                "kl": kl(base, seen),
+            }
+        )
+    accumulation = pd.DataFrame(
+        {
+            "depth": range(len(power)),
+            "site": [site.name for site in stream_sites(ready.material)],
+            "additive": additive,
+            "measured": error_power(base, answered(ready, space.narrow, batches)),
+            "signal": power,
+        }
+    )
     return pd.DataFrame(rows).sort_values("kl", ascending=False, ignore_index=True), accumulation
 
 

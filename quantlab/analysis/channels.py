@@ -28,11 +28,13 @@ def stream_sites(material: Material) -> list[Site]:
 
 
 def sum_sites(material: Material) -> list[Site]:
-    """The residual sums by depth, before their LayerNorm scales every channel anew: where outlier channels stand out.
-    Where an architecture has none, the hidden state."""
+    """The residual sums by depth, before their LayerNorm scales every channel anew: where outlier channels
+    stand out. Where an architecture has none, the hidden state."""
     known = {place.name for place in material.places}
-    names = [(name, name.replace("embed.out", "embed.sum").replace("layer.out", "ffn.sum"))
-             for name in hidden_states(material.places)]  # fmt: skip
+    names = [
+        (name, name.replace("embed.out", "embed.sum").replace("layer.out", "ffn.sum"))
+        for name in hidden_states(material.places)
+    ]
     return _sites(material, [summed if summed in known else name for name, summed in names])
 
 
@@ -43,8 +45,9 @@ def _sites(material: Material, names: Sequence[str]) -> list[Site]:
 
 
 def layer_table(material: Material, calibration: Calibration, sketches: Sketches, draws: int) -> pd.DataFrame:
-    """One row a depth: statistics of the hidden state, those of arXiv 2603.04308 beside them; of the residual sum that
-    leads to it kurtosis, root mean square, largest magnitude and dominant channels; and how stable these channels are.
+    """One row a depth: statistics of the hidden state, those of arXiv 2603.04308 beside them; of the residual
+    sum that leads to it kurtosis, root mean square, largest magnitude and dominant channels; and how stable
+    these channels are.
     """
     sites, sums = stream_sites(material), sum_sites(material)
     rows = [{"depth": d, "site": s.name, **statistics(sketches[s.name])} for d, s in enumerate(sites)]
@@ -76,17 +79,19 @@ def channel_table(material: Material, sketches: Sketches) -> pd.DataFrame:
     strength = (largest / np.median(largest, axis=1, keepdims=True)).max(axis=0)
     strongest = np.sort(np.argsort(-strength, kind="stable")[:DRAWN])
     rms = np.sqrt(np.stack([mean_square(sketches[name]) for name in names.values()]))
-    return pd.DataFrame([
-        {"depth": depth, "site": name, "channel": int(c), "largest": largest[row, c], "rms": rms[row, c]}
-        for row, (depth, name) in enumerate(names.items())
-        for c in strongest
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {"depth": depth, "site": name, "channel": int(c), "largest": largest[row, c], "rms": rms[row, c]}
+            for row, (depth, name) in enumerate(names.items())
+            for c in strongest
+        ]
+    )
 
 
 @torch.inference_mode()
 def published_statistics(material: Material, calibration: Calibration, sites: Sequence[Site]) -> pd.DataFrame:
-    """Kurtosis and top-1 % energy as arXiv 2603.04308 took them: of the flattened batch, padding to the task's full
-    length counted, the mean over batches; "channels" there are elements."""
+    """Kurtosis and top-1 % energy as arXiv 2603.04308 took them: of the flattened batch, padding to the
+    task's full length counted, the mean over batches; "channels" there are elements."""
     found: dict[str, list[tuple[float, float]]] = {site.name: [] for site in sites}
 
     def look(site: Site, x: Tensor) -> Tensor:
@@ -99,13 +104,17 @@ def published_statistics(material: Material, calibration: Calibration, sites: Se
     with tapped(material.model, {site.tap: partial(look, site) for site in sites}):
         run_all(material, batches)
     means = {name: np.mean(values, axis=0) for name, values in found.items()}
-    return pd.DataFrame([
-        {"site": name, "kurtosis_published": mean[0], "top1pct_energy_published": mean[1]}
-        for name, mean in means.items()
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {"site": name, "kurtosis_published": mean[0], "top1pct_energy_published": mean[1]}
+            for name, mean in means.items()
+        ]
+    )
 
 
-def run_all(material: Material, batches: Sequence[Batch], before: Callable[[Batch], None] | None = None) -> None:
+def run_all(
+    material: Material, batches: Sequence[Batch], before: Callable[[Batch], None] | None = None
+) -> None:
     """Runs the model over batches for what its taps see; ``before`` is told of each."""
     for batch in batches:
         if before is not None:
@@ -113,9 +122,11 @@ def run_all(material: Material, batches: Sequence[Batch], before: Callable[[Batc
         material.model(**on_device(batch, material.model.device))
 
 
-def _stability(material: Material, calibration: Calibration, sites: Sequence[Site], draws: int) -> list[float]:
-    """Mean Jaccard index of the dominant channels over pairs of calibration draws, by site; pairs that both have none
-    say nothing. NaN where there is no other pair."""
+def _stability(
+    material: Material, calibration: Calibration, sites: Sequence[Site], draws: int
+) -> list[float]:
+    """Mean Jaccard index of the dominant channels over pairs of calibration draws, by site; pairs that both
+    have none say nothing. NaN where there is no other pair."""
     seeds = [replace(calibration, seed=seed) for seed in range(draws)]
     counted = calibration.counts_padding
     seen = [observe(material.model, sites, material.calibration_batches(drawn), counted) for drawn in seeds]

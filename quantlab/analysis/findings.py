@@ -15,8 +15,15 @@ REMARKABLE = 2.0  # times its share of tokens: a kind of token that carries outl
 
 def findings(tables: Tables, primary: str) -> list[str]:
     """Sentences about what the tables of an analysis show. A table that is missing is passed over."""
-    parts = ((_clipping, "clipping"), (_protection, "protection"), (_attribution, "attribution"), (_weights, "weights"),
-             (_layers, "layers"), (_tokens, "tokens"), (_accumulation, "accumulation"))  # fmt: skip
+    parts = (
+        (_clipping, "clipping"),
+        (_protection, "protection"),
+        (_attribution, "attribution"),
+        (_weights, "weights"),
+        (_layers, "layers"),
+        (_tokens, "tokens"),
+        (_accumulation, "accumulation"),
+    )
     known = (part(tables[name], primary) for part, name in parts if name in tables and len(tables[name]))
     return [sentence for sentences in known for sentence in sentences]
 
@@ -28,9 +35,12 @@ def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
         return
     fewest = table[table[primary] >= best[primary] - NEAR].iloc[0]
     yield (
-        f"Clipping {fewest['clipped']:.0f} of {fewest['of'] / 1e6:,.1f} million weights takes the quantized network's "
-        f"{primary} from {none[primary]:.2%} to {fewest[primary]:.2%} ({100 * fewest['difference']:+.1f} points, 95 % "
-        f"interval {100 * fewest['low']:+.1f} to {100 * fewest['high']:+.1f}; n = {fewest['n']:,.0f}); in FP32 it has "
+        f"Clipping {fewest['clipped']:.0f} of {fewest['of'] / 1e6:,.1f} million weights takes the "
+        f"quantized network's "
+        f"{primary} from {none[primary]:.2%} to {fewest[primary]:.2%} "
+        f"({100 * fewest['difference']:+.1f} points, 95 % "
+        f"interval {100 * fewest['low']:+.1f} to {100 * fewest['high']:+.1f}; n = {fewest['n']:,.0f}); "
+        f"in FP32 it has "
         f"{fewest[f'{primary}_fp32']:.2%}, clipped {fewest[f'{primary}_fp32_clipped']:.2%}."
     )
 
@@ -62,21 +72,29 @@ def _attribution(table: pd.DataFrame, primary: str) -> Iterator[str]:
     most = int((reached < MATTERS).sum()) + 1
     names = ", ".join(table["site"][:most])
     makes = "sites make" if most > 1 else "site makes"
-    yield f"{most} {makes} half of what quantizing the {len(table)} one at a time changes of the answers: {names}."
+    yield (
+        f"{most} {makes} half of what quantizing the {len(table)} one at a time changes of the "
+        f"answers: {names}."
+    )
     if "due_to_beyond_6_sigma" in table:
         worst = table.iloc[:most]
         shares = ("due_to_beyond_6_sigma", "due_to_dominant_channels", "in_beyond_6_sigma")
         due, channels, inside = (worst[share].mean() for share in shares)
         if np.isfinite(due):
             yield (
-                f"There, {due:.1%} of the quantization error is due to elements beyond 6 standard deviations, which "
+                f"There, {due:.1%} of the quantization error is due to elements beyond 6 standard "
+                f"deviations, which "
                 f"widen the range ({channels:.1%} to the dominant channels); {inside:.2%} of it lies in them."
             )
 
 
 def _weights(table: pd.DataFrame, primary: str) -> Iterator[str]:
     worst = table.iloc[0]
-    made = "" if np.isnan(worst["energy"]) else f"; it alone makes {worst['energy']:.0%} of that channel's energy"
+    made = (
+        ""
+        if np.isnan(worst["energy"])
+        else f"; it alone makes {worst['energy']:.0%} of that channel's energy"
+    )
     yield (
         f"The largest weight is {worst['value']:.2f}, {abs(worst['sigmas']):.0f} standard deviations, in "
         f"{worst['parameter']}, row {worst['row']}, column {worst['column']}{made}."
@@ -103,20 +121,28 @@ def _layers(table: pd.DataFrame, primary: str) -> Iterator[str]:
     )
     if table["jaccard_draws"].notna().any():
         yield (
-            f"The dominant channels are the same in {table['jaccard_draws'].mean():.0%} (Jaccard) from one calibration "
+            f"The dominant channels are the same in {table['jaccard_draws'].mean():.0%} (Jaccard) from "
+            f"one calibration "
             f"draw to another, and in {table['jaccard_previous'].mean():.0%} from one layer to the next."
         )
 
 
 def _tokens(table: pd.DataFrame, primary: str) -> Iterator[str]:
-    shares = table[["kind", "tokens", "outliers", "attention"]].groupby("kind").mean().dropna(subset="outliers")
-    shares = shares[shares["outliers"] > REMARKABLE * shares["tokens"]].sort_values("outliers", ascending=False)
+    shares = (
+        table[["kind", "tokens", "outliers", "attention"]].groupby("kind").mean().dropna(subset="outliers")
+    )
+    shares = shares[shares["outliers"] > REMARKABLE * shares["tokens"]].sort_values(
+        "outliers", ascending=False
+    )
     for kind, row in shares.iterrows():
         paid = (
-            "" if np.isnan(row["attention"]) else f"; the next layer pays them {row['attention']:.0%} of its attention"
+            ""
+            if np.isnan(row["attention"])
+            else f"; the next layer pays them {row['attention']:.0%} of its attention"
         )
         yield (
-            f"{kind} tokens are {row['tokens']:.0%} of all and carry {row['outliers']:.0%} of the elements beyond 6 "
+            f"{kind} tokens are {row['tokens']:.0%} of all and carry {row['outliers']:.0%} of the "
+            f"elements beyond 6 "
             f"standard deviations{paid} (means over depths)."
         )
 
@@ -127,7 +153,8 @@ def _accumulation(table: pd.DataFrame, primary: str) -> Iterator[str]:
         ratio = last["measured"] / last["additive"]
         verdict = "about as" if 0.5 < ratio < 2 else "not as"
         yield (
-            f"At the last layer all sites together make {ratio:.2g} times the sum of the errors that each makes alone: "
+            f"At the last layer all sites together make {ratio:.2g} times the sum of the errors that "
+            f"each makes alone: "
             f"errors add up {verdict} independent ones would."
         )
 

@@ -1,4 +1,5 @@
-"""What brings the answers back: the worst sites in 16 bits, and the few weights behind the outliers clipped."""
+"""What brings the answers back: the worst sites in 16 bits, and the few weights behind the outliers
+clipped."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,8 +28,9 @@ from quantlab.trial.run import run_trial
 
 
 def protection_table(ready: Bench, ranked: Sequence[str], random_draws: int, seed: int) -> pd.DataFrame:
-    """The metric on all rows with the first 0, 1, 2, 3, 5, 8, ... of the ranked variables at their widest and the rest
-    narrow, until it is within ``search.max_drop`` of the reference; then with as many variables drawn at random."""
+    """The metric on all rows with the first 0, 1, 2, 3, 5, 8, ... of the ranked variables at their widest and
+    the rest narrow, until it is within ``search.max_drop`` of the reference; then with as many variables
+    drawn at random."""
     runner, space = ready.runner(), ready.space
     judge, _ = ready.judge(runner)
     rows: list[dict[str, object]] = []
@@ -36,10 +38,19 @@ def protection_table(ready: Bench, ranked: Sequence[str], random_draws: int, see
     def measure(kind: str, names: Sequence[str], draw: int = 0) -> float:
         outcome = evaluate(runner, protected(ready, names), ready.material.loaded.label_columns, None)
         drop, (low, high, _) = judge.drop(outcome), judge.interval(outcome)
-        rows.append({
-            "sites": len(names), "kind": kind, "draw": draw, judge.task.metrics[0]: judge.metric(outcome),
-            "drop_points": drop, "low": low, "high": high, "n": outcome.rows, "protected": " ".join(names),
-        })  # fmt: skip
+        rows.append(
+            {
+                "sites": len(names),
+                "kind": kind,
+                "draw": draw,
+                judge.task.metrics[0]: judge.metric(outcome),
+                "drop_points": drop,
+                "low": low,
+                "high": high,
+                "n": outcome.rows,
+                "protected": " ".join(names),
+            }
+        )
         return drop
 
     rows.append(_reference(judge, len(space.variables)))
@@ -73,8 +84,12 @@ def fibonacci(most: int) -> Iterator[int]:
 def check_clipping(config: OutliersConfig, memo: Memo) -> None:
     """Raises ValueError where no matrix is on a grid, whose range is what clips it; no weight is read."""
     skeleton = resolved(config.model, config.task, memo).skeleton
-    linears = {name: module for name, module in weighted_modules(skeleton).items() if isinstance(module, nn.Linear)}
-    on_grids = (isinstance(config.bits.weight_grid(name, module), AffineGrid) for name, module in linears.items())
+    linears = {
+        name: module for name, module in weighted_modules(skeleton).items() if isinstance(module, nn.Linear)
+    }
+    on_grids = (
+        isinstance(config.bits.weight_grid(name, module), AffineGrid) for name, module in linears.items()
+    )
     if config.outliers.clip and not any(on_grids):
         raise ValueError(
             f"outliers.clip clips weights by the range of their grid: bits.weights must be 2 to 16, got "
@@ -85,8 +100,8 @@ def check_clipping(config: OutliersConfig, memo: Memo) -> None:
 def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
     """The trial, per tensor everywhere, with 0, then each number of ``outliers.clip`` weights clipped.
 
-    The metric of the quantized network and of the clipped one in FP32, and the paired difference from the trial without
-    clipping."""
+    The metric of the quantized network and of the clipped one in FP32, and the paired difference from the
+    trial without clipping."""
     rows, primary, without = [], config.task.metrics[0], None
     for count in progress([0, *config.outliers.clip], "clipping weights"):
         method = ClipWeightOutliers(sigmas=config.outliers.sigmas, count=count)
@@ -94,11 +109,20 @@ def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
         without = without or result
         gain = compare(primary, without.logits, result.logits, result.labels)
         clipped_fp32, weights = _fp32_clipped(config, method, memo, result)
-        rows.append({
-            "clipped": count, "of": weights, "sigmas": config.outliers.sigmas, primary: result.metrics[primary],
-            f"{primary}_fp32": result.metrics[f"{primary}_fp32"], f"{primary}_fp32_clipped": clipped_fp32,
-            "difference": gain.difference, "low": gain.low, "high": gain.high, "n": gain.n,
-        })  # fmt: skip
+        rows.append(
+            {
+                "clipped": count,
+                "of": weights,
+                "sigmas": config.outliers.sigmas,
+                primary: result.metrics[primary],
+                f"{primary}_fp32": result.metrics[f"{primary}_fp32"],
+                f"{primary}_fp32_clipped": clipped_fp32,
+                "difference": gain.difference,
+                "low": gain.low,
+                "high": gain.high,
+                "n": gain.n,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -110,12 +134,23 @@ def _fp32_clipped(
     with clipped_weights(material.model, method.weight_limits(material.model, config.bits)):
         logits = material.answer("FP32, clipped").logits
     primary = config.task.metrics[0]
-    weights = sum(module.weight.numel() for module in material.model.modules() if isinstance(module, nn.Linear))
+    weights = sum(
+        module.weight.numel() for module in material.model.modules() if isinstance(module, nn.Linear)
+    )
     return metrics.compute([primary], logits, result.labels)[primary], weights
 
 
 def _reference(judge: Judge, variables: int) -> dict[str, object]:
     primary = judge.task.metrics[0]
     metric = metrics.compute([primary], judge.reference, judge.labels)[primary]
-    return {"sites": variables, "kind": "reference", "draw": 0, primary: metric, "drop_points": 0.0,
-            "low": 0.0, "high": 0.0, "n": len(judge.labels), "protected": ""}  # fmt: skip
+    return {
+        "sites": variables,
+        "kind": "reference",
+        "draw": 0,
+        primary: metric,
+        "drop_points": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "n": len(judge.labels),
+        "protected": "",
+    }

@@ -33,11 +33,20 @@ from quantlab.trial.result import describe
 from quantlab.trial.run import described
 
 SUMMARY = "summary.json"  # written last: where it is, everything is
-SEARCH = ("sites", "choices", "group_by", "max_drop", "reference", "sensitivity_rows", "seed")  # what decides numbers
+SEARCH = (
+    "sites",
+    "choices",
+    "group_by",
+    "max_drop",
+    "reference",
+    "sensitivity_rows",
+    "seed",
+)  # what decides numbers
 
 
 def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Path:
-    """Writes tables, pictures and ``summary.json`` into a folder under ``root``, and records them; returns the folder.
+    """Writes tables, pictures and ``summary.json`` into a folder under ``root``, and records them; returns
+    the folder.
 
     Raises ValueError or OSError, before anything is loaded where that is possible, on what cannot be right.
     """
@@ -49,12 +58,21 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
         "checkpoint_fingerprint": resolved(config.model, config.task, memo).fingerprint,
         "data_fingerprint": data_fingerprint,
     }
-    asked = digest([json.dumps(deciding(described(config)), sort_keys=True, default=str), repr(config.outliers),
-                    repr(config.search), *fingerprints.values(), code_digest()])  # fmt: skip
+    asked = digest(
+        [
+            json.dumps(deciding(described(config)), sort_keys=True, default=str),
+            repr(config.outliers),
+            repr(config.search),
+            *fingerprints.values(),
+            code_digest(),
+        ]
+    )
     folder = root / f"{config.outliers.name}-{asked[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)
-    entry = Entry(identity=uuid.uuid4().hex, name=f"outliers {config.outliers.name}", params=_params(config), tags={})
+    entry = Entry(
+        identity=uuid.uuid4().hex, name=f"outliers {config.outliers.name}", params=_params(config), tags={}
+    )
     with config.tracking.start(entry, folder) as run:
         tables = {}
         for name, table in _tables(config, memo):
@@ -91,7 +109,9 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
     sketches = memo.get("sketches", seen, lambda: fp32_sketches(material, config.calibration))
     batches, calibration = material.calibration_batches(config.calibration), config.calibration
     tokens, stability = token_table(material, batches, sketches)
-    layers = layer_table(material, calibration, sketches, config.outliers.draws).assign(jaccard_tokens=stability)
+    layers = layer_table(material, calibration, sketches, config.outliers.draws).assign(
+        jaccard_tokens=stability
+    )
     sites = by_site(sketches)
     yield "layers", layers
     yield "sites", sites
@@ -107,14 +127,19 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
         yield "attribution", attribution
         yield "accumulation", accumulation
         ranked = attribution.sort_values(_column(config), ascending=_column(config) == "sqnr_db")["site"]
-        yield "protection", protection_table(ready, list(ranked), config.outliers.random_draws, config.search.seed)
+        yield (
+            "protection",
+            protection_table(ready, list(ranked), config.outliers.random_draws, config.search.seed),
+        )
     if config.outliers.clip:
         yield "clipping", clipping_table(config, memo)
 
 
 def _params(config: OutliersConfig) -> dict[str, Any]:
     search = {f"search.{name}": describe(getattr(config.search, name)) for name in SEARCH}
-    own = {f"outliers.{field.name}": describe(getattr(config.outliers, field.name)) for field in fields(Outliers)}
+    own = {
+        f"outliers.{field.name}": describe(getattr(config.outliers, field.name)) for field in fields(Outliers)
+    }
     return config.params() | search | own
 
 
@@ -130,7 +155,9 @@ def _worst(material: Material, sites: pd.DataFrame) -> Site:
     """The site of tokens with the largest kurtosis among those as wide as the residual stream."""
     width = stream_sites(material)[-1].channels
     tokens = [
-        p for p in material.places if p.tensor and p.tensor.at not in ("scores", "probs") and p.name[:4] != "head"
+        p
+        for p in material.places
+        if p.tensor and p.tensor.at not in ("scores", "probs") and p.name[:4] != "head"
     ]
     by_name = {place.name: place for place in tokens if place.channels == width}
     wide = sites[sites["site"].isin(by_name)]
@@ -155,11 +182,15 @@ def _metrics(tables: dict[str, pd.DataFrame], weights: int) -> dict[str, float]:
 def _tags(config: OutliersConfig, memo: Memo) -> dict[str, str]:
     material = _material(config, memo)
     return {
-        **material.loaded.tags, **machine_tags(material.model.device),
-        **environment(material.model.device), "task": config.task.name,
-        "rows": str(len(material.rows)), "calibration_rows": str(config.calibration.samples),
-        "scored_rows": str(config.search.sensitivity_rows), "seed": str(config.search.seed),
-    }  # fmt: skip
+        **material.loaded.tags,
+        **machine_tags(material.model.device),
+        **environment(material.model.device),
+        "task": config.task.name,
+        "rows": str(len(material.rows)),
+        "calibration_rows": str(config.calibration.samples),
+        "scored_rows": str(config.search.sensitivity_rows),
+        "seed": str(config.search.seed),
+    }
 
 
 def _show(tables: dict[str, pd.DataFrame], sentences: list[str], folder: Path) -> None:

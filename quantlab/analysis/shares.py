@@ -1,7 +1,8 @@
 """What part of a site's quantization error outliers make: where it lies, and what would go away without them.
 
-Outliers that a min-max range covers are no worse rounded than the rest; what they do is widen the range, and with it
-the step of all other elements. So there are two numbers: the error that lies in outliers, and the error due to them.
+Outliers that a min-max range covers are no worse rounded than the rest; what they do is widen the range, and
+with it the step of all other elements. So there are two numbers: the error that lies in outliers, and the
+error due to them.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,9 +53,9 @@ class Errors:
 
 @torch.inference_mode()
 def error_shares(ready: Bench) -> pd.DataFrame:
-    """One row a decided site at its narrowest: shares of its squared error (:data:`SHARES`), the network otherwise at
-    full precision but for its weights. ``due_to``: 1 less the error of the other elements on a range that only they
-    set, by all error."""
+    """One row a decided site at its narrowest: shares of its squared error (:data:`SHARES`), the network
+    otherwise at full precision but for its weights. ``due_to``: 1 less the error of the other elements on a
+    range that only they set, by all error."""
     batches, _ = ready.scored_rows()
     items = {site.name: ready.table[site.name, ready.space.choices[0]] for site in ready.space.sites}
     sites = {site.name: site for site in ready.space.sites}
@@ -87,13 +88,18 @@ class Observer:
         ranges = {
             "sigma": _within(item, inside.min(), inside.max()) if beyond else item,
             "channels": _within(item, sketch.min[others].min().item(), sketch.max[others].max().item())
-            if channels else item,
-        }  # fmt: skip
+            if channels
+            else item,
+        }
         snap, *without = (quantizer(one, torch.device("cpu")) for one in (item, *ranges.values()))
         return cls(
-            site=site, snap=snap, without=dict(zip(ranges, without, strict=True)), bounds=bounds, channels=channels,
+            site=site,
+            snap=snap,
+            without=dict(zip(ranges, without, strict=True)),
+            bounds=bounds,
+            channels=channels,
             errors=errors,
-        )  # fmt: skip
+        )
 
     def look(self, x: Tensor, mask: Tensor) -> None:
         """Adds one batch."""

@@ -55,8 +55,8 @@ class Kinds:
 
 
 def is_punctuation(text: str) -> bool:
-    """Whether a token's text is signs only, by Unicode's categories. The mark of a word piece (``##``), spaces and
-    parts of a character's bytes are no signs."""
+    """Whether a token's text is signs only, by Unicode's categories. The mark of a word piece (``##``),
+    spaces and parts of a character's bytes are no signs."""
     signs = text.strip().removeprefix("##")
     return bool(signs) and all(unicodedata.category(sign)[0] in "PS" and sign != UNDECODED for sign in signs)
 
@@ -81,11 +81,12 @@ class Tally:
 def token_table(
     material: Material, batches: Sequence[Batch], sketches: Mapping[str, Sketch]
 ) -> tuple[pd.DataFrame, list[float]]:
-    """One row a depth (its residual sum) and kind of token, and each depth's mean Jaccard index between a token's
-    strongest channels and the dominant ones (NaN where there is none).
+    """One row a depth (its residual sum) and kind of token, and each depth's mean Jaccard index between a
+    token's strongest channels and the dominant ones (NaN where there is none).
 
-    Outliers are elements beyond 6 standard deviations of all of a depth's elements; ``rate`` is their share of the
-    kind's elements, ``outliers``, ``energy`` and ``tokens`` are the kind's shares of all, padding left out.
+    Outliers are elements beyond 6 standard deviations of all of a depth's elements; ``rate`` is their share
+    of the kind's elements, ``outliers``, ``energy`` and ``tokens`` are the kind's shares of all, padding left
+    out.
     """
     kinds, sites = Kinds.of(material.loaded.tokenizer), sum_sites(material)
     tallies = [Tally.of(len(kinds.names)) for _ in sites]
@@ -131,11 +132,19 @@ def token_channels(material: Material, batch: Batch, site: Site, sketch: Sketch)
     strongest = np.argsort(-sketch.magnitudes(), kind="stable")[:DRAWN_CHANNELS]
     ids = batch.inputs["input_ids"][0][batch.inputs["attention_mask"][0].bool()][:DRAWN_TOKENS].tolist()
     tokens = material.loaded.tokenizer.convert_ids_to_tokens(ids)
-    return pd.DataFrame([
-        {"site": site.name, "position": p, "token": token, "channel": int(c), "value": float(seen[0][p, c])}
-        for p, token in enumerate(tokens)
-        for c in strongest
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "site": site.name,
+                "position": p,
+                "token": token,
+                "channel": int(c),
+                "value": float(seen[0][p, c]),
+            }
+            for p, token in enumerate(tokens)
+            for c in strongest
+        ]
+    )
 
 
 def _count(tally: Tally, x: Tensor, one_hot: Tensor, sketch: Sketch) -> None:
@@ -160,11 +169,21 @@ def _rows(depth: int, site: Site, tally: Tally, names: Sequence[str]) -> list[di
         return np.where(valid, values / total if total else np.nan, np.nan)
 
     attention = np.full(len(names), np.nan) if tally.attention is None else share(tally.attention)
-    columns = {"tokens": share(tally.tokens), "outliers": share(tally.outliers), "energy": share(tally.energy)}
+    columns = {
+        "tokens": share(tally.tokens),
+        "outliers": share(tally.outliers),
+        "energy": share(tally.energy),
+    }
     rate = tally.outliers / np.maximum(tally.tokens, 1) / site.channels
     return [
-        {"depth": depth, "site": site.name, "kind": name, **{k: v[i] for k, v in columns.items()},
-         "rate": rate[i], "attention": attention[i]}
+        {
+            "depth": depth,
+            "site": site.name,
+            "kind": name,
+            **{k: v[i] for k, v in columns.items()},
+            "rate": rate[i],
+            "attention": attention[i],
+        }
         for i, name in enumerate(names)
         if tally.tokens[i]
-    ]  # fmt: skip
+    ]

@@ -20,7 +20,8 @@ LISTED = 200
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ends:
-    """What calibration saw of what enters a Linear, and of what it makes: its own output, or an activation of it."""
+    """What calibration saw of what enters a Linear, and of what it makes: its own output, or an activation of
+    it."""
 
     inputs: Sketch | None
     outputs: Sketch | None
@@ -38,10 +39,11 @@ def weight_table(
     """Every weight of a Linear beyond ``sigmas`` standard deviations of its matrix, largest first, up to
     :data:`LISTED`.
 
-    ``row`` is the output's channel, ``column`` the input's; ``site`` the place of the Linear's output, ``dominant``
-    whether that channel is a dominant one there. ``energy`` is the share of the channel's sum x² that the product of
-    this one weight with its input makes by itself, w² E[in²] / E[out²]: over 1 where others cancel it. Where only the
-    tensor after an activation function has a place, that is ``site``, and there is no ``energy``.
+    ``row`` is the output's channel, ``column`` the input's; ``site`` the place of the Linear's output,
+    ``dominant`` whether that channel is a dominant one there. ``energy`` is the share of the channel's sum x²
+    that the product of this one weight with its input makes by itself, w² E[in²] / E[out²]: over 1 where
+    others cancel it. Where only the tensor after an activation function has a place, that is ``site``, and
+    there is no ``energy``.
     """
     taps = {tap: place.name for place in places for tap in (place.operand, place.tensor) if tap is not None}
     rows = []
@@ -50,9 +52,22 @@ def weight_table(
             path = parameter.removesuffix(".weight")
             source, site = _input(path, taps), taps.get(Tap(path, "output"))
             made = site or _after_activation(source, module.out_features, places)
-            ends = Ends(inputs=sketches.get(source or ""), outputs=sketches.get(made or ""), linear=site is not None)
+            ends = Ends(
+                inputs=sketches.get(source or ""), outputs=sketches.get(made or ""), linear=site is not None
+            )
             rows += _rows(parameter, weight_of(module), ends, made, sigmas)
-    columns = ["parameter", "layer", "row", "column", "value", "sigmas", "site", "channel", "dominant", "energy"]
+    columns = [
+        "parameter",
+        "layer",
+        "row",
+        "column",
+        "value",
+        "sigmas",
+        "site",
+        "channel",
+        "dominant",
+        "energy",
+    ]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values("sigmas", key=np.abs, ascending=False, ignore_index=True).head(LISTED)
 
@@ -64,7 +79,8 @@ def outlier_weights(model: PreTrainedModel, sigmas: float) -> int:
 
 
 def _input(path: str, taps: Mapping[Tap, str]) -> str | None:
-    """The place of what a Linear reads; queries, keys and values read what the module around them is handed."""
+    """The place of what a Linear reads; queries, keys and values read what the module around them is
+    handed."""
     return taps.get(Tap(path, "input")) or taps.get(Tap(path.rpartition(".")[0], "input"))
 
 
@@ -73,11 +89,15 @@ def _after_activation(source: str | None, channels: int, places: Sequence[Place]
     names = [place.name for place in places]
     after = places[names.index(source) + 1 :] if source else []
     scope = source.split(".")[0] if source else ""
-    found = (place.name for place in after if place.channels == channels and place.name.split(".")[0] == scope)
+    found = (
+        place.name for place in after if place.channels == channels and place.name.split(".")[0] == scope
+    )
     return next(found, None)
 
 
-def _rows(parameter: str, weight: torch.Tensor, ends: Ends, site: str | None, sigmas: float) -> list[dict[str, object]]:
+def _rows(
+    parameter: str, weight: torch.Tensor, ends: Ends, site: str | None, sigmas: float
+) -> list[dict[str, object]]:
     deviation = float(weight.std())
     dominant = set(dominant_channels(ends.outputs)) if ends.outputs else set()
     layers = [part for part in parameter.split(".") if part.isdigit()]
@@ -89,9 +109,18 @@ def _rows(parameter: str, weight: torch.Tensor, ends: Ends, site: str | None, si
         row, column = divmod(index, weight.shape[1])
         value = float(weight[row, column])
         energy = value**2 * sent[column] / received[row]
-        found.append({
-            "parameter": parameter, "layer": layers[0] if layers else "", "row": row, "column": column, "value": value,
-            "sigmas": value / deviation, "site": site or "", "channel": row, "dominant": row in dominant,
-            "energy": energy,
-        })  # fmt: skip
+        found.append(
+            {
+                "parameter": parameter,
+                "layer": layers[0] if layers else "",
+                "row": row,
+                "column": column,
+                "value": value,
+                "sigmas": value / deviation,
+                "site": site or "",
+                "channel": row,
+                "dominant": row in dominant,
+                "energy": energy,
+            }
+        )
     return found

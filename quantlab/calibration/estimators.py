@@ -35,9 +35,10 @@ Requantize = Callable[[Site, Sketch], Callable[[Tensor], Tensor] | None]
 class Calibration(ABC):
     """Which data calibrates, through which network, and (in the subclasses) how ranges come of it.
 
-    ``samples`` rows of the training split: the first in file order, or drawn with ``seed``. ``padding="included"``
-    pads every row to the task's full length and counts the padding, as the paper did. ``through``: the ranges are seen
-    in the FP32 network, in the one with quantized weights, or with everything before the site quantized as well.
+    ``samples`` rows of the training split: the first in file order, or drawn with ``seed``.
+    ``padding="included"`` pads every row to the task's full length and counts the padding, as the paper did.
+    ``through``: the ranges are seen in the FP32 network, in the one with quantized weights, or with
+    everything before the site quantized as well.
     """
 
     samples: int = 64
@@ -77,7 +78,9 @@ class Calibration(ABC):
     def rows(self, examples: Examples) -> Examples:
         """The rows that calibrate. Raises ValueError where there are fewer than samples."""
         if len(examples) < self.samples:
-            raise ValueError(f"calibration.samples is {self.samples}, but the training split has {len(examples)} rows")
+            raise ValueError(
+                f"calibration.samples is {self.samples}, but the training split has {len(examples)} rows"
+            )
         if self.seed is None:
             return examples.head(self.samples)
         return examples.take(np.random.default_rng(self.seed).permutation(len(examples))[: self.samples])
@@ -104,7 +107,11 @@ class RunningMinMax(Calibration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.momentum, bool) or not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
+        if (
+            isinstance(self.momentum, bool)
+            or not isinstance(self.momentum, int | float)
+            or not 0 <= self.momentum < 1
+        ):
             raise ValueError(f"calibration.momentum must be in [0, 1), got {self.momentum!r}")
 
     def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
@@ -135,10 +142,11 @@ class Mse(Calibration):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedPercentile(Calibration):
-    """The one-sided estimator behind the percentile rows of arXiv 2603.04308: kept to reproduce them, not to be used.
+    """The one-sided estimator behind the percentile rows of arXiv 2603.04308: kept to reproduce them, not to
+    be used.
 
-    There it ranged weights as well as activations, and a range that starts at zero made the symmetric quantizer
-    unsigned: all of the grid's levels between zero and the maximum, no negative number left.
+    There it ranged weights as well as activations, and a range that starts at zero made the symmetric
+    quantizer unsigned: all of the grid's levels between zero and the maximum, no negative number left.
     """
 
     percentile: float = 99.9
@@ -170,12 +178,13 @@ def observe(
     count_padding: bool = False,
     requantize: Requantize | None = None,
 ) -> dict[str, Sketch]:
-    """One pass over the batches: a sketch for every site, by name. The number of threads changes no bit of it.
+    """One pass over the batches: a sketch for every site, by name. The number of threads changes no bit of
+    it.
 
-    Batches run side by side, each with sketches of its own that are merged in the batches' order. ``requantize`` gives,
-    from a site's sketch so far, the function that its tensor then passes on through; so later sites see earlier ones
-    quantized, as in Bondarenko's code, and batches run one after another. Raises ValueError, naming the site, on NaN
-    or infinity.
+    Batches run side by side, each with sketches of its own that are merged in the batches' order.
+    ``requantize`` gives, from a site's sketch so far, the function that its tensor then passes on through; so
+    later sites see earlier ones quantized, as in Bondarenko's code, and batches run one after another. Raises
+    ValueError, naming the site, on NaN or infinity.
     """
     sketches = {site.name: Sketch(channels=site.channels) for site in sites}
     running = threading.local()
@@ -209,10 +218,11 @@ def observe(
 
 
 def flat(x: Tensor, mask: Tensor | None, site: Site) -> Tensor:
-    """A site's tensor as (elements, channels), without the padding that ``mask`` (batch, tokens) marks with False.
+    """A site's tensor as (elements, channels), without the padding that ``mask`` (batch, tokens) marks with
+    False.
 
-    Scores and probabilities (batch, heads, tokens, tokens) lose padded queries and padded keys. Tensors without a
-    token dimension (the head's) have no padding.
+    Scores and probabilities (batch, heads, tokens, tokens) lose padded queries and padded keys. Tensors
+    without a token dimension (the head's) have no padding.
     """
     if site.tap.at in ("scores", "probs"):
         x = x.permute(0, 2, 3, 1)

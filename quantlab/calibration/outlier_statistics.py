@@ -20,7 +20,8 @@ def hidden_states(places: Sequence[Place]) -> list[str]:
 
 
 def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, list[float]]:
-    """Each of :data:`LAYER_METRICS` for each of the sites. Kurtosis is Pearson's, of all elements of a site."""
+    """Each of :data:`LAYER_METRICS` for each of the sites. Kurtosis is Pearson's, of all elements of a
+    site."""
     stream = [sketches[name] for name in names]
     return {
         "kurtosis": [sketch.kurtosis() for sketch in stream],
@@ -32,12 +33,14 @@ def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, 
 
 def by_site(sketches: Mapping[str, Sketch]) -> pd.DataFrame:
     """One row a site: :func:`statistics`."""
-    return pd.DataFrame([{"site": name, **statistics(sketch)} for name, sketch in sketches.items() if sketch.count])
+    return pd.DataFrame(
+        [{"site": name, **statistics(sketch)} for name, sketch in sketches.items() if sketch.count]
+    )
 
 
 def statistics(sketch: Sketch) -> dict[str, float | str]:
-    """Kurtosis (Pearson's: of all elements, and of each channel, their median and largest), variance, extremes, energy
-    of the top 1 %, and the dominant channels' numbers, strongest first."""
+    """Kurtosis (Pearson's: of all elements, and of each channel, their median and largest), variance,
+    extremes, energy of the top 1 %, and the dominant channels' numbers, strongest first."""
     by_channel = sketch.channel_kurtosis()
     known = by_channel[np.isfinite(by_channel)]
     return {
@@ -54,8 +57,9 @@ def statistics(sketch: Sketch) -> dict[str, float | str]:
 
 
 def dominant_channels(sketch: Sketch) -> list[int]:
-    """The channels that set a site's range: whose largest magnitude is over :data:`DOMINANT` times that of the median
-    channel, strongest first. A robust rule: up to half of the channels may stand out and it still names them."""
+    """The channels that set a site's range: whose largest magnitude is over :data:`DOMINANT` times that of
+    the median channel, strongest first. A robust rule: up to half of the channels may stand out and it still
+    names them."""
     largest = sketch.magnitudes()
     order, bound = np.argsort(-largest, kind="stable"), DOMINANT * np.median(largest)
     return [int(channel) for channel in order if largest[channel] > bound]

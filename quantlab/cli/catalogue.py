@@ -1,4 +1,5 @@
-"""What Hydra is told of quantlab: its sweeper, and the sweeps that ``+sweeps=<name>`` finds from any folder."""
+"""What Hydra is told of quantlab: its sweeper, and the sweeps that ``+sweeps=<name>`` finds from any
+folder."""
 
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def register(kind: str = "sweep") -> None:
     Plugins.instance().register(QuantlabSweeper)  # Hydra's own search does not see into editable installs
     store = ConfigStore.instance().store
     for path in files(kind):
-        store(group="sweeps", name=path.stem, node=OmegaConf.load(path), package="_global_", provider="quantlab")
+        store(
+            group="sweeps", name=path.stem, node=OmegaConf.load(path), package="_global_", provider="quantlab"
+        )
     for path in sorted(FOUND.glob("*.yaml")):
-        store(group="method/found", name=path.stem, node=OmegaConf.load(path), package="method", provider="quantlab")
+        store(
+            group="method/found",
+            name=path.stem,
+            node=OmegaConf.load(path),
+            package="method",
+            provider="quantlab",
+        )

@@ -15,6 +15,8 @@ def compact_errors() -> Iterator[None]:
     try:
         yield
     except MissingMandatoryValue as error:
-        raise CompactHydraException(f"{error.full_key} has no value: give one with {error.full_key}=...") from None
+        raise CompactHydraException(
+            f"{error.full_key} has no value: give one with {error.full_key}=..."
+        ) from None
     except (ValueError, OSError) as error:
         raise CompactHydraException(without_password(str(error))) from error

@@ -1,4 +1,5 @@
-"""Passwords: none is shown, written or sent along; whoever connects takes them from a URI or from the environment."""
+"""Passwords: none is shown, written or sent along; whoever connects takes them from a URI or from the
+environment."""
 
 import os
 import re
@@ -11,13 +12,15 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"  # MLflow's own names
-# scheme://user:password@host. What looks like host:port/path@... is none; a password with a slash ends at the first @.
+# scheme://user:password@host. What looks like host:port/path@... is none; a password with a slash ends at the
+# first @.
 IN_ADDRESS = re.compile(r"(://[^\s/:@]*):(?!\d{1,5}[/,'\"\]])(?:[^\s/]*@|[^\s@]*@)")
 IN_QUERY = re.compile(r"([?&])(?:password|passwd|sslpassword)=[^&\s'\"]*&?")
 
 
 def without_password(text: str) -> str:
-    """A text in which the URIs name users and no passwords: ``http://me:secret@host`` becomes ``http://me@host``."""
+    """A text in which the URIs name users and no passwords: ``http://me:secret@host`` becomes
+    ``http://me@host``."""
     return IN_QUERY.sub(r"\1", IN_ADDRESS.sub(r"\1@", text))
 
 

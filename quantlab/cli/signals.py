@@ -11,12 +11,13 @@ AGAIN_AFTER_S = 0.1
 
 
 def end_on_sigterm() -> None:
-    """From here on SIGTERM and Ctrl-C end the program through its ``finally`` blocks, SIGTERM with status 143.
+    """From here on SIGTERM and Ctrl-C end the program through its ``finally`` blocks, SIGTERM with status
+    143.
 
     Ctrl-C says in one line how to go on, with no traceback.
 
-    Python drops an exception that is raised inside a weak reference's callback or a ``__del__``, where a signal may
-    well find the program: SIGTERM and Ctrl-C are then sent again.
+    Python drops an exception that is raised inside a weak reference's callback or a ``__del__``, where a
+    signal may well find the program: SIGTERM and Ctrl-C are then sent again.
     """
     signal.signal(signal.SIGTERM, _leave)
     sys.unraisablehook = _send_again

@@ -44,7 +44,12 @@ def share(field: str, value: Any) -> None:
 
 def whole(field: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises ValueError unless ``value`` is an integer in ``[least, most]``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < least
+        or (most is not None and value > most)
+    ):
         bound = f"of at least {least}" if most is None else f"in {least}..{most}"
         raise ValueError(f"{field} must be a whole number {bound}, got {value!r}")
 
@@ -68,18 +73,21 @@ NAME_BYTES = 100  # two names and a digest fit in a file's name, which may have 
 
 
 def folder_name(field: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` can name a folder on any system, and stands in an MLflow filter as it is."""
+    """Raises ValueError unless ``value`` can name a folder on any system, and stands in an MLflow filter as
+    it is."""
     if not isinstance(value, str) or not value or value != fitting(value):
         near = fitting(value) if isinstance(value, str) else ""
         hint = f" (did you mean {near!r}?)" if near else ""
         raise ValueError(
-            f"{field} names a folder: letters, digits, _ + - = , ( ), inner blanks and dots, at most {NAME_BYTES} "
+            f"{field} names a folder: letters, digits, _ + - = , ( ), inner blanks and dots, at "
+            f"most {NAME_BYTES} "
             f"bytes; got {value!r}{hint}"
         )
 
 
 def fitting(text: str) -> str:
-    """The nearest text that can name a file or folder: ``ablation-v2`` for ``ablation/v2``; a long one is cut."""
+    """The nearest text that can name a file or folder: ``ablation-v2`` for ``ablation/v2``; a long one is
+    cut."""
     allowed = re.sub(r"[^\w +=,().-]+", "-", text)
     return allowed.strip(" .").encode()[:NAME_BYTES].decode(errors="ignore").strip(" .")
 

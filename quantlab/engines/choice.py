@@ -1,8 +1,8 @@
 """Which integer kernel runs here: the first that was tried and found exact, and not clearly slower than FP32.
 
-On a CPU the time of a kernel is measured once, against FP32 at the same shape, and remembered in the cache folder, so
-that all processes of a machine choose alike. Integer sums are exact: which of the exact kernels runs does not change
-them.
+On a CPU the time of a kernel is measured once, against FP32 at the same shape, and remembered in the cache
+folder, so that all processes of a machine choose alike. Integer sums are exact: which of the exact kernels
+runs does not change them.
 """
 
 import json
@@ -28,7 +28,11 @@ KINDS: tuple[type[Product], ...] = (OneDnn, OneDnnInHalves, IntMm)  # the faster
 SLOW = 3.0  # times FP32's time. Kernels found so far take 0.05 to 2, or 10 and more: noise does not decide
 ROWS, SIZE = 64, 384  # of the product that is timed, MiniLM's
 ROUNDS, PATIENCE_S = 9, 0.2  # that it is timed at most
-PRODUCT, GELU_SYMMETRIC, GELU_ASYMMETRIC = "product", "product and GELU, symmetric", "product and GELU, asymmetric"
+PRODUCT, GELU_SYMMETRIC, GELU_ASYMMETRIC = (
+    "product",
+    "product and GELU, symmetric",
+    "product and GELU, asymmetric",
+)
 CPU = torch.device("cpu")
 
 
@@ -37,7 +41,9 @@ class Trial:
     """What came of trying a kernel on a device."""
 
     exact: bool
-    times: Mapping[str, float]  # FP32's time, by what is computed; empty where the kernel is not exact or not timed
+    times: Mapping[
+        str, float
+    ]  # FP32's time, by what is computed; empty where the kernel is not exact or not timed
 
     def usable(self, what: str = PRODUCT) -> bool:
         """Whether the kernel may compute it."""
@@ -45,7 +51,8 @@ class Trial:
 
 
 def product(weight: Weight) -> Product:
-    """A weight made ready for the kernel that runs it. Raises ValueError where there is none, with :func:`why_none`."""
+    """A weight made ready for the kernel that runs it. Raises ValueError where there is none, with
+    :func:`why_none`."""
     kind = chosen(_is_symmetric(weight), weight.scale.device)
     if kind is None:
         raise ValueError(why_none(weight))
@@ -59,15 +66,20 @@ def why_none(weight: Weight) -> str:
         return ""
     fitting = (kind for kind in KINDS if kind.fits(symmetric, device))
     reasons = (
-        f"{kind.kernel(device)} takes {times_fp32(kind, device):.2g} times FP32's time" if tried(kind, device).exact
-        else f"{kind.kernel(device)} is not exact" for kind in fitting
-    )  # fmt: skip
+        f"{kind.kernel(device)} takes {times_fp32(kind, device):.2g} times FP32's time"
+        if tried(kind, device).exact
+        else f"{kind.kernel(device)} is not exact"
+        for kind in fitting
+    )
     return f"no integer kernel is exact and fast on this processor ({', '.join(reasons)})"
 
 
 def chosen(symmetric: bool, device: torch.device) -> type[Product] | None:
-    """The kernel for weights whose zero points are all 0 (``symmetric``), or not; None where FP32 has to do it."""
-    return next((kind for kind in KINDS if kind.fits(symmetric, device) and tried(kind, device).usable()), None)
+    """The kernel for weights whose zero points are all 0 (``symmetric``), or not; None where FP32 has to do
+    it."""
+    return next(
+        (kind for kind in KINDS if kind.fits(symmetric, device) and tried(kind, device).usable()), None
+    )
 
 
 def fuses_gelu(multiply: Product, onto: Snapper) -> bool:
@@ -82,24 +94,29 @@ def times_fp32(kind: type[Product], device: torch.device) -> float | None:
 
 
 def arithmetic() -> str:
-    """Instruction set and kernels of quantized networks on this CPU, in one line that is the same on every call.
+    """Instruction set and kernels of quantized networks on this CPU, in one line that is the same on every
+    call.
 
-    Where the line differs, sums may be rounded otherwise, so it belongs into the key of whatever depends on last bits.
-    The first call tries the kernels (under a second, once a cache folder) and compiles ``kernels.c``.
+    Where the line differs, sums may be rounded otherwise, so it belongs into the key of whatever depends on
+    last bits. The first call tries the kernels (under a second, once a cache folder) and compiles
+    ``kernels.c``.
     """
     kinds = {what: chosen(what == "symmetric", CPU) for what in ("symmetric", "asymmetric")}
     weights = [f"{what} weights: {'fp32' if kind is None else kind.name}" for what, kind in kinds.items()]
     fused = [
-        what for what in (GELU_SYMMETRIC, GELU_ASYMMETRIC)
+        what
+        for what in (GELU_SYMMETRIC, GELU_ASYMMETRIC)
         if (kind := kinds["symmetric"]) and issubclass(kind, OneDnn) and tried(kind, CPU).usable(what)
-    ]  # fmt: skip
-    return "; ".join([integer.isa(), *weights, f"fused: {' and '.join(fused) or 'none'}", f"rest: {native.name()}"])
+    ]
+    return "; ".join(
+        [integer.isa(), *weights, f"fused: {' and '.join(fused) or 'none'}", f"rest: {native.name()}"]
+    )
 
 
 @cache
 def tried(kind: type[Product], device: torch.device) -> Trial:
-    """What came of trying a kernel: on a GPU only whether it is exact, for a small product's time there is that of
-    launching it."""
+    """What came of trying a kernel: on a GPU only whether it is exact, for a small product's time there is
+    that of launching it."""
     exact = is_exact(kind, device)
     return Trial(exact=exact, times=_remembered(kind) if exact and device.type == "cpu" else {})
 
@@ -107,7 +124,8 @@ def tried(kind: type[Product], device: torch.device) -> Trial:
 def is_exact(kind: type[Product], device: torch.device) -> bool:
     """Whether a kernel sums the largest integers without saturating, tried out.
 
-    Processors without VNNI add pairs of products in 16 bits; oneDNN's guide calls it undefined what comes of it.
+    Processors without VNNI add pairs of products in 16 bits; oneDNN's guide calls it undefined what comes of
+    it.
     """
     count = 64
     for x, w in ((255, 127), (255, -127), (0, 127), (128, -127)):
@@ -129,7 +147,8 @@ def is_exact(kind: type[Product], device: torch.device) -> bool:
 def measured(kind: type[Product]) -> dict[str, float]:
     """Times of what a kernel computes, each as a multiple of FP32's for the same, on one thread.
 
-    Both run in turns, and the shortest run of each counts: other work on the machine makes runs longer, never shorter.
+    Both run in turns, and the shortest run of each counts: other work on the machine makes runs longer, never
+    shorter.
     """
     integers = torch.arange(ROWS * SIZE) % 255
     x = OnGrid(integers=integers.to(torch.uint8).view(ROWS, SIZE), scale=0.01, zero_point=128)
@@ -138,7 +157,11 @@ def measured(kind: type[Product]) -> dict[str, float]:
         scale=torch.full((SIZE,), 0.01),
         zero_point=torch.zeros(SIZE, dtype=torch.int32),
     )
-    bias, values, weights = torch.ones(SIZE), 0.01 * (x.integers.float() - 128), 0.01 * weight.integers.float()
+    bias, values, weights = (
+        torch.ones(SIZE),
+        0.01 * (x.integers.float() - 128),
+        0.01 * weight.integers.float(),
+    )
     multiply = kind(weight)
     runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         PRODUCT: (lambda: multiply(x, bias), lambda: linear(values, weights, bias))
@@ -173,8 +196,8 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _remembered(kind: type[Product]) -> Mapping[str, float]:
-    """:func:`measured`, from the cache folder where any process has measured on this processor. The first to store its
-    times is believed by all; where the folder cannot be written, a process believes its own."""
+    """:func:`measured`, from the cache folder where any process has measured on this processor. The first to
+    store its times is believed by all; where the folder cannot be written, a process believes its own."""
     sources = [file_digest(Path(source)) for source in (__file__, integer.__file__)]
     facts = [kind.__name__, torch.__version__, integer.isa(), integer.isa_limit(), device_name(CPU), *sources]
     folder = cache_dir() / "kernels" / digest(facts)
@@ -182,7 +205,9 @@ def _remembered(kind: type[Product]) -> Mapping[str, float]:
     if stored is not None:
         return stored
     times = measured(kind)
-    text = json.dumps({"kernel": kind.name, "isa": integer.isa(), "processor": device_name(CPU), "times": times})
+    text = json.dumps(
+        {"kernel": kind.name, "isa": integer.isa(), "processor": device_name(CPU), "times": times}
+    )
     try:
         if folder.is_dir():  # what was there could not be read
             write_whole(folder / "times.json", text)
@@ -198,7 +223,13 @@ def _read(path: Path) -> Mapping[str, float] | None:
     try:
         times = json.loads(path.read_text())["times"]
         read = {str(what): float(value) for what, value in times.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or cut by a power failure
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # none there, or cut by a power failure
         return None
     return read if PRODUCT in read and all(math.isfinite(value) for value in read.values()) else None
 

@@ -29,8 +29,8 @@ ENGINES = ("integer", "simulated")
 
 @dataclass
 class Inserted:
-    """What :func:`insert` put into a model: how often each site's quantizer has run since then, and of the integer
-    engine what each Linear ran on."""
+    """What :func:`insert` put into a model: how often each site's quantizer has run since then, and of the
+    integer engine what each Linear ran on."""
 
     calls: dict[str, int] = field(default_factory=dict)
     linears: dict[str, Ran] = field(default_factory=dict)
@@ -41,8 +41,8 @@ InsertActivations = Callable[[Iterable[ActivationQuant]], AbstractContextManager
 
 @contextmanager
 def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
-    """Passes each tapped tensor through its function until the exit. The function's result is what the model goes on
-    with. Raises AttributeError where a module does not exist."""
+    """Passes each tapped tensor through its function until the exit. The function's result is what the model
+    goes on with. Raises AttributeError where a module does not exist."""
     inside: dict[str, dict[str, Function]] = defaultdict(dict)
     with ExitStack() as stack:
         for tap, function in functions.items():
@@ -56,17 +56,20 @@ def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterato
 
 @contextmanager
 def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -> Iterator[Inserted]:
-    """Runs the model as the plan says until the exit: ``simulated`` in FP32 arithmetic on quantized values, ``integer``
-    with integer matrix products wherever a kernel is exact and fast. Raises ValueError, before anything is changed,
-    where the plan does not fit the model."""
+    """Runs the model as the plan says until the exit: ``simulated`` in FP32 arithmetic on quantized values,
+    ``integer`` with integer matrix products wherever a kernel is exact and fast. Raises ValueError, before
+    anything is changed, where the plan does not fit the model."""
     with insert_weights(model, plan.weights, engine) as activate, activate(plan.activations) as inserted:
         yield inserted
 
 
 @contextmanager
-def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engine: str) -> Iterator[InsertActivations]:
-    """The weights' half of :func:`insert`; what it yields is the other half, for one plan of activations after another
-    on the same weights. Either raises ValueError where its part of the plan does not fit the model."""
+def insert_weights(
+    model: PreTrainedModel, weights: Iterable[WeightQuant], engine: str
+) -> Iterator[InsertActivations]:
+    """The weights' half of :func:`insert`; what it yields is the other half, for one plan of activations
+    after another on the same weights. Either raises ValueError where its part of the plan does not fit the
+    model."""
     weights = tuple(weights)
     _check_weights(model, weights)
     integers = integer_weights(model, weights) if engine == "integer" else {}
@@ -80,7 +83,8 @@ def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engin
         _check_activations(model, activations)
         inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
         functions = {
-            # What a module returns, and what attention computes, nothing but the tap has seen: it may be overwritten.
+            # What a module returns, and what attention computes, nothing but the tap has seen: it may be
+            # overwritten.
             item.tap: Counted(item.site, make(item, model.device, item.tap.at != "input"), inserted.calls)
             for item in activations
         }
@@ -92,14 +96,16 @@ def insert_weights(model: PreTrainedModel, weights: Iterable[WeightQuant], engin
 
 
 def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
-    """Raises ValueError where a plan names modules, channels or parameters that the model lacks, where the ranges of
-    an item are not as many as its groups or slices, or where two items quantize one tensor."""
+    """Raises ValueError where a plan names modules, channels or parameters that the model lacks, where the
+    ranges of an item are not as many as its groups or slices, or where two items quantize one tensor."""
     _check_weights(model, plan.weights)
     _check_activations(model, plan.activations)
 
 
 def _check_activations(model: PreTrainedModel, activations: Iterable[ActivationQuant]) -> None:
-    channels = {tap: place.channels for place in places(model) for tap in (place.tensor, place.operand) if tap}
+    channels = {
+        tap: place.channels for place in places(model) for tap in (place.tensor, place.operand) if tap
+    }
     modules = {path for path, _ in model.named_modules()}
     strange: list[str] = []
     sites: dict[Tap, str] = {}
@@ -111,7 +117,8 @@ def _check_activations(model: PreTrainedModel, activations: Iterable[ActivationQ
             _check_ranges(item.site, item.lo, item.hi, max(item.groups, default=0) + 1)
         if item.tap in sites:
             raise ValueError(
-                f"the plan quantizes the {item.tap.at} of {item.tap.module} twice, as {sites[item.tap]} and as "
+                f"the plan quantizes the {item.tap.at} of {item.tap.module} twice, as "
+                f"{sites[item.tap]} and as "
                 f"{item.site}: keep one of them"
             )
         sites[item.tap] = item.site
@@ -127,7 +134,9 @@ def _check_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> No
         if shape is None or (weight.axis is not None and _slices(weight, shape) != len(weight.lo)):
             strange.append(weight.parameter)
         elif isinstance(weight.grid, AffineGrid):
-            _check_ranges(weight.parameter, weight.lo, weight.hi, 1 if weight.axis is None else len(weight.lo))
+            _check_ranges(
+                weight.parameter, weight.lo, weight.hi, 1 if weight.axis is None else len(weight.lo)
+            )
         if weight.parameter in seen:
             raise ValueError(f"the plan quantizes {weight.parameter} twice: keep one of them")
         seen.add(weight.parameter)
@@ -140,7 +149,9 @@ def _slices(weight: WeightQuant, shape: torch.Size) -> int | None:
 
 def _check_ranges(name: str, lo: Ranges, hi: Ranges, needed: int) -> None:
     if not len(lo) == len(hi) == needed:
-        raise ValueError(f"the plan has {len(lo)} lower and {len(hi)} upper ends of ranges for {name}, not {needed}")
+        raise ValueError(
+            f"the plan has {len(lo)} lower and {len(hi)} upper ends of ranges for {name}, not {needed}"
+        )
 
 
 def _check_known(strange: Sequence[str]) -> None:
@@ -166,7 +177,8 @@ def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) ->
 
 @contextmanager
 def clipped_weights(model: PreTrainedModel, limits: Mapping[str, float]) -> Iterator[None]:
-    """Clamps parameters to plus and minus their limits until the exit; the originals are set aside untouched."""
+    """Clamps parameters to plus and minus their limits until the exit; the originals are set aside
+    untouched."""
     originals = {name: model.get_parameter(name).data for name in limits}
     try:
         for name, limit in limits.items():
@@ -187,7 +199,8 @@ def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
 
 
 def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool = False) -> Function:
-    """The function that puts a site's tensor on its grid; where it may overwrite the tensor, that takes less memory."""
+    """The function that puts a site's tensor on its grid; where it may overwrite the tensor, that takes less
+    memory."""
     grid = activation.grid
     if isinstance(grid, FloatGrid):
         return grid.snap
@@ -203,7 +216,8 @@ def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool
 def carrying(
     only_products: Container[Tap], activation: ActivationQuant, device: torch.device, overwrite: bool
 ) -> Function:
-    """:func:`quantizer`, and its results carry their integers where these fit into bytes and a Linear may read them."""
+    """:func:`quantizer`, and its results carry their integers where these fit into bytes and a Linear may
+    read them."""
     function = quantizer(activation, device, overwrite)
     inside = activation.tap.at in ("scores", "probs")
     if inside or not isinstance(function, Snapper) or activation.grid.bits > BITS:

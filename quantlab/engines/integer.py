@@ -1,7 +1,9 @@
-"""Runs Linears in integers where their input and their weight are on integer grids: the other half of ``insert``.
+"""Runs Linears in integers where their input and their weight are on integer grids: the other half of
+``insert``.
 
-Which Linears these are shows in the run itself: a quantized tensor carries its integers, and a Linear that is handed
-one multiplies them. A tensor that was changed on its way (sliced, added to) is another tensor, and carries none.
+Which Linears these are shows in the run itself: a quantized tensor carries its integers, and a Linear that is
+handed one multiplies them. A tensor that was changed on its way (sliced, added to) is another tensor, and
+carries none.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Ran:
     """What a Linear ran on: the names of its kernels, or ``fp32`` and the reason."""
 
     on: str
-    times_fp32: float | None = None  # the kernel's time as a multiple of FP32's, as measured when it was chosen
+    times_fp32: float | None = (
+        None  # the kernel's time as a multiple of FP32's, as measured when it was chosen
+    )
 
     @classmethod
     def fp32(cls, why: str) -> Ran:
@@ -52,7 +56,8 @@ class Ran:
 class Carrying:
     """A site's quantizer whose results carry their integers, or what makes them, once for all that read them.
 
-    With ``values`` false the result's own values stay as they were: nothing but an integer product reads them.
+    With ``values`` false the result's own values stay as they were: nothing but an integer product reads
+    them.
     """
 
     def __init__(self, snapper: Snapper, groups: Groups, values: bool):
@@ -123,7 +128,9 @@ def integer_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> d
 
 
 @contextmanager
-def integer_linears(model: PreTrainedModel, weights: Mapping[str, Weight | Ran], ran: dict[str, Ran]) -> Iterator[None]:
+def integer_linears(
+    model: PreTrainedModel, weights: Mapping[str, Weight | Ran], ran: dict[str, Ran]
+) -> Iterator[None]:
     """Inside, Linears multiply integers where their input carries them and ``weights`` has theirs.
 
     ``ran`` gets, for every Linear that ran, the kernel or the reason why it was FP32.
@@ -141,8 +148,8 @@ def integer_linears(model: PreTrainedModel, weights: Mapping[str, Weight | Ran],
 
 @contextmanager
 def gelus(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
-    """Inside, a Linear whose GELU nothing but the next product reads, in integers of one range, computes these at once:
-    the widest tensor of a layer is never in memory."""
+    """Inside, a Linear whose GELU nothing but the next product reads, in integers of one range, computes
+    these at once: the widest tensor of a layer is never in memory."""
     from transformers.activations import GELUActivation
 
     found = []
@@ -169,7 +176,9 @@ def _unless_done(forward: Callable[[nn.Module, Tensor], Tensor], activation: nn.
     return x if hasattr(x, CARRIED) else forward(activation, x)
 
 
-def _forward(linear: nn.Linear, weight: Weight | Ran, report: Callable[[Ran], None]) -> Callable[[Tensor], Tensor]:
+def _forward(
+    linear: nn.Linear, weight: Weight | Ran, report: Callable[[Ran], None]
+) -> Callable[[Tensor], Tensor]:
     ready: dict[Groups, list[Product]] = {}
 
     def forward(x: Tensor) -> Tensor:
@@ -205,7 +214,8 @@ def _products(weight: Weight, groups: Groups) -> list[Product]:
 
 
 def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor, Tensor]:
-    """A parameter's integers as signed bytes, with the scale and zero point of each of its ranges, shape (ranges,)."""
+    """A parameter's integers as signed bytes, with the scale and zero point of each of its ranges, shape
+    (ranges,)."""
     assert isinstance(weight.grid, AffineGrid) and weight.grid.bits <= BITS
     bounds = (bound.to(value.device) for bound in weight_ranges(weight, value.ndim))
     scale, zero_point = weight.grid.parameters(*bounds)

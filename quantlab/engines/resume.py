@@ -20,7 +20,8 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def first_layer(site: str, layers: int) -> int:
-    """The first layer whose output a site's grid can change; -1 for the embeddings', ``layers`` for the head's."""
+    """The first layer whose output a site's grid can change; -1 for the embeddings', ``layers`` for the
+    head's."""
     scope = site.split(".", 1)[0]
     return int(scope) if scope.isdigit() else {"embed": -1, "head": layers}[scope]
 
@@ -45,7 +46,8 @@ def recorded(model: PreTrainedModel, outputs: dict[int, Any]) -> Iterator[None]:
 
 @contextmanager
 def resumed(model: PreTrainedModel, last: int, output: Any) -> Iterator[None]:
-    """Skips the layers 0 to ``last``: each returns ``output``, what layer ``last`` returned before, until the exit."""
+    """Skips the layers 0 to ``last``: each returns ``output``, what layer ``last`` returned before, until the
+    exit."""
     skipped = layers_of(model)[: last + 1]
     try:
         for layer in skipped:

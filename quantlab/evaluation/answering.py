@@ -36,9 +36,7 @@ class Evaluation:
     limit: int | None = None  # rows; None: all
     order: str = "random"  # or file: whether limit draws rows, every class in its share, or takes the first
     seed: int = 0  # of the draw and of the split
-    holdout: float = (
-        0.5  # share of the answered rows that choose no trial and measure the chosen one; it decides no answer
-    )
+    holdout: float = 0.5  # share of the answered rows that measure the chosen trial and choose none
     batch_size: int = 16
 
     def __post_init__(self) -> None:
@@ -89,8 +87,8 @@ def predict(model: PreTrainedModel, batches: Sequence[Batch], columns: Sequence[
 def score(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """The task's metrics, and the differences to the FP32 logits ``reference``.
 
-    ``*_drop`` is FP32 less quantized, so a loss is positive; its interval is paired over examples. An SQNR without
-    noise is infinite.
+    ``*_drop`` is FP32 less quantized, so a loss is positive; its interval is paired over examples. An SQNR
+    without noise is infinite.
     """
     primary = task.metrics[0]
     scores = metrics.compute(task.metrics, logits, labels)
@@ -113,7 +111,9 @@ def largest_share(classes: np.ndarray) -> float:
     return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
 
 
-def _drop_ci95(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+def _drop_ci95(
+    task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray
+) -> tuple[float, float]:
     if task.metrics[0] == "accuracy":
         return accuracy_drop_ci95(reference.argmax(-1) == labels, logits.argmax(-1) == labels)
     if len(labels) < 3:

@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 
 
 def site_table(
-    model: PreTrainedModel, plan: QuantPlan, sketches: Mapping[str, Sketch], sqnr: Mapping[str, float], network: str
+    model: PreTrainedModel,
+    plan: QuantPlan,
+    sketches: Mapping[str, Sketch],
+    sqnr: Mapping[str, float],
+    network: str,
 ) -> pd.DataFrame:
     """One row a quantized tensor: grid, ranges, extremes, kurtosis, and the SQNR of its quantization alone.
 
-    A site's extremes, kurtosis (``sketches``) and SQNR (``sqnr``, in dB, of :func:`site_sqnr_db`) are of its tensor in
-    the ``network`` that its range was seen in; a weight's are of the checkpoint's, and what is clipped is noise.
+    A site's extremes, kurtosis (``sketches``) and SQNR (``sqnr``, in dB, of :func:`site_sqnr_db`) are of its
+    tensor in the ``network`` that its range was seen in; a weight's are of the checkpoint's, and what is
+    clipped is noise.
     """
     rows = [_activation_row(item, sketches[item.site], sqnr[item.site], network) for item in plan.activations]
     weights = [(item, model.get_parameter(item.parameter).data) for item in plan.weights]
@@ -42,11 +47,15 @@ def site_table(
 
 
 def site_sqnr_db(
-    model: PreTrainedModel, plan: QuantPlan, sites: Sequence[Site], batches: Sequence[Batch], through: bool = False
+    model: PreTrainedModel,
+    plan: QuantPlan,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    through: bool = False,
 ) -> dict[str, float]:
-    """SQNR in dB of each of the plan's sites: ``10 log10(sum x^2 / sum (x - Q(x))^2)`` over the batches, padding left
-    out. ``x`` is the site's tensor in the model as it is; with ``through``, with all earlier sites quantized. One pass
-    serves all sites."""
+    """SQNR in dB of each of the plan's sites: ``10 log10(sum x^2 / sum (x - Q(x))^2)`` over the batches,
+    padding left out. ``x`` is the site's tensor in the model as it is; with ``through``, with all earlier
+    sites quantized. One pass serves all sites."""
     by_name = {site.name: site for site in sites}
     signal: dict[str, list[float]] = defaultdict(list)
     noise: dict[str, list[float]] = defaultdict(list)
@@ -65,7 +74,8 @@ def site_sqnr_db(
         model(**inputs)
 
     functions = {
-        item.tap: partial(compare, by_name[item.site], quantizer(item, model.device)) for item in plan.activations
+        item.tap: partial(compare, by_name[item.site], quantizer(item, model.device))
+        for item in plan.activations
     }
     with tapped(model, functions):
         deque(side_by_side(run, batches, model.device), maxlen=0)

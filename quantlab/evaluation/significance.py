@@ -17,7 +17,8 @@ ALMOST_ONE = 1 - 1e-12  # Fisher's z of a correlation of 1 is infinite
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A model against another on the same examples. Differences are fractions of the metric: a gain is positive.
+    """A model against another on the same examples. Differences are fractions of the metric: a gain is
+    positive.
 
     The interval leaves out 0 exactly where p is below ``ALPHA``.
     """
@@ -41,21 +42,26 @@ def compare(
 ) -> Comparison:
     """A model with these ``logits`` against an ``other`` one, both (N, C), by any of the tasks' metrics.
 
-    ``tests`` comparisons stand beside each other: by Bonferroni's correction p is multiplied by them, and the interval
-    is of level 1 - 5 %/tests. For accuracy, p is the larger of the exact McNemar test's and of that which belongs to
-    the interval of Agresti and Min; for other metrics, of a permutation test of paired swaps and of that which belongs
-    to the bootstrap interval. Where p says nothing at 5 %, the interval is widened to reach 0.
+    ``tests`` comparisons stand beside each other: by Bonferroni's correction p is multiplied by them, and the
+    interval is of level 1 - 5 %/tests. For accuracy, p is the larger of the exact McNemar test's and of that
+    which belongs to the interval of Agresti and Min; for other metrics, of a permutation test of paired swaps
+    and of that which belongs to the bootstrap interval. Where p says nothing at 5 %, the interval is widened
+    to reach 0.
 
-    Logits that are NaN or infinite count as a wrong answer; a regression, which knows no wrong answers, then gets NaN
-    for all numbers. Raises ValueError where the arrays do not pair up.
+    Logits that are NaN or infinite count as a wrong answer; a regression, which knows no wrong answers, then
+    gets NaN for all numbers. Raises ValueError where the arrays do not pair up.
     """
     if not 0 < least < 1:
         raise ValueError(f"least must be between 0 and 1, a fraction of the metric, got {least!r}")
     if not len(labels) or not other.shape == logits.shape == (len(labels), *logits.shape[1:]):
-        raise ValueError(f"logits of {other.shape} and {logits.shape} and labels of {labels.shape} do not pair up")
+        raise ValueError(
+            f"logits of {other.shape} and {logits.shape} and labels of {labels.shape} do not pair up"
+        )
     if metric not in REGRESSION:
         other, logits = _answers(other, labels), _answers(logits, labels)
-    untested = Comparison(n=len(labels), difference=math.nan, low=math.nan, high=math.nan, p=math.nan, needed=None)
+    untested = Comparison(
+        n=len(labels), difference=math.nan, low=math.nan, high=math.nan, p=math.nan, needed=None
+    )
     if not (np.isfinite(other).all() and np.isfinite(logits).all()):
         return untested
     difference = METRICS[metric](logits, labels) - METRICS[metric](other, labels)
@@ -63,7 +69,9 @@ def compare(
         return replace(untested, difference=difference)
     if metric == "accuracy":
         centre, error, p, sd = _paired_accuracy(other, logits, labels)
-        sd = max(sd, math.sqrt(least - least**2))  # that of a model which differs in ``least`` of its answers, all lost
+        sd = max(
+            sd, math.sqrt(least - least**2)
+        )  # that of a model which differs in ``least`` of its answers, all lost
     else:
         centre, error, p, sd = _paired(metric, other, logits, labels, resamples)
     p, margin = min(1.0, tests * p), z_of(1 - ALPHA / tests) * error
@@ -80,7 +88,8 @@ def z_of(level: float) -> float:
 
 
 def examples_needed(low: float, high: float, n: int, least: float = LEAST) -> int:
-    """Pairs that show ``least`` with 80 % power at 5 %, where ``n`` gave a 95 % interval from ``low`` to ``high``."""
+    """Pairs that show ``least`` with 80 % power at 5 %, where ``n`` gave a 95 % interval from ``low`` to
+    ``high``."""
     return _needed(least, (high - low) / (2 * Z95) * math.sqrt(n))
 
 
@@ -88,7 +97,9 @@ def verdict(comparison: Comparison, least: float = LEAST) -> str:
     """A comparison in words; ``least`` is what ``needed`` was asked for."""
     n = f"n = {comparison.n:,}"
     if math.isnan(comparison.p):
-        return f"no test with {n}: {'too few examples' if comparison.n < FEWEST else 'NaN or infinite scores'}"
+        return (
+            f"no test with {n}: {'too few examples' if comparison.n < FEWEST else 'NaN or infinite scores'}"
+        )
     if comparison.needed is None:
         return "the same answers"
     if comparison.p < ALPHA:
@@ -97,15 +108,18 @@ def verdict(comparison: Comparison, least: float = LEAST) -> str:
     if comparison.needed <= comparison.n:
         return f"not distinguishable with {n}, enough {to_see}"
     step = 10 ** max(len(str(comparison.needed)) - 2, 0)
-    return f"not distinguishable with {n}; needs about n = {math.ceil(comparison.needed / step) * step:,} {to_see}"
+    return (
+        f"not distinguishable with {n}; needs about n = "
+        f"{math.ceil(comparison.needed / step) * step:,} {to_see}"
+    )
 
 
 def accuracy_drop_ci95(reference_right: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     """95 % interval of ``mean(reference_right) - mean(right)`` for paired booleans of shape (N,).
 
-    The adjusted Wald interval of Agresti and Min (Statistics in Medicine 24, 2005, section 3): half an example is added
-    to each cell of the 2 x 2 table, which keeps its coverage where few answers differ, and a width above zero where
-    none does.
+    The adjusted Wald interval of Agresti and Min (Statistics in Medicine 24, 2005, section 3): half an
+    example is added to each cell of the 2 x 2 table, which keeps its coverage where few answers differ, and a
+    width above zero where none does.
     """
     drop, error = _adjusted(reference_right, right)
     return drop - Z95 * error, drop + Z95 * error
@@ -149,11 +163,12 @@ def accuracy_drop_upper95(reference_right: np.ndarray, right: np.ndarray) -> flo
 
 
 def exceeds_drop_p(reference_right: np.ndarray, right: np.ndarray, limit: float) -> float:
-    """P-value of a drop in accuracy as large as seen, or larger, were the true drop ``limit``; booleans of shape (N,).
+    """P-value of a drop in accuracy as large as seen, or larger, were the true drop ``limit``; booleans of
+    shape (N,).
 
-    Wilcoxon's signed-rank test on outcomes that are right or wrong is the sign test of the pairs that differ: lost ones
-    against won ones. A drop of exactly ``limit`` makes ``1/2 + N limit / (2 pairs)`` of them lost ones; as the number
-    of pairs is chance too, the adjusted interval must then leave the limit out as well.
+    Wilcoxon's signed-rank test on outcomes that are right or wrong is the sign test of the pairs that differ:
+    lost ones against won ones. A drop of exactly ``limit`` makes ``1/2 + N limit / (2 pairs)`` of them lost
+    ones; as the number of pairs is chance too, the adjusted interval must then leave the limit out as well.
     """
     lost, won = int(np.sum(reference_right & ~right)), int(np.sum(~reference_right & right))
     pairs = lost + won
@@ -184,12 +199,18 @@ def _answers(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return one_hot
 
 
-def _paired_accuracy(other: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float, float]:
-    """Centre and standard error of the difference's interval, p, and the standard deviation of paired differences."""
+def _paired_accuracy(
+    other: np.ndarray, logits: np.ndarray, labels: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Centre and standard error of the difference's interval, p, and the standard deviation of paired
+    differences."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     before, after = (each.argmax(axis=-1) == labels for each in (other, logits))
-    table = [[np.sum(before & after), np.sum(before & ~after)], [np.sum(~before & after), np.sum(~before & ~after)]]
+    table = [
+        [np.sum(before & after), np.sum(before & ~after)],
+        [np.sum(~before & after), np.sum(~before & ~after)],
+    ]
     centre, error = _adjusted(after, before)
     p = max(float(mcnemar(table, exact=True).pvalue), _normal_p(centre, error))
     seen = float(np.std(after.astype(np.float64) - before, ddof=min(1, len(labels) - 1)))
@@ -199,12 +220,17 @@ def _paired_accuracy(other: np.ndarray, logits: np.ndarray, labels: np.ndarray) 
 def _paired(
     metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
 ) -> tuple[float, float, float, float]:
-    """The same for another metric. Swaps say of a p no more than that it is below 2 of their number: then it is the
-    bootstrap's own."""
+    """The same for another metric. Swaps say of a p no more than that it is below 2 of their number: then it
+    is the bootstrap's own."""
     centre = METRICS[metric](logits, labels) - METRICS[metric](other, labels)
     error = _bootstrap_error(metric, other, logits, labels, resamples)
     swapped, p = _swapped_p(metric, other, logits, labels, resamples), _normal_p(centre, error)
-    return centre, error, p if swapped <= 2 / (resamples + 1) else max(swapped, p), error * math.sqrt(len(labels))
+    return (
+        centre,
+        error,
+        p if swapped <= 2 / (resamples + 1) else max(swapped, p),
+        error * math.sqrt(len(labels)),
+    )
 
 
 def _normal_p(centre: float, error: float) -> float:
@@ -212,8 +238,11 @@ def _normal_p(centre: float, error: float) -> float:
     return float(2 * scipy.stats.norm.sf(abs(centre) / error)) if error else float(centre == 0)
 
 
-def _bootstrap_error(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int) -> float:
-    """Standard deviation of the difference over resamples of the examples, which both models answer. Seeded."""
+def _bootstrap_error(
+    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
+) -> float:
+    """Standard deviation of the difference over resamples of the examples, which both models answer.
+    Seeded."""
     compute = METRICS[metric]
 
     def difference(rows: np.ndarray) -> float:
@@ -221,21 +250,31 @@ def _bootstrap_error(metric: str, other: np.ndarray, logits: np.ndarray, labels:
         return compute(logits[rows], labels[rows]) - compute(other[rows], labels[rows])
 
     rows = (np.arange(len(labels)),)
-    found = scipy.stats.bootstrap(rows, difference, n_resamples=resamples, vectorized=False, method="percentile", rng=0)
+    found = scipy.stats.bootstrap(
+        rows, difference, n_resamples=resamples, vectorized=False, method="percentile", rng=0
+    )
     return float(found.standard_error)
 
 
-def _swapped_p(metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int) -> float:
+def _swapped_p(
+    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
+) -> float:
     """Two-sided p of the difference, were it chance which of two answers is whose. Seeded."""
     compute, both, rows = METRICS[metric], np.concatenate([other, logits]), np.arange(len(labels))
 
     def difference(one: np.ndarray, two: np.ndarray) -> float:
         return compute(both[two.astype(np.int64)], labels) - compute(both[one.astype(np.int64)], labels)
 
-    return float(scipy.stats.permutation_test(
-        (rows, rows + len(rows)), difference, permutation_type="samples", vectorized=False, n_resamples=resamples,
-        rng=0,
-    ).pvalue)  # fmt: skip
+    return float(
+        scipy.stats.permutation_test(
+            (rows, rows + len(rows)),
+            difference,
+            permutation_type="samples",
+            vectorized=False,
+            n_resamples=resamples,
+            rng=0,
+        ).pvalue
+    )
 
 
 def _needed(least: float, sd: float) -> int:

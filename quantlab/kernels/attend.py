@@ -20,12 +20,12 @@ def attend(
     scores_on: Snapper | None,
     probs_on: Snapper | None,
 ) -> Tensor | None:
-    """Softmax attention over (batch, heads, tokens, width), with scores and probabilities on their grids if they have
-    one; the mask is added to the scores on their grid.
+    """Softmax attention over (batch, heads, tokens, width), with scores and probabilities on their grids if
+    they have one; the mask is added to the scores on their grid.
 
-    Returns (batch, tokens, heads, width), equal to torch's operators up to the order of sums; None for tensors and
-    grids that ``kernels.c`` does not take: torch's operators compute those, or raise where shapes do not fit. Raises
-    MemoryError.
+    Returns (batch, tokens, heads, width), equal to torch's operators up to the order of sums; None for
+    tensors and grids that ``kernels.c`` does not take: torch's operators compute those, or raise where shapes
+    do not fit. Raises MemoryError.
     """
     if not _fit(query, key, value, mask, (scores_on, probs_on)):
         return None
@@ -44,18 +44,29 @@ def attend(
     strides = torch.tensor([0, 0] if mask is None else [mask.stride(0), mask.stride(2)])
     grids = [None if snapper is None else snapper.per_head(heads) for snapper in (scores_on, probs_on)]
     failed = library.attend(
-        *(x.data_ptr() for x in tensors), native.address(mask), context.data_ptr(),
-        batch, heads, queries, keys, width, strides.data_ptr(), scaling, *map(native.address, grids),
+        *(x.data_ptr() for x in tensors),
+        native.address(mask),
+        context.data_ptr(),
+        batch,
+        heads,
+        queries,
+        keys,
+        width,
+        strides.data_ptr(),
+        scaling,
+        *map(native.address, grids),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     if failed:
         raise MemoryError(f"attention over {keys} tokens")
     return context
 
 
-def _fit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grids: Sequence[Snapper | None]) -> bool:
-    """Whether shapes are those that ``kernels.c`` reads: it takes batch, heads and width from the query, the number of
-    keys from the key, and trusts that the rest agrees."""
+def _fit(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grids: Sequence[Snapper | None]
+) -> bool:
+    """Whether shapes are those that ``kernels.c`` reads: it takes batch, heads and width from the query, the
+    number of keys from the key, and trusts that the rest agrees."""
     if query.ndim != 4 or key.ndim != 4 or query.shape[3] % WIDTH_MULTIPLE:
         return False
     batch, heads, queries, width = query.shape
@@ -63,7 +74,8 @@ def _fit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grids: 
     if key.shape != (batch, heads, keys, width) or value.shape != key.shape:
         return False
     if mask is not None and (
-        mask.ndim != 4 or any(n not in (1, m) for n, m in zip(mask.shape, (batch, 1, queries, keys), strict=True))
+        mask.ndim != 4
+        or any(n not in (1, m) for n, m in zip(mask.shape, (batch, 1, queries, keys), strict=True))
     ):
         return False
     return all(snapper is None or snapper.fits_heads(heads) for snapper in grids)

@@ -1,8 +1,8 @@
 """Matrix products in integers: the same numbers as FP32 on quantized values, at integer speed.
 
-For an input ``s_x (q_x - z_x)`` and a weight ``s_w (q_w - z_w)`` the product is ``s_x s_w`` times a sum of whole
-numbers that 32 bits hold exactly (Jacob et al. 2018, section 2.2). Only the last multiplication and the bias are
-rounded, so the result is nearer to the true one than FP32's own sum.
+For an input ``s_x (q_x - z_x)`` and a weight ``s_w (q_w - z_w)`` the product is ``s_x s_w`` times a sum of
+whole numbers that 32 bits hold exactly (Jacob et al. 2018, section 2.2). Only the last multiplication and the
+bias are rounded, so the result is nearer to the true one than FP32's own sum.
 
 Which of these kernels runs, :mod:`quantlab.engines.choice` decides.
 """
@@ -26,8 +26,8 @@ INT_MM_MULTIPLE, INT_MM_ROWS = 8, 32  # cuBLASLt takes more than 16 rows, and ot
 class OnGrid:
     """A tensor's values ``scale (integers - zero_point)``.
 
-    The integers are unsigned, whatever the grid: products of signed bytes are a thousand times slower than FP32 on
-    processors with AVX512 and no AMX. Raises TypeError for other integers.
+    The integers are unsigned, whatever the grid: products of signed bytes are a thousand times slower than
+    FP32 on processors with AVX512 and no AMX. Raises TypeError for other integers.
     """
 
     integers: Tensor  # uint8, (..., inputs)
@@ -67,7 +67,8 @@ class Product(ABC):
     @staticmethod
     @abstractmethod
     def fits(symmetric: bool, device: torch.device) -> bool:
-        """Whether the kernel takes weights on a device, all of whose zero points are 0 (``symmetric``) or not."""
+        """Whether the kernel takes weights on a device, all of whose zero points are 0 (``symmetric``) or
+        not."""
 
     @classmethod
     def kernel(cls, device: torch.device) -> str:
@@ -92,12 +93,12 @@ class OneDnn(Product):
         return self._run(x, bias, 1.0, 0, torch.float32, "none")
 
     def gelu(self, x: OnGrid, bias: Tensor | None, onto: Snapper) -> OnGrid:
-        """GELU of the product, on a grid of up to 8 bits with one range, without a number in FP32 that leaves the
-        processor's registers.
+        """GELU of the product, on a grid of up to 8 bits with one range, without a number in FP32 that leaves
+        the processor's registers.
 
-        oneDNN adds a zero point before it rounds: to 128 and more, whose last bit is worth 1/65536 of a step. With a
-        zero point an element in a million is off by a step for that. So integers of symmetric grids are rounded to
-        signed bytes; then 128 is added, which flips their first bit.
+        oneDNN adds a zero point before it rounds: to 128 and more, whose last bit is worth 1/65536 of a step.
+        With a zero point an element in a million is off by a step for that. So integers of symmetric grids
+        are rounded to signed bytes; then 128 is added, which flips their first bit.
         """
         assert onto.numbers is not None
         _, lower, _, scale = onto.numbers
@@ -112,17 +113,28 @@ class OneDnn(Product):
         self, x: OnGrid, bias: Tensor | None, scale: float, zero_point: int, dtype: torch.dtype, post: str
     ) -> Tensor:
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            x.integers, x.scale, x.zero_point, self.packed, self.scale, self.zero_point, bias,
-            scale, zero_point, dtype, post, [], "none",
-        )  # fmt: skip
+            x.integers,
+            x.scale,
+            x.zero_point,
+            self.packed,
+            self.scale,
+            self.zero_point,
+            bias,
+            scale,
+            zero_point,
+            dtype,
+            post,
+            [],
+            "none",
+        )
         return y
 
 
 class OneDnnInHalves(OneDnn):
     """oneDNN's product for processors without VNNI, which add pairs of products of bytes in 16 bits.
 
-    Every integer is split into two of up to 128, and every weight is there twice. A pair is 2 x 128 x 127 then: it
-    fits, and the sum is the same.
+    Every integer is split into two of up to 128, and every weight is there twice. A pair is 2 x 128 x 127
+    then: it fits, and the sum is the same.
     """
 
     name = "onednn in halves"
@@ -182,10 +194,17 @@ class IntMm(Product):
 
 ISAS = ("sse41", "avx", "avx2", "avx_vnni", "avx512", "avx512_vnni", "amx")  # from narrow to wide
 LIMITS = {
-    "SSE41": "sse41", "AVX": "avx", "AVX2": "avx2", "AVX2_VNNI": "avx_vnni", "AVX2_VNNI_2": "avx_vnni",
-    "AVX512_CORE": "avx512", "AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_BF16": "avx512_vnni",
-    "AVX512_CORE_FP16": "avx512_vnni", "AVX10_1_512": "avx512_vnni",
-}  # fmt: skip
+    "SSE41": "sse41",
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "AVX2_VNNI": "avx_vnni",
+    "AVX2_VNNI_2": "avx_vnni",
+    "AVX512_CORE": "avx512",
+    "AVX512_CORE_VNNI": "avx512_vnni",
+    "AVX512_CORE_BF16": "avx512_vnni",
+    "AVX512_CORE_FP16": "avx512_vnni",
+    "AVX10_1_512": "avx512_vnni",
+}
 
 
 def isa_limit() -> str:
@@ -198,6 +217,8 @@ def isa() -> str:
     """The widest instructions for integer products that the processor has and that oneDNN may use."""
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     named = (("amx_int8", "amx"), ("avx512_vnni", "avx512_vnni"), ("avx_vnni", "avx_vnni"))
-    widest = next((shown for flag, shown in named if flags.get(flag)), torch.backends.cpu.get_cpu_capability().lower())
+    widest = next(
+        (shown for flag, shown in named if flags.get(flag)), torch.backends.cpu.get_cpu_capability().lower()
+    )
     limit = LIMITS.get(isa_limit(), widest)
     return min(widest, limit, key=ISAS.index) if {widest, limit} <= set(ISAS) else widest

@@ -1,7 +1,9 @@
-"""``kernels.c``: the elementwise work of quantized networks in one pass over memory, where torch takes several.
+"""``kernels.c``: the elementwise work of quantized networks in one pass over memory, where torch takes
+several.
 
-Built once for this processor with the machine's C compiler. Where that cannot be done torch does the work: the process
-warns, the tag ``kernels`` says ``torch``, the alarm ``kernels_missing`` says why, and the next process tries again.
+Built once for this processor with the machine's C compiler. Where that cannot be done torch does the work:
+the process warns, the tag ``kernels`` says ``torch``, the alarm ``kernels_missing`` says why, and the next
+process tries again.
 """
 
 import ctypes
@@ -30,7 +32,8 @@ class MissingError(Exception):
 
 
 def library() -> ctypes.CDLL | None:
-    """The built functions; None where torch has to do their work, for the reason that :func:`missing` gives."""
+    """The built functions; None where torch has to do their work, for the reason that :func:`missing`
+    gives."""
     loaded = _built()
     return None if isinstance(loaded, str) else loaded
 
@@ -89,7 +92,8 @@ def _load() -> ctypes.CDLL:
 
 
 def _compiler() -> list[str]:
-    """``$CC``, which may be several words ("ccache gcc", "gcc -O2"), with the full path of the first; else ``cc``."""
+    """``$CC``, which may be several words ("ccache gcc", "gcc -O2"), with the full path of the first; else
+    ``cc``."""
     wanted = os.environ.get("CC") or "cc"
     try:
         first, *others = shlex.split(wanted)
@@ -116,7 +120,8 @@ def _check_private(path: Path) -> None:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode) or found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
         raise MissingError(
-            f"{path} must be this user's and writable by nobody else, it is {stat.filemode(found.st_mode)} of user "
+            f"{path} must be this user's and writable by nobody else, it is "
+            f"{stat.filemode(found.st_mode)} of user "
             f"{found.st_uid}: remove it"
         )
 

@@ -12,9 +12,9 @@ class Snapper:
     """``AffineGrid.snap`` for one scale and zero point, which broadcast against the tensors: the same bits.
 
     The zero point is folded into the bounds. On a CPU one pass over memory does it all
-    (:mod:`quantlab.kernels.native`). In torch a single range becomes plain numbers: clamping to them is three times as
-    fast as to one-element tensors.
-    ``overwrite`` allows that pass to put the values where the tensor was.
+    (:mod:`quantlab.kernels.native`). In torch a single range becomes plain numbers: clamping to them is three
+    times as fast as to one-element tensors. ``overwrite`` allows that pass to put the values where the tensor
+    was.
     """
 
     def __init__(self, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, overwrite: bool = False):
@@ -36,8 +36,9 @@ class Snapper:
         return (x * inverse).round_().clamp_(lower, upper).mul_(step)  # type: ignore[arg-type]
 
     def integers(self, x: Tensor, values: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The values if they are asked for, and the integers as bytes (of a grid of up to 8 bits): the values are
-        ``scale (bytes - byte_zero_point)``. No integers where ``x`` holds NaN, which no byte stands for."""
+        """The values if they are asked for, and the integers as bytes (of a grid of up to 8 bits): the values
+        are ``scale (bytes - byte_zero_point)``. No integers where ``x`` holds NaN, which no byte stands
+        for."""
         if self._is_native(x):
             return self._native(x, values, integers=True)
         inverse, lower, upper, step = self.numbers or self.terms
@@ -52,7 +53,8 @@ class Snapper:
         return self._per_head
 
     def fits_heads(self, heads: int) -> bool:
-        """Whether there is one grid for all heads, or one for each: what broadcasts so against (batch, heads, ...)."""
+        """Whether there is one grid for all heads, or one for each: what broadcasts so against (batch, heads,
+        ...)."""
         return self.numbers is not None or all(term.shape == (heads, 1, 1) for term in self.terms)
 
     def _is_native(self, x: Tensor) -> bool:
@@ -80,7 +82,9 @@ class Snapper:
         bytes_ = torch.empty(x.shape, dtype=torch.uint8) if integers else None
         to = [x.data_ptr(), native.address(snapped), native.address(bytes_)]
         if self.numbers is not None:
-            nan = library.snap(*to, x.numel(), *self.numbers, self.byte_zero_point.item(), torch.get_num_threads())
+            nan = library.snap(
+                *to, x.numel(), *self.numbers, self.byte_zero_point.item(), torch.get_num_threads()
+            )
         else:
             channels = [term.data_ptr() for term in (*self.terms, self.byte_zero_point)]
             size = (x.numel() // x.shape[-1], x.shape[-1])

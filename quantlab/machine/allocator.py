@@ -1,7 +1,7 @@
 """The C library's allocator, told that freed tensors will be wanted again.
 
-By default glibc hands large blocks back to the system when they are freed and gets them page by page the next time:
-every activation of every batch pays for it, a seventh of an evaluation on a CPU (LOG.md).
+By default glibc hands large blocks back to the system when they are freed and gets them page by page the next
+time: every activation of every batch pays for it, a seventh of an evaluation on a CPU (LOG.md).
 """
 
 import ctypes
@@ -20,7 +20,8 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Gives all freed memory back, so that the process is as large as what it uses. Does nothing without glibc."""
+    """Gives all freed memory back, so that the process is as large as what it uses. Does nothing without
+    glibc."""
     if malloc_trim := _libc("malloc_trim"):
         malloc_trim(0)
 

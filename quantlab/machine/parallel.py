@@ -1,4 +1,5 @@
-"""Work on many batches: on a CPU side by side, each on one thread, instead of one after another on all threads."""
+"""Work on many batches: on a CPU side by side, each on one thread, instead of one after another on all
+threads."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -16,9 +17,9 @@ def side_by_side(
 ) -> Generator[R]:
     """What ``function`` makes of each item, in order.
 
-    On a CPU as many run at a time as torch has threads (``most``, if that is fewer), and every operator gets one:
-    threads need not wait for each other at each of them, and results do not depend on how many there are. At most one
-    result more than that is in memory.
+    On a CPU as many run at a time as torch has threads (``most``, if that is fewer), and every operator gets
+    one: threads need not wait for each other at each of them, and results do not depend on how many there
+    are. At most one result more than that is in memory.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:

@@ -13,7 +13,8 @@ from quantlab.storage.files import CODE
 
 
 def machine_tags(device: torch.device) -> dict[str, str]:
-    """Host, device, threads and code. What decides numbers beside them is in :func:`quantlab.trial.key.environment`."""
+    """Host, device, threads and code. What decides numbers beside them is in
+    :func:`quantlab.trial.key.environment`."""
     return {
         "host": platform.node(),
         "device_name": device_name(device),
@@ -48,21 +49,28 @@ def _cpuinfo(field: str) -> str:
     """The first processor's field in Linux's list; empty where there is none."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), ""
+    )
 
 
 @cache
 def git_commit() -> str:
-    """The commit of quantlab's working tree, ``-dirty`` where files differ; ``unknown`` outside a repository."""
+    """The commit of quantlab's working tree, ``-dirty`` where files differ; ``unknown`` outside a
+    repository."""
     # site-packages may lie inside somebody else's repository: only a tracked file speaks for its commit
     tracked = _git("ls-files", "--error-unmatch", "__init__.py")
-    return (_git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") if tracked else "") or "unknown"
+    return (
+        _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") if tracked else ""
+    ) or "unknown"
 
 
 def _git(*arguments: str) -> str:
     """What git prints; nothing where it fails or is not installed."""
     try:
-        done = subprocess.run(["git", "-C", str(CODE), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(CODE), *arguments], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

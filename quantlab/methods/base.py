@@ -37,7 +37,8 @@ class Method:
     """One file and one YAML a method. Most override :meth:`site_spec` alone."""
 
     def check(self, sites: Sequence[Site]) -> None:
-        """Raises ValueError where the method cannot do its work at these sites. Runs before anything is loaded."""
+        """Raises ValueError where the method cannot do its work at these sites. Runs before anything is
+        loaded."""
 
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
         """The grid and granularity of one site; None where it stays in FP32."""
@@ -60,7 +61,8 @@ class Method:
         bits: Bits,
         calibration: Calibration,
     ) -> QuantPlan:
-        """The plan for these sites, from sketches by site name and the weights' plan (:func:`plan_weights`)."""
+        """The plan for these sites, from sketches by site name and the weights' plan
+        (:func:`plan_weights`)."""
         specs = ((site, self.site_spec(site, bits)) for site in sites)
         return QuantPlan(
             activations=tuple(
@@ -95,25 +97,31 @@ def plan_weights(
     modules, limits = weighted_modules(model), method.weight_limits(model, bits)
     grids = {name: method.weight_grid(name, module, bits) for name, module in modules.items()}
     asked = [
-        (name, modules[name], grid, limits.get(name, math.inf)) for name, grid in grids.items() if grid is not None
+        (name, modules[name], grid, limits.get(name, math.inf))
+        for name, grid in grids.items()
+        if grid is not None
     ]
     return tuple(side_by_side(partial(_plan_weight, bits, calibration), asked, model.device))
 
 
 def check_weight_ranges(bits: Bits, calibration: Calibration) -> None:
-    """Raises ValueError where the bits set how weights find their ranges and the estimator has a way of its own."""
+    """Raises ValueError where the bits set how weights find their ranges and the estimator has a way of its
+    own."""
     for name, value, allowed in (
         ("weight_granularity", bits.weight_granularity, "tensor"),
         ("weight_estimator", bits.weight_estimator, "minmax"),
     ):
         if calibration.ranges_weights and value != allowed:
             raise ValueError(
-                f"bits.{name} must be {allowed} with {type(calibration).__name__}, which ranges each weight as a whole "
+                f"bits.{name} must be {allowed} with {type(calibration).__name__}, which ranges each "
+                f"weight as a whole "
                 f"by its own percentile; got {value!r}"
             )
 
 
-def _plan_weight(bits: Bits, calibration: Calibration, weight_asked: tuple[str, nn.Module, Grid, float]) -> WeightQuant:
+def _plan_weight(
+    bits: Bits, calibration: Calibration, weight_asked: tuple[str, nn.Module, Grid, float]
+) -> WeightQuant:
     parameter, module, grid, limit = weight_asked
     if isinstance(grid, FloatGrid):
         return WeightQuant(parameter=parameter, grid=grid, axis=None)
@@ -125,4 +133,6 @@ def _plan_weight(bits: Bits, calibration: Calibration, weight_asked: tuple[str, 
         low, high = calibration.range(sketch, grid)
         return WeightQuant(parameter=parameter, grid=grid, axis=None, lo=(low,), hi=(high,))
     lo, hi = weight_range(weight, grid, bits.weight_estimator, axis)
-    return WeightQuant(parameter=parameter, grid=grid, axis=axis, lo=tuple(lo.tolist()), hi=tuple(hi.tolist()))
+    return WeightQuant(
+        parameter=parameter, grid=grid, axis=axis, lo=tuple(lo.tolist()), hi=tuple(hi.tolist())
+    )

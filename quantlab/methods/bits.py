@@ -34,8 +34,9 @@ class Bits:
     """Precisions are numbers of bits (2 to 16, and 32 for untouched) or ``fp16``, ``bf16``, ``fp32``.
 
     ``embeddings`` None: as ``weights``. ``norms``: LayerNorm weights, per tensor as in Bondarenko's code.
-    ``symmetric`` is about activations; weights are symmetric unless ``weight_symmetric`` is false. ``rules`` override
-    the rest by name (a site like ``*.ffn.sum`` or a parameter like ``*.layer.0.*weight``), the last match wins.
+    ``symmetric`` is about activations; weights are symmetric unless ``weight_symmetric`` is false. ``rules``
+    override the rest by name (a site like ``*.ffn.sum`` or a parameter like ``*.layer.0.*weight``), the last
+    match wins.
     """
 
     weights: Precision = 8
@@ -71,7 +72,8 @@ class Bits:
         return grid_of(self._ruled(parameter, self._by_kind(module)), self.weight_symmetric)
 
     def weight_axis(self, module: nn.Module) -> int | None:
-        """The dimension of a weight whose slices have ranges of their own: its output channels; None per tensor."""
+        """The dimension of a weight whose slices have ranges of their own: its output channels; None per
+        tensor."""
         if self.weight_granularity == "tensor" or isinstance(module, nn.LayerNorm):
             return None
         return 1 if isinstance(module, nn.Embedding) else 0
@@ -83,8 +85,9 @@ class Bits:
     def check_kinds(self, modules: Sequence[nn.Module]) -> None:
         """Raises ValueError where a precision is asked for a kind of weight that the model does not have."""
         for name, precision, kind in (
-            ("norms", self.norms, nn.LayerNorm), ("embeddings", self.embeddings, nn.Embedding),
-        ):  # fmt: skip
+            ("norms", self.norms, nn.LayerNorm),
+            ("embeddings", self.embeddings, nn.Embedding),
+        ):
             asked = precision is not None and grid_of(precision, symmetric=True) is not None
             if asked and not any(isinstance(module, kind) for module in modules):
                 raise ValueError(f"bits.{name} is {precision}, but the model has no {kind.__name__}")

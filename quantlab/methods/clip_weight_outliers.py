@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipWeightOutliers(Method):
-    """Per tensor everywhere, with the ``count`` largest weights beyond ``sigmas`` standard deviations of their Linear's
-    matrix clipped (``count`` None: all of them). Size is counted in standard deviations, over all matrices together.
+    """Per tensor everywhere, with the ``count`` largest weights beyond ``sigmas`` standard deviations of
+    their Linear's matrix clipped (``count`` None: all of them). Size is counted in standard deviations, over
+    all matrices together.
 
-    A matrix is clipped to its largest weight that is not among them, or to ``sigmas`` standard deviations where that is
-    more: no other weight changes. Activation ranges are those of the clipped network. Measured on a BERT whose huge
-    FFN-output weights an MSE weight range clips by accident (Bondarenko et al. 2021 use that range).
+    A matrix is clipped to its largest weight that is not among them, or to ``sigmas`` standard deviations
+    where that is more: no other weight changes. Activation ranges are those of the clipped network. Measured
+    on a BERT whose huge FFN-output weights an MSE weight range clips by accident (Bondarenko et al. 2021 use
+    that range).
     """
 
     sigmas: float
@@ -40,18 +42,26 @@ class ClipWeightOutliers(Method):
     def weight_limits(self, model: PreTrainedModel, bits: Bits) -> Mapping[str, float]:
         """Raises ValueError where no matrix is on a grid: the range of its grid is what clips it."""
         linears = {name: m for name, m in weighted_modules(model).items() if isinstance(m, nn.Linear)}
-        on_grids = {n: weight_of(m) for n, m in linears.items() if isinstance(bits.weight_grid(n, m), AffineGrid)}
+        on_grids = {
+            n: weight_of(m) for n, m in linears.items() if isinstance(bits.weight_grid(n, m), AffineGrid)
+        }
         if not on_grids:
-            raise ValueError("clip_weight_outliers clips by the range of a weight's grid: bits.weights must be 2 to 16")
+            raise ValueError(
+                "clip_weight_outliers clips by the range of a weight's grid: bits.weights must be 2 to 16"
+            )
         return limits(on_grids, self.sigmas, self.count)
 
 
 def limits(weights: Mapping[str, Tensor], sigmas: float, count: int | None) -> dict[str, float]:
     """The largest magnitude that stays of each matrix that has a weight to clip."""
     magnitudes = {name: weight.abs().flatten() for name, weight in weights.items()}
-    deviations = dict(zip(weights, side_by_side(_deviation, list(weights.values()), torch.device("cpu")), strict=True))
+    deviations = dict(
+        zip(weights, side_by_side(_deviation, list(weights.values()), torch.device("cpu")), strict=True)
+    )
     beyond = {name: _descending(magnitudes[name], sigmas * deviations[name]) for name in weights}
-    ranked = sorted(((float(w) / deviations[n], n) for n, largest in beyond.items() for w in largest), reverse=True)
+    ranked = sorted(
+        ((float(w) / deviations[n], n) for n, largest in beyond.items() for w in largest), reverse=True
+    )
     chosen = [name for _, name in ranked[:count]]
     kept = {name: _first(beyond[name][chosen.count(name) :]) for name in dict.fromkeys(chosen)}
     return {name: max(largest, sigmas * deviations[name]) for name, largest in kept.items()}

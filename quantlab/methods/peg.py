@@ -12,9 +12,11 @@ from quantlab.quant.granularity import PerGroup
 
 @dataclass(frozen=True, kw_only=True)
 class Peg(Method):
-    """The sites that the globs in ``sites`` match get ``k`` groups of channels with a range each; the rest is uniform.
+    """The sites that the globs in ``sites`` match get ``k`` groups of channels with a range each; the rest is
+    uniform.
 
-    ``permute="range"`` sorts a site's channels by the width of their range first, so that outliers share a group.
+    ``permute="range"`` sorts a site's channels by the width of their range first, so that outliers share a
+    group.
     """
 
     sites: tuple[str, ...]
@@ -33,7 +35,9 @@ class Peg(Method):
         names = matching(self.sites, [site.name for site in sites], "method.sites")
         for site in sites:
             if site.name in names and self.k > site.channels:
-                raise ValueError(f"method.k must be at most the {site.channels} channels of {site.name}, got {self.k}")
+                raise ValueError(
+                    f"method.k must be at most the {site.channels} channels of {site.name}, got {self.k}"
+                )
 
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
         spec = super().site_spec(site, bits)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PerSite(Method):
-    """The method ``base``, with other bits where a rule ``{match: <glob of sites>, bits: <precision>}`` says so.
+    """The method ``base``, with other bits where a rule ``{match: <glob of sites>, bits: <precision>}`` says
+    so.
 
     The last match wins, over ``bits.rules`` too.
     """

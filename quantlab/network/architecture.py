@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """Taps of one role, module names relative to the layer (or to the model). ``optional``: where the module exists."""
+    """Taps of one role, module names relative to the layer (or to the model). ``optional``: where the module
+    exists."""
 
     tensor: Tap | None = None
     operand: Tap | None = None
@@ -35,8 +36,8 @@ def both(module: str, at: str) -> Row:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The modules of a feed-forward block: a Linear, an activation that alone reads it, and a Linear that alone reads
-    the activation."""
+    """The modules of a feed-forward block: a Linear, an activation that alone reads it, and a Linear that
+    alone reads the activation."""
 
     first: str
     activation: str
@@ -54,7 +55,8 @@ class Family:
     feed_forward: FeedForward | None = None  # where an engine may compute it in one go
 
     def places(self, model: PreTrainedModel) -> list[Place]:
-        """Every place of the model, in the network's order. Raises ValueError where two places share a tap."""
+        """Every place of the model, in the network's order. Raises ValueError where two places share a
+        tap."""
         modules = dict(model.named_modules())
         depth = sum(1 for _ in modules[self.layers].children())
         tables = [("", "embed", self.embed)]
@@ -66,7 +68,10 @@ class Family:
             for role, row in table.items()
             if (place := _place(f"{scope}.{role}", row, prefix, modules, model.config)) is not None
         ]
-        for taps in ([(place.tensor, place.name) for place in found], [(place.operand, place.name) for place in found]):
+        for taps in (
+            [(place.tensor, place.name) for place in found],
+            [(place.operand, place.name) for place in found],
+        ):
             _check_distinct(taps)
         return found
 
@@ -92,7 +97,8 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
         return []
     names = (name for name, _ in model.get_submodule(family.layers).named_children())
     return [
-        FeedForward(*(f"{family.layers}.{name}.{module}" for module in astuple(family.feed_forward))) for name in names
+        FeedForward(*(f"{family.layers}.{name}.{module}" for module in astuple(family.feed_forward)))
+        for name in names
     ]
 
 
@@ -142,7 +148,9 @@ def _absolute(tap: Tap | None, prefix: str, modules: Mapping[str, nn.Module], op
     if path not in modules:
         if optional:
             return None
-        raise ValueError(f"the site table names a module {path!r} that this model lacks{nearest(path, modules)}")
+        raise ValueError(
+            f"the site table names a module {path!r} that this model lacks{nearest(path, modules)}"
+        )
     return Tap(path, tap.at)
 
 

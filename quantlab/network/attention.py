@@ -1,4 +1,5 @@
-"""An attention function whose scores and probabilities can be tapped, registered with transformers by name."""
+"""An attention function whose scores and probabilities can be tapped, registered with transformers by
+name."""
 
 from __future__ import annotations
 
@@ -20,18 +21,26 @@ if TYPE_CHECKING:
 NAME = "quantlab"
 TAPS = "_quantlab_taps"
 # What transformers hands to every attention function along with what that one computes with.
-NO_ATTENTION = frozenset({
-    "output_attentions", "output_hidden_states", "return_dict", "use_cache", "cache_position", "position_ids",
-    "num_items_in_batch", "token_type_ids",
-})  # fmt: skip
+NO_ATTENTION = frozenset(
+    {
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_cache",
+        "cache_position",
+        "position_ids",
+        "num_items_in_batch",
+        "token_type_ids",
+    }
+)
 
 Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A site's quantizer, and how often each site's has run: exactly if batches run one after another, at least once
-    if they run side by side."""
+    """A site's quantizer, and how often each site's has run: exactly if batches run one after another, at
+    least once if they run side by side."""
 
     site: str
     function: Function
@@ -56,16 +65,18 @@ def attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled dot-product attention over (batch, heads, tokens, width), equal to transformers' eager one to the bit; and
-    up to the order of sums, without its probabilities, where what taps it are grids.
+    """Scaled dot-product attention over (batch, heads, tokens, width), equal to transformers' eager one to
+    the bit; and up to the order of sums, without its probabilities, where what taps it are grids.
 
-    Scores are tapped before the mask is added: the mask is no activation, and its huge numbers would ruin any range.
-    Raises ValueError for arguments that change attention and that it does not know: soft caps, sliding windows, sinks.
+    Scores are tapped before the mask is added: the mask is no activation, and its huge numbers would ruin any
+    range. Raises ValueError for arguments that change attention and that it does not know: soft caps, sliding
+    windows, sinks.
     """
     unknown = [name for name, value in others.items() if name not in NO_ATTENTION and not _is_off(value)]
     if unknown:
         raise ValueError(
-            f"{type(module).__name__} hands its attention {', '.join(sorted(unknown))}, which quantlab's attention "
+            f"{type(module).__name__} hands its attention {', '.join(sorted(unknown))}, which "
+            f"quantlab's attention "
             "does not compute: the network's answers would be another one's"
         )
     taps: Mapping[str, Function] = getattr(module, TAPS, {})
@@ -90,7 +101,12 @@ def _is_off(value: Any) -> bool:
 
 
 def _on_grids(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, taps: Mapping[str, Function]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    taps: Mapping[str, Function],
 ) -> Tensor | None:
     """:func:`attention` in one pass, where what taps it are grids."""
     counted = {at: tap for at, tap in taps.items() if isinstance(tap, Counted)}
@@ -111,13 +127,15 @@ def _register() -> None:
     from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(NAME, attention)
-    # Without an entry of the same name here, transformers hands every layer attention_mask=None without a word.
+    # Without an entry of the same name here, transformers hands every layer attention_mask=None without a
+    # word.
     AttentionMaskInterface.register(NAME, eager_mask)
 
 
 @contextmanager
 def tapped_attention(model: PreTrainedModel, taps: Mapping[str, Mapping[str, Function]]) -> Iterator[None]:
-    """Runs the model's attention through :func:`attention`, with the functions for each module path, until the exit."""
+    """Runs the model's attention through :func:`attention`, with the functions for each module path, until
+    the exit."""
     if not taps:
         yield
         return

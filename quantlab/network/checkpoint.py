@@ -28,11 +28,21 @@ CONFIG, INDEX = "config.json", ".index.json"
 SAFETENSORS = ("model.safetensors", f"model.safetensors{INDEX}")
 PICKLES = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 WEIGHTS = (*SAFETENSORS, *PICKLES)  # in the order in which transformers looks for them
-OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".onnx", ".pt", ".pth", ".ckpt")  # none are read
+OTHER_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".pt",
+    ".pth",
+    ".ckpt",
+)  # none are read
 DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"  # transformers prefers these to all others
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-# Tensors that no answer depends on: buffers of old versions, a pooler that the head does not use, pretraining's and
-# other tasks' heads.
+# Tensors that no answer depends on: buffers of old versions, a pooler that the head does not use,
+# pretraining's and other tasks' heads.
 HARMLESS = re.compile(
     r"^(\w+\.)?(embeddings\.(position_ids|token_type_ids)$|pooler\.dense\.|cls\.(predictions|seq_relationship)\.|lm_head\."
     r"|generator_(predictions|lm_head)\.|discriminator_predictions\.|vocab_(transform|layer_norm|projector)\.|qa_outputs\.)"
@@ -46,7 +56,13 @@ VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-TOKENIZER = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER = (
+    *VOCABULARIES,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 SILENT = 50  # the level CRITICAL
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -60,12 +76,17 @@ def require_path(path: object) -> None:
 def locate(path: str, revision: str | None) -> Path:
     """The folder of a local path or a hub name; of the hub, only the files that are read are downloaded.
 
-    Raises FileNotFoundError for a path that is not there, and OSError where the hub or its cache has no such model.
+    Raises FileNotFoundError for a path that is not there, and OSError where the hub or its cache has no such
+    model.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    if not HUB_NAME.fullmatch(path) or folder.exists() or (folder.parent != Path() and folder.parent.is_dir()):
+    if (
+        not HUB_NAME.fullmatch(path)
+        or folder.exists()
+        or (folder.parent != Path() and folder.parent.is_dir())
+    ):
         raise FileNotFoundError(f"model path {path!r} is no folder, and no name on the hub")
     try:
         fetched = _downloaded(path, revision, (CONFIG, ADAPTERS[0], *TOKENIZER, *SAFETENSORS))
@@ -74,7 +95,10 @@ def locate(path: str, revision: str | None) -> Path:
         found = next((fetched / name for name in WEIGHTS if (fetched / name).is_file()), None)
         if found is not None and found.name.endswith(INDEX):
             _downloaded(path, revision, _listed(found))
-    except (OSError, ValueError) as error:  # no network, offline mode, or no such name; all of the hub's errors
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # no network, offline mode, or no such name; all of the hub's errors
         raise OSError(
             f"model path {path!r} is no folder here, and the Hugging Face Hub did not give it: {error}"
         ) from error
@@ -82,18 +106,23 @@ def locate(path: str, revision: str | None) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers reads: the first of ``WEIGHTS`` that is there; of an index, also its shards.
+    """The weight files that transformers reads: the first of ``WEIGHTS`` that is there; of an index, also its
+    shards.
 
-    Raises FileNotFoundError where there is none or a shard is missing, and ValueError where transformers would read
-    others or the files are Git LFS pointers.
+    Raises FileNotFoundError where there is none or a shard is missing, and ValueError where transformers
+    would read others or the files are Git LFS pointers.
     """
     if distributed := _matching(folder, (DISTRIBUTED,)):
-        raise ValueError(f"{folder} holds parts of a distributed checkpoint ({distributed[0].name}): save it as one")
+        raise ValueError(
+            f"{folder} holds parts of a distributed checkpoint ({distributed[0].name}): save it as one"
+        )
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         others = [path.name for path in sorted(folder.iterdir()) if path.suffix in OTHER_WEIGHTS]
         hint = f"; a variant or another format is not read: {', '.join(others[:NAMED])}" if others else ""
-        raise FileNotFoundError(f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin{hint}")
+        raise FileNotFoundError(
+            f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin{hint}"
+        )
     refuse_pointer(found)
     files = [found, *_shards(found)] if found.name.endswith(INDEX) else [found]
     for path in files:
@@ -110,14 +139,16 @@ def fingerprint(folder: Path) -> str:
 def read_config(folder: Path) -> PretrainedConfig:
     """A checkpoint's config: the cheap look before weights are read.
 
-    Raises FileNotFoundError where there is none, ValueError where it is broken or describes what cannot be loaded.
+    Raises FileNotFoundError where there is none, ValueError where it is broken or describes what cannot be
+    loaded.
     """
     from transformers import AutoConfig
 
     path = folder / CONFIG
     if adapters := [name for name in ADAPTERS if (folder / name).exists()]:
         raise ValueError(
-            f"{folder} holds an adapter ({adapters[0]}), which would be left out: merge it into the weights first, "
+            f"{folder} holds an adapter ({adapters[0]}), which would be left out: merge it into the "
+            f"weights first, "
             f"with merge_and_unload of peft"
         )
     if not path.is_file():
@@ -130,15 +161,17 @@ def read_config(folder: Path) -> PretrainedConfig:
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, got {type(content).__name__}")
         _require_supported(content)
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
     return config
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer.
 
-    Raises FileNotFoundError where its vocabulary is missing, which transformers forgives, and ValueError where its
-    files are broken or it cannot pad.
+    Raises FileNotFoundError where its vocabulary is missing, which transformers forgives, and ValueError
+    where its files are broken or it cannot pad.
     """
     from transformers import AutoTokenizer
 
@@ -152,12 +185,15 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             folder, trust_remote_code=False, local_files_only=True
         )
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"{folder}: the tokenizer has no pad token: name it as pad_token in tokenizer_config.json")
+        raise ValueError(
+            f"{folder}: the tokenizer has no pad token: name it as pad_token in tokenizer_config.json"
+        )
     return tokenizer
 
 
 def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:
-    """The tensors of the model that the weight files lack, found from the files' names and shapes: no weight is read.
+    """The tensors of the model that the weight files lack, found from the files' names and shapes: no weight
+    is read.
 
     Raises ValueError on unreadable files, on tensors of another shape, and on tensors that no module takes.
     """
@@ -179,14 +215,17 @@ def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:
 
 def of_encoder(names: Iterable[str], model: PreTrainedModel) -> list[str]:
     """Those of a classifier's tensors that no new head brings along; a pooler belongs to the head."""
-    return sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name)
+    return sorted(
+        name for name in names if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
+    )
 
 
 def read_model(folder: Path, **config: Any) -> tuple[PreTrainedModel, set[str]]:
     """A sequence classifier in FP32, and the names of the tensors that its weight files lack.
 
-    ``config`` overrides keys of its config. Raises ValueError on unreadable files, on tensors of another shape or that
-    no module takes, on NaN and infinities, and on pickled code, which torch's weights-only loader refuses.
+    ``config`` overrides keys of its config. Raises ValueError on unreadable files, on tensors of another
+    shape or that no module takes, on NaN and infinities, and on pickled code, which torch's weights-only
+    loader refuses.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -229,8 +268,18 @@ def _clear_errors(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         # torch's message goes on to advise unpickling it anyway
         reason = str(error).partition("source.")[2].strip().partition("\n\n")[0]
-        raise ValueError(f"{path} is corrupt, or holds code, which is never run: {reason or error}") from error
-    except (OSError, ValueError, TypeError, RuntimeError, EOFError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(
+            f"{path} is corrupt, or holds code, which is never run: {reason or error}"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 
@@ -248,7 +297,8 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _listed(index: Path) -> list[str]:
-    """The names of the weight files in an index. Raises ValueError where it is broken or names files elsewhere."""
+    """The names of the weight files in an index. Raises ValueError where it is broken or names files
+    elsewhere."""
     with _clear_errors(index):
         content = json.loads(index.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not {"weight_map", "metadata"} <= content.keys():
@@ -270,7 +320,9 @@ def _shapes(files: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
                     yield from [(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
             else:
                 tensors = torch.load(path, map_location="meta", weights_only=True)
-                if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+                if not isinstance(tensors, dict) or not all(
+                    isinstance(each, Tensor) for each in tensors.values()
+                ):
                     raise ValueError("expected tensors by name")
                 yield from [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
 
@@ -280,9 +332,13 @@ def _require_supported(content: Mapping[str, Any]) -> None:
     if "quantization_config" in content:
         raise ValueError("the checkpoint is quantized already; quantlab starts from floating-point weights")
     if (named := content.get("transformers_weights")) is not None:
-        raise ValueError(f"transformers_weights names its weight file {named!r}: call it model.safetensors instead")
+        raise ValueError(
+            f"transformers_weights names its weight file {named!r}: call it model.safetensors instead"
+        )
     if (kind := content.get("position_embedding_type", "absolute")) != "absolute":
-        raise ValueError(f"position_embedding_type is {kind!r}: transformers computes absolute positions only")
+        raise ValueError(
+            f"position_embedding_type is {kind!r}: transformers computes absolute positions only"
+        )
     if pruned := content.get("pruned_heads"):
         raise ValueError(
             f"pruned_heads lists heads of layers {', '.join(pruned)}: transformers loads whole layers only"
@@ -303,7 +359,8 @@ def _require_fitting(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
 
 
 def _described(strangers: Sequence[str], model: PreTrainedModel, missing: set[str]) -> str:
-    """Why no module takes these tensors: a prefix, another family's weights, or what config.json does not describe."""
+    """Why no module takes these tensors: a prefix, another family's weights, or what config.json does not
+    describe."""
     from transformers import CONFIG_MAPPING
 
     config, own, names = model.config, f"{model.base_model_prefix}.", model.state_dict()
@@ -311,15 +368,24 @@ def _described(strangers: Sequence[str], model: PreTrainedModel, missing: set[st
     prefixes = Counter(prefix for name in strangers if (prefix := _prefix(name, known)))
     prefix = prefixes.most_common(1)[0][0] if prefixes else ""
     if prefix and prefix.split(".")[-2] not in CONFIG_MAPPING:
-        return f"the names of its tensors begin with {prefix} ({strangers[0]}): save the model without the wrapper"
-    listed = ", ".join(strangers[:NAMED]) + (f" and {len(strangers) - NAMED} more" if len(strangers) > NAMED else "")
+        return (
+            f"the names of its tensors begin with {prefix} ({strangers[0]}): save the model "
+            f"without the wrapper"
+        )
+    listed = ", ".join(strangers[:NAMED]) + (
+        f" and {len(strangers) - NAMED} more" if len(strangers) > NAMED else ""
+    )
     if prefix or missing.issuperset(name for name in names if name.startswith(own)):
         return f"it holds the weights of another family than config.json's {config.model_type}: {listed}"
-    return f"{config.model_type} with {config.num_hidden_layers} layers, as config.json describes it, has no {listed}"
+    return (
+        f"{config.model_type} with {config.num_hidden_layers} layers, as config.json describes it, "
+        f"has no {listed}"
+    )
 
 
 def _prefix(name: str, known: set[str]) -> str:
-    """What stands before the longest known name in ``name``: ``module.``, ``_orig_mod.``; empty where none is in it."""
+    """What stands before the longest known name in ``name``: ``module.``, ``_orig_mod.``; empty where none is
+    in it."""
     parts = name.split(".")
     starts = range(1, len(parts) - 1)
     return next((".".join(parts[:start]) + "." for start in starts if ".".join(parts[start:]) in known), "")

@@ -12,18 +12,24 @@ if TYPE_CHECKING:
 
 
 def label_columns(config: PretrainedConfig, task: Task) -> tuple[tuple[int, ...], str]:
-    """Which logit belongs to each of the task's labels, and how that is known: matched, assumed or regression.
+    """Which logit belongs to each of the task's labels, and how that is known: matched, assumed or
+    regression.
 
-    Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError where they contradict, and where the
-    checkpoint's answer is no choice of one label: several labels at once, or one logit and a threshold.
+    Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError where they contradict, and
+    where the checkpoint's answer is no choice of one label: several labels at once, or one logit and a
+    threshold.
     """
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
     theirs, ours = [[_plain(name) for name in side] for side in (names, task.labels)]
     both = f"the checkpoint answers {names}, task {task.name} wants {list(task.labels) or 'one score'}"
     if config.problem_type == "multi_label_classification":
-        raise ValueError(f"problem_type is {config.problem_type}, but quantlab judges one label an example: {both}")
+        raise ValueError(
+            f"problem_type is {config.problem_type}, but quantlab judges one label an example: {both}"
+        )
     if len(names) == 1 and not task.regression:
-        raise ValueError(f"one logit is a score that waits for a threshold, not a choice of one label: {both}")
+        raise ValueError(
+            f"one logit is a score that waits for a threshold, not a choice of one label: {both}"
+        )
     if len(names) != task.num_labels:
         raise ValueError(f"{len(names)} labels, {task.num_labels} wanted: {both}")
     if config.problem_type is not None and (config.problem_type == "regression") != task.regression:

@@ -1,4 +1,5 @@
-"""Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own fine-tuning."""
+"""Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own
+fine-tuning."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Resolved:
     skeleton: PreTrainedModel  # its modules, on the meta device
     tokenizer: PreTrainedTokenizerBase
     label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
-    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint; what is wrong with the tokenizer
+    tags: dict[
+        str, str
+    ]  # label_order (matched, assumed, regression), checkpoint; what is wrong with the tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +81,8 @@ class ModelSpec(ABC):
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
     def resolve(self, task: Task, splits: Callable[[], Splits]) -> Resolved:
-        """Finds the checkpoint, once for all steps of a trial; ``splits`` loads the task's data where that names it.
+        """Finds the checkpoint, once for all steps of a trial; ``splits`` loads the task's data where that
+        names it.
 
         Raises ValueError or OSError that names the device, file, tensor or label that is wrong.
         """
@@ -95,7 +99,11 @@ class ModelSpec(ABC):
             skeleton=skeleton,
             tokenizer=tokenizer,
             label_columns=columns,
-            tags={"label_order": order, "checkpoint": self.title(folder), **tokenizer_tags(skeleton, tokenizer)},
+            tags={
+                "label_order": order,
+                "checkpoint": self.title(folder),
+                **tokenizer_tags(skeleton, tokenizer),
+            },
         )
 
     def load(self, found: Resolved) -> Loaded:
@@ -166,10 +174,13 @@ class Packaged(Base):
     extra: str  # the extra of quantlab that installs it
 
     def folder(self) -> Path:
-        """The package's folder. Raises FileNotFoundError, naming the extra, where the package is not installed."""
+        """The package's folder. Raises FileNotFoundError, naming the extra, where the package is not
+        installed."""
         spec = find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError(f"package {self.package} is not installed: pip install 'quantlab[{self.extra}]'")
+            raise FileNotFoundError(
+                f"package {self.package} is not installed: pip install 'quantlab[{self.extra}]'"
+            )
         return Path(spec.submodule_search_locations[0]) / self.inside
 
 
@@ -211,11 +222,13 @@ class FineTuned(ModelSpec):
         folder_name("model.name", self.name)
 
     def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
-        """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not there."""
+        """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not
+        there."""
         target = self.target(task, splits(), self.base.folder())
         if not target.is_dir():
             raise FileNotFoundError(
-                f"{self.name} is not fine-tuned on {task.name} yet: run python -m quantlab.finetune model={self.name} "
+                f"{self.name} is not fine-tuned on {task.name} yet: run python -m quantlab.finetune "
+                f"model={self.name} "
                 f"task={task.name}, with this command's other model. and task. settings"
             )
         return target
@@ -227,7 +240,9 @@ class FineTuned(ModelSpec):
         return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"
 
 
-def check_fit(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
+def check_fit(
+    skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path
+) -> None:
     """Raises ValueError where the tokenizer's ids or the task's length exceed the model's embeddings."""
     vocabulary = skeleton.config.vocab_size
     if len(tokenizer) > vocabulary:
@@ -238,8 +253,12 @@ def check_fit(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tas
 
 
 def check_token_types(rows: Tokenized, skeleton: PreTrainedModel, folder: Path) -> None:
-    """Raises ValueError where the tokenizer marks the second text of a pair with a type that the model lacks."""
-    types, marked = _embedding(skeleton, "token_type_embeddings"), (row.get("token_type_ids") for row in rows.rows)
+    """Raises ValueError where the tokenizer marks the second text of a pair with a type that the model
+    lacks."""
+    types, marked = (
+        _embedding(skeleton, "token_type_embeddings"),
+        (row.get("token_type_ids") for row in rows.rows),
+    )
     most = max((max(ids) for ids in marked if ids), default=0)
     if types is not None and most >= types.num_embeddings:
         raise ValueError(
@@ -258,13 +277,15 @@ def token_limit(skeleton: PreTrainedModel) -> int:
 
 
 def tokenizer_tags(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What the tokenizer does that its vocabulary or the model does not expect, as the tag ``tokenizer_mismatch``."""
+    """What the tokenizer does that its vocabulary or the model does not expect, as the tag
+    ``tokenizer_mismatch``."""
     found = [*_case_mismatch(tokenizer)]
     positions = _embedding(skeleton, "position_embeddings")
     if positions is not None and positions.padding_idx not in (None, tokenizer.pad_token_id):
         token = tokenizer.convert_ids_to_tokens(positions.padding_idx)
         found.append(
-            f"it pads with id {tokenizer.pad_token_id}, the model takes {positions.padding_idx} ({token}) for padding"
+            f"it pads with id {tokenizer.pad_token_id}, the model takes {positions.padding_idx} "
+            f"({token}) for padding"
         )
     return {"tokenizer_mismatch": "; ".join(found)} if found else {}
 
@@ -289,10 +310,14 @@ def _case_mismatch(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Whether the tokenizer and its vocabulary disagree on capitals."""
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     lowers = normalizer is not None and normalizer.normalize_str("A") == "a"
-    pieces = (piece.removeprefix("##") for piece in tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens))
+    pieces = (
+        piece.removeprefix("##") for piece in tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    )
     words = [piece for piece in pieces if piece.isascii() and piece.isalpha()]
     capitals = sum(word != word.lower() for word in words)
     if lowers and capitals > CAPITALS * len(words):
-        yield f"it lower-cases texts, but {capitals:,} of {len(words):,} words of its vocabulary have capitals"
+        yield (
+            f"it lower-cases texts, but {capitals:,} of {len(words):,} words of its vocabulary have capitals"
+        )
     if not lowers and words and not capitals:
         yield f"it keeps capitals, but none of {len(words):,} words of its vocabulary has one"

@@ -1,4 +1,5 @@
-"""Sites: the named places that an activation passes, ``"{layer}.{role}"``, and which of them a placement quantizes."""
+"""Sites: the named places that an activation passes, ``"{layer}.{role}"``, and which of them a placement
+quantizes."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,8 @@ from quantlab.config.checks import freeze, nearest, one_of
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a tensor can be got hold of: a module's first input or its output, or inside its attention function."""
+    """Where a tensor can be got hold of: a module's first input or its output, or inside its attention
+    function."""
 
     module: str
     at: str  # "input", "output", "scores" or "probs"
@@ -19,9 +21,9 @@ class Tap:
 class Place:
     """One row of an architecture's table: a named tensor and its taps.
 
-    ``tensor`` reaches every consumer of the tensor, the residual path included. ``operand`` reaches only the matrix
-    product that reads it, as integer runtimes quantize it. A place that has only an operand is the same tensor as
-    another place's (``1.attn.in`` is ``0.layer.out``).
+    ``tensor`` reaches every consumer of the tensor, the residual path included. ``operand`` reaches only the
+    matrix product that reads it, as integer runtimes quantize it. A place that has only an operand is the
+    same tensor as another place's (``1.attn.in`` is ``0.layer.out``).
     """
 
     name: str
@@ -48,7 +50,8 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Which places are quantized at all: globs of names, less other globs, at their tensors or only as operands."""
+    """Which places are quantized at all: globs of names, less other globs, at their tensors or only as
+    operands."""
 
     at: str
     sites: tuple[str, ...] = ("*",)
@@ -66,12 +69,15 @@ class Placement:
             if (tap := place.tensor if self.at == "tensor" else place.operand) is not None
         ]
         names = [site.name for site in tapped]
-        kept = matching(self.sites, names, "placement.sites") - matching(self.exclude, names, "placement.exclude")
+        kept = matching(self.sites, names, "placement.sites") - matching(
+            self.exclude, names, "placement.exclude"
+        )
         return [site for site in tapped if site.name in kept]
 
 
 def matching(patterns: Sequence[str], names: Sequence[str], field: str) -> set[str]:
-    """The names that any glob matches. Raises ValueError for a glob that matches none, with the nearest names."""
+    """The names that any glob matches. Raises ValueError for a glob that matches none, with the nearest
+    names."""
     if isinstance(patterns, str):  # its letters would pass for globs
         raise ValueError(f"{field} must be a list of globs, got {patterns!r}")
     matched: set[str] = set()

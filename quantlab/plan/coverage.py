@@ -26,7 +26,9 @@ class Coverage:
     name: str
     weight: bool
     levels: int  # of the grid
-    used: int | None  # levels from one end of the bulk to the other; None where groups have ranges of their own
+    used: (
+        int | None
+    )  # levels from one end of the bulk to the other; None where groups have ranges of their own
     outside: float  # share beyond the range by more than rounding
     zeroed: float  # share, of the elements that are not zero, of those that become zero
     cut: float  # share on the side of zero that the range leaves out altogether
@@ -35,8 +37,8 @@ class Coverage:
 def of_site(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
     """From what calibration saw; None where there is no integer grid, or nothing but zero to put on it.
 
-    A sketch has one histogram of all channels. Where groups have ranges of their own, the shares are judged by the
-    widest range: there is no less outside, and no more becomes zero.
+    A sketch has one histogram of all channels. Where groups have ranges of their own, the shares are judged
+    by the widest range: there is no less outside, and no more becomes zero.
     """
     if not isinstance(item.grid, AffineGrid) or sketch.count == 0:
         return None
@@ -64,7 +66,8 @@ def of_weight(item: WeightQuant, value: Tensor) -> Coverage | None:
 
 
 def beside(sites: pd.DataFrame, coverages: Sequence[Coverage]) -> pd.DataFrame:
-    """A table of sites with how each tensor lies on its grid: levels in all, levels of its bulk, share that becomes 0.
+    """A table of sites with how each tensor lies on its grid: levels in all, levels of its bulk, share that
+    becomes 0.
 
     Empty where there is no integer grid, and the bulk's levels where groups have ranges of their own.
     """
@@ -94,7 +97,13 @@ def _left_out(grid: AffineGrid, lo: Ranges, hi: Ranges) -> int:
 
 
 def _coverage(
-    name: str, grid: AffineGrid, x: Array, counts: Array | None, scale: Array, zero_point: Array, left_out: int
+    name: str,
+    grid: AffineGrid,
+    x: Array,
+    counts: Array | None,
+    scale: Array,
+    zero_point: Array,
+    left_out: int,
 ) -> Coverage | None:
     """``counts`` says how often each of ``x`` is there; None: once."""
     nonzero = x != 0

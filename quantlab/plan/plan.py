@@ -1,7 +1,7 @@
 """The quantization plan: which tensor goes on which grid with which range, and nothing else.
 
-A plan is immutable and hashable, travels as JSON, and is enough by itself to rebuild the quantized model from the
-FP32 one: it names modules and parameters, not roles.
+A plan is immutable and hashable, travels as JSON, and is enough by itself to rebuild the quantized model from
+the FP32 one: it names modules and parameters, not roles.
 """
 
 import json
@@ -20,7 +20,8 @@ Ranges = tuple[float, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationQuant:
-    """One site on a grid. ``groups`` gives every channel's index into ``lo`` and ``hi``; empty: all share the one."""
+    """One site on a grid. ``groups`` gives every channel's index into ``lo`` and ``hi``; empty: all share the
+    one."""
 
     site: str
     tap: Tap
@@ -32,7 +33,8 @@ class ActivationQuant:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightQuant:
-    """One parameter on a grid, with one range for all of it (``axis`` None) or one for each slice along ``axis``."""
+    """One parameter on a grid, with one range for all of it (``axis`` None) or one for each slice along
+    ``axis``."""
 
     parameter: str
     grid: Grid
@@ -60,7 +62,9 @@ class QuantPlan:
             raise ValueError("not a quantlab plan of version 1")
         try:
             activations = tuple(
-                ActivationQuant(**{**_common(item), "tap": Tap(**item["tap"]), "groups": tuple(item["groups"])})
+                ActivationQuant(
+                    **{**_common(item), "tap": Tap(**item["tap"]), "groups": tuple(item["groups"])}
+                )
                 for item in data.pop("activations")
             )
             weights = tuple(WeightQuant(**_common(item)) for item in data.pop("weights"))

@@ -17,8 +17,8 @@ SCALE_BYTES = 4
 
 
 def size_bytes(model: PreTrainedModel, plan: QuantPlan) -> int:
-    """Bytes of all parameters at the plan's bits, with every range (an FP32 scale, and a zero point of the grid's width
-    where it is asymmetric) and every channel's group (at the least whole number of bytes)."""
+    """Bytes of all parameters at the plan's bits, with every range (an FP32 scale, and a zero point of the
+    grid's width where it is asymmetric) and every channel's group (at the least whole number of bytes)."""
     parameters = dict(model.named_parameters())
     quantized = {weight.parameter for weight in plan.weights}
     untouched = sum(_fp32_bytes(value) for name, value in parameters.items() if name not in quantized)

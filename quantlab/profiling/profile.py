@@ -1,8 +1,9 @@
 """Latency and memory of one model on one machine, so measured that they cannot mislead.
 
-Each subject runs in a fresh process of its own. Next to FP32 the two take turns (A B A B), so that whatever else the
-machine does slows both alike. Where a process's memory happens to lie makes it faster or slower for as long as it
-lives, so several pairs of processes are timed, one after another, and the ratio's interval is over the pairs.
+Each subject runs in a fresh process of its own. Next to FP32 the two take turns (A B A B), so that whatever
+else the machine does slows both alike. Where a process's memory happens to lie makes it faster or slower for
+as long as it lives, so several pairs of processes are timed, one after another, and the ratio's interval is
+over the pairs.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Off(Profile):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Profile):
-    """At least ``iterations`` runs and ``seconds`` of them, in equal shares in each of :data:`PAIRS` processes.
+    """At least ``iterations`` runs and ``seconds`` of them, in equal shares in each of :data:`PAIRS`
+    processes.
 
     Each process first runs at least ``warmup`` times and until its times are stable. A run is one batch of
     ``batch_size`` rows of ``length`` tokens on ``threads`` threads (null: as many as torch uses).
@@ -109,7 +111,11 @@ class Timed(Profile):
                 **({} if reference is None else speedup(timed[1], timed[0])),
                 **memory,
             },
-            tags={"profile_threads": str(threads), "load_average_1m": f"{load:.2f}", "timed_runs": str(len(times))},
+            tags={
+                "profile_threads": str(threads),
+                "load_average_1m": f"{load:.2f}",
+                "timed_runs": str(len(times)),
+            },
         )
 
     def inputs(self, data: Tokenized, tokenizer: PreTrainedTokenizerBase) -> Inputs:
@@ -122,12 +128,15 @@ class Timed(Profile):
     def in_turns(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int
     ) -> tuple[list[list[Turns]], dict[str, float]]:
-        """For each subject the times of each of its processes, turn by turn; and the memory of the first one's first.
+        """For each subject the times of each of its processes, turn by turn; and the memory of the first
+        one's first.
 
         One process of each subject lives at a time, and these take turns.
         """
         together = [self._together(subjects, inputs, threads) for _ in range(PAIRS)]
-        return [list(processes) for processes in zip(*(turns for turns, _ in together), strict=True)], together[0][1]
+        return [
+            list(processes) for processes in zip(*(turns for turns, _ in together), strict=True)
+        ], together[0][1]
 
     def _together(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int
@@ -157,15 +166,19 @@ class Timed(Profile):
     def _enough(self, turns: Turns) -> bool:
         """Whether a process has its share of the runs and seconds."""
         times = np.concatenate([np.empty(0), *turns])
-        return bool(turns) and PAIRS * len(times) >= self.iterations and PAIRS * times.sum() >= 1000 * self.seconds
+        return (
+            bool(turns)
+            and PAIRS * len(times) >= self.iterations
+            and PAIRS * times.sum() >= 1000 * self.seconds
+        )
 
 
 def speedup(reference: Sequence[Turns], subject: Sequence[Turns]) -> dict[str, float]:
     """How many times as fast as ``reference`` the subject is, with its 95 % interval.
 
-    Both have one entry for each pair of processes, with as many turns each. A turn's ratio is that of its median times,
-    a pair's the geometric mean of its turns', the speed-up that of the pairs'; the interval is Student's t over the
-    logarithms of the pairs' ratios.
+    Both have one entry for each pair of processes, with as many turns each. A turn's ratio is that of its
+    median times, a pair's the geometric mean of its turns', the speed-up that of the pairs'; the interval is
+    Student's t over the logarithms of the pairs' ratios.
     """
     logarithms = [
         np.mean([np.log(np.median(slow) / np.median(fast)) for slow, fast in zip(*pair, strict=True)])

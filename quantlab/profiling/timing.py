@@ -110,9 +110,11 @@ class Worker:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Waits until no other process times on this host, and keeps others waiting; the lock ends with its process.
+    """Waits until no other process times on this host, and keeps others waiting; the lock ends with its
+    process.
 
-    Processes that share a cache folder know of each other: :func:`pin` gives each of them the same processors.
+    Processes that share a cache folder know of each other: :func:`pin` gives each of them the same
+    processors.
     """
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +150,9 @@ def _received(connection: Link) -> object:
     try:
         answer = connection.recv()
     except (EOFError, ConnectionError):
-        raise RuntimeError("the process that is timed ended without a word: was there enough memory?") from None
+        raise RuntimeError(
+            "the process that is timed ended without a word: was there enough memory?"
+        ) from None
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -162,7 +166,9 @@ def _serve(connection: Link, subject: Subject, inputs: Inputs, threads: int) -> 
             run = subject.load(inputs, threads, stack)
             connection.send(_loaded_memory(subject.device, before))
             while (count := _asked(connection)) is not None:
-                connection.send(_times(run, subject.device, count) if count else _peak_memory(run, subject.device))
+                connection.send(
+                    _times(run, subject.device, count) if count else _peak_memory(run, subject.device)
+                )
         except Exception as error:  # noqa: BLE001  # raised again where somebody waits for the answer
             connection.send(error)
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 
 def sqnr_db(x: Tensor, x_hat: Tensor) -> float:
-    """Signal-to-quantization-noise ratio, ``10 log10(sum x^2 / sum (x - x_hat)^2)``; infinite where nothing changed."""
+    """Signal-to-quantization-noise ratio, ``10 log10(sum x^2 / sum (x - x_hat)^2)``; infinite where nothing
+    changed."""
     return ratio_db(energy(x), energy(x - x_hat))
 
 

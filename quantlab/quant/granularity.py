@@ -13,7 +13,8 @@ class PerTensor:
     """One range for all channels."""
 
     def assign(self, lo: Tensor, hi: Tensor) -> Tensor:
-        """The group (0, 1, ...) of every channel, shape (channels,), from the channels' ranges ``lo`` and ``hi``."""
+        """The group (0, 1, ...) of every channel, shape (channels,), from the channels' ranges ``lo`` and
+        ``hi``."""
         return torch.zeros(len(lo), dtype=torch.long)
 
     def __str__(self) -> str:
@@ -39,8 +40,9 @@ class PerChannel:
 class PerGroup:
     """K groups of nearly equal size (they differ by one channel at most), one range each.
 
-    Per-embedding-group quantization, Bondarenko et al. 2021, section 4. With ``permute="range"`` the channels are
-    sorted by the width of their range first, so that outliers share a group; with ``"none"`` groups are contiguous.
+    Per-embedding-group quantization, Bondarenko et al. 2021, section 4. With ``permute="range"`` the channels
+    are sorted by the width of their range first, so that outliers share a group; with ``"none"`` groups are
+    contiguous.
     """
 
     k: int

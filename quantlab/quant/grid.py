@@ -16,8 +16,9 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a subnormal scale would have
 class AffineGrid:
     """``s (q - z)`` for whole numbers q of ``bits`` bits (reference: Bondarenko et al. 2021, section 2).
 
-    Asymmetric: q in ``[0, 2^b - 1]``, ``s = (hi - lo) / (2^b - 1)``, z whole. Symmetric: z = 0, ``s = max|x| /
-    (2^(b-1) - 1)`` and q in ``+-(2^(b-1) - 1)``, so that -x lands on minus where x lands. Zero is exact on both.
+    Asymmetric: q in ``[0, 2^b - 1]``, ``s = (hi - lo) / (2^b - 1)``, z whole. Symmetric: z = 0, ``s = max|x|
+    / (2^(b-1) - 1)`` and q in ``+-(2^(b-1) - 1)``, so that -x lands on minus where x lands. Zero is exact on
+    both.
     """
 
     bits: int
@@ -36,7 +37,8 @@ class AffineGrid:
         return -self.q_max if self.symmetric else 0
 
     def parameters(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """FP32 scale and (whole) zero point for ranges ``[lo, hi]`` of any one shape; zero is always made part of them.
+        """FP32 scale and (whole) zero point for ranges ``[lo, hi]`` of any one shape; zero is always made
+        part of them.
 
         A range of zero width (nothing but zero was seen) gets scale 1.
         """
@@ -44,13 +46,17 @@ class AffineGrid:
         width = torch.maximum(-lo, hi) if self.symmetric else hi - lo
         scale = (width / self.q_max).clamp(min=SMALLEST_SCALE).float()
         scale = torch.where(width > 0, scale, torch.ones_like(scale))
-        zero_point = torch.zeros_like(scale) if self.symmetric else (-lo / scale).round().clamp(0, self.q_max).float()
+        zero_point = (
+            torch.zeros_like(scale) if self.symmetric else (-lo / scale).round().clamp(0, self.q_max).float()
+        )
         return scale, zero_point
 
     def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """q for every element of ``x``, as float32 whole numbers; ``scale`` and ``zero_point`` broadcast against it.
+        """q for every element of ``x``, as float32 whole numbers; ``scale`` and ``zero_point`` broadcast
+        against it.
 
-        ``x`` is multiplied by the reciprocal of the scale, as torch's kernels do, so the two agree to the bit.
+        ``x`` is multiplied by the reciprocal of the scale, as torch's kernels do, so the two agree to the
+        bit.
         """
         return (x * scale.reciprocal()).round_().add_(zero_point).clamp_(self.q_min, self.q_max)
 
@@ -59,7 +65,8 @@ class AffineGrid:
         return self.snapper(scale, zero_point)(x)
 
     def snapper(self, scale: Tensor, zero_point: Tensor, overwrite: bool = False) -> Snapper:
-        """:meth:`snap` for one scale and zero point: the same numbers, faster, and in place where it may overwrite."""
+        """:meth:`snap` for one scale and zero point: the same numbers, faster, and in place where it may
+        overwrite."""
         return Snapper(scale, zero_point, self.q_min, self.q_max, overwrite)
 
     def __str__(self) -> str:
@@ -93,7 +100,8 @@ NAMED = ("fp32", *FLOAT_FORMATS, *(f"int{bits}" for bits in range(2, 17)))
 
 
 def grid_of(precision: int | str, symmetric: bool) -> Grid | None:
-    """The grid that ``8``, ``"int8"``, ``"fp16"``, ``"bf16"`` names; None for ``32`` and ``"fp32"``: left as they are.
+    """The grid that ``8``, ``"int8"``, ``"fp16"``, ``"bf16"`` names; None for ``32`` and ``"fp32"``: left as
+    they are.
 
     Raises ValueError for anything else.
     """
@@ -104,5 +112,7 @@ def grid_of(precision: int | str, symmetric: bool) -> Grid | None:
     if isinstance(precision, str) and precision.startswith("int") and precision[3:].isdigit():
         precision = int(precision[3:])
     if isinstance(precision, str):
-        raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}{nearest(precision, NAMED)}")
+        raise ValueError(
+            f"precision must be one of {PRECISIONS}; got {precision!r}{nearest(precision, NAMED)}"
+        )
     return AffineGrid(bits=precision, symmetric=symmetric)

@@ -1,7 +1,8 @@
 """Range estimators: what part of a tensor's values a grid shall cover.
 
-Each takes a sketch and returns ``(lo, hi)`` for the whole tensor. Groups of channels get the part of it that their own
-extremes reach (:func:`group_ranges`): exact for min-max, and for the others the site's clipping within each group.
+Each takes a sketch and returns ``(lo, hi)`` for the whole tensor. Groups of channels get the part of it that
+their own extremes reach (:func:`group_ranges`): exact for min-max, and for the others the site's clipping
+within each group.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from quantlab.quant.sketch import Array, Sketch
 Range = tuple[float, float]
 
 SHRINKS = np.geomspace(1, 1 / 256, 49)  # of a range's ends, tried before the best of them is refined
-SUBPOINTS = np.array([-0.375, -0.125, 0.125, 0.375]) * 2.0**-7  # a bucket is as wide as an 8-bit step: look inside
+SUBPOINTS = (
+    np.array([-0.375, -0.125, 0.125, 0.375]) * 2.0**-7
+)  # a bucket is as wide as an 8-bit step: look inside
 
 
 def minmax(sketch: Sketch) -> Range:
@@ -27,8 +30,8 @@ def minmax(sketch: Sketch) -> Range:
 
 
 def running_minmax(sketch: Sketch, momentum: float) -> Range:
-    """Exponential moving average of the batches' extremes: ``r <- momentum r + (1 - momentum) r_batch``, from the first
-    batch's on (Bondarenko et al. 2021, section 2; the estimator of arXiv 2603.04308)."""
+    """Exponential moving average of the batches' extremes: ``r <- momentum r + (1 - momentum) r_batch``, from
+    the first batch's on (Bondarenko et al. 2021, section 2; the estimator of arXiv 2603.04308)."""
     running = np.array(sketch.batch_extremes[0])
     for extremes in sketch.batch_extremes[1:]:
         running = momentum * running + (1 - momentum) * np.array(extremes)
@@ -36,7 +39,8 @@ def running_minmax(sketch: Sketch, momentum: float) -> Range:
 
 
 def percentile(sketch: Sketch, p: float, symmetric: bool) -> Range:
-    """Two-sided: the (100 - p)-th and p-th percentiles; for a symmetric grid, plus and minus the p-th of ``|x|``."""
+    """Two-sided: the (100 - p)-th and p-th percentiles; for a symmetric grid, plus and minus the p-th of
+    ``|x|``."""
     if symmetric:
         bound = sketch.magnitude_percentile(p)
         return -bound, bound
@@ -44,8 +48,9 @@ def percentile(sketch: Sketch, p: float, symmetric: bool) -> Range:
 
 
 def published_percentile(sketch: Sketch, p: float) -> Range:
-    """One-sided, as published in arXiv 2603.04308: from the p-th percentile to the maximum, the lower end then clamped
-    to zero. It cuts off every negative number, whatever p is; kept to reproduce those numbers."""
+    """One-sided, as published in arXiv 2603.04308: from the p-th percentile to the maximum, the lower end
+    then clamped to zero. It cuts off every negative number, whatever p is; kept to reproduce those
+    numbers."""
     return min(sketch.percentile(p), 0.0), max(sketch.max.max().item(), 0.0)
 
 
@@ -70,8 +75,11 @@ def mse(sketch: Sketch, grid: AffineGrid) -> Range:
     return lo, hi
 
 
-def group_ranges(tensor_range: Range, sketch: Sketch, granularity: Granularity) -> tuple[Tensor, Tensor, Tensor]:
-    """``lo``, ``hi`` of every group, and every channel's group: the tensor's range, cut to the group's extremes."""
+def group_ranges(
+    tensor_range: Range, sketch: Sketch, granularity: Granularity
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``lo``, ``hi`` of every group, and every channel's group: the tensor's range, cut to the group's
+    extremes."""
     groups = granularity.assign(sketch.min, sketch.max)
     lo, hi = group_extremes(sketch.min, sketch.max, groups)
     return lo.clamp(min=tensor_range[0]), hi.clamp(max=tensor_range[1]), groups
@@ -80,8 +88,8 @@ def group_ranges(tensor_range: Range, sketch: Sketch, granularity: Granularity) 
 def weight_range(weight: Tensor, grid: AffineGrid, estimator: str, axis: int | None) -> tuple[Tensor, Tensor]:
     """Ranges of a weight matrix: shape (1,) where ``axis`` is None, else one for each slice along that axis.
 
-    ``estimator`` is ``"minmax"`` or ``"mse"``; the latter looks at the true weights for slices and at their histogram
-    for a whole tensor.
+    ``estimator`` is ``"minmax"`` or ``"mse"``; the latter looks at the true weights for slices and at their
+    histogram for a whole tensor.
     """
     rows = weight.flatten()[None] if axis is None else weight.movedim(axis, 0).flatten(1)
     lo, hi = torch.aminmax(rows, dim=1)
@@ -116,5 +124,7 @@ def _best_shrink(error: Callable[[float], float]) -> float:
     errors = [error(shrink) for shrink in SHRINKS]
     best = int(np.argmin(errors))
     upper, lower = SHRINKS[max(best - 1, 0)], SHRINKS[min(best + 1, len(SHRINKS) - 1)]
-    refined = scipy.optimize.minimize_scalar(error, bounds=(lower, upper), method="bounded", options={"maxiter": 12})
+    refined = scipy.optimize.minimize_scalar(
+        error, bounds=(lower, upper), method="bounded", options={"maxiter": 12}
+    )
     return float(refined.x) if refined.fun < errors[best] else float(SHRINKS[best])

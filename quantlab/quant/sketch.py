@@ -1,7 +1,9 @@
-"""What one calibration pass keeps of a tensor: enough for every granularity, estimator, bit width and kurtosis.
+"""What one calibration pass keeps of a tensor: enough for every granularity, estimator, bit width and
+kurtosis.
 
-Memory is O(channels): no activation is kept. All elements share one histogram whose buckets are the top 16 bits of
-FP32 (sign, exponent, 7 bits of mantissa), so a bucket's midpoint is within 0.4 % of anything in it, at any scale.
+Memory is O(channels): no activation is kept. All elements share one histogram whose buckets are the top 16
+bits of FP32 (sign, exponent, 7 bits of mantissa), so a bucket's midpoint is within 0.4 % of anything in it,
+at any scale.
 """
 
 from dataclasses import dataclass, field
@@ -31,16 +33,19 @@ MAGNITUDES = np.concatenate([[0.0], (EDGES[1:-1] + np.append(EDGES[2:-1], 2.0**1
 class Sketch:
     """Statistics of all elements of a tensor that came in batches of shape (elements, channels).
 
-    Per channel: count, extremes, mean and sums of the powers 2 to 4 of the distance to the mean (float64; sums of plain
-    powers would lose a small spread around a large mean). Over all channels: a histogram, and the extremes of every
-    batch, in order, for running estimators. ``merge`` of two sketches equals one pass over both, up to rounding.
+    Per channel: count, extremes, mean and sums of the powers 2 to 4 of the distance to the mean (float64;
+    sums of plain powers would lose a small spread around a large mean). Over all channels: a histogram, and
+    the extremes of every batch, in order, for running estimators. ``merge`` of two sketches equals one pass
+    over both, up to rounding.
     """
 
     channels: int
     count: int = 0
     min: Tensor = field(init=False)
     max: Tensor = field(init=False)
-    moment_sums: Tensor = field(init=False)  # (4, channels): means, then sums of the powers 2 to 4 around them
+    moment_sums: Tensor = field(
+        init=False
+    )  # (4, channels): means, then sums of the powers 2 to 4 around them
     histogram: Tensor = field(init=False)
     batch_extremes: list[tuple[float, float]] = field(default_factory=list)
 
@@ -64,7 +69,8 @@ class Sketch:
             self.histogram += histogram(part)
 
     def merge(self, other: "Sketch") -> "Sketch":
-        """The sketch of this tensor's batches followed by the other's. Raises ValueError where channels differ."""
+        """The sketch of this tensor's batches followed by the other's. Raises ValueError where channels
+        differ."""
         if self.channels != other.channels:
             raise ValueError(f"cannot merge sketches of {self.channels} and {other.channels} channels")
         merged = Sketch(channels=self.channels, count=self.count + other.count)
@@ -122,8 +128,8 @@ class Sketch:
         return float(energy[:top].sum() / energy.sum())
 
     def energy_top_elements(self, share: float = 0.01) -> float:
-        """Share of sum x^2 in the top ``share`` of elements by magnitude (arXiv 2603.04308's "top 1 %"), to the
-        histogram's resolution."""
+        """Share of sum x^2 in the top ``share`` of elements by magnitude (arXiv 2603.04308's "top 1 %"), to
+        the histogram's resolution."""
         counts = self.magnitude_counts()[::-1]
         energy = counts * MAGNITUDES[::-1] ** 2
         taken = np.clip(share * self.elements - (np.cumsum(counts) - counts), 0, counts)
@@ -163,7 +169,8 @@ def histogram(x: Tensor) -> Tensor:
 
 
 def moment_sums(x: Tensor) -> Tensor:
-    """Each channel's mean and sums of (x - mean)^p for p = 2, 3, 4, shape (4, channels), of x (elements, channels)."""
+    """Each channel's mean and sums of (x - mean)^p for p = 2, 3, 4, shape (4, channels), of x (elements,
+    channels)."""
     mean = x.mean(0)
     d1 = x - mean
     d2 = d1 * d1
@@ -171,7 +178,8 @@ def moment_sums(x: Tensor) -> Tensor:
 
 
 def joined(a: Tensor, count_a: int, b: Tensor, count_b: int) -> Tensor:
-    """:func:`moment_sums` of two parts' elements together, from those of each (Pebay 2008, SAND2008-6212, eq. 2.1)."""
+    """:func:`moment_sums` of two parts' elements together, from those of each (Pebay 2008, SAND2008-6212, eq.
+    2.1)."""
     count = count_a + count_b
     if count == 0:
         return a
@@ -179,13 +187,18 @@ def joined(a: Tensor, count_a: int, b: Tensor, count_b: int) -> Tensor:
     (mean_a, a2, a3, a4), (mean_b, b2, b3, b4) = a, b
     d = mean_b - mean_a
     both = count * share_a * share_b
-    return torch.stack([
-        mean_a + d * share_b,
-        a2 + b2 + d**2 * both,
-        a3 + b3 + d**3 * both * (share_a - share_b) + 3 * d * (share_a * b2 - share_b * a2),
-        a4 + b4 + d**4 * both * (share_a**2 - share_a * share_b + share_b**2)
-        + 6 * d**2 * (share_a**2 * b2 + share_b**2 * a2) + 4 * d * (share_a * b3 - share_b * a3),
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            mean_a + d * share_b,
+            a2 + b2 + d**2 * both,
+            a3 + b3 + d**3 * both * (share_a - share_b) + 3 * d * (share_a * b2 - share_b * a2),
+            a4
+            + b4
+            + d**4 * both * (share_a**2 - share_a * share_b + share_b**2)
+            + 6 * d**2 * (share_a**2 * b2 + share_b**2 * a2)
+            + 4 * d * (share_a * b3 - share_b * a3),
+        ]
+    )
 
 
 def _percentile(values: Array, counts: Array, p: float, lo: float, hi: float) -> float:

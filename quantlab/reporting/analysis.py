@@ -37,12 +37,15 @@ def read(folder: Path) -> Analysis:
     """Raises ValueError where the folder holds no finished analysis."""
     path = folder / SUMMARY
     if not path.is_file():
-        raise ValueError(f"{folder} holds no finished analysis ({SUMMARY} is missing); make one: {COMMAND} ...")
+        raise ValueError(
+            f"{folder} holds no finished analysis ({SUMMARY} is missing); make one: {COMMAND} ..."
+        )
     return Analysis(folder=folder, summary=json.loads(path.read_text(encoding="utf-8")))
 
 
 def of_study(study: Study, folder: Path | None) -> Analysis | None:
-    """The analysis in ``folder``, else the newest beside the trials on their checkpoint; None where there is none.
+    """The analysis in ``folder``, else the newest beside the trials on their checkpoint; None where there is
+    none.
 
     Raises ValueError where ``folder`` holds none, or one of another checkpoint.
     """
@@ -56,7 +59,9 @@ def of_study(study: Study, folder: Path | None) -> Analysis | None:
         return found
     if study.root is None:
         return None
-    places = sorted(study.root.glob(f"outliers/*/{SUMMARY}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    places = sorted(
+        study.root.glob(f"outliers/*/{SUMMARY}"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
     analyses = (read(path.parent) for path in places)
     return next((found for found in analyses if found.summary["tags"].get(FINGERPRINT) == own), None)
 

@@ -27,15 +27,24 @@ def tables(study: Study, rows: Sequence[Row]) -> list[Table]:
 
 def _paper(rows: Sequence[Row]) -> Table:
     fp32 = PAPER_TABLE[0].accuracy
-    table = pd.DataFrame([
-        {"published row": row.name, "published (%)": number(100 * row.accuracy, ".2f"),
-         "less its FP32 (points)": number(100 * (row.accuracy - fp32), "+z.2f"),
-         **_ours([own for own in rows if paper_row(own.trial.config) == row.name.split(" 99")[0]]),
-         "what the published row measured": row.measured}
-        for row in PAPER_TABLE
-    ])  # fmt: skip
-    caption = "BERT-base, all 5,463 pairs, another checkpoint than ours: compare the differences, not the levels. "
-    return as_table("paper", f"The table of {K}", table, caption + "Ours are the trials with the nearest settings.")
+    table = pd.DataFrame(
+        [
+            {
+                "published row": row.name,
+                "published (%)": number(100 * row.accuracy, ".2f"),
+                "less its FP32 (points)": number(100 * (row.accuracy - fp32), "+z.2f"),
+                **_ours([own for own in rows if paper_row(own.trial.config) == row.name.split(" 99")[0]]),
+                "what the published row measured": row.measured,
+            }
+            for row in PAPER_TABLE
+        ]
+    )
+    caption = (
+        "BERT-base, all 5,463 pairs, another checkpoint than ours: compare the differences, not the levels. "
+    )
+    return as_table(
+        "paper", f"The table of {K}", table, caption + "Ours are the trials with the nearest settings."
+    )
 
 
 def _anchors(task: str, rows: Sequence[Row]) -> list[Table]:
@@ -43,13 +52,20 @@ def _anchors(task: str, rows: Sequence[Row]) -> list[Table]:
     if not shown:
         return []
     fp32 = next((anchor.value for anchor in shown if anchor.method == FP32), float("nan"))
-    table = pd.DataFrame([
-        {"published row": f"{anchor.method} {anchor.bits}" if anchor.bits != anchor.method else anchor.method,
-         "published (%)": number(100 * anchor.value, ".1f"),
-         "less its FP32 (points)": number(100 * (anchor.value - fp32), "+z.1f"),
-         **_ours([own for own in rows if is_like(anchor, own.trial.config)]), "definition": anchor.definition}
-        for anchor in shown
-    ])  # fmt: skip
+    table = pd.DataFrame(
+        [
+            {
+                "published row": f"{anchor.method} {anchor.bits}"
+                if anchor.bits != anchor.method
+                else anchor.method,
+                "published (%)": number(100 * anchor.value, ".1f"),
+                "less its FP32 (points)": number(100 * (anchor.value - fp32), "+z.1f"),
+                **_ours([own for own in rows if is_like(anchor, own.trial.config)]),
+                "definition": anchor.definition,
+            }
+            for anchor in shown
+        ]
+    )
     return [as_table("anchors", shown[0].source, table, "BERT-base, 8 bit; another checkpoint than ours.")]
 
 
@@ -59,7 +75,9 @@ def _ours(rows: Sequence[Row]) -> dict[str, str]:
     return {
         "our trials": ", ".join(row.trial.name for row in near) + more,
         "ours (%)": ", ".join(number(100 * row.value, ".2f") for row in near),
-        "less our FP32 (points)": ", ".join(filter(None, (number(100 * row.difference, "+z.2f") for row in near))),
+        "less our FP32 (points)": ", ".join(
+            filter(None, (number(100 * row.difference, "+z.2f") for row in near))
+        ),
     }
 
 
@@ -94,9 +112,10 @@ def is_like(anchor: Anchor, config: Config) -> bool:
     if anchor.method not in LIKE or not LIKE[anchor.method](method, kind(config, "calibration")):
         return False
     granularity = "channel" if "output channel" in anchor.definition else "tensor"
-    return method == "Fp32" or (bits["weights"] == bits["activations"] == 8 and (
-        bits["weight_granularity"] == granularity and not bits["symmetric"]
-    ))  # fmt: skip
+    return method == "Fp32" or (
+        bits["weights"] == bits["activations"] == 8
+        and (bits["weight_granularity"] == granularity and not bits["symmetric"])
+    )
 
 
 def kind(config: Config, group: str) -> str:

@@ -12,7 +12,11 @@ from quantlab.reporting.comparing import NO_FILE, Row, held_out
 from quantlab.results.answers import told
 from quantlab.results.reading import Study, Trial
 
-NO_ANSWERS = ("constant_prediction", "majority_accuracy", "majority_accuracy_fp32")  # alarms: it answers nothing
+NO_ANSWERS = (
+    "constant_prediction",
+    "majority_accuracy",
+    "majority_accuracy_fp32",
+)  # alarms: it answers nothing
 MB = 1e6
 MAX_DROP = 0.5  # points
 SLACK = 1e-9  # points: of sums in floating point
@@ -46,7 +50,8 @@ class Candidate:
 
     @cached_property
     def measured(self) -> Comparison:
-        """The trial less FP32 on the rows that do not choose, with an interval of its own: it is the only one shown."""
+        """The trial less FP32 on the rows that do not choose, with an interval of its own: it is the only one
+        shown."""
         return self._compared(self.held_out)
 
     @property
@@ -64,7 +69,8 @@ class Candidate:
 
 
 def answer(study: Study, rows: Sequence[Row], limit: float) -> Answer:
-    """The smallest quantized trial, then fastest, then best, that loses at most ``limit`` points; else the closest.
+    """The smallest quantized trial, then fastest, then best, that loses at most ``limit`` points; else the
+    closest.
 
     It and what failed worst are chosen on the rows that choose, and measured on those that are held out.
     """
@@ -108,7 +114,8 @@ def _loss(comparison: Comparison) -> float:
 
 
 def _speed(trial: Trial) -> tuple[float, float, float, str]:
-    """Times FP32's speed, its interval, and where it was measured; zeros where only a simulation was timed."""
+    """Times FP32's speed, its interval, and where it was measured; zeros where only a simulation was
+    timed."""
     for prefix, where in (("deployed_", trial.tags.get("runtime", "")), ("", "torch")):
         arithmetic = trial.tags.get("deployed_arithmetic" if prefix else "engine")
         value = trial.number_of(f"{prefix}speedup_vs_fp32")
@@ -129,7 +136,8 @@ def points(value: float) -> str:
 
 
 def _change(one: Candidate) -> str:
-    """``loses 0.40 points of accuracy (95 % interval -0.26 to 1.06), measured on 800 rows, chosen on 800 others``."""
+    """``loses 0.40 points of accuracy (95 % interval -0.26 to 1.06), measured on 800 rows, chosen on 800
+    others``."""
     comparison, loss = one.measured, _loss(one.measured)
     verb = "loses" if loss > 0 else "gains" if loss < 0 else "loses or gains"
     sign = 1 if loss < 0 else -1
@@ -143,7 +151,8 @@ def _recommendation(one: Candidate, limit: float) -> str:
     trial, comparison = one.row.trial, one.measured
     if _loss(comparison) > limit + SLACK:
         return (
-            f"Deploy none of these yet: {trial.name}, within the limit of {limit:g} points on the rows that chose it, "
+            f"Deploy none of these yet: {trial.name}, within the limit of {limit:g} points on the rows "
+            f"that chose it, "
             f"{_change(one)}; more rows would tell."
         )
     size, whole = trial.number_of("size_bytes"), trial.number_of("size_fp32_bytes")

@@ -1,4 +1,5 @@
-"""What quantization's errors do: which sites change the answers, how errors add up, and what takes them away."""
+"""What quantization's errors do: which sites change the answers, how errors add up, and what takes them
+away."""
 
 import math
 import re
@@ -30,14 +31,20 @@ def errors(study: Study, found: Sequence[Row], analysis: Analysis | None) -> Sec
     if "clipping" in tables:
         plots.append(_clipping(tables["clipping"], study.primary))
     missing = [
-        "Heat maps of channels and tokens, which sites' errors change the answers, the weights behind outliers, and "
-        f"what protecting or clipping them gains: run {COMMAND} with the trials' model, task and evaluation, then the "
+        "Heat maps of channels and tokens, which sites' errors change the answers, the weights "
+        "behind outliers, and "
+        f"what protecting or clipping them gains: run {COMMAND} with the trials' model, task and "
+        f"evaluation, then the "
         "report again."
     ]
     return Section(
-        id="errors", title="What the errors do", plots=plots, paragraphs=[] if analysis else missing,
-        tables=_levels(found), commands=[] if analysis else _command(study),
-    )  # fmt: skip
+        id="errors",
+        title="What the errors do",
+        plots=plots,
+        paragraphs=[] if analysis else missing,
+        tables=_levels(found),
+        commands=[] if analysis else _command(study),
+    )
 
 
 def _levels(found: Sequence[Row]) -> list[Table]:
@@ -46,15 +53,28 @@ def _levels(found: Sequence[Row]) -> list[Table]:
         sites = row.trial.sites
         if sites is not None and "levels_used" in sites and sites["levels_used"].notna().any():
             known = sites[sites["levels_used"].notna()]
-            fewest = known.iloc[np.argsort(known["levels_used"] / known["levels"], kind="stable")].head(FEWEST_LEVELS)
-            table = pd.DataFrame({
-                "tensor": fewest["name"], "kind": fewest["kind"],
-                "levels used": [f"{used:.0f} of {all:.0f}" for used, all in zip(
-                    fewest["levels_used"], fewest["levels"], strict=True)],
-                "becomes 0 (%)": [f"{100 * share:.1f}" for share in fewest["zeroed"]],
-            })  # fmt: skip
-            caption = f"Of {row.trial.name}, the trial that lost most: the levels from one end to the other of all but "
-            caption += "0.02 % of the values, and the share of nonzero values that become 0. sites.csv has all tensors."
+            fewest = known.iloc[np.argsort(known["levels_used"] / known["levels"], kind="stable")].head(
+                FEWEST_LEVELS
+            )
+            table = pd.DataFrame(
+                {
+                    "tensor": fewest["name"],
+                    "kind": fewest["kind"],
+                    "levels used": [
+                        f"{used:.0f} of {all:.0f}"
+                        for used, all in zip(fewest["levels_used"], fewest["levels"], strict=True)
+                    ],
+                    "becomes 0 (%)": [f"{100 * share:.1f}" for share in fewest["zeroed"]],
+                }
+            )
+            caption = (
+                f"Of {row.trial.name}, the trial that lost most: the levels from one end to the "
+                f"other of all but "
+            )
+            caption += (
+                "0.02 % of the values, and the share of nonzero values that become 0. sites.csv "
+                "has all tensors."
+            )
             return [as_table("levels", "Levels that outliers leave", table, caption)]
     return []
 
@@ -73,17 +93,26 @@ def _command(study: Study) -> list[str]:
 
 def _attribution(sites: pd.DataFrame) -> Plot:
     by = "kl" if "kl" in sites else "logit_error"
-    titles = {"kl": "divergence of the answers that it alone causes (nats)", "logit_error": "RMS change of the logits"}
+    titles = {
+        "kl": "divergence of the answers that it alone causes (nats)",
+        "logit_error": "RMS change of the logits",
+    }
     top = sites.sort_values(by, ascending=False).head(TOP)
     hover = "%{x:.3g}<br>SQNR %{customdata[0]:.1f} dB, logits change by %{customdata[1]:.3g}"
     more = top[["sqnr_db", "logit_error"]].astype(float).replace([np.inf, -np.inf], np.nan)
     return Plot(
-        id="attribution", title="Which sites change the answers", data=sites, height=max(420, 21 * len(top) + 90),
-        traces=[bar(top["site"], top[by], hover) | {"customdata": more.astype(object).where(more.notna(), None)
-                .to_numpy().tolist()}],
-        caption=f"Each site alone at its narrowest, the others in 16 bits; the first {len(top)} of {len(sites)}.",
+        id="attribution",
+        title="Which sites change the answers",
+        data=sites,
+        height=max(420, 21 * len(top) + 90),
+        traces=[
+            bar(top["site"], top[by], hover)
+            | {"customdata": more.astype(object).where(more.notna(), None).to_numpy().tolist()}
+        ],
+        caption=f"Each site alone at its narrowest, the others in 16 bits; the first {len(top)} "
+        f"of {len(sites)}.",
         layout={"xaxis": axis(titles[by]), "yaxis": axis("", autorange="reversed", dtick=1)},
-    )  # fmt: skip
+    )
 
 
 def _site_noise(found: Sequence[Row]) -> list[Plot]:
@@ -94,27 +123,36 @@ def _site_noise(found: Sequence[Row]) -> list[Plot]:
         if sites is not None and "sqnr_db" in sites and np.isfinite(sites["sqnr_db"]).any():
             noisy = sites[np.isfinite(sites["sqnr_db"])].sort_values("sqnr_db")
             top = noisy.head(TOP)
-            return [Plot(
-                id="noise", title=f"Noise by site in {row.trial.name}", data=sites,
-                height=max(420, 21 * len(top) + 90),
-                traces=[bar(top["name"], top["sqnr_db"], "SQNR %{x:.1f} dB")],
-                caption=f"The trial that lost most; the {len(top)} sites of {len(sites)} with the lowest SQNR, which "
-                "says how wrong a tensor is, not what that does to the answers.",
-                layout={"xaxis": axis("SQNR (dB)"), "yaxis": axis("", autorange="reversed", dtick=1)},
-            )]  # fmt: skip
+            return [
+                Plot(
+                    id="noise",
+                    title=f"Noise by site in {row.trial.name}",
+                    data=sites,
+                    height=max(420, 21 * len(top) + 90),
+                    traces=[bar(top["name"], top["sqnr_db"], "SQNR %{x:.1f} dB")],
+                    caption=f"The trial that lost most; the {len(top)} sites of {len(sites)} with the "
+                    f"lowest SQNR, which "
+                    "says how wrong a tensor is, not what that does to the answers.",
+                    layout={"xaxis": axis("SQNR (dB)"), "yaxis": axis("", autorange="reversed", dtick=1)},
+                )
+            ]
     return []
 
 
 def _accumulation(table: pd.DataFrame) -> Plot:
-    names = {"measured": "measured, all sites quantized", "additive": "sum of what each makes alone (arXiv 2603.04308)",
-             "signal": "the signal itself"}  # fmt: skip
+    names = {
+        "measured": "measured, all sites quantized",
+        "additive": "sum of what each makes alone (arXiv 2603.04308)",
+        "signal": "the signal itself",
+    }
     traces = [line(table["depth"], table[name], label, i) for i, (name, label) in enumerate(names.items())]
     return Plot(
         id="accumulation",
         title="How errors add up",
         traces=traces,
         data=table,
-        caption="Error power along the residual stream: above the sum, errors amplify each other; below, they cancel.",
+        caption="Error power along the residual stream: above the sum, errors amplify each other; "
+        "below, they cancel.",
         layout={"xaxis": axis(DEPTH, dtick=depth_step(table)), "yaxis": axis("power", type="log")},
     )
 
@@ -122,7 +160,9 @@ def _accumulation(table: pd.DataFrame) -> Plot:
 def _protection(table: pd.DataFrame, metric: str) -> Plot:
     top, random = (table[table["kind"] == kind].sort_values("sites") for kind in ("top", "random"))
     traces = [line(top["sites"], 100 * top[metric], "the worst sites", 0, "%{y:.2f} %")]
-    dots = line(random["sites"], 100 * random[metric], f"as many at random, {len(random)} draws", 1, "%{y:.2f} %")
+    dots = line(
+        random["sites"], 100 * random[metric], f"as many at random, {len(random)} draws", 1, "%{y:.2f} %"
+    )
     traces += [dots | {"mode": "markers"}] if len(random) else []
     whole = table.loc[table["kind"] == "reference", metric]
     reference = 100 * float(whole.iloc[0]) if len(whole) else math.nan
@@ -132,7 +172,8 @@ def _protection(table: pd.DataFrame, metric: str) -> Plot:
         title="Keeping the worst sites in 16 bits",
         traces=traces,
         data=table,
-        caption=f"{metric.replace('_', ' ').capitalize()} with so many sites kept, the rest quantized{dashed}.",
+        caption=f"{metric.replace('_', ' ').capitalize()} with so many sites kept, the rest "
+        f"quantized{dashed}.",
         layout={"xaxis": axis("sites in 16 bits"), "yaxis": axis(f"{metric} (%)"), **level_line(reference)},
     )
 
@@ -150,6 +191,7 @@ def _clipping(table: pd.DataFrame, metric: str) -> Plot:
         title="Clipping the largest weights",
         traces=[quantized, fp32],
         data=table,
-        caption="With so many of the largest weights clipped; intervals are those of the difference to none clipped.",
+        caption="With so many of the largest weights clipped; intervals are those of the difference "
+        "to none clipped.",
         layout={"xaxis": axis("weights clipped", type="category"), "yaxis": axis(f"{metric} (%)")},
     )

@@ -1,4 +1,5 @@
-"""Rows of the report: every trial against FP32 on the same examples, repeats taken together, and trials in pairs."""
+"""Rows of the report: every trial against FP32 on the same examples, repeats taken together, and trials in
+pairs."""
 
 import math
 import re
@@ -23,7 +24,9 @@ class Row:
 
     trial: Trial
     value: float  # the primary metric, a fraction
-    comparison: Comparison | None  # this less FP32, beside those of the report's other trials; None where not tested
+    comparison: (
+        Comparison | None
+    )  # this less FP32, beside those of the report's other trials; None where not tested
     verdict: str
 
     @property
@@ -53,11 +56,13 @@ def rows(study: Study) -> list[Row]:
     found = [_against_fp32(study.primary, trial, tests) for trial in study.trials]
     return [
         Row(
-            trial=trial, value=trial.number_of(study.primary), comparison=comparison,
+            trial=trial,
+            value=trial.number_of(study.primary),
+            comparison=comparison,
             verdict=note or (verdict(comparison) if comparison else ""),
         )
         for trial, (comparison, note) in zip(study.trials, found, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _against_fp32(metric: str, trial: Trial, tests: int) -> tuple[Comparison | None, str]:
@@ -124,12 +129,14 @@ def repeats(study: Study, found: Sequence[Row]) -> list[Repeat]:
             groups.setdefault((bare, same), []).append(row)
     return [
         Repeat(
-            name=str(bare), over=tuple(over), values=tuple(row.value for row in group),
+            name=str(bare),
+            over=tuple(over),
+            values=tuple(row.value for row in group),
             differences=tuple(row.difference for row in group),
         )
         for (bare, _), group in groups.items()
         if len(group) > 1
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,11 +159,13 @@ def matrix(study: Study, found: Sequence[Row]) -> Matrix | None:
         return None
     pairs = list(combinations(range(len(chosen)), 2))
     return Matrix(
-        rows=tuple(chosen), left_out=len(usable) - len(chosen),
+        rows=tuple(chosen),
+        left_out=len(usable) - len(chosen),
         comparisons={
-            (i, j): _pair(study.primary, _answers(chosen[i]), _answers(chosen[j]), len(pairs)) for i, j in pairs
+            (i, j): _pair(study.primary, _answers(chosen[i]), _answers(chosen[j]), len(pairs))
+            for i, j in pairs
         },
-    )  # fmt: skip
+    )
 
 
 def _answers(row: Row) -> Answers:

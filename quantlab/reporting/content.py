@@ -23,25 +23,37 @@ from quantlab.results.reading import Study
 
 DEFINITIONS = {
     "Difference": "the metric less FP32's on the same examples, in points of a percent; a loss is negative",
-    "95 % interval": "paired over examples: Agresti and Min's for accuracy, of bootstrap errors for other metrics. "
+    "95 % interval": "paired over examples: Agresti and Min's for accuracy, of bootstrap errors for "
+    "other metrics. "
     "Those of the table, and those of the matrix, hold all at once with 95 % probability (Bonferroni)",
-    "p (corrected)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise, or that of the "
-    "interval where it is larger; times the number of the page's trials, in the matrix of its pairs (Bonferroni)",
-    "Verdict": "better or worse where the corrected p is below 5 %: there the interval beside it leaves out 0; "
+    "p (corrected)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise, "
+    "or that of the "
+    "interval where it is larger; times the number of the page's trials, in the matrix of its "
+    "pairs (Bonferroni)",
+    "Verdict": "better or worse where the corrected p is below 5 %: there the interval beside "
+    "it leaves out 0; "
     "else the examples that would show half a point with 80 % power",
-    "Chosen and measured": "what to deploy and what failed worst are chosen on one part of the rows and measured on "
-    "the held-out part (evaluation.holdout), as the best of many looks better on the rows that chose it than it is",
-    "Simulated": "FP32 arithmetic on quantized values: answers as of integers up to rounding, its time is not",
+    "Chosen and measured": "what to deploy and what failed worst are chosen on one part of the rows "
+    "and measured on "
+    "the held-out part (evaluation.holdout), as the best of many looks better on the rows that "
+    "chose it than it is",
+    "Simulated": "FP32 arithmetic on quantized values: answers as of integers up to rounding, "
+    "its time is not",
     "Kurtosis": "Pearson's m4 / m2² of all elements of a tensor, padding excluded; 3 for a Gaussian",
     "Top 1 % of channels": "share of the sum of squares in the hundredth of channels that hold most",
     "Top 1 % of elements": "the same of elements, the definition of arXiv 2603.04308",
     "SQNR": "10 log10(sum x² / sum (x − x̂)²), in dB",
-}  # fmt: skip
+}
 ENVIRONMENT = {
-    "device_name": "Device", "cpu_capability": "CPU", "threads": "Threads", "git_commit": "Commit",
-    "version.python": "Python", "version.torch": "torch", "version.transformers": "transformers",
+    "device_name": "Device",
+    "cpu_capability": "CPU",
+    "threads": "Threads",
+    "git_commit": "Commit",
+    "version.python": "Python",
+    "version.torch": "torch",
+    "version.transformers": "transformers",
     "version.quantlab": "quantlab",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,17 +71,30 @@ def content(study: Study, analysis: Analysis | None, max_drop: float) -> Content
     pairs = matrix(study, found)
     shown = columns(study, found)
     sections = [section for section in _sections(study, found, analysis) if section.filled]
-    names = {"trials": "Trials"} | ({"pairs": "Pairs"} if pairs else {}) | {part.id: part.title for part in sections}
+    names = (
+        {"trials": "Trials"}
+        | ({"pairs": "Pairs"} if pairs else {})
+        | {part.id: part.title for part in sections}
+    )
     names |= {"reproduce": "Run again", "definitions": "Definitions"}
     commands = [(row.trial.name, row.trial.command) for row in found if row.trial.command]
     values = {
-        "title": study.title, "facts": _facts(study), "contents": list(names.items()),
-        "marked": marked, "answer": answer(study, found, max_drop), "rows": found, "columns": shown,
-        "kinds": [kind(row.verdict) for row in found], "table_note": _table_note(study),
-        "matrix": _matrix(pairs) if pairs else None, "sections": sections, "again": study.command,
-        "commands": commands, "uncommanded": _uncommanded(found),
+        "title": study.title,
+        "facts": _facts(study),
+        "contents": list(names.items()),
+        "marked": marked,
+        "answer": answer(study, found, max_drop),
+        "rows": found,
+        "columns": shown,
+        "kinds": [kind(row.verdict) for row in found],
+        "table_note": _table_note(study),
+        "matrix": _matrix(pairs) if pairs else None,
+        "sections": sections,
+        "again": study.command,
+        "commands": commands,
+        "uncommanded": _uncommanded(found),
         "definitions": [*DEFINITIONS.items(), *_environment(study)],
-    }  # fmt: skip
+    }
     plots = [plot for section in sections for plot in section.plots]
     return Content(values=values, plots=plots, table=numbers(study, found, shown))
 
@@ -108,7 +133,11 @@ def marked(sentence: str, row: Row | None) -> Markup:
     """A sentence with the trial's name in it set apart; all of it escaped."""
     name = row.trial.name if row else ""
     before, found, after = sentence.partition(name) if name else (sentence, "", "")
-    return escape(before) + (Markup("<strong>") + escape(found) + Markup("</strong>") if found else "") + escape(after)
+    return (
+        escape(before)
+        + (Markup("<strong>") + escape(found) + Markup("</strong>") if found else "")
+        + escape(after)
+    )
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
@@ -134,7 +163,10 @@ def _environment(study: Study) -> list[tuple[str, str]]:
         if values:
             found.append((name, ", ".join(values)))
     seeds = dict.fromkeys(str(_seed(trial.summary)) for trial in study.finished)
-    return [*found, ("Calibration seeds", ", ".join("none: the first rows" if s == "None" else s for s in seeds))]
+    return [
+        *found,
+        ("Calibration seeds", ", ".join("none: the first rows" if s == "None" else s for s in seeds)),
+    ]
 
 
 def _seed(summary: Mapping[str, Any] | None) -> Any:
@@ -160,8 +192,14 @@ def _matrix(pairs: Matrix) -> dict[str, Any]:
             mark = {"better": "▲ ", "worse": "▼ "}.get(words, "")
             title = f"{pairs.rows[row].trial.name} less {pairs.rows[column].trial.name}: {words}; "
             title += f"95 % interval {interval(low, high, '+z.2f')}; p {p_text(comparison.p)}"
-            cells[row][column] = {"text": f"{mark}{number(difference, '+z.1f')}", "kind": kind(words), "title": title}
-    caption = "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after a correction "
+            cells[row][column] = {
+                "text": f"{mark}{number(difference, '+z.1f')}",
+                "kind": kind(words),
+                "title": title,
+            }
+    caption = (
+        "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after a correction "
+    )
     caption += "for all pairs here; without a mark, the examples do not tell the two apart."
     if pairs.left_out:
         caption += f" These are the {size} with the highest accuracy; {pairs.left_out} others are left out."
@@ -173,15 +211,24 @@ def _repeats(study: Study, found: Sequence[Row]) -> list[Table]:
     if not groups:
         return []
     metric = study.primary.replace("_", " ")
-    table = pd.DataFrame({
-        "trial": [group.name for group in groups],
-        "repeats": [len(group.values) for group in groups],
-        f"mean {metric} (%)": [number(100 * group.mean, ".2f") for group in groups],
-        "sd (points)": [number(100 * group.sd, ".2f") for group in groups],
-        "range (%)": [interval(100 * min(group.values), 100 * max(group.values), ".2f") for group in groups],
-        "mean difference (points)": [number(100 * sum(g.differences) / len(g.differences), "+z.2f") for g in groups],
-    })  # fmt: skip
-    caption = f"Trials that differ only in {', '.join(groups[0].over)}: the spread over repeats on the same examples, "
+    table = pd.DataFrame(
+        {
+            "trial": [group.name for group in groups],
+            "repeats": [len(group.values) for group in groups],
+            f"mean {metric} (%)": [number(100 * group.mean, ".2f") for group in groups],
+            "sd (points)": [number(100 * group.sd, ".2f") for group in groups],
+            "range (%)": [
+                interval(100 * min(group.values), 100 * max(group.values), ".2f") for group in groups
+            ],
+            "mean difference (points)": [
+                number(100 * sum(g.differences) / len(g.differences), "+z.2f") for g in groups
+            ],
+        }
+    )
+    caption = (
+        f"Trials that differ only in {', '.join(groups[0].over)}: the spread over repeats on the "
+        f"same examples, "
+    )
     caption += "which no interval above contains."
     return [as_table("repeats", "Repeats", table, caption)]
 
@@ -191,11 +238,17 @@ def _alarms(study: Study) -> list[Table]:
     for trial in study.finished:
         for alarm in trial.alarms:
             raised.setdefault(alarm["name"], []).append((trial.name, alarm["message"]))
-    table = pd.DataFrame([
-        {"alarm": name, "trials": len({trial for trial, _ in cases}), "which": _few([trial for trial, _ in cases]),
-         "the first says": cases[0][1]}
-        for name, cases in raised.items()
-    ])  # fmt: skip
+    table = pd.DataFrame(
+        [
+            {
+                "alarm": name,
+                "trials": len({trial for trial, _ in cases}),
+                "which": _few([trial for trial, _ in cases]),
+                "the first says": cases[0][1],
+            }
+            for name, cases in raised.items()
+        ]
+    )
     whole = pd.DataFrame(study.alarms, columns=["alarm", "it says"])
     of_all = [as_table("sweep-alarms", "Raised by the sweep as a whole", whole)] if study.alarms else []
     return of_all + ([as_table("alarm-table", "Raised by trials", table)] if raised else [])

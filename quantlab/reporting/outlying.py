@@ -44,9 +44,13 @@ def outliers(study: Study, analysis: Analysis | None) -> Section:
     tables += [_weights(found["weights"])] if "weights" in found else []
     findings = [str(sentence) for sentence in analysis.summary["findings"]] if analysis else []
     return Section(
-        id="outliers", title="Where outliers are", paragraphs=findings, plots=plots, tables=tables,
+        id="outliers",
+        title="Where outliers are",
+        paragraphs=findings,
+        plots=plots,
+        tables=tables,
         commands=[str(analysis.summary["command"])] if analysis else [],
-    )  # fmt: skip
+    )
 
 
 def _by_depth(study: Study) -> pd.DataFrame | None:
@@ -61,12 +65,21 @@ def _by_depth(study: Study) -> pd.DataFrame | None:
 
 def _kurtosis(layers: pd.DataFrame) -> Plot:
     names = {name: label for name, label in KURTOSES.items() if name in layers}
-    traces = [line(layers["depth"], layers[name], label, index) for index, (name, label) in enumerate(names.items())]
+    traces = [
+        line(layers["depth"], layers[name], label, index) for index, (name, label) in enumerate(names.items())
+    ]
     return Plot(
-        id="kurtosis", title="Kurtosis by depth", traces=traces, data=layers,
+        id="kurtosis",
+        title="Kurtosis by depth",
+        traces=traces,
+        data=layers,
         caption="Pearson's, of FP32's residual stream on the calibration rows; a Gaussian has 3 (dashed).",
-        layout={"xaxis": axis(DEPTH, dtick=depth_step(layers)), "yaxis": axis("kurtosis", type="log"), **level_line(3)},
-    )  # fmt: skip
+        layout={
+            "xaxis": axis(DEPTH, dtick=depth_step(layers)),
+            "yaxis": axis("kurtosis", type="log"),
+            **level_line(3),
+        },
+    )
 
 
 def _energy(layers: pd.DataFrame) -> Plot:
@@ -80,19 +93,28 @@ def _energy(layers: pd.DataFrame) -> Plot:
         title="Energy in the top 1 % by depth",
         traces=traces,
         data=layers,
-        caption="Share of the sum of squares; of channels and of elements are two definitions, told apart here.",
-        layout={"xaxis": axis(DEPTH, dtick=depth_step(layers)), "yaxis": axis("share (%)", rangemode="tozero")},
+        caption="Share of the sum of squares; of channels and of elements are two definitions, "
+        "told apart here.",
+        layout={
+            "xaxis": axis(DEPTH, dtick=depth_step(layers)),
+            "yaxis": axis("share (%)", rangemode="tozero"),
+        },
     )
 
 
 def _growth(layers: pd.DataFrame) -> Plot:
     names = {"sum_largest": "largest magnitude", "sum_rms": "root mean square"}
-    traces = [line(layers["depth"], layers[name], label, index) for index, (name, label) in enumerate(names.items())]
+    traces = [
+        line(layers["depth"], layers[name], label, index) for index, (name, label) in enumerate(names.items())
+    ]
     return Plot(
-        id="growth", title="Growth along the residual stream", traces=traces, data=layers,
+        id="growth",
+        title="Growth along the residual stream",
+        traces=traces,
+        data=layers,
         caption="Of the residual sums, before each LayerNorm: far apart where single channels stand out.",
         layout={"xaxis": axis(DEPTH, dtick=depth_step(layers)), "yaxis": axis("magnitude", type="log")},
-    )  # fmt: skip
+    )
 
 
 def depth_step(layers: pd.DataFrame) -> int:
@@ -120,7 +142,11 @@ def _token_channels(tokens: pd.DataFrame) -> Plot:
     table = table.loc[table.abs().max(axis=1).sort_values().index]
     words = tokens.drop_duplicates("position").sort_values("position")
     table.index = [f"{channel}" for channel in table.index]
-    ticks = {"tickvals": words["position"].tolist(), "ticktext": words["token"].astype(str).tolist(), "tickangle": -60}
+    ticks = {
+        "tickvals": words["position"].tolist(),
+        "ticktext": words["token"].astype(str).tolist(),
+        "tickangle": -60,
+    }
     site = f" at {tokens['site'].iloc[0]}" if "site" in tokens else ""
     return Plot(
         id="token-channels",
@@ -129,8 +155,12 @@ def _token_channels(tokens: pd.DataFrame) -> Plot:
         height=max(420, 17 * len(table) + 150),
         wide=True,
         traces=[heat(table, "x", "channel %{y}, token %{x}<br>x = %{z:.3g}", symmetric=True)],
-        caption=f"One example{site}, where the outliers are strongest; the strongest channels, zero in the middle.",
-        layout={"xaxis": axis("", tickmode="array", **ticks), "yaxis": axis("channel", type="category", dtick=1)},
+        caption=f"One example{site}, where the outliers are strongest; the strongest channels, "
+        f"zero in the middle.",
+        layout={
+            "xaxis": axis("", tickmode="array", **ticks),
+            "yaxis": axis("channel", type="category", dtick=1),
+        },
     )
 
 
@@ -152,13 +182,17 @@ def _weights(weights: pd.DataFrame) -> Table:
     strongest = weights.reindex(weights["sigmas"].abs().sort_values(ascending=False).index).head(TOP)
     names = ("parameter", "row", "column", "value", "sigmas", "site", "channel", "energy")
     shown = strongest[[name for name in names if name in strongest]].copy()
-    shown["value"], shown["sigmas"] = shown["value"].map("{:.3f}".format), shown["sigmas"].map("{:+.1f}".format)
+    shown["value"], shown["sigmas"] = (
+        shown["value"].map("{:.3f}".format),
+        shown["sigmas"].map("{:+.1f}".format),
+    )
     if "energy" in shown:
         shown["energy"] = [f"{100 * value:.1f}" if math.isfinite(value) else "" for value in shown["energy"]]
         shown = shown.rename(columns={"energy": "of the channel's energy (%)"})
     title = "Weights behind the outliers"
     caption = (
-        f"The {len(shown)} furthest from zero of {len(weights)} listed, in standard deviations of their matrix, the "
+        f"The {len(shown)} furthest from zero of {len(weights)} listed, in standard deviations of "
+        f"their matrix, the "
         "site and channel that each feeds, and the share of its energy that this one weight makes."
     )
     return as_table("weights", title, shown, caption)

@@ -16,7 +16,8 @@ from markupsafe import Markup
 from quantlab.reporting.content import Content
 from quantlab.reporting.shapes import Plot
 
-# Controls and characters that are none, which HTML forbids; the bundle has some in strings and regular expressions.
+# Controls and characters that are none, which HTML forbids; the bundle has some in strings and regular
+# expressions.
 NOT_IN_HTML = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
 
@@ -25,10 +26,17 @@ def render(content: Content) -> str:
     scripts = {"plotly": plotly_script(), "script": text("page.js")}
     allowed = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts.values())
     figures = [{"id": "trials", "table": _table(content.table)}, *map(_json, content.plots)]
-    return environment().from_string(text("page.html.j2")).render(
-        content.values, style=Markup(text("page.css")), allowed=Markup(allowed), figures=embedded(figures),
-        **{name: Markup(script) for name, script in scripts.items()},
-    )  # fmt: skip
+    return (
+        environment()
+        .from_string(text("page.html.j2"))
+        .render(
+            content.values,
+            style=Markup(text("page.css")),
+            allowed=Markup(allowed),
+            figures=embedded(figures),
+            **{name: Markup(script) for name, script in scripts.items()},
+        )
+    )
 
 
 def embedded(value: Any) -> Markup:
@@ -58,13 +66,20 @@ def environment() -> Environment:
 
 def _json(plot: Plot) -> dict[str, Any]:
     return {
-        "id": plot.id, "data": plot.traces, "layout": plot.layout, "height": plot.height, "table": _table(plot.data),
-    }  # fmt: skip
+        "id": plot.id,
+        "data": plot.traces,
+        "layout": plot.layout,
+        "height": plot.height,
+        "table": _table(plot.data),
+    }
 
 
 def _table(table: pd.DataFrame) -> dict[str, Any]:
     cells = table.astype(object).replace([math.inf, -math.inf], None)
-    return {"columns": list(map(str, table.columns)), "rows": cells.where(table.notna(), None).to_numpy().tolist()}
+    return {
+        "columns": list(map(str, table.columns)),
+        "rows": cells.where(table.notna(), None).to_numpy().tolist(),
+    }
 
 
 def _sha256(script: str) -> str:

@@ -42,6 +42,10 @@ def as_table(id: str, title: str, table: pd.DataFrame, caption: str = "") -> Tab
     texts = table.astype(object).where(table.notna(), "").map(str)
     numeric = [bool(texts[name].str.fullmatch(r"[-+−]?[\d.].*|").all()) for name in texts.columns]
     return Table(
-        id=id, title=title, caption=caption, names=list(map(str, texts.columns)), numeric=numeric,
+        id=id,
+        title=title,
+        caption=caption,
+        names=list(map(str, texts.columns)),
+        numeric=numeric,
         rows=texts.to_numpy().tolist(),
-    )  # fmt: skip
+    )

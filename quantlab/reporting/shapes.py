@@ -16,7 +16,8 @@ Trace = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plot:
-    """A plot: what it asks, what it shows and how to read it, traces and layout, and the numbers behind it."""
+    """A plot: what it asks, what it shows and how to read it, traces and layout, and the numbers behind
+    it."""
 
     id: str
     title: str
@@ -37,10 +38,26 @@ def level_line(value: float, label: str = "") -> dict[str, Any]:
     """A dashed line across a plot at a value, as a part of its layout; nothing for NaN."""
     if not math.isfinite(value):
         return {}
-    shape = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "layer": "below",
-             "line": {"dash": "dash", "width": 1, "color": "#888888"}}  # fmt: skip
-    text = {"xref": "paper", "x": 1, "y": value, "text": label, "showarrow": False, "xanchor": "right",
-            "yanchor": "bottom", "font": {"color": "#888888"}}  # fmt: skip
+    shape = {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": value,
+        "y1": value,
+        "layer": "below",
+        "line": {"dash": "dash", "width": 1, "color": "#888888"},
+    }
+    text = {
+        "xref": "paper",
+        "x": 1,
+        "y": value,
+        "text": label,
+        "showarrow": False,
+        "xanchor": "right",
+        "yanchor": "bottom",
+        "font": {"color": "#888888"},
+    }
     return {"shapes": [shape], "annotations": [text] if label else []}
 
 
@@ -60,20 +77,29 @@ def bars(low: Any, high: Any, value: Any) -> dict[str, Any]:
 def line(x: Any, y: Any, name: str, index: int, hover: str = "%{y:.4g}", **more: Any) -> Trace:
     """A line with marks, in the colour, dash and mark of its number."""
     return {
-        "type": "scatter", "mode": "lines+markers", "name": name, "x": plain(x), "y": plain(y),
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": plain(x),
+        "y": plain(y),
         "line": {"color": COLOURS[index % 6], "width": 1.5, "dash": DASHES[index % 4]},
         "marker": {"color": COLOURS[index % 6], "symbol": index, "size": 7},
-        "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{x}}: {hover}<extra></extra>", **more,
-    }  # fmt: skip
+        "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{x}}: {hover}<extra></extra>",
+        **more,
+    }
 
 
 def bar(names: Any, values: Any, hover: str, text: Any = None) -> Trace:
     """Horizontal bars, the first on top."""
     return {
-        "type": "bar", "orientation": "h", "y": plain(names), "x": plain(values), "marker": {"color": COLOURS[0]},
+        "type": "bar",
+        "orientation": "h",
+        "y": plain(names),
+        "x": plain(values),
+        "marker": {"color": COLOURS[0]},
         "customdata": plain(text) if text is not None else None,
         "hovertemplate": f"<b>%{{y}}</b><br>{hover}<extra></extra>",
-    }  # fmt: skip
+    }
 
 
 def heat(table: pd.DataFrame, title: str, hover: str, symmetric: bool = False) -> Trace:
@@ -81,8 +107,11 @@ def heat(table: pd.DataFrame, title: str, hover: str, symmetric: bool = False) -
     largest = float(np.nanmax(np.abs(table.to_numpy(float))))
     scale = {"colorscale": "RdBu", "reversescale": True, "zmin": -largest, "zmax": largest}
     return {
-        "type": "heatmap", "x": plain(table.columns), "y": plain(table.index),
-        "z": [plain(row) for row in table.to_numpy(float)], "colorbar": {"title": {"text": title, "side": "right"},
-        "thickness": 12, "outlinewidth": 0}, "hovertemplate": f"{hover}<extra></extra>",
+        "type": "heatmap",
+        "x": plain(table.columns),
+        "y": plain(table.index),
+        "z": [plain(row) for row in table.to_numpy(float)],
+        "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        "hovertemplate": f"{hover}<extra></extra>",
         **(scale if symmetric else {"colorscale": "Cividis"}),
-    }  # fmt: skip
+    }

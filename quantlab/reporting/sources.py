@@ -34,15 +34,20 @@ def from_folders(folders: Sequence[Path]) -> Study:
         if not is_sweep(folder) and not (folder / RESULT).is_file():
             what = "has neither" if folder.is_dir() else "is no folder with"
             raise ValueError(
-                f"{folder} {what} {TABLE} (of a sweep that ended: multirun/sweeps/<name>) nor {RESULT} (of a trial)"
+                f"{folder} {what} {TABLE} (of a sweep that ended: multirun/sweeps/<name>) nor "
+                f"{RESULT} (of a trial)"
             )
-    trials = [trial for folder in folders for trial in (_rows(folder) if is_sweep(folder) else [_single(folder)])]
+    trials = [
+        trial for folder in folders for trial in (_rows(folder) if is_sweep(folder) else [_single(folder)])
+    ]
     if all(map(is_sweep, folders)):
         title = " and ".join(dict.fromkeys(_question(folder) for folder in folders))
         found = study(title, _numbered(trials), folders[0].absolute().parents[1])
         alarms = tuple(alarm for folder in folders for alarm in _alarms(folder))
         again = _again(folders[0]) if len(folders) == 1 else ""
-        return replace(found, alarms=alarms, command=again, evaluation=_evaluation(folders[0], found.evaluation))
+        return replace(
+            found, alarms=alarms, command=again, evaluation=_evaluation(folders[0], found.evaluation)
+        )
     return study("Trials compared", _told_apart(_numbered(trials)), None)
 
 
@@ -54,23 +59,32 @@ def _rows(folder: Path) -> list[Trial]:
     for row in table.to_dict("records"):
         place = root / "trials" / row["key"]
         own = finished(place, row["key"])
-        error = row["error"] or ("" if own else f"{place / RESULT} is not there, not whole, or another trial's")
+        error = row["error"] or (
+            "" if own else f"{place / RESULT} is not there, not whole, or another trial's"
+        )
         found.append((row, place, own, error))
     metrics = {name for _, _, own, _ in found if own for name in own["metrics"]}
     swept = [str(name) for name in table.columns if name not in ROW | metrics]
     return [
         Trial(
-            number=int(row["number"]), name=row["name"], folder=place, summary=own, error=error, command=command(place),
+            number=int(row["number"]),
+            name=row["name"],
+            folder=place,
+            summary=own,
+            error=error,
+            command=command(place),
             settings={name: row[name] for name in swept if row[name]},
         )
         for row, place, own, error in found
-    ]  # fmt: skip
+    ]
 
 
 def _single(folder: Path) -> Trial:
     """A trial on its own, named by its folder."""
     folder = folder.absolute()
-    return Trial(number=0, name=folder.name, folder=folder, summary=summary_of(folder), command=command(folder))
+    return Trial(
+        number=0, name=folder.name, folder=folder, summary=summary_of(folder), command=command(folder)
+    )
 
 
 def _numbered(trials: Sequence[Trial]) -> list[Trial]:
@@ -126,7 +140,9 @@ def _again(folder: Path) -> str:
 def _config_dir(hydra: Mapping[str, Any]) -> list[str]:
     """``--config-dir`` as it was typed, from what Hydra kept of itself."""
     sources = hydra.get("runtime", {}).get("config_sources", [])
-    return [f"--config-dir={source['path']}" for source in sources if source.get("provider") == "command-line"]
+    return [
+        f"--config-dir={source['path']}" for source in sources if source.get("provider") == "command-line"
+    ]
 
 
 def _alarms(folder: Path) -> list[tuple[str, str]]:
@@ -143,7 +159,8 @@ def _question(folder: Path) -> str:
 
 
 def command(folder: Path) -> str:
-    """The command line that runs a trial again, from the overrides that Hydra kept beside it; "" without them."""
+    """The command line that runs a trial again, from the overrides that Hydra kept beside it; "" without
+    them."""
     path = folder / OVERRIDES
     if not path.is_file():
         return ""

@@ -44,7 +44,9 @@ def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
     swept = [_setting(name, short, rows) for name, short in short_names(study.swept).items()]
     found = [
         _text("trial", "its name in the sweep", rows, lambda row: row.trial.name),
-        _numbers(f"{metric} (%)", "simultaneous 95 % interval: that of the difference, around FP32's", rows, _score),
+        _numbers(
+            f"{metric} (%)", "simultaneous 95 % interval: that of the difference, around FP32's", rows, _score
+        ),
         _numbers(
             "difference (points)",
             "less FP32 on the same examples; paired 95 % interval, simultaneous over all trials of this page",
@@ -54,10 +56,21 @@ def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
         _numbers("p (corrected)", "two-sided, corrected for all trials of this page", rows, _p),
         _cells("verdict", "against FP32, at 5 % after the correction", False, map(_verdict, rows)),
         _numbers("same as FP32 (%)", "share of examples answered as FP32 answers them", rows, _agreement),
-        _numbers("p50 (ms)", "median time of a batch, with what computed it", rows, lambda row: latency(row.trial)),
-        _numbers("speed (FP32 = 1)", "over 3 pairs of processes; 95 % interval", rows, lambda row: speed(row.trial)),
-        _numbers("p50 deployed (ms)", "the exported file on its runtime", rows, lambda r: latency(r.trial, DEPLOYED)),
-        _numbers("speed deployed", "FP32 in torch = 1; 95 % interval", rows, lambda r: speed(r.trial, DEPLOYED)),
+        _numbers(
+            "p50 (ms)", "median time of a batch, with what computed it", rows, lambda row: latency(row.trial)
+        ),
+        _numbers(
+            "speed (FP32 = 1)", "over 3 pairs of processes; 95 % interval", rows, lambda row: speed(row.trial)
+        ),
+        _numbers(
+            "p50 deployed (ms)",
+            "the exported file on its runtime",
+            rows,
+            lambda r: latency(r.trial, DEPLOYED),
+        ),
+        _numbers(
+            "speed deployed", "FP32 in torch = 1; 95 % interval", rows, lambda r: speed(r.trial, DEPLOYED)
+        ),
         _numbers("size (MB)", "parameters packed at the plan's bits, with ranges", rows, _size),
         _text("alarms", "explained below", rows, lambda row: ", ".join(alarm_names(row.trial))),
         *swept,
@@ -106,7 +119,9 @@ def latency(trial: Trial, prefix: str = "") -> Cell:
 
 def speed(trial: Trial, prefix: str = "") -> Cell:
     """How many times FP32's speed."""
-    value, low, high = (trial.number_of(f"{prefix}speedup_{part}") for part in ("vs_fp32", "ci95_low", "ci95_high"))
+    value, low, high = (
+        trial.number_of(f"{prefix}speedup_{part}") for part in ("vs_fp32", "ci95_low", "ci95_high")
+    )
     return _cell(value, ".2f", interval(low, high, ".2f"))
 
 

@@ -62,9 +62,13 @@ def picture(table: pd.DataFrame, title: str) -> Figure:
     axes.set_axis_off()
     axes.set_title(title, loc="left", fontsize=10)
     drawn = axes.table(
-        cellText=cells.to_numpy().tolist(), colLabels=heads, loc="center", cellLoc="left",
-        colWidths=[width / sum(widths) for width in widths], edges="horizontal",
-    )  # fmt: skip
+        cellText=cells.to_numpy().tolist(),
+        colLabels=heads,
+        loc="center",
+        cellLoc="left",
+        colWidths=[width / sum(widths) for width in widths],
+        edges="horizontal",
+    )
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(7)
     for (row, _), cell in drawn.get_celld().items():

@@ -59,8 +59,8 @@ def read_answers(folder: Path) -> Answers | None:
 def held_out_rows(trials: Sequence[Answers | None], share: float, seed: int) -> np.ndarray | None:
     """The rows, bool (N,), that do not choose among these trials and measure the chosen one.
 
-    None where the same rows do both: where fewer than two trials leave nothing to choose, where a trial's answers are
-    not there or are to other rows, and where there are too few rows to hold any out.
+    None where the same rows do both: where fewer than two trials leave nothing to choose, where a trial's
+    answers are not there or are to other rows, and where there are too few rows to hold any out.
     """
     first = trials[0] if trials else None
     if first is None or len(trials) < 2:
@@ -72,9 +72,14 @@ def held_out_rows(trials: Sequence[Answers | None], share: float, seed: int) -> 
 
 
 def told(held_out: np.ndarray | None, rows: int, candidates: int) -> str:
-    """Which rows chose and measured a trial, in words; ``rows`` are all, 0 where their number is not known."""
+    """Which rows chose and measured a trial, in words; ``rows`` are all, 0 where their number is not
+    known."""
     if held_out is not None:
         measuring = int(held_out.sum())
         return f"measured on {measuring:,} rows, chosen on {rows - measuring:,} others"
     known = f"{rows:,} rows" if rows else "rows"
-    return f"measured on the {known} that chose it, which flatters it" if candidates > 1 else f"measured on {known}"
+    return (
+        f"measured on the {known} that chose it, which flatters it"
+        if candidates > 1
+        else f"measured on {known}"
+    )

@@ -25,7 +25,8 @@ STYLES = [(COLOURS[i % 7], "os^Dv<>P"[i % 8], ("-", "--", ":")[i // 7 % 3]) for 
 PALE = "#9DC3DD"
 REFERENCE: dict[str, Any] = {"color": "gray", "linestyle": "--", "linewidth": 1, "zorder": 0}
 LABEL = 60  # characters of a setting or a name that a figure shows; the tables have all of it
-SPREAD = 50.0  # numbers that lie further apart than this many times the closest two, or the least, are spaced evenly
+# Numbers that lie further apart than this many times the closest two, or the least, are spaced evenly.
+SPREAD = 50.0
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -51,7 +52,9 @@ def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str,
         line = line.loc[x.index]
         _line(axes, x, (line["value"], line["low"], line["high"]), style, shown(label))
         for place in x[line["value"].isna()]:
-            axes.text(place, 0.02, "failed", color=style[0], fontsize=8, ha="center", rotation=90, transform=foot)
+            axes.text(
+                place, 0.02, "failed", color=style[0], fontsize=8, ha="center", rotation=90, transform=foot
+            )
     for number, value in enumerate(fp32):
         axes.axhline(value, label="_" if number else "FP32", **REFERENCE)
     _ticks(axes, ticks.values(), list(ticks), 6.5)
@@ -69,7 +72,15 @@ def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
     axes.hlines(rows, percent["low"], percent["high"], color=COLOURS[0], linewidth=1.2)
     axes.plot(percent["value"], rows, "o", color=COLOURS[0], markersize=4)
     for row in rows[percent["value"].isna()]:
-        axes.text(0.01, row, "failed", color=COLOURS[1], fontsize=8, va="center", transform=axes.get_yaxis_transform())
+        axes.text(
+            0.01,
+            row,
+            "failed",
+            color=COLOURS[1],
+            fontsize=8,
+            va="center",
+            transform=axes.get_yaxis_transform(),
+        )
     for value in percent["fp32"].dropna().unique():
         axes.axvline(value, **REFERENCE)
         top = axes.get_xaxis_transform()
@@ -81,9 +92,13 @@ def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def main_effects(levels: pd.DataFrame, ylabel: str) -> Figure:
-    """A panel a factor of a table of ``Factorial.main_effects``; the dashed line is the mean of all trials."""
+    """A panel a factor of a table of ``Factorial.main_effects``; the dashed line is the mean of all
+    trials."""
     factors = {str(factor): group for factor, group in levels.groupby("factor", sort=False)}
-    short, widths = short_names(factors), [min(max(1.4, _width(list(group["level"]))), 5) for group in factors.values()]
+    short, widths = (
+        short_names(factors),
+        [min(max(1.4, _width(list(group["level"]))), 5) for group in factors.values()],
+    )
     figure = _figure(1 + sum(widths), 3.2)
     panels = figure.subplots(1, len(factors), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axes, width, (factor, group) in zip(panels, widths, factors.items(), strict=True):
@@ -99,13 +114,16 @@ def main_effects(levels: pd.DataFrame, ylabel: str) -> Figure:
 
 
 def interactions(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) -> Figure:
-    """A panel a pair of factors, with its share of the variance: one's levels along x, a line a level of the other."""
+    """A panel a pair of factors, with its share of the variance: one's levels along x, a line a level of the
+    other."""
     figure = _figure(3.2 * len(pairs) + 0.8, 3.6)
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for axes, (cells, share) in zip(panels, pairs, strict=True):
         along = cells if len(cells) >= len(cells.columns) else cells.T
         for (level, values), (colour, marker, dash) in zip(along.items(), cycle(STYLES), strict=False):
-            axes.plot(values.to_numpy(), color=colour, marker=marker, linestyle=dash, markersize=5, label=level)
+            axes.plot(
+                values.to_numpy(), color=colour, marker=marker, linestyle=dash, markersize=5, label=level
+            )
         _ticks(axes, range(len(along)), list(along.index), 3)
         axes.set(xlabel=along.index.name, title=f"{along.index.name} × {along.columns.name}\n{_share(share)}")
         axes.margins(x=0.15)
@@ -115,7 +133,8 @@ def interactions(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) -> Fi
 
 
 def path(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str) -> Figure:
-    """A waterfall of the full path, and beside it each change's order-free gain, as tables of ``Cube`` give them.
+    """A waterfall of the full path, and beside it each change's order-free gain, as tables of ``Cube`` give
+    them.
 
     The ``marked`` changes are darker.
     """
@@ -134,7 +153,9 @@ def path(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str
     for row, (text, x) in enumerate(zip(texts, ends, strict=True)):
         left.annotate(text, (x, row), (5, 0), textcoords="offset points", va="center", fontsize=8)
     left.set_yticks(range(len(full) + 2), labels=["start", *map(shown, full["change"]), "end"])
-    left.set(xlabel=xlabel, ylim=(len(full) + 1.6, -0.6), title="one change after another; dark: the shortest path")
+    left.set(
+        xlabel=xlabel, ylim=(len(full) + 1.6, -0.6), title="one change after another; dark: the shortest path"
+    )
     left.margins(x=0.14)
     order_free = credit.set_index("change").loc[full["change"]]
     right.barh(rows, order_free["gain_points"], color=colours, height=0.6)
@@ -156,11 +177,14 @@ def save(figure: Figure, title: str, file: Path) -> Path:
 
 
 def positions(values: Iterable[str]) -> dict[str, float]:
-    """Where each distinct value stands on an axis: at its number, or one apart where that would make a bad axis."""
+    """Where each distinct value stands on an axis: at its number, or one apart where that would make a bad
+    axis."""
     levels = ordered(values)
     numbers = pd.to_numeric(pd.Series(levels), errors="coerce").to_numpy(float)
     gap = np.diff(numbers).min(initial=np.inf)
-    even = np.ptp(numbers) <= SPREAD * gap and not 0 < SPREAD * numbers[0] < numbers[-1]  # NaN: not a number, not even
+    even = (
+        np.ptp(numbers) <= SPREAD * gap and not 0 < SPREAD * numbers[0] < numbers[-1]
+    )  # NaN: not a number, not even
     return dict(zip(levels, numbers.tolist() if even else map(float, range(len(levels))), strict=True))
 
 
@@ -181,7 +205,9 @@ def _ticks(axes: Axes, places: Iterable[float], labels: Sequence[str], width: fl
     axes.set_xticks(list(places), labels=labels, fontsize=9, **slant)
 
 
-def _line(axes: Axes, x: Any, line: tuple[Any, Any, Any], style: tuple[str, str, str], label: str = "_") -> None:
+def _line(
+    axes: Axes, x: Any, line: tuple[Any, Any, Any], style: tuple[str, str, str], label: str = "_"
+) -> None:
     colour, marker, dash = style
     value, low, high = line
     axes.vlines(x, low, high, color=colour, linewidth=1)

@@ -117,7 +117,9 @@ def study(title: str, trials: Iterable[Trial], root: Path | None) -> Study:
     if not finished:
         errors = [trial.error.strip().split("\n")[0] for trial in trials if trial.error]
         first = f"; the first error: {errors[0]}" if errors else ""
-        raise ValueError(f"{title}: none of {len(trials)} trials finished, so there is nothing to report{first}")
+        raise ValueError(
+            f"{title}: none of {len(trials)} trials finished, so there is nothing to report{first}"
+        )
     for what, place in ALIKE.items():
         _require_alike(what, place, finished)
     return Study(title=title, trials=trials, root=root, evaluation=finished[0].config.get("evaluation", {}))
@@ -145,7 +147,8 @@ def _value(tree: Any, place: tuple[str, ...]) -> Any:
 
 
 def summary_of(folder: Path) -> dict[str, Any] | None:
-    """``result.json`` of a trial's folder, or None. Raises ValueError, naming the file, where it is not one."""
+    """``result.json`` of a trial's folder, or None. Raises ValueError, naming the file, where it is not
+    one."""
     path = folder / RESULT
     if not path.is_file():
         return None

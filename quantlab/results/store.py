@@ -35,7 +35,8 @@ class Store:
 def finished(folder: Path, key: str, timing: str = "") -> dict[str, Any] | None:
     """What the ``result.json`` of a trial's folder says; None unless it is there, whole, and of that key.
 
-    Where ``timing`` is given, the latencies have to be of it as well: those of another processor or profile are none.
+    Where ``timing`` is given, the latencies have to be of it as well: those of another processor or profile
+    are none.
     """
     path = folder / RESULT
     if not path.is_file():
@@ -50,8 +51,8 @@ def finished(folder: Path, key: str, timing: str = "") -> dict[str, Any] | None:
 
 
 def key_in(name: str) -> str:
-    """The trial's key in the name of its folder, which goes on with a timing where a sweep times one trial in several
-    ways."""
+    """The trial's key in the name of its folder, which goes on with a timing where a sweep times one trial in
+    several ways."""
     return name.partition("-")[0]
 
 

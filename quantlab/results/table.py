@@ -16,10 +16,10 @@ from quantlab.storage.files import write_whole
 class Results:
     """All rows of a sweep, those that failed included.
 
-    ``table`` has one row a trial, in the sweep's order: ``number`` from 1, ``block``, ``name``, ``status`` ("done",
-    "reused" or "failed"), ``key``, ``reference`` (whether it is FP32 itself); one column of text a swept setting
-    ("" where a row leaves the default); the trial's scalar metrics (NaN where it has none); ``alarms`` and ``error``
-    ("" if none).
+    ``table`` has one row a trial, in the sweep's order: ``number`` from 1, ``block``, ``name``, ``status``
+    ("done", "reused" or "failed"), ``key``, ``reference`` (whether it is FP32 itself); one column of text a
+    swept setting ("" where a row leaves the default); the trial's scalar metrics (NaN where it has none);
+    ``alarms`` and ``error`` ("" if none).
     """
 
     table: pd.DataFrame
@@ -48,13 +48,17 @@ class Results:
         return self.table[name] if name in self.table else pd.Series(math.nan, index=self.table.index)
 
     def percent(self) -> pd.DataFrame:
-        """The primary metric in percent: ``value``, ``low`` to ``high`` (95 %, paired with FP32), and ``fp32``'s."""
+        """The primary metric in percent: ``value``, ``low`` to ``high`` (95 %, paired with FP32), and
+        ``fp32``'s."""
         fp32 = self.metric(f"{self.primary}_fp32")
         low, high = (fp32 - self.metric(f"{self.primary}_drop_ci95_{end}") for end in ("high", "low"))
-        return 100 * pd.DataFrame({"value": self.metric(self.primary), "low": low, "high": high, "fp32": fp32})
+        return 100 * pd.DataFrame(
+            {"value": self.metric(self.primary), "low": low, "high": high, "fp32": fp32}
+        )
 
     def scores(self) -> np.ndarray:
-        """(rows, examples) whose mean over examples is the primary metric; one column where it is no such mean."""
+        """(rows, examples) whose mean over examples is the primary metric; one column where it is no such
+        mean."""
         if self.correct is not None and self.primary == "accuracy":
             return self.correct
         return self.metric(self.primary).to_numpy(np.float64)[:, None]
@@ -77,7 +81,8 @@ class Results:
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """``results.csv`` with everything; ``results.md`` and ``results.tex`` (needs booktabs) with what a paper shows."""
+    """``results.csv`` with everything; ``results.md`` and ``results.tex`` (needs booktabs) with what a paper
+    shows."""
     shown = concise(results)
     tables = {"csv": results.table.to_csv(index=False), "md": markdown(shown), "tex": latex(shown)}
     return write_texts(folder, {f"results.{suffix}": text for suffix, text in tables.items()})
@@ -89,13 +94,17 @@ SPEED = "FP32's speed times"
 def concise(results: Results) -> pd.DataFrame:
     """The table as text for readers; a column that nothing fills is left out."""
     table, percent = results.table, results.percent()
-    drops = [100 * results.metric(f"{results.primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")]
+    drops = [
+        100 * results.metric(f"{results.primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
+    ]
     first_lines = table["error"].str.strip().str.split("\n").str[0]
     columns = {
         "name": table["name"],
         **{short: table[name] for name, short in short_names(untold(results)).items()},
         results.axis: texts(percent["value"], ".2f"),
-        "drop in points (95 % interval)": pd.Series(map(points, *drops), table.index).mask(results.reference, ""),
+        "drop in points (95 % interval)": pd.Series(map(points, *drops), table.index).mask(
+            results.reference, ""
+        ),
         "same as FP32 (%)": texts(100 * results.metric("agreement_fp32"), ".1f"),
         "p50 (ms)": texts(results.metric("latency_p50_ms"), ".1f"),
         SPEED: speeds(results, ""),
@@ -136,7 +145,8 @@ def ordered(values: Iterable[str]) -> list[str]:
 
 
 def points(mean: float, low: float, high: float) -> str:
-    """``+0.52 (-0.10 to +1.14)``: a difference in points with its 95 % interval where there is one; "" for NaN."""
+    """``+0.52 (-0.10 to +1.14)``: a difference in points with its 95 % interval where there is one; "" for
+    NaN."""
     interval = "" if math.isnan(low) else f" ({low:+z.2f} to {high:+z.2f})"
     return "" if math.isnan(mean) else f"{mean:+z.2f}{interval}"
 
@@ -144,7 +154,8 @@ def points(mean: float, low: float, high: float) -> str:
 def speeds(results: Results, prefix: str) -> pd.Series:
     """``2.31 (2.28 to 2.34)``: the speed in FP32's, with its 95 % interval; "" where it was not timed."""
     value, low, high = (
-        texts(results.metric(f"{prefix}speedup_{name}"), ".2f") for name in ("vs_fp32", "ci95_low", "ci95_high")
+        texts(results.metric(f"{prefix}speedup_{name}"), ".2f")
+        for name in ("vs_fp32", "ci95_low", "ci95_high")
     )
     return (value + " (" + low + " to " + high + ")").where(value != "", "")
 

@@ -20,7 +20,14 @@ from quantlab.runtimes.runtime import (
 )
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INTEGER = ("QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "QAttention")
+INTEGER = (
+    "QLinearMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "QGemm",
+    "QAttention",
+)
 FLOATING = ("MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention")
 WEIGHT_INPUT = {"QLinearMatMul": 3, "QGemm": 3}  # of the others the second input
 ERRORS_ONLY = 3
@@ -79,5 +86,6 @@ def _products(optimized: Path) -> Products:
     weights = stored(graph)
     products = (node for node in graph.node if node.op_type in {*INTEGER, *FLOATING})
     return count(
-        ((node.op_type, node.input[WEIGHT_INPUT.get(node.op_type, 1)] in weights) for node in products), INTEGER
+        ((node.op_type, node.input[WEIGHT_INPUT.get(node.op_type, 1)] in weights) for node in products),
+        INTEGER,
     )

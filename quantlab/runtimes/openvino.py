@@ -7,7 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantlab.runtimes.runtime import Deployment, Products, Session, check_model, count, require, require_device
+from quantlab.runtimes.runtime import (
+    Deployment,
+    Products,
+    Session,
+    check_model,
+    count,
+    require,
+    require_device,
+)
 
 WITH_WEIGHT = "FullyConnected"
 FUSED = "Subgraph"  # several nodes in one kernel, which its name does not tell
@@ -60,7 +68,11 @@ class _Session(Session):
             for node in nodes
             if _text(node, "layerType") != FUSED or "matmul" in _text(node, "originalLayersNames").lower()
         )
-        kernels = [(f"{layer} {precision}", layer == WITH_WEIGHT) for layer, precision in products if layer in PRODUCTS]
+        kernels = [
+            (f"{layer} {precision}", layer == WITH_WEIGHT)
+            for layer, precision in products
+            if layer in PRODUCTS
+        ]
         return count(kernels, (f"{layer} {precision}" for layer in PRODUCTS for precision in INTEGER))
 
 

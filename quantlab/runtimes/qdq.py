@@ -1,8 +1,10 @@
-"""A plan as a standard ONNX model: QuantizeLinear and DequantizeLinear around float operators, weights in integers.
+"""A plan as a standard ONNX model: QuantizeLinear and DequantizeLinear around float operators, weights in
+integers.
 
-Runtimes turn ``MatMul(DequantizeLinear(x), DequantizeLinear(w))`` into integer products. Activations of 8 bits travel
-as unsigned bytes, symmetric ones with zero point 128: there ONNX's grid has one level more than quantlab's (-128).
-A site in groups is split into them, each with its one range, so that its products are integer ones too.
+Runtimes turn ``MatMul(DequantizeLinear(x), DequantizeLinear(w))`` into integer products. Activations of 8
+bits travel as unsigned bytes, symmetric ones with zero point 128: there ONNX's grid has one level more than
+quantlab's (-128). A site in groups is split into them, each with its one range, so that its products are
+integer ones too.
 """
 
 from __future__ import annotations
@@ -41,10 +43,14 @@ def check_exportable(plan: QuantPlan) -> None:
     """Raises ValueError, naming sites and what can be done, where ONNX has no integers of a grid's width."""
     odd = [item for item in plan.activations if item.grid.bits not in (8, FLOAT_BITS)]
     if odd:
-        names = ", ".join(f"{item.site} ({item.grid})" for item in odd[:3]) + (", ..." if len(odd) > 3 else "")
+        names = ", ".join(f"{item.site} ({item.grid})" for item in odd[:3]) + (
+            ", ..." if len(odd) > 3 else ""
+        )
         raise ValueError(
-            f"{len(odd)} sites have no integer equivalent in ONNX: {names}. Runtimes multiply 8-bit activations: use "
-            f"bits.activations=8, or keep them in 16 bits: bits.rules=[{{match: '{odd[0].site}', bits: fp16}}]"
+            f"{len(odd)} sites have no integer equivalent in ONNX: {names}. Runtimes multiply 8-bit "
+            f"activations: use "
+            f"bits.activations=8, or keep them in 16 bits: "
+            f"bits.rules=[{{match: '{odd[0].site}', bits: fp16}}]"
         )
 
 
@@ -58,10 +64,11 @@ def export(
 ) -> None:
     """Writes the quantized model to ``path``, for batches of any number of rows and tokens.
 
-    ``names`` are the tokenizer's inputs, of which the file gets those that it knows (:data:`INPUTS`). ``notes`` go into
-    the file's metadata. ``signed`` writes activations on symmetric grids as signed bytes, not as unsigned ones with
-    zero point 128: runtimes are fast with one or the other. Raises ValueError where the plan has no equivalent in ONNX
-    or is another model's, and where the written file fixes a number of rows or tokens.
+    ``names`` are the tokenizer's inputs, of which the file gets those that it knows (:data:`INPUTS`).
+    ``notes`` go into the file's metadata. ``signed`` writes activations on symmetric grids as signed bytes,
+    not as unsigned ones with zero point 128: runtimes are fast with one or the other. Raises ValueError where
+    the plan has no equivalent in ONNX or is another model's, and where the written file fixes a number of
+    rows or tokens.
     """
     check_exportable(plan)
     check_fits(model, plan)
@@ -69,9 +76,14 @@ def export(
     dynamic = {name: dict(enumerate(map(torch.export.Dim, DYNAMIC))) for name in inputs}
     with quantize_dequantize(model, plan, signed), _quietly():
         program = torch.onnx.export(
-            _Logits(model).eval(), (), kwargs=inputs, dynamo=True, dynamic_shapes=dynamic, output_names=["logits"],
+            _Logits(model).eval(),
+            (),
+            kwargs=inputs,
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            output_names=["logits"],
             verbose=False,
-        )  # fmt: skip
+        )
     assert program is not None
     program.model.metadata_props.update(notes)
     _give_weights_their_own_zero_points(program.model.graph)
@@ -83,8 +95,8 @@ def export(
 def _give_weights_their_own_zero_points(graph: ir.Graph) -> None:
     """Undoes the exporter's sharing of equal constants.
 
-    Without VNNI, ONNX Runtime turns signed weights into unsigned ones, each with its zero point, and fails where two
-    weights share one.
+    Without VNNI, ONNX Runtime turns signed weights into unsigned ones, each with its zero point, and fails
+    where two weights share one.
     """
     import onnx_ir as ir
 
@@ -95,17 +107,21 @@ def _give_weights_their_own_zero_points(graph: ir.Graph) -> None:
         assert quantized is not None and shared is not None
         if quantized.name in graph.initializers:
             own = ir.Value(
-                name=f"{shared.name}_{number}", type=shared.type, shape=shared.shape, const_value=shared.const_value
+                name=f"{shared.name}_{number}",
+                type=shared.type,
+                shape=shared.shape,
+                const_value=shared.const_value,
             )
             graph.register_initializer(own)
             node.replace_input_with(2, own)
 
 
 def traced_inputs() -> dict[str, Tensor]:
-    """The batch that the exporter sees, (:data:`TRACED_ROWS`, :data:`TRACED_TOKENS`), its rows of two lengths.
+    """The batch that the exporter sees, (:data:`TRACED_ROWS`, :data:`TRACED_TOKENS`), its rows of two
+    lengths.
 
-    It is made here because real batches differ: the exporter takes a size of 1 for a constant, and a mask without
-    padding for no mask.
+    It is made here because real batches differ: the exporter takes a size of 1 for a constant, and a mask
+    without padding for no mask.
     """
     ids = torch.ones(TRACED_ROWS, TRACED_TOKENS, dtype=torch.long)
     mask = ids.clone()
@@ -114,14 +130,17 @@ def traced_inputs() -> dict[str, Tensor]:
 
 
 def check_dynamic(path: Path) -> None:
-    """Raises ValueError where a saved file's inputs or outputs have a fixed number of rows, or inputs one of tokens."""
+    """Raises ValueError where a saved file's inputs or outputs have a fixed number of rows, or inputs one of
+    tokens."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
     fixed = []
     for values, expected in ((graph.input, DYNAMIC), (graph.output, DYNAMIC[:1])):
         for value in values:
-            found = [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+            found = [
+                dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim
+            ]
             if found[: len(expected)] != list(expected):
                 fixed.append(f"{value.name} is {tuple(found)}, not ({', '.join(expected)}, ...)")
     if fixed:
@@ -130,16 +149,20 @@ def check_dynamic(path: Path) -> None:
 
 @contextmanager
 def quantize_dequantize(model: PreTrainedModel, plan: QuantPlan, signed: bool = False) -> Iterator[None]:
-    """Inside, tracing the model writes ONNX's operators where the plan quantizes. They compute nothing themselves."""
+    """Inside, tracing the model writes ONNX's operators where the plan quantizes. They compute nothing
+    themselves."""
     weights = {weight.parameter: weight for weight in plan.weights}
     integers = {
-        name: weight for name, weight in weights.items()
+        name: weight
+        for name, weight in weights.items()
         if isinstance(weight.grid, AffineGrid) and weight.grid.bits <= WEIGHT_BITS
-    }  # fmt: skip
+    }
     changed: list[nn.Module] = []
     with ExitStack() as stack:
         stack.callback(lambda: [vars(module).pop("forward", None) for module in changed])
-        stack.enter_context(quantized_weights(model, [w for name, w in weights.items() if name not in integers]))
+        stack.enter_context(
+            quantized_weights(model, [w for name, w in weights.items() if name not in integers])
+        )
         for path, module in model.named_modules():
             weight = integers.get(f"{path}.weight")
             if weight is not None:
@@ -155,9 +178,13 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        logits: Tensor = self.model(**{name: value for name, value in given.items() if value is not None}).logits
+        logits: Tensor = self.model(
+            **{name: value for name, value in given.items() if value is not None}
+        ).logits
         return logits
 
 
@@ -175,7 +202,10 @@ def _activation(item: ActivationQuant, signed: bool) -> Function:
     back = torch.cat(channels).argsort()
 
     def grouped(x: Tensor) -> Tensor:
-        parts = [_qdq(x.index_select(axis, chosen), *at) for chosen, *at in zip(channels, scale, zeros, strict=True)]
+        parts = [
+            _qdq(x.index_select(axis, chosen), *at)
+            for chosen, *at in zip(channels, scale, zeros, strict=True)
+        ]
         y = torch.cat(parts, axis).index_select(axis, back)
         setattr(y, GROUPED, list(zip(channels, parts, strict=True)))
         return y
@@ -202,11 +232,13 @@ def _forward(module: nn.Module, weight: WeightQuant) -> Callable[[Tensor], Tenso
 def _linear(
     linear: nn.Linear, q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None
 ) -> Callable[[Tensor], Tensor]:
-    """One product, or one for each group of the input's channels: a runtime multiplies by one scale an input."""
+    """One product, or one for each group of the input's channels: a runtime multiplies by one scale an
+    input."""
 
     def product(x: Tensor, integers: Tensor) -> Tensor:
         weight = _dequantized(integers, scale, zero_point, None if axis is None else 1)
-        # a product of two dimensions would become a Gemm, which runtimes do in integers only with an integer bias
+        # a product of two dimensions would become a Gemm, which runtimes do in integers only with an integer
+        # bias
         return torch.matmul(x.unsqueeze(1), weight).squeeze(1) if x.ndim == 2 else torch.matmul(x, weight)
 
     def forward(x: Tensor) -> Tensor:
@@ -218,7 +250,9 @@ def _linear(
 
 
 def _qdq(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    q = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, zero_point), dtype=zero_point.dtype, shape=x.shape)
+    q = torch.onnx.ops.symbolic(
+        "QuantizeLinear", (x, scale, zero_point), dtype=zero_point.dtype, shape=x.shape
+    )
     return _dequantized(q, scale, zero_point, None)
 
 
@@ -232,7 +266,8 @@ def _dequantized(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None)
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporter warns of torchvision, which nobody here needs, and of itself, and tells all that it does."""
+    """The exporter warns of torchvision, which nobody here needs, and of itself, and tells all that it
+    does."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

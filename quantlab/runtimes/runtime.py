@@ -65,7 +65,8 @@ class Runtime(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raises ValueError or OSError where a package or device is not there. Runs before anything is loaded."""
+        """Raises ValueError or OSError where a package or device is not there. Runs before anything is
+        loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,9 @@ class Deployment(Runtime):
     """A runtime of exported files: one file and one YAML each."""
 
     package: ClassVar[str]
-    signed: ClassVar[bool] = False  # how it likes activations on symmetric grids: as signed bytes, or as unsigned ones
+    signed: ClassVar[bool] = (
+        False  # how it likes activations on symmetric grids: as signed bytes, or as unsigned ones
+    )
 
     @abstractmethod
     def open(self, path: Path, threads: int) -> Session:
@@ -101,7 +104,9 @@ def require_device(name: str, known: Iterable[str]) -> None:
     """Raises ValueError where a runtime has no such device."""
     known = list(known)
     if name not in known:
-        raise ValueError(f"runtime.device {name!r} is not here{nearest(name, known)}; there is {', '.join(known)}")
+        raise ValueError(
+            f"runtime.device {name!r} is not here{nearest(name, known)}; there is {', '.join(known)}"
+        )
 
 
 def check_model(path: Path) -> None:
@@ -139,7 +144,8 @@ def stored(graph: Any) -> set[str]:
 
 
 def count(kernels: Iterable[tuple[str, bool]], integer: Iterable[str]) -> Products:
-    """Kernels by name and whether they read a weight, split into those that ``integer`` names and the rest."""
+    """Kernels by name and whether they read a weight, split into those that ``integer`` names and the
+    rest."""
     kernels, whole = list(kernels), set(integer)
     weighted = [name for name, has_weight in kernels if has_weight]
     return Products(
@@ -150,4 +156,6 @@ def count(kernels: Iterable[tuple[str, bool]], integer: Iterable[str]) -> Produc
 
 
 def _listed(kernels: Mapping[str, int]) -> str:
-    return f" ({', '.join(f'{number} {name}' for name, number in sorted(kernels.items()))})" if kernels else ""
+    return (
+        f" ({', '.join(f'{number} {name}' for name, number in sorted(kernels.items()))})" if kernels else ""
+    )

@@ -1,1 +1,2 @@
-"""Finds the cheapest precisions that keep the answers: variables, scores, candidates, Optuna's study, the answer."""
+"""Finds the cheapest precisions that keep the answers: variables, scores, candidates, Optuna's study, the
+answer."""

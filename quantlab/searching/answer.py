@@ -1,4 +1,5 @@
-"""What a search has found so far, on disk after every candidate: the best plan, the front, a method's YAML, a map."""
+"""What a search has found so far, on disk after every candidate: the best plan, the front, a method's YAML, a
+map."""
 
 import json
 import math
@@ -63,18 +64,22 @@ class Reporter:
         """The pictures: the best plan over layers and roles, and the best cost against what was spent."""
         if answer := history.answer:
             title = f"{self.config.search.name}: {self.line(answer)}"
-            map_of(self.space, self.space.by_site(answer.chosen), title).savefig(self.folder / "map.png", dpi=150)
+            map_of(self.space, self.space.by_site(answer.chosen), title).savefig(
+                self.folder / "map.png", dpi=150
+            )
         self._progress(history).savefig(self.folder / "progress.png", dpi=150)
 
     def summary(self, history: History) -> dict[str, Any]:
-        """The answer as plain data. ``held_out`` in it is of the rows that did not choose it, null before these are
-        answered and where there are none."""
+        """The answer as plain data. ``held_out`` in it is of the rows that did not choose it, null before
+        these are answered and where there are none."""
         answer, held_out = history.answer, self._held_out(history)
         sites = {} if answer is None else self.space.by_site(answer.chosen)
         return {
             "goal": self.goal(),
             "met": self.met(history),
-            "answer": None if answer is None else self._row(answer) | {"held_out": held_out or None, "sites": sites},
+            "answer": None
+            if answer is None
+            else self._row(answer) | {"held_out": held_out or None, "sites": sites},
             "candidates": len(history.found),
             "rows": history.rows,
             "evaluations": history.rows / self.total,
@@ -108,7 +113,8 @@ class Reporter:
                 return "not measured yet on the rows that did not choose it"
             return (
                 f"measured on the {self.total:,} rows that chose it, so better than it is on others: "
-                f"evaluation.holdout={self.config.evaluation.holdout:g} leaves no {FEWEST} rows on either side"
+                f"evaluation.holdout={self.config.evaluation.holdout:g} leaves no {FEWEST} "
+                f"rows on either side"
             )
         search = self.config.search
         drop = measured.upper95 if search.decide == "bound" else measured.drop
@@ -119,7 +125,9 @@ class Reporter:
     def _accuracy(self, one: Found | HeldOut) -> str:
         interval = "" if math.isnan(one.low) else f" (95 % interval {one.low:.2f} to {one.high:.2f})"
         better = ", which is better" if one.drop < 0 else ""
-        return f"{one.metric:.4f}, {one.drop:.2f} points below {self.config.search.reference}{better}{interval}"
+        return (
+            f"{one.metric:.4f}, {one.drop:.2f} points below {self.config.search.reference}{better}{interval}"
+        )
 
     def text(self, history: History, reason: str) -> list[str]:
         """The answer first, then the front, then what the hand-made sets cost, and where it all is."""
@@ -128,7 +136,9 @@ class Reporter:
             lines.append(f"  {self.honesty(history)}")
         lines += [f"  front: {self.line(one)}" for one in history.front]
         lines += [f"  hand-made {name}: {cost:g} {self.cost.unit}" for name, cost in self.hand_made().items()]
-        spent = f"{history.rows / self.total:.2f} evaluations of the whole set, {len(history.found)} candidates"
+        spent = (
+            f"{history.rows / self.total:.2f} evaluations of the whole set, {len(history.found)} candidates"
+        )
         lines.append(f"{spent}; ended because {reason}")
         if history.answer:
             lines.append(f"run it: python -m quantlab.run method=found/{self.config.search.name} ...")
@@ -136,7 +146,11 @@ class Reporter:
 
     def _first_line(self, history: History) -> str:
         if history.best and history.decided_nothing:
-            tried = f"the best of {len(history.found)} candidates" if len(history.found) > 1 else "all that was tried"
+            tried = (
+                f"the best of {len(history.found)} candidates"
+                if len(history.found) > 1
+                else "all that was tried"
+            )
             return f"nothing was decided: everything at its widest is {tried}: {self.line(history.best)}"
         if history.best:
             return f"best: {self.line(history.best)}"
@@ -146,7 +160,8 @@ class Reporter:
         return "no candidate was evaluated in full"
 
     def hand_made(self) -> dict[str, float]:
-        """Costs of sets that people would choose, in the search's space; those whose sites it lacks are left out."""
+        """Costs of sets that people would choose, in the search's space; those whose sites it lacks are left
+        out."""
         narrow, wide = self.space.choices[0], self.space.choices[-1]
         found = {}
         for name, patterns in HAND_MADE.items():
@@ -156,16 +171,23 @@ class Reporter:
         operands = {place.name for place in self.places if place.operand}
         inside = {s.name: narrow if s.name in operands else wide for s in self.space.sites}
         if wide in inside.values() and narrow in inside.values():
-            found["placement gemm (what enters no product)"] = self.cost.of(self.space, self.space.chosen(inside))
+            found["placement gemm (what enters no product)"] = self.cost.of(
+                self.space, self.space.chosen(inside)
+            )
         return found
 
     def method_yaml(self, found: Found, history: History) -> str:
         """A file of ``conf/method``."""
         method = describe(self.space.method(self.config.method, found.chosen))
         method["rules"] = [{"match": rule["match"], "bits": rule["bits"]} for rule in method["rules"]]
-        nothing = "# Nothing was decided: this is everything at its widest.\n" if history.decided_nothing else ""
+        nothing = (
+            "# Nothing was decided: this is everything at its widest.\n" if history.decided_nothing else ""
+        )
         met = "" if history.best else f"# The goal was not met: {self.goal()}. This is the closest plan.\n"
-        heading = f"# Found by the search {self.config.search.name}: {self.line(found)};\n# {self.honesty(history)}.\n"
+        heading = (
+            f"# Found by the search {self.config.search.name}: {self.line(found)};\n# "
+            f"{self.honesty(history)}.\n"
+        )
         heading += nothing + met
         return heading + yaml.safe_dump(method, sort_keys=False)
 
@@ -176,23 +198,43 @@ class Reporter:
         if answer is None:
             return spent
         numbers = {"best_cost": answer.cost, "best_metric": answer.metric, "best_drop_points": answer.drop}
-        held_out = {f"held_out_{name}": value for name, value in self._held_out(history).items() if value is not None}
+        held_out = {
+            f"held_out_{name}": value for name, value in self._held_out(history).items() if value is not None
+        }
         return spent | numbers | held_out | {"goal_met": float(self.met(history))}
 
     def _held_out(self, history: History) -> dict[str, float | None]:
         """The answer on the rows that did not choose it; empty where it was not measured."""
         measured = None if history.answer is None else history.measured.get(history.answer.number)
-        return {} if measured is None else _without_nan({
-            "rows": measured.rows, "metric": measured.metric, "drop_points": measured.drop,
-            "drop_ci95_low": measured.low, "drop_ci95_high": measured.high, "drop_upper95": measured.upper95,
-        })  # fmt: skip
+        return (
+            {}
+            if measured is None
+            else _without_nan(
+                {
+                    "rows": measured.rows,
+                    "metric": measured.metric,
+                    "drop_points": measured.drop,
+                    "drop_ci95_low": measured.low,
+                    "drop_ci95_high": measured.high,
+                    "drop_upper95": measured.upper95,
+                }
+            )
+        )
 
     def _row(self, found: Found) -> dict[str, Any]:
         numbers = {
-            "number": found.number, "cost": found.cost, "metric": found.metric, "drop_points": found.drop,
-            "drop_ci95_low": found.low, "drop_ci95_high": found.high, "drop_upper95": found.upper95,
-            "rows": found.rows, "complete": found.complete, "feasible": found.feasible, "origin": found.origin,
-        }  # fmt: skip
+            "number": found.number,
+            "cost": found.cost,
+            "metric": found.metric,
+            "drop_points": found.drop,
+            "drop_ci95_low": found.low,
+            "drop_ci95_high": found.high,
+            "drop_upper95": found.upper95,
+            "rows": found.rows,
+            "complete": found.complete,
+            "feasible": found.feasible,
+            "origin": found.origin,
+        }
         return _without_nan(numbers)
 
     def _table(self, found: Sequence[Found]) -> pd.DataFrame:
@@ -212,7 +254,10 @@ class Reporter:
 
 def _without_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """NaN as None: JSON has no NaN."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in numbers.items()}
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in numbers.items()
+    }
 
 
 def progress_of(history: History, total: int) -> tuple[list[float], list[float]]:
@@ -231,21 +276,27 @@ def map_of(space: Space, precisions: Mapping[str, Precision], title: str) -> Fig
     """Layers from top to bottom, roles from left to right, each site in the shade of its precision."""
     cells = {site.name: site.name.split(".", 1) for site in space.sites}
     scopes = list(dict.fromkeys(scope for scope, _ in cells.values()))
-    roles = list(dict.fromkeys(role for _, role in sorted(cells.values(), key=lambda cell: not cell[0].isdigit())))
+    roles = list(
+        dict.fromkeys(role for _, role in sorted(cells.values(), key=lambda cell: not cell[0].isdigit()))
+    )
     grid = np.full((len(scopes), len(roles)), np.nan)
     for name, (scope, role) in cells.items():
         grid[scopes.index(scope), roles.index(role)] = space.choices.index(precisions[name])
     shades = [SHADES[0], *SHADES[len(SHADES) - len(space.choices) + 1 :]]
     figure = Figure(figsize=(2 + 0.5 * len(roles), 1.8 + 0.35 * len(scopes)), layout="constrained")
     axes = figure.subplots()
-    axes.pcolormesh(grid, cmap=ListedColormap(shades), vmin=0, vmax=len(shades) - 1, edgecolors="white", linewidth=2)
+    axes.pcolormesh(
+        grid, cmap=ListedColormap(shades), vmin=0, vmax=len(shades) - 1, edgecolors="white", linewidth=2
+    )
     axes.set_xticks(np.arange(len(roles)) + 0.5, roles, rotation=60, ha="right")
     axes.set_yticks(np.arange(len(scopes)) + 0.5, scopes)
     axes.invert_yaxis()
     axes.set_title(title, fontsize=8, wrap=True)
     axes.tick_params(length=0)
     axes.set_frame_on(False)
-    patches = [Patch(color=shade, label=str(choice)) for shade, choice in zip(shades, space.choices, strict=True)]
+    patches = [
+        Patch(color=shade, label=str(choice)) for shade, choice in zip(shades, space.choices, strict=True)
+    ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=8)
     return figure
 
@@ -268,6 +319,11 @@ def draw_scores(scores: Scores) -> Figure:
             x = values[index] if has_measured else list(values.index).index(index)
             y = scores.table[MEASURED][index] if has_measured else values[index]
             axes.annotate(
-                scores.table["variable"][index], (x, y), (-5, 0), textcoords="offset points", ha="right", fontsize=7
+                scores.table["variable"][index],
+                (x, y),
+                (-5, 0),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7,
             )
     return figure

@@ -11,7 +11,8 @@ ENOUGH = 5  # candidates that a suggested budget has room for
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Where a search's rows go. A row is one example that is answered once; a backward pass counts as two more."""
+    """Where a search's rows go. A row is one example that is answered once; a backward pass counts as two
+    more."""
 
     evaluations: float  # search.budget
     whole: int  # rows of the evaluation set
@@ -24,10 +25,13 @@ class Budget:
     def of(cls, search: Search, space: Space, whole: int, choosing: int, calibrating: int) -> "Budget":
         """The budget of a search on ``whole`` rows, ``calibrating`` of which there are to score on."""
         return cls(
-            evaluations=search.budget, whole=whole, choosing=choosing,
+            evaluations=search.budget,
+            whole=whole,
+            choosing=choosing,
             scored=min(search.sensitivity_rows, calibrating) if search.seeded else 0,
-            variables=len(space.variables), narrower=len(space.choices) - 1,
-        )  # fmt: skip
+            variables=len(space.variables),
+            narrower=len(space.choices) - 1,
+        )
 
     @property
     def row_of_scores(self) -> int:
@@ -66,6 +70,7 @@ class Budget:
         scores, answer, reference = (rows / self.whole for rows in (self.scores, self.answer, self.choosing))
         held_out = f", {answer:.2g} for the answer's rows that chose nothing" if answer else ""
         return (
-            f"search.budget={self.evaluations:g} evaluations of {self.whole:,} rows: {scores:.3g} for the scores, "
+            f"search.budget={self.evaluations:g} evaluations of {self.whole:,} rows: {scores:.3g} "
+            f"for the scores, "
             f"{reference:.2g} for the reference{held_out}; the rest is {self.candidates} candidates in full"
         )

@@ -35,8 +35,9 @@ class Cost:
 
 
 def cost_of(name: str, space: Space, latencies: Table | None = None) -> Cost:
-    """``sites16``: decided sites of 16 bits. ``average_bits``: mean over decided sites. ``bytes``: what the decided
-    sites' tensors take a token, one value a channel. ``latency``: ``latencies``, measured on the runtime."""
+    """``sites16``: decided sites of 16 bits. ``average_bits``: mean over decided sites. ``bytes``: what the
+    decided sites' tensors take a token, one value a channel. ``latency``: ``latencies``, measured on the
+    runtime."""
     if name == "latency":
         assert latencies is not None
         return Cost(name=name, base=0.0, table=latencies)

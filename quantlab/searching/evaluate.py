@@ -19,7 +19,13 @@ from quantlab.tasks import metrics
 from quantlab.tasks.base import Task
 from quantlab.tasks.batching import Batch, on_device, total_rows
 
-PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the batches, after each of which a candidate may be given up
+PREFIXES = (
+    1 / 16,
+    1 / 8,
+    1 / 4,
+    1 / 2,
+    1.0,
+)  # of the batches, after each of which a candidate may be given up
 MB = 1 << 20
 
 Activations = Callable[[Choices], tuple[ActivationQuant, ...]]
@@ -106,7 +112,9 @@ def evaluate(
     Batches hold rows of like length; each prefix takes them evenly from all lengths.
     """
     count = total_rows(runner.batches)
-    outcome = Outcome(logits=np.full((count, len(columns)), np.nan, np.float32), answered=np.zeros(count, bool))
+    outcome = Outcome(
+        logits=np.full((count, len(columns)), np.nan, np.float32), answered=np.zeros(count, bool)
+    )
     order = spread(len(runner.batches))
     cuts = sorted({0, *(max(1, round(share * len(order))) for share in PREFIXES)})
     if hopeless is None:
@@ -169,7 +177,8 @@ class Judge:
         return right
 
     def interval(self, outcome: Outcome) -> tuple[float, float, float]:
-        """95 % interval of the drop, and its one-sided 95 % upper bound, in points; NaN where outcomes do not pair."""
+        """95 % interval of the drop, and its one-sided 95 % upper bound, in points; NaN where outcomes do not
+        pair."""
         if not self.counts_right:
             return (np.nan,) * 3
         pair = (self.reference_right(outcome), self.right(outcome))
@@ -187,4 +196,6 @@ class Judge:
 
 def _bytes(output: Any) -> int:
     tensors = output if isinstance(output, tuple) else (output,)
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return sum(
+        tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor)
+    )

@@ -15,7 +15,8 @@ from quantlab.searching.study import HELD_OUT, SETUP_ROWS
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What became of a candidate that was evaluated. Drops are points of the task's metric below the reference."""
+    """What became of a candidate that was evaluated. Drops are points of the task's metric below the
+    reference."""
 
     number: int
     chosen: Choices
@@ -98,7 +99,8 @@ class History:
 
     @property
     def best(self) -> Found | None:
-        """The best answer so far: evaluated in full, and feasible. Ties go to the smaller drop, then to the earlier."""
+        """The best answer so far: evaluated in full, and feasible. Ties go to the smaller drop, then to the
+        earlier."""
         answers = [one for one in self.found if one.complete and one.feasible]
         if self.mode == "accuracy":
             return min(answers, key=lambda one: (one.drop, one.cost, one.number), default=None)
@@ -116,8 +118,11 @@ class History:
 
     @property
     def closest(self) -> Found | None:
-        """Of all evaluated in full, the one with the least drop: what there is where no candidate is feasible."""
-        return min((one for one in self.found if one.complete), key=lambda one: (one.drop, one.cost), default=None)
+        """Of all evaluated in full, the one with the least drop: what there is where no candidate is
+        feasible."""
+        return min(
+            (one for one in self.found if one.complete), key=lambda one: (one.drop, one.cost), default=None
+        )
 
     @property
     def front(self) -> list[Found]:

@@ -1,4 +1,5 @@
-"""A study's journal: one JSON line a change, written by one process at a time, and whole after one was killed."""
+"""A study's journal: one JSON line a change, written by one process at a time, and whole after one was
+killed."""
 
 import json
 import logging
@@ -14,8 +15,8 @@ log = logging.getLogger(__name__)
 class JournalLock(JournalFileOpenLock):
     """Keeps a journal for one writer; the kernel lets go of it when the writer ends.
 
-    Optuna's own lock is a file that a killed writer leaves behind: it is waited for half a minute, or, where it is a
-    link that leads nowhere, without end.
+    Optuna's own lock is a file that a killed writer leaves behind: it is waited for half a minute, or, where
+    it is a link that leads nowhere, without end.
     """
 
     def __init__(self, journal: Path) -> None:

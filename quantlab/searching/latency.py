@@ -24,26 +24,42 @@ FILE = "latencies.json"
 def measured_latencies(
     config: SearchConfig, material: Material, space: Space, plan: Callable[[Choices], QuantPlan]
 ) -> Cost:
-    """The latency of everything at its narrowest, and what each variable's other choices add to it, one at a time.
+    """The latency of everything at its narrowest, and what each variable's other choices add to it, one at a
+    time.
 
     Each is timed in turns with everything at its narrowest, in ``runtime`` (torch: the trial's own engine).
     """
     profile = config.profile
     if not isinstance(profile, Timed):
-        raise ValueError("search.cost=latency needs a profile, which says what is timed: profile=quick, for one")
+        raise ValueError(
+            "search.cost=latency needs a profile, which says what is timed: profile=quick, for one"
+        )
     narrow = plan(space.narrow)
-    setting = (repr(profile), repr(config.runtime), config.engine, material.key, narrow.fingerprint, timing_of(config))
+    setting = (
+        repr(profile),
+        repr(config.runtime),
+        config.engine,
+        material.key,
+        narrow.fingerprint,
+        timing_of(config),
+    )
     folder = cache_dir() / "latencies" / digest([*setting, repr(space)])
     if not folder.is_dir():
         found = _measure(config, profile, material, space, plan)
         with published(folder) as scratch:
             (scratch / FILE).write_text(json.dumps(found), encoding="utf-8")
     base, added = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return Cost(name="latency", base=base, table={(variable, choice): value for variable, choice, value in added})
+    return Cost(
+        name="latency", base=base, table={(variable, choice): value for variable, choice, value in added}
+    )
 
 
 def _measure(
-    config: SearchConfig, profile: Timed, material: Material, space: Space, plan: Callable[[Choices], QuantPlan]
+    config: SearchConfig,
+    profile: Timed,
+    material: Material,
+    space: Space,
+    plan: Callable[[Choices], QuantPlan],
 ) -> tuple[float, list[tuple[str, int | str, float]]]:
     with ExitStack() as stack:
 

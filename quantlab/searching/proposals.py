@@ -1,6 +1,8 @@
-"""Candidates that the scores speak for, before a sampler is asked: a ladder of best guesses, then the best one thinned.
+"""Candidates that the scores speak for, before a sampler is asked: a ladder of best guesses, then the best
+one thinned.
 
-Each function is pure: what comes next follows from what is known, so several workers and resumed studies agree.
+Each function is pure: what comes next follows from what is known, so several workers and resumed studies
+agree.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,11 +41,11 @@ def ladder(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
 def least_loss(
     space: Space, cost: Cost, losses: Losses, limit: float, without: Iterable[Choices] = ()
 ) -> Choices | None:
-    """The candidate with the least predicted loss that costs at most ``limit`` and is none of ``without``; of equals,
-    the cheapest. None where there is none.
+    """The candidate with the least predicted loss that costs at most ``limit`` and is none of ``without``; of
+    equals, the cheapest. None where there is none.
 
-    The predicted loss is the sum of the variables' own. A 0-1 linear program with one unknown for each variable and
-    choice; each candidate that is left out is a cut: not all of its choices at once.
+    The predicted loss is the sum of the variables' own. A 0-1 linear program with one unknown for each
+    variable and choice; each candidate that is left out is a cut: not all of its choices at once.
     """
     names, choices = [v.name for v in space.variables], space.choices
     loss = np.array([[max(losses.get((name, choice), 0.0), 0.0) for choice in choices] for name in names])
@@ -62,7 +64,8 @@ def least_loss(
 
 
 def greedy(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
-    """From everything at its narrowest, the widening that saves most predicted loss for its cost, again and again."""
+    """From everything at its narrowest, the widening that saves most predicted loss for its cost, again and
+    again."""
     current = list(space.narrow)
     found = [tuple(current)]
     while True:
@@ -81,8 +84,8 @@ def greedy(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
 
 
 def bisect(rungs: Sequence[Choices], known: Mapping[Choices, Known]) -> Choices | None:
-    """The rung halfway between the dearest that fails and the cheapest that keeps the answers; None where they meet,
-    or where the one that is asked for is being tried."""
+    """The rung halfway between the dearest that fails and the cheapest that keeps the answers; None where
+    they meet, or where the one that is asked for is being tried."""
     low, high = -1, len(rungs)
     for index, rung in enumerate(rungs):
         if rung in known and known[rung].feasible:
@@ -94,9 +97,12 @@ def bisect(rungs: Sequence[Choices], known: Mapping[Choices, Known]) -> Choices 
     return rungs[middle] if low < middle < high and rungs[middle] not in known else None
 
 
-def thinner(space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapping[Choices, Known]) -> Choices | None:
-    """The best candidate with some of its wide variables narrowed to the next choice that costs less, those of least
-    predicted loss first: half of them, a quarter, and so on to each alone. None where all of these are known."""
+def thinner(
+    space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapping[Choices, Known]
+) -> Choices | None:
+    """The best candidate with some of its wide variables narrowed to the next choice that costs less, those
+    of least predicted loss first: half of them, a quarter, and so on to each alone. None where all of these
+    are known."""
     steps = [
         (index, cheaper[-1])
         for index, (variable, choice) in enumerate(zip(space.variables, best, strict=True))

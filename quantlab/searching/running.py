@@ -34,14 +34,25 @@ from quantlab.trial.result import describe
 from quantlab.trial.run import described, timing_of
 
 PARENT = "run of the search"
-GOAL = ("sites", "choices", "group_by", "mode", "max_drop", "max_cost", "decide", "reference", "cost")  # of the study
+GOAL = (
+    "sites",
+    "choices",
+    "group_by",
+    "mode",
+    "max_drop",
+    "max_cost",
+    "decide",
+    "reference",
+    "cost",
+)  # of the study
 ATTACHED = ("best.json", "front.csv", "candidates.csv", "method.yaml", "map.png", "progress.png")
 SCORED = ("scores/scores.csv", "scores/scores.png")
 PREDICTORS = ("kl", "first_order")  # the better one first; noise says nothing of what comes after a site
 
 
 def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
-    """Works on the study as one worker. Returns the best cost, or None where no answer is within the limit."""
+    """Works on the study as one worker. Returns the best cost, or None where no answer is within the
+    limit."""
     console = plain_console()
     folder.mkdir(parents=True, exist_ok=True)
     study = opened(config, folder, memo)
@@ -53,9 +64,14 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
         console.print(str(ready.budget))
         worker = made(ready, study, folder)
         reporter = Reporter(
-            config=config, space=ready.space, cost=worker.cost, places=ready.material.places, total=worker.whole,
-            choosing=len(worker.judge.labels), folder=folder,
-        )  # fmt: skip
+            config=config,
+            space=ready.space,
+            cost=worker.cost,
+            places=ready.material.places,
+            total=worker.whole,
+            choosing=len(worker.judge.labels),
+            folder=folder,
+        )
 
         def after(history: History, found: Found) -> None:
             reporter.write(history)
@@ -114,14 +130,18 @@ def _identity(config: SearchConfig, space: Space, checkpoint: str, data: str) ->
 
 
 def _require_two_databases(config: SearchConfig, folder: Path) -> None:
-    """MLflow and Optuna keep their versions in a table of one name: the second to open a database damages it."""
+    """MLflow and Optuna keep their versions in a table of one name: the second to open a database damages
+    it."""
     url = storage_url(config.search.storage, folder)
     if isinstance(config.tracking, MLflow) and without_password(url) == config.tracking.address:
-        raise ValueError(f"search.storage and tracking.uri are one database, {without_password(url)}: give them two")
+        raise ValueError(
+            f"search.storage and tracking.uri are one database, {without_password(url)}: give them two"
+        )
 
 
 def measure_answer(ready: Bench, study: Study, history: History) -> None:
-    """Answers the rows that chose nothing with the search's answer and its reference, once for each answer."""
+    """Answers the rows that chose nothing with the search's answer and its reference, once for each
+    answer."""
     answer = history.answer
     if answer is None or answer.number in history.measured:
         return
@@ -131,7 +151,8 @@ def measure_answer(ready: Bench, study: Study, history: History) -> None:
 
 
 def made(ready: Bench, study: Study, folder: Path) -> Worker:
-    """A worker, with reference and scores: the scores are computed by whoever comes first, and kept in the folder."""
+    """A worker, with reference and scores: the scores are computed by whoever comes first, and kept in the
+    folder."""
     runner, search = ready.runner(ready.choosing), ready.config.search
     losses = {}
     if search.seeded:
@@ -139,9 +160,15 @@ def made(ready: Bench, study: Study, folder: Path) -> Worker:
         losses = {score: scores.of(score) for score in PREDICTORS}
     judge, rows = ready.judge(runner, ready.choosing)
     worker = Worker(
-        search=search, space=ready.space, cost=ready.cost(), runner=runner, judge=judge, losses=losses,
-        columns=list(ready.material.loaded.label_columns), whole=ready.budget.whole,
-    )  # fmt: skip
+        search=search,
+        space=ready.space,
+        cost=ready.cost(),
+        runner=runner,
+        judge=judge,
+        losses=losses,
+        columns=list(ready.material.loaded.label_columns),
+        whole=ready.budget.whole,
+    )
     with held(folder / "reference", "the reference", wait=True):
         count_setup(study, "reference", rows)
         count_setup(study, "answer", ready.budget.answer)
@@ -151,7 +178,9 @@ def made(ready: Bench, study: Study, folder: Path) -> Worker:
 
 def measure_sensitivity(config: SearchConfig, folder: Path, memo: Memo) -> Scores:
     """All scores, the measured loss of accuracy included, in ``folder`` and in MLflow."""
-    entry = Entry(identity=uuid.uuid4().hex, name=f"sensitivity {config.search.name}", params=config.params(), tags={})
+    entry = Entry(
+        identity=uuid.uuid4().hex, name=f"sensitivity {config.search.name}", params=config.params(), tags={}
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with config.tracking.start(entry, folder) as run, bench(config, memo) as ready:
         runner = ready.runner()
@@ -182,7 +211,9 @@ def kept_scores(ready: Bench, study: Study, folder: Path) -> Scores:
 def save(scores: Scores, folder: Path) -> None:
     """``scores.csv``, ``scores.png``, and what they cost."""
     scores.table.to_csv(folder / "scores.csv", index=False)
-    (folder / "costs.json").write_text(json.dumps({"rows": scores.rows, "seconds": scores.seconds}), encoding="utf-8")
+    (folder / "costs.json").write_text(
+        json.dumps({"rows": scores.rows, "seconds": scores.seconds}), encoding="utf-8"
+    )
     draw_scores(scores).savefig(folder / "scores.png", dpi=150)
 
 
@@ -192,7 +223,10 @@ def _leading(config: SearchConfig, study: Study, folder: Path) -> Iterator[Run |
     identity = f"search/{study.study_name}/{study.user_attrs['identity']['code'][:8]}"
     params = {f"search.{name}": describe(getattr(config.search, name)) for name in GOAL}
     entry = Entry(
-        identity=identity, name=config.search.name, params={**config.params(), **params}, tags={"search": identity}
+        identity=identity,
+        name=config.search.name,
+        params={**config.params(), **params},
+        tags={"search": identity},
     )
     with ExitStack() as stack:
         try:
@@ -211,13 +245,15 @@ def _leading(config: SearchConfig, study: Study, folder: Path) -> Iterator[Run |
 
 
 def _way(config: SearchConfig) -> dict[str, str]:
-    """How the study was searched, which may be another way each time that it goes on. No password of a storage."""
+    """How the study was searched, which may be another way each time that it goes on. No password of a
+    storage."""
     names = (field.name for field in fields(config.search) if field.name not in (*GOAL, "storage"))
     return {f"search.{name}": str(getattr(config.search, name)) for name in names}
 
 
 def _record(config: SearchConfig, study: Study, reporter: Reporter, history: History, found: Found) -> None:
-    """An evaluated candidate is a run of its own under the search's, there as soon as it is evaluated, and once."""
+    """An evaluated candidate is a run of its own under the search's, there as soon as it is evaluated, and
+    once."""
     entry = Entry(
         identity=f"search/{study.study_name}/{study.user_attrs['identity']['code'][:8]}/{found.number}",
         name=f"candidate {found.number}",
@@ -226,9 +262,13 @@ def _record(config: SearchConfig, study: Study, reporter: Reporter, history: His
         parent=study.user_attrs.get(PARENT),
     )
     metrics = {
-        "cost": found.cost, "metric": found.metric, "drop_points": found.drop, "rows": float(found.rows),
-        "complete": float(found.complete), **reporter.metrics(history),
-    }  # fmt: skip
+        "cost": found.cost,
+        "metric": found.metric,
+        "drop_points": found.drop,
+        "rows": float(found.rows),
+        "complete": float(found.complete),
+        **reporter.metrics(history),
+    }
     config.tracking.replay(entry, reporter.folder, Outcome(metrics=metrics, tags={}, files=ATTACHED[:2]))
 
 
@@ -237,7 +277,10 @@ def _progress(history: History, found: Found, reporter: Reporter) -> str:
     shown = "all rows" if found.complete else f"given up after {found.rows} rows"
     so_far = f"best {best.cost:g}" if best else "none within the limit yet"
     spent = f"[{history.rows / reporter.total:5.2f}]"
-    return f"{spent} {found.origin}: {found.cost:g} {reporter.cost.unit}, {found.drop:+.2f} points, {shown}; {so_far}"
+    return (
+        f"{spent} {found.origin}: {found.cost:g} {reporter.cost.unit}, {found.drop:+.2f} points, "
+        f"{shown}; {so_far}"
+    )
 
 
 def _as_chosen(text: Any, choices: tuple[Any, ...]) -> Any:

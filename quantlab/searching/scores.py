@@ -38,22 +38,30 @@ class Scores:
     seconds: dict[str, float]
 
     def of(self, score: str) -> dict[tuple[str, Precision], float]:
-        """One score by variable and choice; the widest choice, which nothing is compared with, is not in it."""
+        """One score by variable and choice; the widest choice, which nothing is compared with, is not in
+        it."""
         columns = self.table[["variable", "choice", score]].itertuples(index=False)
         return {(variable, choice): float(value) for variable, choice, value in columns}
 
     def correlations(self) -> pd.DataFrame:
-        """Spearman's rank correlation of each score with the measured one, and its 95 % interval over the variables.
+        """Spearman's rank correlation of each score with the measured one, and its 95 % interval over the
+        variables.
 
         NaN where one of the two is constant, or there are fewer than four variables.
         """
         rows = []
         for score in SCORES:
             found, low, high = spearman_ci95(self.table[score].to_numpy(), self.table[MEASURED].to_numpy())
-            rows.append({
-                "score": score, "spearman": found, "ci95_low": low, "ci95_high": high,
-                "rows": self.rows[score], "seconds": self.seconds[score],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "score": score,
+                    "spearman": found,
+                    "ci95_low": low,
+                    "ci95_high": high,
+                    "rows": self.rows[score],
+                    "seconds": self.seconds[score],
+                }
+            )
         return pd.DataFrame(rows)
 
 
@@ -67,8 +75,8 @@ def score_sites(
 ) -> Scores:
     """Noise, first-order effect and divergence of every variable at every choice but the widest, it alone.
 
-    ``batches`` and ``labels`` (in the model's classes) are calibration rows; ``runner`` runs candidates on them. The
-    model has its weights on their grids.
+    ``batches`` and ``labels`` (in the model's classes) are calibration rows; ``runner`` runs candidates on
+    them. The model has its weights on their grids.
     """
     rows, seconds = {}, {}
     combinations = [(v, choice) for choice in space.choices[:-1] for v in space.variables]
@@ -86,7 +94,9 @@ def score_sites(
         return [max(by_choice[choice][site.name] for site in v.sites) for v, choice in combinations]
 
     def first_order() -> list[float]:
-        by_choice = {choice: first_order_of(model, space.sites, table, choice, batches, labels) for choice in narrower}
+        by_choice = {
+            choice: first_order_of(model, space.sites, table, choice, batches, labels) for choice in narrower
+        }
         return [sum(by_choice[choice][site.name] for site in v.sites) for v, choice in combinations]
 
     timed("noise_db", count * len(narrower), noise)
@@ -97,7 +107,8 @@ def score_sites(
 
 
 def combinations_of(space: Space) -> list[Choices]:
-    """For each narrower choice and each variable, the candidate that has it alone; the rest is at its widest."""
+    """For each narrower choice and each variable, the candidate that has it alone; the rest is at its
+    widest."""
     wide = space.wide
     return [
         (*wide[:index], choice, *wide[index + 1 :])
@@ -116,7 +127,8 @@ def measured(scores: Scores, space: Space, runner: Runner, columns: Sequence[int
     drops = [judge.drop(outcome) - base for outcome in found]
     right = judge.right(wide)
     errors = [
-        100 * accuracy_drop_error(right, judge.right(outcome)) if judge.counts_right else np.nan for outcome in found
+        100 * accuracy_drop_error(right, judge.right(outcome)) if judge.counts_right else np.nan
+        for outcome in found
     ]
     return Scores(
         table=scores.table.assign(**{MEASURED: drops, MEASURED_ERROR: errors}),
@@ -141,7 +153,8 @@ def first_order_of(
     batches: Sequence[Batch],
     labels: np.ndarray,
 ) -> dict[str, float]:
-    """Mean over rows of ``|sum of gradient x error|``: what a site's error changes of each row's loss, to first order.
+    """Mean over rows of ``|sum of gradient x error|``: what a site's error changes of each row's loss, to
+    first order.
 
     One forward and one backward pass a batch, in FP32 arithmetic.
     """
@@ -184,13 +197,18 @@ def _divergences(runner: Runner, space: Space, candidates: Sequence[Choices]) ->
     base = dict(runner.run(space.wide, order))
     runner.keep(space.wide)
     return [
-        float(np.concatenate([divergence(base[number], logits) for number, logits in runner.run(chosen, order)]).mean())
+        float(
+            np.concatenate(
+                [divergence(base[number], logits) for number, logits in runner.run(chosen, order)]
+            ).mean()
+        )
         for chosen in candidates
     ]
 
 
 def divergence(base: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """KL divergence of each row's answer from the base's, in nats; the squared difference for a regression."""
+    """KL divergence of each row's answer from the base's, in nats; the squared difference for a
+    regression."""
     if base.shape[1] == 1:
         return np.asarray((base - logits)[:, 0].astype(np.float64) ** 2)
     p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (base, logits))

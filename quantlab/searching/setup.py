@@ -48,7 +48,9 @@ class Bench:
     fixed: dict[str, ActivationQuant]  # sites that are not decided, by name
     insert_activations: InsertActivations
     sketches: Mapping[str, Sketch]  # of every place in the FP32 network
-    fp32: np.ndarray | None  # the FP32 model's logits where they are the reference; now its weights are others
+    fp32: (
+        np.ndarray | None
+    )  # the FP32 model's logits where they are the reference; now its weights are others
 
     def activations(self, chosen: Choices) -> tuple[ActivationQuant, ...]:
         """A candidate's activations, in the order of a trial's plan."""
@@ -56,7 +58,7 @@ class Bench:
         found = (
             self.table[s.name, precisions[s.name]] if s.name in precisions else self.fixed.get(s.name)
             for s in self.sites
-        )  # fmt: skip
+        )
         return tuple(item for item in found if item is not None)
 
     def plan(self, chosen: Choices) -> QuantPlan:
@@ -93,9 +95,13 @@ class Bench:
 
     def _runner(self, batches: list[Batch]) -> Runner:
         return Runner(
-            self.material.model, self.insert_activations, self.activations, self.space, batches,
+            self.material.model,
+            self.insert_activations,
+            self.activations,
+            self.space,
+            batches,
             self.config.search.reuse_mb,
-        )  # fmt: skip
+        )
 
     def scored_rows(self) -> tuple[list[Batch], np.ndarray]:
         """The calibration rows that scores are taken on, and their labels in the model's classes."""
@@ -108,10 +114,13 @@ class Bench:
     def scores(self) -> Scores:
         """What each variable's narrowing costs, by the scores, on calibration rows."""
         batches, labels = self.scored_rows()
-        return score_sites(self.material.model, self.space, self.table, batches, labels, self._runner(batches))
+        return score_sites(
+            self.material.model, self.space, self.table, batches, labels, self._runner(batches)
+        )
 
     def judge(self, runner: Runner, rows: Rows | None = None) -> tuple[Judge, int]:
-        """Compares with the reference on the runner's rows, and how many that took. Its states are kept for reuse."""
+        """Compares with the reference on the runner's rows, and how many that took. Its states are kept for
+        reuse."""
         material, numbers = self.material, (rows or self.all_rows).numbers
         if self.fp32 is None:
             logits = evaluate(runner, self.space.wide, material.loaded.label_columns, None).logits
@@ -129,7 +138,12 @@ class Bench:
         outcome = evaluate(runner, chosen, self.material.loaded.label_columns, None)
         low, high, upper95 = judge.interval(outcome)
         return HeldOut(
-            rows=rows, metric=judge.metric(outcome), drop=judge.drop(outcome), low=low, high=high, upper95=upper95
+            rows=rows,
+            metric=judge.metric(outcome),
+            drop=judge.drop(outcome),
+            low=low,
+            high=high,
+            upper95=upper95,
         )
 
     @property
@@ -146,12 +160,14 @@ class Bench:
 
 
 def checked(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
-    """The sites and the space, before anything is loaded. Raises ValueError or OSError on what cannot be right."""
+    """The sites and the space, before anything is loaded. Raises ValueError or OSError on what cannot be
+    right."""
     sites = check(config, memo)
     space = space_of(config.search, sites, config.method, config.bits)
     if config.calibration.through == "quantized":
         raise ValueError(
-            "a search needs ranges that do not depend on each other: calibration.through=quantized takes each from the "
+            "a search needs ranges that do not depend on each other: calibration.through=quantized "
+            "takes each from the "
             "sites before it; take fp32 or quantized_weights"
         )
     if config.search.decide == "bound" and config.task.metrics[0] != "accuracy":
@@ -171,14 +187,24 @@ def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
     seen = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
     weights, sketches = weights_and_sketches(config, material, sites, seen)
     specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}
-    fixed = {s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec}
+    fixed = {
+        s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec
+    }
     table = activation_table(space, config.method, config.bits, sketches, config.calibration)
     fp32 = fp32_answers(material).logits if config.search.reference == "fp32" else None
     with insert_weights(material.model, weights, config.engine) as insert_activations:
         yield Bench(
-            config=config, space=space, sites=tuple(sites), material=material, weights=weights, table=table,
-            fixed=fixed, insert_activations=insert_activations, sketches=seen, fp32=fp32,
-        )  # fmt: skip
+            config=config,
+            space=space,
+            sites=tuple(sites),
+            material=material,
+            weights=weights,
+            table=table,
+            fixed=fixed,
+            insert_activations=insert_activations,
+            sketches=seen,
+            fp32=fp32,
+        )
 
 
 def _check_affordable(config: SearchConfig, space: Space) -> None:
@@ -187,4 +213,6 @@ def _check_affordable(config: SearchConfig, space: Space) -> None:
     least, limit = cost_of(config.search.cost, space).of(space, space.narrow), config.search.max_cost
     assert limit is not None
     if least > limit:
-        raise ValueError(f"search.max_cost is {limit}, and the cheapest candidate costs {least:g}: none is within it")
+        raise ValueError(
+            f"search.max_cost is {limit}, and the cheapest candidate costs {least:g}: none is within it"
+        )

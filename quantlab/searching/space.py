@@ -1,4 +1,5 @@
-"""Variables and candidates: which sites are decided together, what they may be, and the plan of each decision."""
+"""Variables and candidates: which sites are decided together, what they may be, and the plan of each
+decision."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ class Space:
         rules = [Rule(match=site.name, bits=narrow) for site in self.sites]
         if not self.fixed:
             rules = [Rule(match="*", bits=narrow)]
-        wider = [Rule(match=name, bits=choice) for name, choice in self.by_site(chosen).items() if choice != narrow]
+        wider = [
+            Rule(match=name, bits=choice) for name, choice in self.by_site(chosen).items() if choice != narrow
+        ]
         return PerSite(base=base, rules=(*rules, *wider))
 
     def chosen(self, of_sites: Mapping[str, Precision]) -> Choices:
@@ -67,7 +70,8 @@ class Space:
 
 
 def space_of(search: Search, sites: Sequence[Site], method: Method, bits: Bits) -> Space:
-    """The variables of a search. Raises ValueError where there is nothing to decide, or something else decides it."""
+    """The variables of a search. Raises ValueError where there is nothing to decide, or something else
+    decides it."""
     names = [site.name for site in sites]
     if not names:
         raise ValueError("the placement has no site: there is nothing to decide")
@@ -91,13 +95,15 @@ def _check_undecided(site: Site, space: Space, method: Method, bits: Bits) -> No
     for rule in bits.rules:
         if site.matches([rule.match]):
             raise ValueError(
-                f"bits.rules has {site.name} in {rule.bits} bits and search.sites lets the search decide it: take it "
+                f"bits.rules has {site.name} in {rule.bits} bits and search.sites lets the search "
+                f"decide it: take it "
                 f"out of one of them"
             )
     specs = [space.method(method, space.all(choice)).site_spec(site, bits) for choice in space.choices]
     if None in specs or len(set(specs)) < len(specs):
         raise ValueError(
-            f"{type(method).__name__} decides {site.name} itself, whatever the search chooses: take it out of "
+            f"{type(method).__name__} decides {site.name} itself, whatever the search chooses: "
+            f"take it out of "
             f"search.sites, or take another method"
         )
 

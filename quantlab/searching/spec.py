@@ -72,7 +72,8 @@ class Search:
         at_least("search.budget", self.budget, 0)
         if self.budget < 2:
             raise ValueError(
-                f"search.budget must be at least 2 evaluations of the whole set (the reference, and one candidate), "
+                f"search.budget must be at least 2 evaluations of the whole set (the reference, and "
+                f"one candidate), "
                 f"got {self.budget!r}"
             )
 
@@ -81,7 +82,8 @@ class Search:
             raise ValueError("search.mode=accuracy needs search.max_cost, the most that an answer may cost")
         if self.mode != "accuracy" and self.max_cost is not None:
             raise ValueError(
-                f"search.max_cost={self.max_cost} contradicts search.mode={self.mode}, which has no limit of cost; "
+                f"search.max_cost={self.max_cost} contradicts search.mode={self.mode}, which has no "
+                f"limit of cost; "
                 f"best accuracy within a cost is search.mode=accuracy"
             )
 
@@ -89,17 +91,22 @@ class Search:
         for choice in self.choices:
             try:
                 if grid_of(choice, symmetric=True) is None:
-                    raise ValueError(f"{choice!r} is no quantization: 16 bits (fp16, bf16, int16) are the widest here")
+                    raise ValueError(
+                        f"{choice!r} is no quantization: 16 bits (fp16, bf16, int16) are the widest here"
+                    )
             except ValueError as error:
                 raise ValueError(f"search.choices: {error}") from None
         widths = [bits_of(choice) for choice in self.choices]
         if len(set(widths)) < 2 or len(set(widths)) < len(widths):
             raise ValueError(
-                f"search.choices must be at least two precisions of different bits, got {list(self.choices)}: "
+                f"search.choices must be at least two precisions of different bits, got "
+                f"{list(self.choices)}: "
                 f"with one there is nothing to decide"
             )
         if self.cost == "sites16" and max(widths) < WIDE:
-            raise ValueError("search.cost=sites16 counts 16-bit sites, but search.choices has none of 16 bits")
+            raise ValueError(
+                "search.cost=sites16 counts 16-bit sites, but search.choices has none of 16 bits"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

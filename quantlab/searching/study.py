@@ -43,8 +43,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def open_study(search: Search, space: Space, folder: Path, identity: Mapping[str, str]) -> Study:
     """Makes the study, or goes on with it. ``identity`` is what its numbers depend on.
 
-    Raises ValueError, saying what differs, where the study of this name is another one's, and ConnectionError where the
-    storage cannot be reached.
+    Raises ValueError, saying what differs, where the study of this name is another one's, and ConnectionError
+    where the storage cannot be reached.
     """
     url = storage_url(search.storage, folder)
     study = _created(url, search, space, folder)
@@ -53,21 +53,25 @@ def open_study(search: Search, space: Space, folder: Path, identity: Mapping[str
         study.set_user_attr(IDENTITY, dict(identity))
     elif differing := [name for name in identity if known.get(name) != identity[name]]:
         raise ValueError(
-            f"the study {search.name!r} in {without_password(url)} is of another {', another '.join(differing)}: its "
+            f"the study {search.name!r} in {without_password(url)} is of another "
+            f"{', another '.join(differing)}: its "
             f"results say nothing here. Give this search another search.name"
         )
     return study
 
 
 def storage_url(storage: str | None, folder: Path) -> str:
-    """The URL of a study's database, or a journal's path: ``search.storage``, or study.db in the search's folder."""
+    """The URL of a study's database, or a journal's path: ``search.storage``, or study.db in the search's
+    folder."""
     if storage is None or (storage.startswith("/") and not storage.endswith(".log")):
         return sqlite_url(Path(storage or folder / "study.db"))
     return storage
 
 
 def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
-    directions: Any = {"cost": ["minimize"], "accuracy": ["maximize"], "pareto": ["minimize", "maximize"]}[search.mode]
+    directions: Any = {"cost": ["minimize"], "accuracy": ["maximize"], "pareto": ["minimize", "maximize"]}[
+        search.mode
+    ]
     for chance in reversed(range(CHANCES)):
         try:
             # Optuna's tables are made by one process at a time.
@@ -87,12 +91,15 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
             time.sleep(1)
         except ImportError as error:
             raise ConnectionError(
-                f"the study's storage {without_password(url)} cannot be used: its driver is not there ({error}); "
+                f"the study's storage {without_password(url)} cannot be used: its driver is not "
+                f"there ({error}); "
                 f"Postgres is postgresql+psycopg2://, with pip install 'quantlab[server]'"
             ) from None
         except (SQLAlchemyError, ArgumentError, StorageInternalError, OSError) as error:
             reason = str(getattr(error.__cause__ or error, "orig", None) or error).splitlines()[0]
-            raise ConnectionError(f"the study's storage {without_password(url)} cannot be used: {reason}") from None
+            raise ConnectionError(
+                f"the study's storage {without_password(url)} cannot be used: {reason}"
+            ) from None
     raise AssertionError("unreachable")
 
 
@@ -103,7 +110,9 @@ def metric_names(search: Search) -> list[str]:
     return {"cost": [penalized], "accuracy": ["metric"], "pareto": [unit, "metric"]}[search.mode]
 
 
-def identity_of(search: Search, space: Space, checkpoint: str, data: str, code: str, trial: str) -> dict[str, str]:
+def identity_of(
+    search: Search, space: Space, checkpoint: str, data: str, code: str, trial: str
+) -> dict[str, str]:
     """What a study's numbers depend on, each as a fingerprint."""
     layout = [(v.name, [site.name for site in v.sites]) for v in space.variables]
     goal = (search.mode, search.max_drop, search.max_cost, search.decide, search.reference, search.cost)
@@ -124,17 +133,22 @@ def retry_stale(study: Study) -> None:
 
 
 def retry_dead(study: Study, width: int, silent_s: float) -> None:
-    """What a worker that is gone from this machine was evaluating is tried again, at once and on any storage; workers
-    on other machines are known by their heartbeats. One that was killed before it could sign has neither."""
+    """What a worker that is gone from this machine was evaluating is tried again, at once and on any storage;
+    workers on other machines are known by their heartbeats. One that was killed before it could sign has
+    neither."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         owner, started = trial.user_attrs.get(OWNER), trial.datetime_start
-        unsigned = owner is None and started is not None and (datetime.now() - started).total_seconds() > silent_s
+        unsigned = (
+            owner is None and started is not None and (datetime.now() - started).total_seconds() > silent_s
+        )
         if not unsigned and (owner is None or not Owner(**owner).gone()):
             continue
         with suppress(ValueError):  # another worker has seen it as well
             study.tell(trial.number, state=TrialState.FAIL)
             if len(trial.params) == width:
-                study.enqueue_trial(trial.params, user_attrs={"origin": trial.user_attrs.get("origin", "sampler")})
+                study.enqueue_trial(
+                    trial.params, user_attrs={"origin": trial.user_attrs.get("origin", "sampler")}
+                )
 
 
 def count_setup(study: Study, what: str, rows: int) -> None:
@@ -179,7 +193,8 @@ def params(space: Space, chosen: Choices) -> dict[str, Any]:
 
 
 def earlier(trials: Iterable[FrozenTrial], number: int) -> list[FrozenTrial]:
-    """Trials before this one that run or have been evaluated: of two that claim the same, the first has it."""
+    """Trials before this one that run or have been evaluated: of two that claim the same, the first has
+    it."""
     taken = (TrialState.RUNNING, TrialState.COMPLETE)
     return [trial for trial in trials if trial.number < number and trial.state in taken]
 
@@ -189,7 +204,9 @@ def _storage(url: str, heartbeat_s: int) -> BaseStorage:
         return open_journal(Path(url))
     waiting = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite") else {}
     if RUNS in inspect(create_engine(url, poolclass=NullPool, **waiting)).get_table_names():
-        raise ValueError(f"{without_password(url)} is MLflow's database: give the study another search.storage")
+        raise ValueError(
+            f"{without_password(url)} is MLflow's database: give the study another search.storage"
+        )
     return RDBStorage(
         url.replace("{", "{{").replace("}", "}}"),  # Optuna takes braces for fields
         engine_kwargs=waiting,

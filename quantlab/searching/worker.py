@@ -1,4 +1,5 @@
-"""One worker of a study: asks for a candidate, evaluates as much of it as a decision needs, tells, and again."""
+"""One worker of a study: asks for a candidate, evaluates as much of it as a decision needs, tells, and
+again."""
 
 import json
 import time
@@ -24,7 +25,10 @@ from quantlab.tracking.liveness import Owner
 TOLERANCE = 1e-9  # points: drops are differences of means
 RUNGS_OF_A_FRONT = 9
 MOST_DUPLICATES = 100  # in a row: the sampler knows nothing new
-MOST_WAIT_HEARTBEATS, POLL_S = 4, 0.5  # for other workers' last candidates, which are ours if they fall silent
+MOST_WAIT_HEARTBEATS, POLL_S = (
+    4,
+    0.5,
+)  # for other workers' last candidates, which are ours if they fall silent
 DEARER = "costs as much as the best"
 DASHBOARD = "constraints"  # where optuna-dashboard looks for them; Optuna itself reads them by their names
 WORST = -1.0  # of all metrics: a correlation can be that low
@@ -38,8 +42,8 @@ class TakenError(Exception):
 class Worker:
     """What one process needs to work on a study.
 
-    ``losses`` are predicted ones by score, best predictor first. ``whole`` is the rows of one evaluation, in which the
-    budget counts; the judge has those that candidates are judged on.
+    ``losses`` are predicted ones by score, best predictor first. ``whole`` is the rows of one evaluation, in
+    which the budget counts; the judge has those that candidates are judged on.
     """
 
     search: Search
@@ -52,8 +56,8 @@ class Worker:
     whole: int
 
     def work(self, study: Study, after: Callable[[History, Found], None]) -> str:
-        """Works until the budget is spent or nothing is left to try; returns which. ``after`` sees each candidate that
-        this worker has evaluated."""
+        """Works until the budget is spent or nothing is left to try; returns which. ``after`` sees each
+        candidate that this worker has evaluated."""
         nothing_new, waited_s = 0, 0.0
         while True:
             retry_dead(study, len(self.space.variables), 2 * self.search.heartbeat_s)
@@ -81,7 +85,8 @@ class Worker:
         return History.of(study, self.space, self.search.mode)
 
     def propose(self, history: History) -> tuple[str, Choices] | None:
-        """The next candidate that the scores speak for, with its origin; None where a sampler is to be asked."""
+        """The next candidate that the scores speak for, with its origin; None where a sampler is to be
+        asked."""
         nothing_whole = self.search.mode == "cost" and history.closest is None
         if nothing_whole and self.space.wide not in history.pending:
             return "everything at its widest", self.space.wide  # what there is if nothing is within the limit
@@ -102,8 +107,12 @@ class Worker:
                     within = [r for r in rungs if self._cost(r) <= self.search.max_cost]
                     picks = [*within[-1:]]
                 else:
-                    picks = [rungs[i] for i in np.linspace(0, len(rungs) - 1, RUNGS_OF_A_FRONT).round().astype(int)]
-                yield from ((f"{name}: {score}", pick) for pick in picks if pick is not None and pick not in known)
+                    picks = [
+                        rungs[i] for i in np.linspace(0, len(rungs) - 1, RUNGS_OF_A_FRONT).round().astype(int)
+                    ]
+                yield from (
+                    (f"{name}: {score}", pick) for pick in picks if pick is not None and pick not in known
+                )
         if self.search.mode == "cost" and best is not None and self.losses:
             thinned = thinner(self.space, self.cost, next(iter(self.losses.values())), best.chosen, known)
             if thinned is not None:
@@ -139,7 +148,9 @@ class Worker:
         """Whether the candidates that run now, all rows of each, would use up what is left."""
         running, rows = history.running, len(self.judge.labels)
         places = self.search.trials is not None and len(history.found) + running >= self.search.trials
-        return running > 0 and (places or history.rows + (running + 1) * rows > self.search.budget * self.whole)
+        return running > 0 and (
+            places or history.rows + (running + 1) * rows > self.search.budget * self.whole
+        )
 
     def _over(self, history: History, nothing_new: int) -> str | None:
         rows = len(self.judge.labels)
@@ -168,8 +179,12 @@ class Worker:
                 raise TrialPruned(DEARER)
             hopeless = None if chosen == self.space.wide else self._hopeless(history)
             outcome = evaluate(self.runner, chosen, self.columns, hopeless)
-            found = self.judged(chosen, cost, outcome, trial.number, trial.user_attrs.get("origin", "sampler"))
-            if found.complete and (self.runner.kept is None or (history.best is None or better(found, history.best))):
+            found = self.judged(
+                chosen, cost, outcome, trial.number, trial.user_attrs.get("origin", "sampler")
+            )
+            if found.complete and (
+                self.runner.kept is None or (history.best is None or better(found, history.best))
+            ):
                 self.runner.keep(chosen)
             evaluated.append(found)
             return self._tell(study, trial, found)
@@ -177,7 +192,8 @@ class Worker:
         return objective
 
     def _claim(self, study: Study, trial: Trial) -> None:
-        """Two workers may get the same candidate, or more of them a place than there are: the first trial has it."""
+        """Two workers may get the same candidate, or more of them a place than there are: the first trial has
+        it."""
         others = earlier(study.get_trials(deepcopy=False), trial.number)
         if any(other.params == trial.params for other in others):
             raise TakenError("evaluated already, or just now")
@@ -191,7 +207,8 @@ class Worker:
         return prunes and history.best is not None and cost >= history.best.cost
 
     def _hopeless(self, history: History) -> Callable[[Outcome], bool] | None:
-        """When a candidate is given up: beyond the limit, or behind the best answer, by the test on the rows so far."""
+        """When a candidate is given up: beyond the limit, or behind the best answer, by the test on the rows
+        so far."""
         p, best = self.search.prune_p, history.best
         if p == 0 or not self.judge.counts_right or self.search.mode == "pareto":
             return None
@@ -204,13 +221,26 @@ class Worker:
         drop = self.judge.drop(outcome)
         low, high, upper95 = self.judge.interval(outcome)
         limited = {"estimate": drop, "bound": upper95}[self.search.decide] <= self.search.max_drop + TOLERANCE
-        feasible = {"cost": limited, "accuracy": cost <= (self.search.max_cost or 0) + TOLERANCE, "pareto": True}
+        feasible = {
+            "cost": limited,
+            "accuracy": cost <= (self.search.max_cost or 0) + TOLERANCE,
+            "pareto": True,
+        }
         return Found(
-            number=number, chosen=chosen, cost=cost, feasible=feasible[self.search.mode] and outcome.complete,
-            complete=outcome.complete, rows=outcome.rows, metric=self.judge.metric(outcome), drop=drop, low=low,
-            high=high, upper95=upper95, right=Found.packed(self.judge.right(outcome)) if outcome.complete else "",
+            number=number,
+            chosen=chosen,
+            cost=cost,
+            feasible=feasible[self.search.mode] and outcome.complete,
+            complete=outcome.complete,
+            rows=outcome.rows,
+            metric=self.judge.metric(outcome),
+            drop=drop,
+            low=low,
+            high=high,
+            upper95=upper95,
+            right=Found.packed(self.judge.right(outcome)) if outcome.complete else "",
             origin=origin,
-        )  # fmt: skip
+        )
 
     def _tell(self, study: Study, trial: Trial, found: Found) -> Sequence[float]:
         for name, value in _shown(found).items():
@@ -223,8 +253,9 @@ class Worker:
         return self._values(found, excess)
 
     def _values(self, found: Found, excess: Mapping[str, float]) -> list[float]:
-        """The study's objectives. Infeasible candidates are worse than every feasible one, by how far they exceed the
-        limits: Optuna's storages and optuna-dashboard take the best value for the best trial, whatever its constraints.
+        """The study's objectives. Infeasible candidates are worse than every feasible one, by how far they
+        exceed the limits: Optuna's storages and optuna-dashboard take the best value for the best trial,
+        whatever its constraints.
         """
         beyond = sum(value for value in excess.values() if value > 0)
         if self.search.mode == "cost":
@@ -234,7 +265,8 @@ class Worker:
         return [found.cost, found.metric]
 
     def _excess(self, found: Found) -> dict[str, float]:
-        """Optuna's constraints, each by its name: how far a candidate is beyond a limit, at most 0 within it."""
+        """Optuna's constraints, each by its name: how far a candidate is beyond a limit, at most 0 within
+        it."""
         if self.search.mode == "cost":
             excess = (found.upper95 if self.search.decide == "bound" else found.drop) - self.search.max_drop
             return {"points beyond max_drop": min(excess, 0.0) if found.feasible else max(excess, TOLERANCE)}
@@ -255,10 +287,14 @@ class Worker:
         found = self.judged(self.space.wide, cost, outcome, 0, "reference")
         excess = self._excess(found)
         trial = create_trial(
-            state=TrialState.COMPLETE, params=wide, distributions=distributions(self.space),
-            values=self._values(found, excess), user_attrs={**_shown(found), "rows": 0},
-            system_attrs={DASHBOARD: list(excess.values())} if excess else {}, constraints=excess,
-        )  # fmt: skip
+            state=TrialState.COMPLETE,
+            params=wide,
+            distributions=distributions(self.space),
+            values=self._values(found, excess),
+            user_attrs={**_shown(found), "rows": 0},
+            system_attrs={DASHBOARD: list(excess.values())} if excess else {},
+            constraints=excess,
+        )
         study.add_trial(trial)
 
 
@@ -268,7 +304,8 @@ def better(found: Found, best: Found) -> bool:
 
 
 def _shown(found: Found) -> dict[str, Any]:
-    """A trial's attributes: ``found`` is all that a history needs, the others are for people who look at the study."""
+    """A trial's attributes: ``found`` is all that a history needs, the others are for people who look at the
+    study."""
     everything = {name: value for name, value in asdict(found).items() if name not in ("number", "chosen")}
     told = {name: everything[name] for name in ("origin", "cost", "metric", "feasible", "complete", "rows")}
     return {**told, "drop_points": found.drop, "found": json.dumps(everything)}

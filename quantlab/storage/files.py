@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 
 CODE = Path(__file__).parents[1]
-# What starts, records and compares trials decides none of their numbers (tests/test_imports.py holds it to that).
+# What starts, records and compares trials decides none of their numbers (tests/test_imports.py holds it to
+# that).
 NO_NUMBERS = frozenset(
     ["analysis", "cli", "reporting", "results", "searching", "sweeping", "tracking", "training"]
     + [path.name for path in CODE.glob("*.py") if path.stem != "__init__"]  # the commands
@@ -22,7 +23,8 @@ NO_NUMBERS = frozenset(
 def cache_dir() -> Path:
     """``$QUANTLAB_CACHE``, or ``quantlab`` in the user's cache folder: ``$XDG_CACHE_HOME``, or ``~/.cache``.
 
-    A variable that is empty counts as not set, as does an ``$XDG_CACHE_HOME`` that is not absolute (XDG's own rule).
+    A variable that is empty counts as not set, as does an ``$XDG_CACHE_HOME`` that is not absolute (XDG's own
+    rule).
     """
     if own := os.environ.get("QUANTLAB_CACHE"):
         return Path(own).absolute()
@@ -31,7 +33,8 @@ def cache_dir() -> Path:
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """SHA-256 over the parts, each with its length before it, so that ``["ab", "c"]`` is not ``["a", "bc"]``."""
+    """SHA-256 over the parts, each with its length before it, so that ``["ab", "c"]`` is not ``["a",
+    "bc"]``."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -48,9 +51,11 @@ def file_digest(path: Path) -> str:
 
 @cache
 def code_digest() -> str:
-    """One digest of the source that decides a trial's numbers, a part of every key: other code, other results.
+    """One digest of the source that decides a trial's numbers, a part of every key: other code, other
+    results.
 
-    It is taken once a process, so that a source file edited while a sweep runs does not name results of the old code.
+    It is taken once a process, so that a source file edited while a sweep runs does not name results of the
+    old code.
     """
     files = (path for pattern in ("*.py", "*.c") for path in CODE.rglob(pattern))
     sources = sorted(path for path in files if path.relative_to(CODE).parts[0] not in NO_NUMBERS)
@@ -59,10 +64,11 @@ def code_digest() -> str:
 
 @contextmanager
 def published(target: Path) -> Iterator[Path]:
-    """A fresh folder to write in, renamed to ``target`` when the block ends well and removed when it does not.
+    """A fresh folder to write in, renamed to ``target`` when the block ends well and removed when it does
+    not.
 
-    Renaming is atomic, so a reader sees all of ``target`` or nothing, after a power failure too. Where another process
-    has published the same key meanwhile, its folder stays: equal keys mean equal content.
+    Renaming is atomic, so a reader sees all of ``target`` or nothing, after a power failure too. Where
+    another process has published the same key meanwhile, its folder stays: equal keys mean equal content.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -80,8 +86,8 @@ def published(target: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file by renaming a finished one over it: a reader sees the older text or all of the new one, after
-    a power failure too."""
+    """Writes a text file by renaming a finished one over it: a reader sees the older text or all of the new
+    one, after a power failure too."""
     scratch = path.with_name(f".{uuid.uuid4().hex}")
     try:
         scratch.write_text(text, encoding="utf-8")
@@ -93,7 +99,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def settle(paths: Iterable[Path]) -> None:
-    """Waits until files, and the names in folders, are on the disk: a power failure does not take them back."""
+    """Waits until files, and the names in folders, are on the disk: a power failure does not take them
+    back."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:

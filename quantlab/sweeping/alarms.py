@@ -8,12 +8,17 @@ import pandas as pd
 from quantlab.alarms import Alarm
 from quantlab.results.table import Results, ordered, setting
 
-NO_ANSWERS = ("profile.", "runtime", "engine")  # what they set decides speed, or answers that are not the trial's
+NO_ANSWERS = (
+    "profile.",
+    "runtime",
+    "engine",
+)  # what they set decides speed, or answers that are not the trial's
 DIGITS = 12  # of two losses that are the same
 
 
 def flat_axes(results: Results) -> tuple[Alarm, ...]:
-    """Swept settings along which no answer changes: they did not reach the model, or something else decides it all.
+    """Swept settings along which no answer changes: they did not reach the model, or something else decides
+    it all.
 
     Compared are trials that differ in this setting only; FP32 itself and what failed are left out.
     """
@@ -27,7 +32,9 @@ def _flat(results: Results, axis: str) -> Iterator[Alarm]:
     if groups and all(_same(results.where(group)) for group in groups):
         rows = results.table[np.logical_or.reduce(groups)]
         levels = ", ".join(setting(axis, level) for level in ordered(rows[axis]))
-        yield Alarm("flat_axis", f"{levels}: the same answers in all {len(rows)} trials that differ only in this")
+        yield Alarm(
+            "flat_axis", f"{levels}: the same answers in all {len(rows)} trials that differ only in this"
+        )
 
 
 def _groups(results: Results, axis: str) -> list[pd.Series]:

@@ -21,14 +21,18 @@ class Best:
 
     def __str__(self) -> str:
         drop = points(*self.drop)
-        return f"{self.name}: {self.metric} {self.value:.4f}, " + (f"drop {drop} points, " if drop else "") + self.rows
+        return (
+            f"{self.name}: {self.metric} {self.value:.4f}, "
+            + (f"drop {drop} points, " if drop else "")
+            + self.rows
+        )
 
 
 def best_of(results: Results, answers: Mapping[str, Answers | None], evaluation: Evaluation) -> Best | None:
     """The trial with the highest primary metric on the rows that choose, of equal ones the smallest.
 
-    ``answers`` are those of finished trials by key. FP32 is a candidate only where nothing else finished. None without
-    candidates.
+    ``answers`` are those of finished trials by key. FP32 is a candidate only where nothing else finished.
+    None without candidates.
     """
     primary, quantized = results.primary, ~results.failed & ~results.reference
     among = results.where(quantized if quantized.any() else ~results.failed)
@@ -39,16 +43,24 @@ def best_of(results: Results, answers: Mapping[str, Answers | None], evaluation:
     held_out = held_out_rows(list(given.values()), evaluation.holdout, evaluation.seed)
     scores = among.metric(primary)
     if held_out is not None:
-        scores = keys.map({key: found.where(~held_out).value(primary) for key, found in given.items() if found})
+        scores = keys.map(
+            {key: found.where(~held_out).value(primary) for key, found in given.items() if found}
+        )
     ranked = among.table.assign(score=scores).sort_values(["score", "size_bytes"], ascending=[False, True])
     row = ranked.iloc[0]
     found = given[row["key"]]
-    value, drop, low, high = (row[f"{primary}{part}"] for part in ("", "_drop", "_drop_ci95_low", "_drop_ci95_high"))
+    value, drop, low, high = (
+        row[f"{primary}{part}"] for part in ("", "_drop", "_drop_ci95_low", "_drop_ci95_high")
+    )
     if found is not None and held_out is not None:
         measured = found.where(held_out)
         value, difference = measured.value(primary), measured.against_fp32(primary)
         drop, low, high = -difference.difference, -difference.high, -difference.low
     return Best(
-        name=str(row["name"]), key=str(row["key"]), metric=primary, value=float(value),
-        drop=(100 * drop, 100 * low, 100 * high), rows=told(held_out, len(found.labels) if found else 0, len(given)),
-    )  # fmt: skip
+        name=str(row["name"]),
+        key=str(row["key"]),
+        metric=primary,
+        value=float(value),
+        drop=(100 * drop, 100 * low, 100 * high),
+        rows=told(held_out, len(found.labels) if found else 0, len(given)),
+    )

@@ -10,14 +10,15 @@ from omegaconf import OmegaConf
 
 OWN = (None, "local")  # addresses of a cluster that is started for the sweep
 TOKEN = (
-    "it wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) here as on its nodes, see "
+    "it wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) here as on "
+    "its nodes, see "
     "docs/sweeps.md"
 )
 
 
 def join(launcher: Launcher) -> None:
-    """Joins the cluster at ``hydra.launcher.ray.init.address``. Does nothing for other launchers, and where there is
-    no address: the launcher starts a cluster itself.
+    """Joins the cluster at ``hydra.launcher.ray.init.address``. Does nothing for other launchers, and where
+    there is no address: the launcher starts a cluster itself.
 
     Raises ConnectionError where the cluster does not answer or turns us away.
     """
@@ -40,7 +41,8 @@ def join(launcher: Launcher) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what libraries in C++ write to standard error away: Ray's say once a second that they were refused."""
+    """Keeps what libraries in C++ write to standard error away: Ray's say once a second that they were
+    refused."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 2)

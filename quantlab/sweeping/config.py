@@ -24,9 +24,12 @@ class RunConfig(TrialConfig):
 
 
 def run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) -> str:
-    """``peg w8a8 all minmax k=4``: the choices of the groups that decide a trial, and what was overridden in them."""
+    """``peg w8a8 all minmax k=4``: the choices of the groups that decide a trial, and what was overridden in
+    them."""
     changed = [
-        item.split(".", 1) for item in overrides if item.split(".", 1)[0] in NAMING and "." in item.split("=")[0]
+        item.split(".", 1)
+        for item in overrides
+        if item.split(".", 1)[0] in NAMING and "." in item.split("=")[0]
     ]
     return " ".join([*(str(choices[group]) for group in NAMING), *(setting for _, setting in changed)])
 

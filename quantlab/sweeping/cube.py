@@ -1,4 +1,5 @@
-"""The tables of a cube of trials: ways from one setting to another where every mixture of the two was tried."""
+"""The tables of a cube of trials: ways from one setting to another where every mixture of the two was
+tried."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Cube:
         return self._path("shortest", effects.shortest(self.scores, self.max_drop / 100))
 
     def shapley(self) -> pd.DataFrame:
-        """Each change's gain averaged over all orders of making them, the largest first; nothing is reached."""
+        """Each change's gain averaged over all orders of making them, the largest first; nothing is
+        reached."""
         values = effects.shapley(self.scores)
         order = np.argsort(-values.mean(axis=1), kind="stable")
         return self._table("order-free", order.tolist(), values[order])
@@ -42,9 +44,13 @@ class Cube:
         shortest = self.shortest()
         made = sum(1 << self.changes.index(change) for change in shortest["change"])
         start, reached, end = 100 * self.scores[[0, made, -1]].mean(axis=1)
-        gain, behind = (points(*100 * effects.mean_ci95(self.scores[-1] - self.scores[index])) for index in (0, made))
+        gain, behind = (
+            points(*100 * effects.mean_ci95(self.scores[-1] - self.scores[index])) for index in (0, made)
+        )
         steps = pd.concat([shortest, self.full(), self.shapley()])
-        gains = steps[["gain_points", "gain_points_ci95_low", "gain_points_ci95_high"]].itertuples(index=False)
+        gains = steps[["gain_points", "gain_points_ci95_low", "gain_points_ci95_high"]].itertuples(
+            index=False
+        )
         shown = pd.DataFrame(
             {
                 "path": steps["path"],
@@ -61,8 +67,8 @@ class Cube:
         else:
             path += f": {n:,} examples do not show of fewer changes that they reach it."
         return (
-            f"All {len(self.changes)} changes lead from {start:.2f} % to {end:.2f} %: {gain} points.\n{path}\n\n"
-            + markdown(shown)
+            f"All {len(self.changes)} changes lead from {start:.2f} % to {end:.2f} %: {gain} "
+            f"points.\n{path}\n\n" + markdown(shown)
         )
 
     def _path(self, path: str, order: Sequence[int]) -> pd.DataFrame:
@@ -88,20 +94,25 @@ class Cube:
 def cube_of(block: Results, start: Mapping[str, str], end: Mapping[str, str], max_drop: float) -> Cube:
     """The block's trials whose settings are each as in ``start`` or as in ``end``.
 
-    Raises ValueError where an override or a value does not occur, a trial failed, or the trials are not one for each
-    subset of the changes.
+    Raises ValueError where an override or a value does not occur, a trial failed, or the trials are not one
+    for each subset of the changes.
     """
     for name in start:
         one_of("start and end", name, block.swept)
         for value in (start[name], end[name]):
             one_of(name, value, block.table[name].unique())
-    rows = block.where(block.table[list(start)].isin({name: [start[name], end[name]] for name in start}).all(axis=1))
+    rows = block.where(
+        block.table[list(start)].isin({name: [start[name], end[name]] for name in start}).all(axis=1)
+    )
     rows.require_finished()
     changed = [name for name in start if start[name] != end[name]]
-    made = np.column_stack([rows.table[name] == end[name] for name in changed]) @ (1 << np.arange(len(changed)))
+    made = np.column_stack([rows.table[name] == end[name] for name in changed]) @ (
+        1 << np.arange(len(changed))
+    )
     if not np.array_equal(np.sort(made), np.arange(1 << len(changed))):
         raise ValueError(
-            f"a path over {', '.join(changed)} needs one trial for each of the {1 << len(changed)} mixtures of start "
+            f"a path over {', '.join(changed)} needs one trial for each of the {1 << len(changed)} "
+            f"mixtures of start "
             f"and end; the block has {len(np.unique(made))} of them in {len(made)} trials"
         )
     short = short_names(changed)

@@ -1,8 +1,9 @@
-"""What changes of settings do to a score: main effects, interactions, shares of variance, paths and Shapley values.
+"""What changes of settings do to a score: main effects, interactions, shares of variance, paths and Shapley
+values.
 
-``scores`` are (trials, examples): 1.0 where a trial's answer is right. All effects are linear in them, so each
-is taken for every example first, and its interval is paired over examples. A metric that is no mean over examples comes
-as a single column, and its effects have no interval.
+``scores`` are (trials, examples): 1.0 where a trial's answer is right. All effects are linear in them, so
+each is taken for every example first, and its interval is paired over examples. A metric that is no mean over
+examples comes as a single column, and its effects have no interval.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ from quantlab.evaluation.significance import Z95
 def mean_ci95(values: np.ndarray) -> np.ndarray:
     """Mean, low and high end of its 95 % interval, (3, ...), over the last axis of (..., examples).
 
-    The interval is the normal approximation, mean ± 1.96 s / sqrt(examples); NaN where there is but one example.
+    The interval is the normal approximation, mean ± 1.96 s / sqrt(examples); NaN where there is but one
+    example.
     """
     mean, examples = values.mean(axis=-1), values.shape[-1]
     error = Z95 * values.std(axis=-1, ddof=1) / np.sqrt(examples) if examples > 1 else np.nan
@@ -26,7 +28,8 @@ def mean_ci95(values: np.ndarray) -> np.ndarray:
 
 
 def level_means(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Mean over the trials of each level, (levels, examples); ``codes`` (trials,) number the levels from 0."""
+    """Mean over the trials of each level, (levels, examples); ``codes`` (trials,) number the levels from
+    0."""
     return np.stack([scores[codes == level].mean(axis=0) for level in range(codes.max() + 1)])
 
 
@@ -36,13 +39,15 @@ def main_effects(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def cell_means(scores: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean over the trials of each pair of levels, (levels of a, levels of b, examples); every pair needs a trial."""
+    """Mean over the trials of each pair of levels, (levels of a, levels of b, examples); every pair needs a
+    trial."""
     levels = b.max() + 1
     return level_means(scores, a * levels + b).reshape(-1, levels, scores.shape[1])
 
 
 def interactions(scores: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """What each pair of levels does beyond the sum of its main effects, (levels of a, levels of b, examples)."""
+    """What each pair of levels does beyond the sum of its main effects, (levels of a, levels of b,
+    examples)."""
     rest = scores - scores.mean(axis=0) - main_effects(scores, a)[a] - main_effects(scores, b)[b]
     return cell_means(rest, a, b)
 
@@ -54,12 +59,16 @@ def is_balanced(codes: np.ndarray) -> bool:
 
 
 def variance_shares(values: np.ndarray, codes: np.ndarray) -> dict[tuple[int, ...], float]:
-    """Shares (eta²) of the variance among trials: ``(0,)`` of a factor, ``(0, 1)`` of a pair, ``()`` of the rest.
+    """Shares (eta²) of the variance among trials: ``(0,)`` of a factor, ``(0, 1)`` of a pair, ``()`` of the
+    rest.
 
-    ``values`` (trials,), ``codes`` (trials, factors), balanced: the shares sum to 1. All are NaN where nothing varies.
+    ``values`` (trials,), ``codes`` (trials, factors), balanced: the shares sum to 1. All are NaN where
+    nothing varies.
     """
     scores, factors = values[:, None], range(codes.shape[1])
-    parts: dict[tuple[int, ...], np.ndarray] = {(a,): main_effects(scores, codes[:, a])[codes[:, a]] for a in factors}
+    parts: dict[tuple[int, ...], np.ndarray] = {
+        (a,): main_effects(scores, codes[:, a])[codes[:, a]] for a in factors
+    }
     for a, b in combinations(factors, 2):
         parts[a, b] = interactions(scores, codes[:, a], codes[:, b])[codes[:, a], codes[:, b]]
     total = np.sum((values - values.mean()) ** 2) if np.ptp(values) else np.nan
@@ -82,16 +91,18 @@ def greedy(values: np.ndarray, changes: Iterable[int]) -> list[int]:
 
 
 def gains(cube: np.ndarray, order: Iterable[int]) -> np.ndarray:
-    """What each change adds when made in this order from no change on, (steps, examples); ``cube`` (2**d, examples)."""
+    """What each change adds when made in this order from no change on, (steps, examples); ``cube`` (2**d,
+    examples)."""
     made = list(accumulate((1 << change for change in order), or_, initial=0))
     return np.diff(cube[made], axis=0)
 
 
 def shortest(cube: np.ndarray, max_drop: float) -> list[int]:
-    """The fewest changes, in greedy order, whose trial is as good as the one with all changes; the best of such sets.
+    """The fewest changes, in greedy order, whose trial is as good as the one with all changes; the best of
+    such sets.
 
-    As good: it loses less than ``max_drop``, a fraction, with the whole 95 % interval of the difference, paired over
-    examples (non-inferiority). Where there is no interval, the difference itself must.
+    As good: it loses less than ``max_drop``, a fraction, with the whole 95 % interval of the difference,
+    paired over examples (non-inferiority). Where there is no interval, the difference itself must.
     """
     behind, _, high = mean_ci95(cube[-1] - cube)
     reached = np.flatnonzero(np.fmax(behind, high) < max_drop).tolist()
@@ -100,7 +111,8 @@ def shortest(cube: np.ndarray, max_drop: float) -> list[int]:
 
 
 def shapley(cube: np.ndarray) -> np.ndarray:
-    """Each change's gain averaged over all orders of making the changes, (d, examples); ``cube`` (2**d, examples).
+    """Each change's gain averaged over all orders of making the changes, (d, examples); ``cube`` (2**d,
+    examples).
 
     The values sum to what all changes gain together.
     """

@@ -49,7 +49,9 @@ class Ended:
         first = next(iter(self.errors.values()), "").strip().split("\n")[0]
         failed = f"{len(self.errors)} of {len(sweeping.unique)} trials failed, the first with: {first}"
         again = "the same command runs what is missing"
-        waiting = f"{lost} runs were not recorded; send them with: python -m quantlab.sync {sweeping.store.root}"
+        waiting = (
+            f"{lost} runs were not recorded; send them with: python -m quantlab.sync {sweeping.store.root}"
+        )
         lines = ([f"{failed}; {again}"] if self.errors else []) + ([waiting] if lost else [])
         return "\n".join([*lines, *self.undrawn])
 
@@ -81,12 +83,16 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
     counts = {"trials": total, "trials_reused": len(reused), "trials_failed": len(errors)}
     counts["trials_done"] = total - len(reused) - len(errors)
     return Ended(
-        results=results, files=tuple(files), errors=errors, undrawn=tuple(undrawn),
+        results=results,
+        files=tuple(files),
+        errors=errors,
+        undrawn=tuple(undrawn),
         metrics={name: float(count) for name, count in counts.items()}
         | ({f"best_{chosen.metric}": chosen.value} if chosen else {}),
         tags=({"best": str(chosen), "best_key": chosen.key} if chosen else {})
-        | {"alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms))}, alarms=alarms,
-    )  # fmt: skip
+        | {"alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms))},
+        alarms=alarms,
+    )
 
 
 def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
@@ -96,7 +102,9 @@ def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
         frame = concise(ended.results)
         table = Table(title=sweeping.sweep.question or None, box=SIMPLE, padding=(0, 1, 0, 0))
         for name in frame.columns:
-            table.add_column(name, justify="left" if name in ("name", "alarms", "status") else "right", overflow="fold")
+            table.add_column(
+                name, justify="left" if name in ("name", "alarms", "status") else "right", overflow="fold"
+            )
         for row in frame.itertuples(index=False):
             table.add_row(*(shortened(str(cell), CELL) for cell in row))
         wide.print(table)
@@ -124,13 +132,21 @@ def gathered(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) ->
     answers = _answers(sweeping, [key for key, summary in summaries.items() if summary])
     right = [found.right if (found := answers.get(trial.key)) else None for trial in trials]
     return Results(
-        table=pd.DataFrame(rows), primary=primary, swept=swept, correct=_stacked(right),
+        table=pd.DataFrame(rows),
+        primary=primary,
+        swept=swept,
+        correct=_stacked(right),
         title=sweeping.sweep.question or sweeping.sweep.name,
-    )  # fmt: skip
+    )
 
 
 def _row(
-    number: int, trial: Trial, swept: tuple[str, ...], summary: Mapping[str, Any] | None, reused: bool, error: str
+    number: int,
+    trial: Trial,
+    swept: tuple[str, ...],
+    summary: Mapping[str, Any] | None,
+    reused: bool,
+    error: str,
 ) -> dict[str, Any]:
     row = trial.row
     known = {"number": number, "block": row.block, "name": row.name, "key": trial.key}
@@ -140,11 +156,17 @@ def _row(
     single = {name: value for name, value in metrics.items() if not isinstance(value, list)}
     scalars = {name: math.nan if value is None else value for name, value in single.items()}
     alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"])) if summary else ""
-    return known | {name: row.settings.get(name, "") for name in swept} | scalars | {"alarms": alarms, "error": error}
+    return (
+        known
+        | {name: row.settings.get(name, "") for name in swept}
+        | scalars
+        | {"alarms": alarms, "error": error}
+    )
 
 
 def _stacked(right: list[np.ndarray | None]) -> np.ndarray | None:
-    """(rows, examples), NaN for trials that failed; None where the trials did not answer the same examples."""
+    """(rows, examples), NaN for trials that failed; None where the trials did not answer the same
+    examples."""
     lengths = {len(answers) for answers in right if answers is not None}
     if len(lengths) != 1:
         return None

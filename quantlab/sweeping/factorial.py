@@ -1,4 +1,5 @@
-"""The tables of a balanced full factorial: what each level of a factor does, and each pair of levels together."""
+"""The tables of a balanced full factorial: what each level of a factor does, and each pair of levels
+together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ class Factorial:
         return {tuple(names[factor] for factor in factors): share for factors, share in shares.items()}
 
     def main_effects(self) -> pd.DataFrame:
-        """A row a level: its mean, and how far that is from the mean of all, with the 95 % interval of the distance."""
+        """A row a level: its mean, and how far that is from the mean of all, with the 95 % interval of the
+        distance."""
         return pd.concat([self._levels(factor) for factor in self.levels], ignore_index=True)
 
     def interactions(self) -> pd.DataFrame:
-        """A row a pair, by its share of the variance: the cell that is furthest from the sum of its main effects."""
+        """A row a pair, by its share of the variance: the cell that is furthest from the sum of its main
+        effects."""
         largest = [self._largest(*pair) for pair in combinations(self.levels, 2)]
         return pd.DataFrame(largest, columns=PAIR).sort_values(
             "variance_share", ascending=False, kind="stable", ignore_index=True
@@ -46,14 +49,17 @@ class Factorial:
         return table.rename_axis(index=short_names(self.levels)[a], columns=short_names(self.levels)[b])
 
     def report(self) -> str:
-        """Markdown: where the variance among trials comes from, the largest share first, and every level's effect."""
+        """Markdown: where the variance among trials comes from, the largest share first, and every level's
+        effect."""
         shares, levels, short = self.shares(), self.main_effects(), short_names(self.levels)
         ranges = levels.groupby("factor")["range_points"].first()
         by_share = sorted(shares, key=lambda names: (not names, -shares[names]))
         sources = {
             "source": [" × ".join(short[name] for name in names) or "higher orders" for names in by_share],
             "share of variance (%)": texts(pd.Series([100 * shares[names] for names in by_share]), ".1f"),
-            "range of means (points)": [f"{ranges[names[0]]:.2f}" if len(names) == 1 else "" for names in by_share],
+            "range of means (points)": [
+                f"{ranges[names[0]]:.2f}" if len(names) == 1 else "" for names in by_share
+            ],
         }
         rows = {
             "factor": levels["factor"].map(short),
@@ -107,7 +113,8 @@ def factorial_of(block: Results, factors: Sequence[str]) -> Factorial:
     if min(map(len, levels.values())) < 2 or not effects.is_balanced(codes):
         counts = ", ".join(f"{name} ({len(values)} levels)" for name, values in levels.items())
         raise ValueError(
-            f"a full factorial has two or more levels a factor and each combination of them equally often; these are "
+            f"a full factorial has two or more levels a factor and each combination of them equally "
+            f"often; these are "
             f"{len(codes)} trials of {counts}"
         )
     shown = {name: [level or "default" for level in values] for name, values in levels.items()}

@@ -17,7 +17,8 @@ from quantlab.trial.result import RESULT
 class OwnFolder(Callback):
     """Keeps the run's folder for this run alone, from before Hydra writes into it until the run ends.
 
-    Hydra calls it first of all, and turns its exceptions into warnings: it ends the program with one line instead.
+    Hydra calls it first of all, and turns its exceptions into warnings: it ends the program with one line
+    instead.
     """
 
     _kept: ExitStack | None = None
@@ -49,8 +50,10 @@ class OwnFolder(Callback):
 def _require_working_folder(config: DictConfig) -> None:
     if config.hydra.job.chdir:
         sys.exit(
-            "hydra.job.chdir=true would take relative paths (model.path, task.data_dir) from another folder than the "
-            "one the command was typed in: leave it out; hydra.run.dir or hydra.sweep.dir say where results go"
+            "hydra.job.chdir=true would take relative paths (model.path, task.data_dir) from another "
+            "folder than the "
+            "one the command was typed in: leave it out; hydra.run.dir or hydra.sweep.dir say "
+            "where results go"
         )
 
 

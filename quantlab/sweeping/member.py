@@ -17,13 +17,16 @@ from quantlab.trial.run import run_trial, timing_of, trial_key
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:
     """One trial. Raises ConnectionError, with the way to send it later, where the tracker did not take it."""
     if config.sweep.trials:
-        raise ValueError(f"{config.sweep.name} is a sweep: it needs -m, as in python -m quantlab.run -m +sweeps=...")
+        raise ValueError(
+            f"{config.sweep.name} is a sweep: it needs -m, as in python -m quantlab.run -m +sweeps=..."
+        )
     result, problem = _recorded(
         config, Entry(identity=uuid.uuid4().hex, name=name, params=config.params()), folder, memo
     )
     if problem:
         raise ConnectionError(
-            f"the trial is done and in {folder / RESULT}, but was not recorded: {problem}; send it later with "
+            f"the trial is done and in {folder / RESULT}, but was not recorded: {problem}; "
+            f"send it later with "
             f"python -m quantlab.sync {folder}"
         )
     return result
@@ -32,12 +35,15 @@ def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialR
 def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> dict[str, Any]:
     """A trial of a sweep, unless another process has finished it meanwhile: ``result.json``'s content.
 
-    Raises ValueError where its key is another here than where the sweep was started: the numbers would be as well.
+    Raises ValueError where its key is another here than where the sweep was started: the numbers would be as
+    well.
     """
     if trial_key(config, memo) != key_in(member.key):
         raise ValueError(
-            f"trial {member.name!r} has another key here ({platform.node()}) than where the sweep was started: its "
-            f"checkpoint or data have changed, or libraries, processor or kernels differ; start the sweep on a machine "
+            f"trial {member.name!r} has another key here ({platform.node()}) than where the sweep "
+            f"was started: its "
+            f"checkpoint or data have changed, or libraries, processor or kernels differ; start the "
+            f"sweep on a machine "
             f"like those that run it"
         )
     with held(folder, f"trial {member.name}", wait=True):

@@ -59,7 +59,8 @@ class Sweeping:
 
     @property
     def folder(self) -> Path:
-        """The sweep's own files, named by what it asks of which trials: another checkpoint or code, another folder."""
+        """The sweep's own files, named by what it asks of which trials: another checkpoint or code, another
+        folder."""
         asked = digest([self.sweep.question, *(f"{trial.key} {trial.row.name}" for trial in self.trials)])
         return self.store.root / "sweeps" / f"{self.sweep.name}-{asked[:8]}"
 
@@ -67,10 +68,13 @@ class Sweeping:
 def prepare(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> Sweeping:
     """Composes and checks every trial: names, globs, files and folders. No weight is loaded yet.
 
-    Raises ValueError or OSError where one of them cannot run, and Hydra's own errors where one does not compose.
+    Raises ValueError or OSError where one of them cannot run, and Hydra's own errors where one does not
+    compose.
     """
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
-    fixed = {item.get_key_element(): str(item.input_line) for item in overrides if not item.is_sweep_override()}
+    fixed = {
+        item.get_key_element(): str(item.input_line) for item in overrides if not item.is_sweep_override()
+    }
     with hydra_config(master):
         store = Store(_sweep_dir(master))
         compose, memo = partial(_composed, loader, master), Memo()
@@ -92,7 +96,8 @@ def _composed(loader: ConfigLoader, master: DictConfig, overrides: Iterable[str]
 
 
 def _sweep_dir(master: DictConfig) -> Path:
-    """The sweep's folder, one for all trials: what its name interpolates (``${now:...}``) is resolved once."""
+    """The sweep's folder, one for all trials: what its name interpolates (``${now:...}``) is resolved
+    once."""
     with read_write(master.hydra.sweep):
         master.hydra.sweep.dir = str(Path(master.hydra.sweep.dir).absolute())
     return Path(master.hydra.sweep.dir)
@@ -109,12 +114,15 @@ def _checked(row: Row, overrides: list[str], compose: Compose, memo: Memo) -> Tr
 
 
 def told_apart(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials; where some differ in their profile alone and so have one key, the timing goes on their names."""
+    """The trials; where some differ in their profile alone and so have one key, the timing goes on their
+    names."""
     timings: dict[str, set[str]] = defaultdict(set)
     for trial in trials:
         timings[trial.key].add(trial.timing)
     return [
-        replace(trial, key=f"{trial.key}-{trial.timing[:8] or 'untimed'}") if len(timings[trial.key]) > 1 else trial
+        replace(trial, key=f"{trial.key}-{trial.timing[:8] or 'untimed'}")
+        if len(timings[trial.key]) > 1
+        else trial
         for trial in trials
     ]
 
@@ -134,13 +142,15 @@ def _yaml(text: str) -> str:
 
 
 def _lines(fixed: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
-    """What one trial is composed from: all that the command line fixes, but for what the trial sets itself."""
+    """What one trial is composed from: all that the command line fixes, but for what the trial sets
+    itself."""
     kept = [line for key, line in fixed.items() if key not in own]
     return [*kept, *(f"{key}={value}" for key, value in own.items())]
 
 
 def _layers(compose: Compose, fixed: Mapping[str, str], memo: Memo, axes: Axes) -> int:
-    """How many layers the model has that these axes set. Raises ValueError where they set models of several depths."""
+    """How many layers the model has that these axes set. Raises ValueError where they set models of several
+    depths."""
     deciding = {key: values for key, values in axes.items() if re.match(r"(model|task)\b", setting_of(key))}
     found = {}
     for values in itertools.product(*deciding.values()):
@@ -149,5 +159,7 @@ def _layers(compose: Compose, fixed: Mapping[str, str], memo: Memo, axes: Axes) 
         found[int(resolved(model, task, memo).skeleton.config.num_hidden_layers)] = " ".join(values)
     if len(found) > 1:
         depths = ", ".join(f"{depth} ({which})" for depth, which in found.items())
-        raise ValueError(f"{LAYER} and {DEEPEST} need models of one depth in a block; these have {depths} layers")
+        raise ValueError(
+            f"{LAYER} and {DEEPEST} need models of one depth in a block; these have {depths} layers"
+        )
     return next(iter(found))

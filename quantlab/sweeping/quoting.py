@@ -16,9 +16,9 @@ INTERPOLATION = re.compile(r"(\\*)\$\{")
 def in_hydra(value: Any) -> str:
     """A value of YAML as the right side of an override: ``key={in_hydra(value)}`` sets exactly this value.
 
-    A text stands bare where Hydra reads it as a text: ``minmax``, but ``"8"``, ``"null"`` and ``"a, b"``. ``${`` in a
-    text stands for itself and interpolates nothing. Raises ValueError for a key of a dictionary that Hydra's grammar
-    cannot hold.
+    A text stands bare where Hydra reads it as a text: ``minmax``, but ``"8"``, ``"null"`` and ``"a, b"``.
+    ``${`` in a text stands for itself and interpolates nothing. Raises ValueError for a key of a dictionary
+    that Hydra's grammar cannot hold.
     """
     return value if isinstance(value, str) and bare(value) else _nested(value)
 

@@ -10,7 +10,10 @@ from quantlab.config.checks import folder_name, one_of
 from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.views import View
 
-LAYER, DEEPEST = "{layer}", "{deepest}"  # each layer's number in turn; those of the deepest 1, 2, 3, ... layers
+LAYER, DEEPEST = (
+    "{layer}",
+    "{deepest}",
+)  # each layer's number in turn; those of the deepest 1, 2, 3, ... layers
 
 Axes = Mapping[str, Sequence[str]]  # override keys, each with its values as Hydra reads them
 Layers = Callable[[Axes], int]  # counts the layers of the model that these axes set
@@ -18,7 +21,8 @@ Layers = Callable[[Axes], int]  # counts the layers of the model that these axes
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Overrides to cross: a list holds an axis' values, anything else is one value. A value may itself be a list."""
+    """Overrides to cross: a list holds an axis' values, anything else is one value. A value may itself be a
+    list."""
 
     over: tuple[tuple[str, tuple[str, ...]], ...]  # values as JSON, so that a block can be hashed
     name: str = ""
@@ -31,7 +35,9 @@ class Block:
         over = content.get("over", {})
         if not isinstance(over, Mapping):
             raise ValueError(f"sweep.trials: over must map overrides to values, got {over!r}")
-        return cls(over=tuple((str(key), _axis(value)) for key, value in over.items()), name=content.get("name", ""))
+        return cls(
+            over=tuple((str(key), _axis(value)) for key, value in over.items()), name=content.get("name", "")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +72,14 @@ class Sweep:
                 raise ValueError(
                     f"sweep.views: each needs a _target_ such as quantlab.sweeping.views.Dots; got {view!r}"
                 )
-        object.__setattr__(self, "trials", tuple(b if isinstance(b, Block) else Block.read(b) for b in self.trials))
+        object.__setattr__(
+            self, "trials", tuple(b if isinstance(b, Block) else Block.read(b) for b in self.trials)
+        )
         object.__setattr__(self, "views", tuple(self.views))
         if isinstance(self.member, Mapping):
-            object.__setattr__(self, "member", Member(**{**self.member, "swept": tuple(self.member["swept"])}))
+            object.__setattr__(
+                self, "member", Member(**{**self.member, "swept": tuple(self.member["swept"])})
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +97,16 @@ class Row:
 
 
 def setting_of(key: str) -> str:
-    """The setting that an override's key names: ``bits.weights`` for ``++bits.weights``, ``a`` for ``a@b.c``."""
+    """The setting that an override's key names: ``bits.weights`` for ``++bits.weights``, ``a`` for
+    ``a@b.c``."""
     return key.lstrip("+~").split("@")[0]
 
 
 def rows(sweep: Sweep, asked: Axes, layers: Layers) -> list[Row]:
     """The sweep's trials in order, each once. ``asked`` is what the command line sets; it wins over the file.
 
-    ``layers`` is called if a value speaks of layers. Raises ValueError where that leaves nothing to run, and where
-    two overrides of a trial name one setting.
+    ``layers`` is called if a value speaks of layers. Raises ValueError where that leaves nothing to run, and
+    where two overrides of a trial name one setting.
     """
     found: dict[tuple[str, tuple[tuple[str, str], ...]], Row] = {}
     for block in sweep.trials or (Block(over=()),):
@@ -118,16 +129,21 @@ def varying(found: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _axes(block: Block, asked: Axes, layers: Layers) -> Axes:
-    """A block's axes. What the command line sets replaces the block's axis of that setting, or is one more axis."""
+    """A block's axes. What the command line sets replaces the block's axis of that setting, or is one more
+    axis."""
     given = {setting_of(key): key for key in asked}
     over = {given.get(setting_of(key), key): values for key, values in block.over}
     plain = {
-        key: [in_hydra(json.loads(text)) for text in values] for key, values in over.items() if not _marked(values)
+        key: [in_hydra(json.loads(text)) for text in values]
+        for key, values in over.items()
+        if not _marked(values)
     }
     added = {key: values for key, values in asked.items() if key in over or len(values) > 1}
     told = {**plain, **added}
     return {
-        key: told[key] if key in told else [text for value in values for text in _texts(value, lambda: layers(told))]
+        key: told[key]
+        if key in told
+        else [text for value in values for text in _texts(value, lambda: layers(told))]
         for key, values in {**over, **added}.items()
     }
 
@@ -155,7 +171,9 @@ def _texts(text: str, layers: Callable[[], int]) -> Iterator[str]:
         yield from (in_hydra(_filled(value, LAYER, [layer])) for layer in range(layers()))
     elif DEEPEST in text:
         depth = layers()
-        yield from (in_hydra(_filled(value, DEEPEST, range(depth - count, depth))) for count in range(1, depth + 1))
+        yield from (
+            in_hydra(_filled(value, DEEPEST, range(depth - count, depth))) for count in range(1, depth + 1)
+        )
     else:
         yield in_hydra(value)
 
@@ -175,5 +193,7 @@ def _copies(item: Any, mark: str, numbers: Sequence[int]) -> list[Any]:
 def _name(block: str, overrides: Mapping[str, str], axes: Axes) -> str:
     """``peg k=4 permute=range``; in a named block, the block's name and what varies in it."""
     shown = {setting_of(key): value for key, value in overrides.items() if not block or len(axes[key]) > 1}
-    words = [value if "." not in name else f"{name.rsplit('.', 1)[1]}={value}" for name, value in shown.items()]
+    words = [
+        value if "." not in name else f"{name.rsplit('.', 1)[1]}={value}" for name, value in shown.items()
+    ]
     return " ".join([block, *words] if block else words) or "trial"

@@ -1,4 +1,5 @@
-"""A sweep from its first line to its table: what is there is reused, what is missing is run, all of it is shown."""
+"""A sweep from its first line to its table: what is there is reused, what is missing is run, all of it is
+shown."""
 
 import errno
 import json
@@ -37,12 +38,17 @@ WORKERS_END_S = 3.0
 Launch = Callable[[Sequence[Sequence[str]]], Sequence[JobReturn]]
 
 
-def run_sweep(context: HydraContext, task: TaskFunction, master: DictConfig, arguments: Sequence[str]) -> None:
-    """Everything between ``-m`` and the table. Raises where a trial cannot run, failed, or was not recorded."""
+def run_sweep(
+    context: HydraContext, task: TaskFunction, master: DictConfig, arguments: Sequence[str]
+) -> None:
+    """Everything between ``-m`` and the table. Raises where a trial cannot run, failed, or was not
+    recorded."""
     console = plain_console()
     with compact_errors():
         sweeping = prepare(context.config_loader, master, arguments)
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task, config=master
+        )
         join(launcher)
         with _room(sweeping), held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
             settings = without_passwords(OmegaConf.to_container(master, resolve=False))
@@ -61,14 +67,18 @@ def _room(sweeping: Sweeping) -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise OSError(f"{sweeping.store.root}: the disk is full; what is done is kept, start again later") from error
+        raise OSError(
+            f"{sweeping.store.root}: the disk is full; what is done is kept, start again later"
+        ) from error
 
 
 def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
     """Reuses, runs and closes the sweep, under its own run."""
     sweep, tracking = sweeping.sweep, sweeping.tracking
     identity = _identity(sweeping)
-    own = Entry(identity=identity, name=sweep.name, tags={"sweep_parent": identity, "question": sweep.question})
+    own = Entry(
+        identity=identity, name=sweep.name, tags={"sweep_parent": identity, "question": sweep.question}
+    )
     with tracking.start(own, sweeping.folder) as run:
         members = _members(sweeping, identity, run.id)
         reused = _reused(sweeping, members)
@@ -79,11 +89,17 @@ def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
             console.print(f"MLflow: {tracking.ui()}, filter: {equals('tags.sweep', identity)}")
         try:
             with _workers_ended():
-                returns = launch([_job(sweeping, trial, members[trial.key]) for trial in missing]) if missing else []
+                returns = (
+                    launch([_job(sweeping, trial, members[trial.key]) for trial in missing])
+                    if missing
+                    else []
+                )
         finally:
             tracking.tidy()
         ended = write(sweeping, reused, _errors(sweeping, missing, returns))
-        run.log(Outcome(metrics=ended.metrics, tags=ended.tags, files=tuple(path.name for path in ended.files)))
+        run.log(
+            Outcome(metrics=ended.metrics, tags=ended.tags, files=tuple(path.name for path in ended.files))
+        )
     return ended
 
 
@@ -99,12 +115,16 @@ def _members(sweeping: Sweeping, identity: str, parent: str | None) -> dict[str,
     swept = varying([trial.row for trial in sweeping.trials])
     return {
         trial.key: Member(
-            number=number, total=len(sweeping.unique), name=trial.row.name, key=trial.key,
-            sweep=identity, parent=parent,
+            number=number,
+            total=len(sweeping.unique),
+            name=trial.row.name,
+            key=trial.key,
+            sweep=identity,
+            parent=parent,
             swept=tuple(f"{name}={value}" for name, value in trial.row.settings.items() if name in swept),
         )
         for number, trial in enumerate(sweeping.unique.values(), start=1)
-    }  # fmt: skip
+    }
 
 
 def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
@@ -121,13 +141,17 @@ def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
 
 
 def _job(sweeping: Sweeping, trial: Trial, member: Member) -> list[str]:
-    folders = [f"hydra.sweep.dir={in_hydra(str(sweeping.store.root))}", f"hydra.sweep.subdir=trials/{trial.key}"]
+    folders = [
+        f"hydra.sweep.dir={in_hydra(str(sweeping.store.root))}",
+        f"hydra.sweep.subdir=trials/{trial.key}",
+    ]
     return [*trial.overrides, f"sweep.member={in_hydra(asdict(member))}", *folders]
 
 
 @contextmanager
 def _workers_ended() -> Iterator[None]:
-    """Ends the processes that a stopped launcher leaves running for a while: they would write to a closed sweep.
+    """Ends the processes that a stopped launcher leaves running for a while: they would write to a closed
+    sweep.
 
     Raises ChildProcessError where the launcher stopped because one of them was killed.
     """

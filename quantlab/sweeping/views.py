@@ -17,7 +17,9 @@ from quantlab.sweeping.factorial import factorial_of
 from quantlab.sweeping.quoting import in_hydra
 
 PANELS = 3  # pairs of factors that the figure of interactions shows
-Settings = Mapping[str, str] | tuple[tuple[str, str], ...]  # a mapping in YAML; pairs once built, to be hashable
+Settings = (
+    Mapping[str, str] | tuple[tuple[str, str], ...]
+)  # a mapping in YAML; pairs once built, to be hashable
 
 
 class View(ABC):
@@ -25,7 +27,8 @@ class View(ABC):
 
     @abstractmethod
     def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
-        """Writes figures and tables; returns the files. Raises ValueError where the sweep does not fit the view."""
+        """Writes figures and tables; returns the files. Raises ValueError where the sweep does not fit the
+        view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +59,19 @@ class Dots(View):
 
 @dataclass(frozen=True, kw_only=True)
 class Effects(View):
-    """Main effects and two-way interactions of factors all of whose levels a block combines, all equally often."""
+    """Main effects and two-way interactions of factors all of whose levels a block combines, all equally
+    often."""
 
     block: str
     factors: tuple[str, ...]
 
     def __post_init__(self) -> None:
         freeze(self)
-        if not isinstance(self.factors, tuple) or not self.factors or len(set(self.factors)) < len(self.factors):
+        if (
+            not isinstance(self.factors, tuple)
+            or not self.factors
+            or len(set(self.factors)) < len(self.factors)
+        ):
             raise ValueError(f"factors must be a list of distinct overrides, got {self.factors!r}")
 
     def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -87,7 +95,8 @@ class Effects(View):
 class Path(View):
     """Which changes lead from one setting to another, in a block that has every mixture of the two.
 
-    ``start`` and ``end`` give the same overrides a value each. Where the two agree, they pick trials of the block.
+    ``start`` and ``end`` give the same overrides a value each. Where the two agree, they pick trials of the
+    block.
     """
 
     block: str
@@ -101,7 +110,9 @@ class Path(View):
             object.__setattr__(self, name, _pairs(name, getattr(self, name)))
         start, end = dict(self.start), dict(self.end)
         if start.keys() != end.keys() or start == end:
-            raise ValueError(f"start and end must set the same overrides, not all alike; got {start} and {end}")
+            raise ValueError(
+                f"start and end must set the same overrides, not all alike; got {start} and {end}"
+            )
 
     def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
         cube = cube_of(results.block(self.block), dict(self.start), dict(self.end), self.max_drop)

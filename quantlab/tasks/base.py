@@ -75,7 +75,8 @@ class Task(ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Both splits. Raises ValueError or OSError that says what is wrong with the data and where it lies."""
+        """Both splits. Raises ValueError or OSError that says what is wrong with the data and where it
+        lies."""
 
     @property
     def regression(self) -> bool:

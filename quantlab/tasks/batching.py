@@ -20,7 +20,8 @@ AT_ONCE = 256  # examples: a tokenizer's own record of what it did takes ten tim
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenized:
-    """Examples as token ids, one row each, without padding; ``features`` are the tokenizer's other per-token inputs."""
+    """Examples as token ids, one row each, without padding; ``features`` are the tokenizer's other per-token
+    inputs."""
 
     rows: tuple[dict[str, list[int]], ...]
     labels: np.ndarray
@@ -54,24 +55,29 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     for start in range(0, len(examples.texts), AT_ONCE):
         columns = [list(column) for column in zip(*examples.texts[start : start + AT_ONCE], strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-        rows += [dict(zip(encoded.keys(), values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        rows += [
+            dict(zip(encoded.keys(), values, strict=True)) for values in zip(*encoded.values(), strict=True)
+        ]
     empty = next((index for index, row in enumerate(rows) if not row["input_ids"]), None)
     if empty is not None:
         raise ValueError(
-            f"the tokenizer makes no token of {' / '.join(map(repr, examples.texts[empty]))} (example {empty}): remove "
+            f"the tokenizer makes no token of {' / '.join(map(repr, examples.texts[empty]))} (example "
+            f"{empty}): remove "
             f"the row, or give tokenizer.json the post-processor that adds [CLS] and [SEP]"
         )
     return Tokenized(rows=tuple(rows), labels=examples.labels, max_length=max_length)
 
 
-def in_file_order(data: Tokenized, tokenizer: PreTrainedTokenizerBase, size: int, full_length: bool) -> list[Batch]:
+def in_file_order(
+    data: Tokenized, tokenizer: PreTrainedTokenizerBase, size: int, full_length: bool
+) -> list[Batch]:
     """Batches of ``size`` consecutive rows, padded to the longest of each, or all to ``max_length``."""
     return _batches(data, tokenizer, np.arange(len(data)), size, data.max_length if full_length else None)
 
 
 def by_length(data: Tokenized, tokenizer: PreTrainedTokenizerBase, size: int) -> list[Batch]:
-    """Batches of rows of like length, longest first (what does not fit in memory fails at once), padded to their own
-    longest row: next to no work is spent on padding."""
+    """Batches of rows of like length, longest first (what does not fit in memory fails at once), padded to
+    their own longest row: next to no work is spent on padding."""
     return _batches(data, tokenizer, np.argsort(-data.lengths(), kind="stable"), size, None)
 
 
@@ -93,7 +99,10 @@ def _pad(
     rows: Sequence[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase, length: int | None
 ) -> dict[str, Tensor]:
     padded = tokenizer.pad(
-        list(rows), padding="longest" if length is None else "max_length", max_length=length, return_tensors="pt"
+        list(rows),
+        padding="longest" if length is None else "max_length",
+        max_length=length,
+        return_tensors="pt",
     )
     return dict(padded)
 

@@ -1,8 +1,9 @@
 """The embedded task: does this text describe this function? Built from docstrings that are installed anyway.
 
-Question: "What does scipy.linalg.expm do?". Text: the first paragraph of a docstring, of that callable (match) or of
-another one in the same top-level package and split (mismatch). Every callable asks one question with each label, and
-every paragraph is given once as a match and once as a mismatch: neither half of a pair tells its label.
+Question: "What does scipy.linalg.expm do?". Text: the first paragraph of a docstring, of that callable
+(match) or of another one in the same top-level package and split (mismatch). Every callable asks one question
+with each label, and every paragraph is given once as a match and once as a mismatch: neither half of a pair
+tells its label.
 """
 
 import hashlib
@@ -69,7 +70,8 @@ def build() -> dict[str, pd.DataFrame]:
 
 
 def pairs(texts: dict[str, str]) -> pd.DataFrame:
-    """Matches and mismatches in turn, each in its own random but fixed order. ``texts``: callable to paragraph."""
+    """Matches and mismatches in turn, each in its own random but fixed order. ``texts``: callable to
+    paragraph."""
     others = dict(chain.from_iterable(_rotated(group) for group in _by_package(texts)))
     order = [sorted(others, key=lambda name: _fraction(name, salt)) for salt in ("matches", "mismatches")]
     rows = [
@@ -82,11 +84,14 @@ def pairs(texts: dict[str, str]) -> pd.DataFrame:
 
 
 def described(modules: tuple[str, ...]) -> dict[str, str]:
-    """Callable to paragraph. Of the callables that share a paragraph, the one with the shortest name has it."""
+    """Callable to paragraph. Of the callables that share a paragraph, the one with the shortest name has
+    it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # modules and attributes that are deprecated say so when touched
         # All are imported before any is read: some replace functions of others.
-        imported = [importlib.import_module(name) for name in modules if find_spec(name)]  # versions differ in modules
+        imported = [
+            importlib.import_module(name) for name in modules if find_spec(name)
+        ]  # versions differ in modules
         found = {name: paragraph(doc) for module in imported for name, doc in _documented(module)}
     owners: dict[str, str] = {}
     for name in sorted(found, key=lambda name: (name.count("."), len(name), name)):
@@ -128,7 +133,9 @@ def _doc(name: str, value: Any) -> Iterator[tuple[str, str]]:
 def _at_home(value: Any, module: ModuleType) -> bool:
     """Whether a value comes from the module's own package: other packages add methods to its classes."""
     root = module.__name__.partition(".")[0]
-    home = str(getattr(value, "__module__", None) or root).partition(".")[0]  # some built-in functions tell none
+    home = str(getattr(value, "__module__", None) or root).partition(".")[
+        0
+    ]  # some built-in functions tell none
     return home == root or {home, root} <= sys.stdlib_module_names
 
 
@@ -141,7 +148,9 @@ def _by_package(names: dict[str, str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: _fraction(name, "partner")):
         groups.setdefault(name.partition(".")[0] if "." in name else "builtins", []).append(name)
-    return [group for group in groups.values() if len(group) > 1]  # a lone callable has no other's text to be given
+    return [
+        group for group in groups.values() if len(group) > 1
+    ]  # a lone callable has no other's text to be given
 
 
 def _rotated(group: list[str]) -> Iterator[tuple[str, str]]:

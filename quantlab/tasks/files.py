@@ -1,7 +1,8 @@
-"""Reads one split of a data set from a folder: parquet, JSON lines or tab-separated values, in one file or in shards.
+"""Reads one split of a data set from a folder: parquet, JSON lines or tab-separated values, in one file or in
+shards.
 
-Every frame is indexed by where its rows stand in the file, so that a message can name the place: index ``line`` for
-text files (from 1, the header included), ``row`` for parquet (from 0).
+Every frame is indexed by where its rows stand in the file, so that a message can name the place: index
+``line`` for text files (from 1, the header included), ``row`` for parquet (from 0).
 """
 
 import json
@@ -20,8 +21,8 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")  # the
 def read_split(folder: Path, stems: Sequence[str], header: Sequence[str]) -> tuple[pd.DataFrame, str]:
     """The rows of the split that is called by one of ``stems``, and the name of its file for messages.
 
-    ``header`` names the columns of a tab-separated file whose first line has as many fields and none of these names.
-    Raises FileNotFoundError or ValueError that names the file and the line.
+    ``header`` names the columns of a tab-separated file whose first line has as many fields and none of these
+    names. Raises FileNotFoundError or ValueError that names the file and the line.
     """
     files = find_files(folder, stems)
     frames = [_read(path, header) for path in files]
@@ -40,14 +41,18 @@ def find_files(folder: Path, stems: Sequence[str]) -> list[Path]:
         raise FileNotFoundError(f"task.data_dir={folder} is no folder; expected one with {expected(stems)}")
     files = sorted(path for path in folder.iterdir() if path.suffix[1:] in READERS and _stem(path) in stems)
     if len({(_stem(path), path.suffix, _total(path)) for path in files}) > 1:
-        raise ValueError(f"{folder} has {' and '.join(path.name for path in files)} for the same split; keep one")
+        raise ValueError(
+            f"{folder} has {' and '.join(path.name for path in files)} for the same split; keep one"
+        )
     if not files:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
         raise FileNotFoundError(f"{folder} has no {expected(stems)}; it holds {there}")
     if (total := _total(files[0])) is not None and len(files) < total:
         whole = [f"{_stem(files[0])}-{number:05}-of-{total:05}{files[0].suffix}" for number in range(total)]
         missing = sorted(set(whole) - {path.name for path in files})
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing[:5])}: it has {len(files)} of {total} shards")
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing[:5])}: it has {len(files)} of {total} shards"
+        )
     return files
 
 
@@ -57,7 +62,8 @@ def expected(stems: Sequence[str]) -> str:
 
 
 def _stem(path: Path) -> str:
-    """The split's name in a file's name: ``train`` of ``train.parquet`` and of ``train-00000-of-00002.parquet``."""
+    """The split's name in a file's name: ``train`` of ``train.parquet`` and of
+    ``train-00000-of-00002.parquet``."""
     match = SHARD.fullmatch(path.stem)
     return match["stem"] if match else path.stem
 
@@ -74,7 +80,9 @@ def _read(path: Path, header: Sequence[str]) -> pd.DataFrame:
     with path.open("rb") as file:
         start = file.read(len(UTF16[0]))
     if suffix != "parquet" and start.startswith(UTF16):
-        raise ValueError(f"{path} is UTF-16, expected UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} converts it")
+        raise ValueError(
+            f"{path} is UTF-16, expected UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} converts it"
+        )
     try:
         return READERS[suffix](path, header)
     except (ValueError, OSError) as error:  # what pandas and pyarrow raise on a broken file
@@ -100,7 +108,9 @@ def _objects(lines: Sequence[str]) -> Iterator[tuple[int, dict[str, object]]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}: {error.msg} at character {error.pos}") from error
         if isinstance(content, list):
-            raise ValueError(f"line {number} holds a JSON array, expected one object a line: jq -c '.[]' converts it")
+            raise ValueError(
+                f"line {number} holds a JSON array, expected one object a line: jq -c '.[]' converts it"
+            )
         if not isinstance(content, dict):
             raise ValueError(f"line {number} holds {content!r}, expected an object")
         yield number, content
@@ -132,7 +142,8 @@ def _lines(path: Path) -> list[str]:
     return path.read_bytes().decode("utf-8-sig").split("\n")
 
 
-# Read directly, not through a library's cache of converted files, so that a changed file can never be read stale.
+# Read directly, not through a library's cache of converted files, so that a changed file can never be read
+# stale.
 READERS: dict[str, Callable[[Path, Sequence[str]], pd.DataFrame]] = {
     "parquet": _read_parquet,
     "jsonl": _read_jsonl,

@@ -46,9 +46,12 @@ class Glue(Task):
             raise ValueError(f"text must name one or two columns, got {list(self.text)}")
 
     def load(self) -> Splits:
-        """The train split and GLUE's public evaluation split. Nothing but local files is read with ``data_dir``."""
+        """The train split and GLUE's public evaluation split. Nothing but local files is read with
+        ``data_dir``."""
         read = self._from_hub if self.data_dir is None else self._from_folder
-        return Splits(train=self._examples(*read("train")), evaluation=self._examples(*read(self.evaluation_split)))
+        return Splits(
+            train=self._examples(*read("train")), evaluation=self._examples(*read(self.evaluation_split))
+        )
 
     def _from_folder(self, split: str) -> tuple[pd.DataFrame, str]:
         stems = (split,) if split == "train" else (split, SPLITS.get(split, split), "validation", "dev")
@@ -60,7 +63,9 @@ class Glue(Task):
 
         source = f"{self.hub}/{self.config}/{split}"
         try:
-            frame = datasets.load_dataset(self.hub, self.config, revision=self.revision, split=split).to_pandas()
+            frame = datasets.load_dataset(
+                self.hub, self.config, revision=self.revision, split=split
+            ).to_pandas()
         except (ValueError, OSError) as error:  # includes the hub's connection errors and unknown names
             hint = f"or give task.data_dir=<folder of {expected(('train', 'validation'))}>"
             raise OSError(
@@ -90,7 +95,11 @@ class Glue(Task):
         if label in NO_LABEL:
             return f"label {label!r} means that there is none; remove the rows without a label"
         allowed = ", ".join(f"{index} ({name})" for index, name in enumerate(self.labels))
-        hint = ", which marks the hidden labels of a test set" if label == HIDDEN else nearest(label, self.labels)
+        hint = (
+            ", which marks the hidden labels of a test set"
+            if label == HIDDEN
+            else nearest(label, self.labels)
+        )
         return f"unknown label {label!r}{hint}; allowed are {allowed}"
 
 
@@ -118,7 +127,9 @@ def _texts(column: pd.Series, name: str, source: str) -> list[str]:
     values: list[str] = column.tolist()
     bad = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if bad is not None:
-        raise ValueError(f"{source}: column {name!r} must hold texts, {_place(column, bad)} holds {values[bad]!r}")
+        raise ValueError(
+            f"{source}: column {name!r} must hold texts, {_place(column, bad)} holds {values[bad]!r}"
+        )
     return values
 
 
@@ -128,5 +139,7 @@ def _scores(column: pd.Series, source: str) -> np.ndarray:
     if bad.any():
         row = int(bad.argmax())
         bounds = f"[{SCORES[0]:g}, {SCORES[1]:g}]"
-        raise ValueError(f"{source}: {_place(column, row)}: label {column.iloc[row]!r} is no score in {bounds}")
+        raise ValueError(
+            f"{source}: {_place(column, row)}: label {column.iloc[row]!r} is no score in {bounds}"
+        )
     return scores

@@ -15,13 +15,18 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Binary F1 of class 1, as GLUE gives it for MRPC and QQP; 0 where neither answers nor labels hold class 1."""
-    answers, truth = logits.argmax(-1) == 1, labels == 1  # not by sklearn: its checks take 50 times as long as this
+    """Binary F1 of class 1, as GLUE gives it for MRPC and QQP; 0 where neither answers nor labels hold class
+    1."""
+    answers, truth = (
+        logits.argmax(-1) == 1,
+        labels == 1,
+    )  # not by sklearn: its checks take 50 times as long as this
     return float(2 * np.sum(answers & truth) / max(np.sum(answers) + np.sum(truth), 1))
 
 
 def matthews_correlation(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews' correlation of answers and labels, which for two classes is Pearson's; 0 where either is constant.
+    """Matthews' correlation of answers and labels, which for two classes is Pearson's; 0 where either is
+    constant.
 
     Raises ValueError on another number of classes.
     """
@@ -42,25 +47,33 @@ def spearmanr(logits: np.ndarray, labels: np.ndarray) -> float:
     return _correlation(scipy.stats.spearmanr, logits, labels)
 
 
-def _correlation(statistic: Callable[..., tuple[float, float]], logits: np.ndarray, labels: np.ndarray) -> float:
+def _correlation(
+    statistic: Callable[..., tuple[float, float]], logits: np.ndarray, labels: np.ndarray
+) -> float:
     scores = logits[:, 0].astype(np.float64)
     constant = np.ptp(scores) == 0 or np.ptp(labels) == 0
     return 0.0 if constant else float(statistic(scores, labels.astype(np.float64))[0])
 
 
-CLASSIFICATION: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "matthews_correlation": matthews_correlation}
+CLASSIFICATION: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews_correlation": matthews_correlation,
+}
 REGRESSION: dict[str, Metric] = {"pearson": pearson, "spearmanr": spearmanr}
 METRICS: dict[str, Metric] = CLASSIFICATION | REGRESSION
 
 
 def compute(names: Iterable[str], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The named metrics. Raises ValueError on NaN or infinite logits: their argmax would pass for an answer."""
+    """The named metrics. Raises ValueError on NaN or infinite logits: their argmax would pass for an
+    answer."""
     _require_finite(logits)
     return {name: METRICS[name](logits, labels) for name in names}
 
 
 def loss(logits: np.ndarray, labels: np.ndarray, regression: bool) -> float:
-    """Mean cross entropy in nats, or the mean squared error of a regression. Raises ValueError on NaN or infinity."""
+    """Mean cross entropy in nats, or the mean squared error of a regression. Raises ValueError on NaN or
+    infinity."""
     _require_finite(logits)
     wide = logits.astype(np.float64)
     if regression:

@@ -17,8 +17,8 @@ class Purpose(IntEnum):
 def shuffled(labels: np.ndarray, seed: int, purpose: Purpose) -> np.ndarray:
     """All row numbers, (N,), in a random order every prefix of which holds the classes in their shares.
 
-    Integer ``labels`` (N,) are classes; scores are no classes, and their rows are shuffled as one. The order depends on
-    labels, seed and purpose alone: numpy promises PCG64's stream for all machines and versions.
+    Integer ``labels`` (N,) are classes; scores are no classes, and their rows are shuffled as one. The order
+    depends on labels, seed and purpose alone: numpy promises PCG64's stream for all machines and versions.
     """
     keys = np.random.PCG64(np.random.SeedSequence([seed, purpose])).random_raw(len(labels))
     strata = labels if labels.dtype.kind in "iu" else np.zeros(len(labels), np.int64)

@@ -10,7 +10,8 @@ SQLITE, POSTGRES = "sqlite:///", "postgresql+psycopg2://"  # a plain postgresql:
 def store_uri(place: str) -> str:
     """The URI of what ``tracking.uri`` names: an SQLite file by its absolute path, or a URI already.
 
-    Raises ValueError where MLflow does not know it, or it is relative: such a file follows the working folder.
+    Raises ValueError where MLflow does not know it, or it is relative: such a file follows the working
+    folder.
     """
     if place.startswith("/"):
         return sqlite_url(Path(place))
@@ -33,7 +34,9 @@ def sqlite_url(path: Path) -> str:
 
     url = URL.create("sqlite", database=str(path)).render_as_string()
     if make_url(url).database != str(path):
-        raise ValueError(f"the path {str(path)!r} cannot be written as a URL of SQLAlchemy: take one without % and ?")
+        raise ValueError(
+            f"the path {str(path)!r} cannot be written as a URL of SQLAlchemy: take one without % and ?"
+        )
     return url
 
 

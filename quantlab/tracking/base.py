@@ -34,7 +34,9 @@ class Run(ABC):
     """One run's record, open while the run lasts."""
 
     id: str | None = None
-    problem: str | None = None  # why the record did not arrive; its file in the run's folder waits for quantlab.sync
+    problem: str | None = (
+        None  # why the record did not arrive; its file in the run's folder waits for quantlab.sync
+    )
 
     @abstractmethod
     def log(self, outcome: Outcome) -> None:
@@ -42,19 +44,21 @@ class Run(ABC):
 
 
 class Tracker(ABC):
-    """Opens records. A record whose block raises is closed as failed, or as killed where a signal ended it."""
+    """Opens records. A record whose block raises is closed as failed, or as killed where a signal ended
+    it."""
 
     @abstractmethod
     def start(self, entry: Entry, folder: Path) -> AbstractContextManager[Run]:
         """Opens a run whose files lie in ``folder``.
 
-        Raises ConnectionError or OSError, within seconds, where nothing can be recorded; but a run under a parent goes
-        on, and says in ``problem`` what was not recorded.
+        Raises ConnectionError or OSError, within seconds, where nothing can be recorded; but a run under a
+        parent goes on, and says in ``problem`` what was not recorded.
         """
 
     @abstractmethod
     def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
-        """Records a run that finished before, unless the store has it. Returns the problem, if there is one."""
+        """Records a run that finished before, unless the store has it. Returns the problem, if there is
+        one."""
 
     @abstractmethod
     def ui(self) -> str:

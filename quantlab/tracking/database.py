@@ -22,11 +22,12 @@ RUNS, STUDIES = "experiments", "studies"  # tables that only MLflow, and only Op
 
 @contextmanager
 def first_use(uri: str) -> Iterator[None]:
-    """Holds back other processes while this one opens a database for the first time: MLflow then makes its tables,
-    and two processes that make the same tables at once fail. Does nothing for a server, which did so when it started.
+    """Holds back other processes while this one opens a database for the first time: MLflow then makes its
+    tables, and two processes that make the same tables at once fail. Does nothing for a server, which did so
+    when it started.
 
-    Raises ConnectionError, at once, where the database cannot be opened (MLflow itself would try for minutes), or has
-    Optuna's tables.
+    Raises ConnectionError, at once, where the database cannot be opened (MLflow itself would try for
+    minutes), or has Optuna's tables.
     """
     if uri.startswith("sqlite"):
         with _file_lock(uri), _open(uri, {}) as (_, tables):
@@ -38,7 +39,9 @@ def first_use(uri: str) -> Iterator[None]:
 
         with _open(uri, {"connect_timeout": CONNECT_TIMEOUT_S}) as (connection, tables):
             _require_no_studies(uri, tables)
-            connection.execute(text(f"select pg_advisory_lock({LOCK_NUMBER})"))  # released with the connection
+            connection.execute(
+                text(f"select pg_advisory_lock({LOCK_NUMBER})")
+            )  # released with the connection
             yield
     else:
         yield
@@ -54,7 +57,9 @@ def _remove_misread_folder(uri: str) -> None:
 
 def _require_no_studies(uri: str, tables: Collection[str]) -> None:
     if STUDIES in tables and RUNS not in tables:
-        raise ConnectionError(f"{without_password(uri)} is Optuna's database: give MLflow another tracking.uri")
+        raise ConnectionError(
+            f"{without_password(uri)} is Optuna's database: give MLflow another tracking.uri"
+        )
 
 
 def _file_lock(uri: str) -> FileLock:

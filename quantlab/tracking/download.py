@@ -1,6 +1,7 @@
 """Runs out of an MLflow store, as folders: those that a trial and a sweep leave.
 
-What a store says of a run is data of others: its name and tags lead nowhere but into the folder that is asked for.
+What a store says of a run is data of others: its name and tags lead nowhere but into the folder that is asked
+for.
 """
 
 import re
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowEntity
 
-KEY = re.compile("[0-9a-f]{64}(-[0-9a-z]{1,8})?")  # the name of a trial's folder: its key, and perhaps a timing
+KEY = re.compile(
+    "[0-9a-f]{64}(-[0-9a-z]{1,8})?"
+)  # the name of a trial's folder: its key, and perhaps a timing
 NAME_LENGTH, NAME_BYTES = 100, 200
 
 
 def fetch(place: str, run_id: str, root: Path) -> Path:
     """Downloads a trial's files, or those of a sweep and of its trials, laid out as a sweep leaves them.
 
-    ``place`` is an SQLite file's path or a URI. Returns the trial's or the sweep's folder under ``root``. Raises
-    ValueError where there is no such run, it has no files, or names others than a trial has, and ConnectionError where
-    nothing answers.
+    ``place`` is an SQLite file's path or a URI. Returns the trial's or the sweep's folder under ``root``.
+    Raises ValueError where there is no such run, it has no files, or names others than a trial has, and
+    ConnectionError where nothing answers.
     """
     uri = store_uri(place)
     prepare()
@@ -76,7 +79,9 @@ def _downloaded(client: "MlflowClient", run: "MlflowEntity", folder: Path) -> Pa
         if item.is_dir:
             continue  # a trial's and a sweep's files lie side by side
         if Path(item.path).name != item.path:
-            raise ValueError(f"the run {run.info.run_id} has a file {item.path!r}: no name of a file in its folder")
+            raise ValueError(
+                f"the run {run.info.run_id} has a file {item.path!r}: no name of a file in its folder"
+            )
         client.download_artifacts(run.info.run_id, item.path, str(folder))
     if not any(folder.iterdir()):
         raise ValueError(f"the run {run.info.run_id} ({run.info.run_name}, {run.info.status}) has no files")

@@ -1,4 +1,5 @@
-"""What MLflow takes: names of few characters, texts of limited length, so many of them at once, filters with quotes."""
+"""What MLflow takes: names of few characters, texts of limited length, so many of them at once, filters with
+quotes."""
 
 import re
 from collections import Counter
@@ -18,13 +19,15 @@ T = TypeVar("T")
 def named(values: Mapping[str, T]) -> dict[str, T]:
     """The values under names that MLflow takes, no two alike.
 
-    An override's ``+`` is left out, and ``_`` stands for what may not be in a name. Names that become equal or are too
-    long end in a digest of what they were.
+    An override's ``+`` is left out, and ``_`` stands for what may not be in a name. Names that become equal
+    or are too long end in a digest of what they were.
     """
     plain = {name: _plain(name) for name in values}
     often = Counter(plain.values())
     clear = {
-        name: fit if often[fit] == 1 and len(fit) <= NAME_LIMIT else f"{fit[: NAME_LIMIT - 9]}-{digest([name])[:8]}"
+        name: fit
+        if often[fit] == 1 and len(fit) <= NAME_LIMIT
+        else f"{fit[: NAME_LIMIT - 9]}-{digest([name])[:8]}"
         for name, fit in plain.items()
     }
     return {clear[name]: value for name, value in values.items()}

@@ -1,4 +1,5 @@
-"""Who is still at work: a process holds a lock as long as it lives, and the kernel lets go of it however that ends.
+"""Who is still at work: a process holds a lock as long as it lives, and the kernel lets go of it however that
+ends.
 
 No clock and no process id is asked: clocks are set, ids are given out again, and containers have their own.
 """
@@ -20,7 +21,8 @@ from quantlab.storage.files import cache_dir
 
 @contextmanager
 def taken(lock: Path, wait: bool = False) -> Iterator[bool]:
-    """Takes a lock while the block runs; yields whether we have it. With ``wait`` we get it when it is free."""
+    """Takes a lock while the block runs; yields whether we have it. With ``wait`` we get it when it is
+    free."""
     holder = FileLock(lock, timeout=-1 if wait else 0)
     try:
         holder.acquire()
@@ -46,8 +48,8 @@ class Owner:
         return cls(host=platform.node(), lock=str(_mine(os.getpid()).lock_file))
 
     def gone(self) -> bool:
-        """Whether the process is known to have ended. Nothing is known of another machine's, nor where its lock is
-        not to be seen: in another container, or after the cache was removed."""
+        """Whether the process is known to have ended. Nothing is known of another machine's, nor where its
+        lock is not to be seen: in another container, or after the cache was removed."""
         if self.host != platform.node() or not Path(self.lock).is_file():
             return False
         with taken(Path(self.lock)) as free:

@@ -1,4 +1,5 @@
-"""MLflow: an SQLite file by default, or a server. A run's record is on disk first; what MLflow has follows from it."""
+"""MLflow: an SQLite file by default, or a server. A run's record is on disk first; what MLflow has follows
+from it."""
 
 import logging
 import shlex
@@ -42,11 +43,11 @@ Step = Callable[[Store, Record, Path], Record]
 
 @dataclass(frozen=True, kw_only=True)
 class MLflow(Tracker):
-    """Records runs in an MLflow store: an SQLite file by its absolute path, or a URI that begins with ``sqlite:////``,
-    ``http://``, ``https://`` or ``postgresql+psycopg2://``.
+    """Records runs in an MLflow store: an SQLite file by its absolute path, or a URI that begins with
+    ``sqlite:////``, ``http://``, ``https://`` or ``postgresql+psycopg2://``.
 
-    A server keeps artifacts where it was told to; those of an SQLite file lie in ``mlartifacts`` beside it. A password
-    in the URI is used and kept nowhere.
+    A server keeps artifacts where it was told to; those of an SQLite file lie in ``mlartifacts`` beside it. A
+    password in the URI is used and kept nowhere.
     """
 
     uri: str
@@ -105,7 +106,9 @@ class MLflow(Tracker):
             before = records.earlier(record, folder)
             if before is None or before.status != FINISHED:
                 now = records.now_ms()
-                before = replace(record, run_id=before.run_id if before else None, status=FINISHED, ended_ms=now)
+                before = replace(
+                    record, run_id=before.run_id if before else None, status=FINISHED, ended_ms=now
+                )
             record = replace(before, entry=entry, outcome=outcome)
             if record.sent:
                 record, problem = attempt(confirm, record, folder, self.uri)
@@ -134,7 +137,8 @@ class MLflowRun(Run):
 
 
 def attempt(step: Step, record: Record, folder: Path, uri: str) -> tuple[Record, str | None]:
-    """A step of recording in the store at ``uri``, which has the password that the record's own does not have.
+    """A step of recording in the store at ``uri``, which has the password that the record's own does not
+    have.
 
     Whether or not MLflow takes it, the record on disk says so; returns what went wrong.
     """
@@ -171,8 +175,8 @@ def begin(store: Store, record: Record, folder: Path) -> Record:
 
 
 def resume(store: Store, record: Record, folder: Path) -> Record:
-    """Takes up the run that was begun before, or creates it: an answer may have been lost on its way, and somebody may
-    have deleted the run."""
+    """Takes up the run that was begun before, or creates it: an answer may have been lost on its way, and
+    somebody may have deleted the run."""
     run = restored(store, record)
     if run is None:
         return begin(store, record, folder)
@@ -183,14 +187,19 @@ def resume(store: Store, record: Record, folder: Path) -> Record:
 
 
 def confirm(store: Store, record: Record, folder: Path) -> Record:
-    """Whether the store still has a run that was sent: it may be another store by now, or somebody's deletion."""
+    """Whether the store still has a run that was sent: it may be another store by now, or somebody's
+    deletion."""
     run = restored(store, record)
-    return record if run is not None and run.info.status == record.status else replace(record, run_id=None, sent=False)
+    return (
+        record
+        if run is not None and run.info.status == record.status
+        else replace(record, run_id=None, sent=False)
+    )
 
 
 def restored(store: Store, record: Record) -> "MlflowEntity | None":
-    """The run that the store has under this identity, taken back where it was deleted, and put under its parent; None
-    where there is none."""
+    """The run that the store has under this identity, taken back where it was deleted, and put under its
+    parent; None where there is none."""
     from mlflow.entities import ViewType
 
     identity, parent = record.entry.identity, record.entry.parent
@@ -218,7 +227,9 @@ def deliver(store: Store, record: Record, folder: Path) -> Record:
         if (folder / name).is_file():
             store.client.log_artifact(record.run_id, str(folder / name))
         else:
-            log.warning("%s is not there any more: the run %r goes without it", folder / name, record.entry.name)
+            log.warning(
+                "%s is not there any more: the run %r goes without it", folder / name, record.entry.name
+            )
     tags = outcome.tags if record.error is None else {**outcome.tags, "error": record.error}
     params = fitting.named(record.entry.params)
     for batch in fitting.batches(
@@ -241,7 +252,8 @@ def abandoned(record: Record) -> Record:
 def connection(uri: str, experiment: str) -> Store:
     """A store and its experiment, found once a process.
 
-    Raises ConnectionError, within seconds, where nothing answers or lets us in, or the experiment was deleted.
+    Raises ConnectionError, within seconds, where nothing answers or lets us in, or the experiment was
+    deleted.
     """
     prepare()
     from mlflow import MlflowClient  # seconds to import: not paid where tracking is off
@@ -253,7 +265,8 @@ def connection(uri: str, experiment: str) -> Store:
         if known is not None and known.lifecycle_stage == DELETED:
             raise ConnectionError(
                 f"the experiment {experiment!r} of {without_password(uri)} is deleted: choose another "
-                f"tracking.experiment, or restore it: MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))} "
+                f"tracking.experiment, or restore it: "
+                f"MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))} "
                 f"mlflow experiments restore --experiment-id {known.experiment_id}"
             )
         return Store(client, known.experiment_id if known else _new_experiment(client, uri, experiment))

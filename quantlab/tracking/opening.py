@@ -14,7 +14,10 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-AT_ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # of a first request; seconds
+AT_ONCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+}  # of a first request; seconds
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 
 
@@ -48,7 +51,8 @@ def _problem(address: str, error: Exception) -> str:
     if getattr(error, "error_code", None) in REFUSED or re.search("error code 40[13]", str(error)):
         return f"the MLflow server at {address} does not let us in ({reason}); set {USER} and {PASSWORD}"
     return (
-        f"no MLflow server answers at {address} ({reason}); start one with `mlflow server --port 5000`, or use "
+        f"no MLflow server answers at {address} ({reason}); start one with `mlflow server "
+        f"--port 5000`, or use "
         "tracking=sqlite or tracking=off"
     )
 

@@ -44,7 +44,8 @@ class Record:
 
     @contextmanager
     def held(self, folder: Path) -> Iterator[None]:
-        """Keeps the record for this process: who finds its lock free knows that nobody is at work on the run."""
+        """Keeps the record for this process: who finds its lock free knows that nobody is at work on the
+        run."""
         path = self.file(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         with taken(_lock(path), wait=True):
@@ -88,10 +89,13 @@ def read(path: Path) -> Record | None:
         outcome = content["outcome"]
         if "owner" in content:  # a process of a machine, in place of the machine
             content["host"] = content.pop("owner")["host"]
-        return Record(**content | {
-            "entry": Entry(**content["entry"]),
-            "outcome": outcome and Outcome(**outcome | {"files": tuple(outcome["files"])}),
-        })  # fmt: skip
+        return Record(
+            **content
+            | {
+                "entry": Entry(**content["entry"]),
+                "outcome": outcome and Outcome(**outcome | {"files": tuple(outcome["files"])}),
+            }
+        )
     except (KeyError, TypeError, ValueError, OSError) as error:
         log.warning("%s is no record of a run and is left out: %s", path, error)
         return None
@@ -117,8 +121,8 @@ def unsent(folder: Path) -> Iterator[tuple[Path, Record]]:
 
 
 def orphans(uri: str) -> Iterator[tuple[Path, Record]]:
-    """Folder and record of every run that its process left without a word, or could not send. Each is kept for the
-    caller while it looks at it."""
+    """Folder and record of every run that its process left without a word, or could not send. Each is kept
+    for the caller while it looks at it."""
     for pointer in sorted(waiting_dir().glob("*.json")):
         try:
             folder = Path(pointer.read_text(encoding="utf-8"))
@@ -136,7 +140,8 @@ def orphans(uri: str) -> Iterator[tuple[Path, Record]]:
 
 @contextmanager
 def _to_send(path: Path) -> Iterator[Record | None]:
-    """A record that waits for somebody to send it, kept; None where it has arrived, or somebody is at work on it.
+    """A record that waits for somebody to send it, kept; None where it has arrived, or somebody is at work on
+    it.
 
     Of a run that goes on at another machine nothing is known: its lock may not be seen here.
     """

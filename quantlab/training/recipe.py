@@ -1,4 +1,5 @@
-"""The training loop: AdamW, linear warm-up and decay, batches of like length, BF16 where the hardware has it."""
+"""The training loop: AdamW, linear warm-up and decay, batches of like length, BF16 where the hardware has
+it."""
 
 import math
 from collections.abc import Iterator
@@ -17,10 +18,14 @@ POOL = 50  # batches whose rows are sorted by length together: many for little p
 MAX_GRAD_NORM = 1.0
 
 
-def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Tokenized, recipe: Recipe) -> None:
+def train(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Tokenized, recipe: Recipe
+) -> None:
     """Trains in place by the recipe. Raises FloatingPointError where the loss is no longer finite."""
     steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True
+    )
     warmup = round(recipe.warmup_fraction * steps)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]
     model.train()
@@ -90,4 +95,6 @@ def bf16_is_fast(device: torch.device) -> bool:
 def progress() -> Progress:
     """A bar with the loss and the learning rate."""
     numbers = TextColumn("loss {task.fields[loss]:.3f}, rate {task.fields[rate]:.1e}")
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers, TimeRemainingColumn())
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers, TimeRemainingColumn()
+    )

@@ -87,7 +87,8 @@ def deployed_trial(
     profile: Profile,
     fp32: TorchSubject,
 ) -> Measured:
-    """Exports, answers, and times next to torch's FP32. Numbers of the runtime have ``deployed`` in their names."""
+    """Exports, answers, and times next to torch's FP32. Numbers of the runtime have ``deployed`` in their
+    names."""
     with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
         path = write_model(runtime, loaded, plan, batches[0].inputs, Path(folder), {})
         found = answer(runtime, path, batches, loaded.label_columns)

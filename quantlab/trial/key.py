@@ -24,36 +24,63 @@ PLACES = {
     "task": ("data_dir", "hub", "revision"),
     "evaluation": ("limit", "order", "seed", "holdout"),
 }
-LIBRARIES = ("transformers", "tokenizers", "numpy", "scipy")  # besides torch: what computes or cuts texts into tokens
-VECTORS = ("avx", "fma", "amx", "sve", "neon")  # begin the names of the instructions that libraries choose kernels by
+LIBRARIES = (
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scipy",
+)  # besides torch: what computes or cuts texts into tokens
+VECTORS = (
+    "avx",
+    "fma",
+    "amx",
+    "sve",
+    "neon",
+)  # begin the names of the instructions that libraries choose kernels by
 SWITCHES = (  # environment variables by which oneDNN and MKL choose other kernels
-    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
     "MKL_DEBUG_CPU_TYPE",
-)  # fmt: skip
+)
 
 
 def key_of(
-    described: Mapping[str, Any], checkpoint: str, data: str, device: torch.device, versions: Mapping[str, str]
+    described: Mapping[str, Any],
+    checkpoint: str,
+    data: str,
+    device: torch.device,
+    versions: Mapping[str, str],
 ) -> str:
     """The key of a trial: SHA-256 of all that decides its numbers.
 
-    ``described`` is its config as plain data, ``checkpoint`` and ``data`` are fingerprints of the files and rows,
-    ``device`` is where it runs, and ``versions`` are those of libraries that only this trial needs. The code is
-    quantlab's own, and the source file of every component from elsewhere.
+    ``described`` is its config as plain data, ``checkpoint`` and ``data`` are fingerprints of the files and
+    rows, ``device`` is where it runs, and ``versions`` are those of libraries that only this trial needs. The
+    code is quantlab's own, and the source file of every component from elsewhere.
     """
     settings = deciding(described)
-    foreign = [_source_digest(target) for target in sorted(set(_targets(settings))) if not target.startswith(OWN)]
+    foreign = [
+        _source_digest(target) for target in sorted(set(_targets(settings))) if not target.startswith(OWN)
+    ]
     surroundings = sorted({**environment(device), **versions}.items())
     return digest([repr(settings), checkpoint, data, code_digest(), repr(surroundings), *foreign])
 
 
 def timing_key(profile: Mapping[str, Any], device: torch.device) -> str:
-    """Names what decides latency and memory besides the trial's key: the profile's settings, the processor, how many
-    of them and how many threads. A machine's name is not in it: containers and cluster nodes get new ones."""
-    return digest([
-        repr(profile), device_name(device), str(processors()), str(torch.get_num_threads()),
-        os.environ.get("OMP_WAIT_POLICY", ""),
-    ])  # fmt: skip
+    """Names what decides latency and memory besides the trial's key: the profile's settings, the processor,
+    how many of them and how many threads. A machine's name is not in it: containers and cluster nodes get new
+    ones."""
+    return digest(
+        [
+            repr(profile),
+            device_name(device),
+            str(processors()),
+            str(torch.get_num_threads()),
+            os.environ.get("OMP_WAIT_POLICY", ""),
+        ]
+    )
 
 
 def deciding(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +118,9 @@ def _cpu() -> dict[str, str]:
     return {
         "cpu_vendor": cpu_vendor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "instructions": " ".join(sorted(name for name, there in flags.items() if there and name.startswith(VECTORS))),
+        "instructions": " ".join(
+            sorted(name for name, there in flags.items() if there and name.startswith(VECTORS))
+        ),
         "kernels": native.name(),
         "products": arithmetic(),
     }

@@ -71,7 +71,11 @@ def _load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> M
     train, _, data_fingerprint = rows_of(task, evaluation, memo)
     rows = tokenized_rows(model, task, evaluation, memo)
     loaded = model.load(resolved(model, task, memo))
-    setting = (str(task.max_length), str(evaluation.batch_size), repr(sorted(environment(loaded.model.device).items())))
+    setting = (
+        str(task.max_length),
+        str(evaluation.batch_size),
+        repr(sorted(environment(loaded.model.device).items())),
+    )
     return Material(
         loaded=loaded,
         task=task,
@@ -92,7 +96,8 @@ def rows_of(task: Task, evaluation: Evaluation, memo: Memo) -> tuple[Examples, E
 
 
 def tokenized_rows(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Tokenized:
-    """The rows that are answered, tokenized once. Raises ValueError where the tokenizer makes no token of one."""
+    """The rows that are answered, tokenized once. Raises ValueError where the tokenizer makes no token of
+    one."""
 
     def make() -> Tokenized:
         _, examples, _ = rows_of(task, evaluation, memo)
@@ -109,12 +114,16 @@ def fp32_answers(material: Material) -> Answers:
         with published(folder) as scratch:
             np.save(scratch / "logits.npy", found.logits)
             np.save(scratch / "seconds.npy", found.seconds)
-    # Stored in the model's own order of classes: a task that lists its labels in another one reads the same files.
-    return Answers(logits=np.load(folder / "logits.npy")[:, columns], seconds=float(np.load(folder / "seconds.npy")))
+    # Stored in the model's own order of classes: a task that lists its labels in another one reads the same
+    # files.
+    return Answers(
+        logits=np.load(folder / "logits.npy")[:, columns], seconds=float(np.load(folder / "seconds.npy"))
+    )
 
 
 def fp32_sketches(material: Material, calibration: Calibration) -> dict[str, Sketch]:
-    """Sketches of every place in the FP32 network: they serve every placement, method, estimator and bit width."""
+    """Sketches of every place in the FP32 network: they serve every placement, method, estimator and bit
+    width."""
     sites = [
         Site(name=place.name, channels=place.channels, tap=tap)
         for place in material.places

@@ -1,4 +1,5 @@
-"""From what calibration saw to a trial's plan: which network the ranges are seen in, and whose weights are clipped."""
+"""From what calibration saw to a trial's plan: which network the ranges are seen in, and whose weights are
+clipped."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,17 +45,19 @@ def make_plan(
 def weights_and_sketches(
     settings: Settings, material: Material, sites: Sequence[Site], fp32: Sketches
 ) -> tuple[tuple[WeightQuant, ...], Sketches]:
-    """The weights' plan and the sites' sketches: those of the FP32 network (``fp32``) unless the config asks for the
-    network as it will run, or the method clips weights."""
+    """The weights' plan and the sites' sketches: those of the FP32 network (``fp32``) unless the config asks
+    for the network as it will run, or the method clips weights."""
     weights = plan_weights(material.model, settings.method, settings.bits, settings.calibration)
     with network_of_ranges(settings, material, weights) as network:
         return weights, fp32 if network == "fp32" else sketches_as_run(settings, material, sites)
 
 
 @contextmanager
-def network_of_ranges(settings: Settings, material: Material, weights: Sequence[WeightQuant]) -> Iterator[str]:
-    """Until the exit the model has the weights with which the ranges of activations are seen: its own, these clipped
-    by the method, or quantized ones. Yields the network's name, as ``sites.csv`` has it."""
+def network_of_ranges(
+    settings: Settings, material: Material, weights: Sequence[WeightQuant]
+) -> Iterator[str]:
+    """Until the exit the model has the weights with which the ranges of activations are seen: its own, these
+    clipped by the method, or quantized ones. Yields the network's name, as ``sites.csv`` has it."""
     if settings.calibration.through != "fp32":
         with quantized_weights(material.model, weights):
             earlier = settings.calibration.through == "quantized"
@@ -68,8 +71,8 @@ def network_of_ranges(settings: Settings, material: Material, weights: Sequence[
 def diagnosed(
     settings: Settings, material: Material, sites: Sequence[Site], plan: QuantPlan, sketches: Sketches
 ) -> pd.DataFrame:
-    """The table of a plan's tensors (:func:`quantlab.evaluation.diagnosis.site_table`), each site looked at in the
-    network that its range was seen in."""
+    """The table of a plan's tensors (:func:`quantlab.evaluation.diagnosis.site_table`), each site looked at
+    in the network that its range was seen in."""
     batches = material.calibration_batches(settings.calibration)[:DIAGNOSED_BATCHES]
     through = settings.calibration.through == "quantized"
     with network_of_ranges(settings, material, plan.weights) as network:

@@ -25,7 +25,8 @@ Metric = float | list[float | None] | None
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrialResult:
-    """All that a trial found. A list among the metrics is one value a depth; None stands for "infinite" or "none"."""
+    """All that a trial found. A list among the metrics is one value a depth; None stands for "infinite" or
+    "none"."""
 
     metrics: Mapping[str, Metric]
     config: Mapping[str, Any]
@@ -57,11 +58,15 @@ class TrialResult:
         self.sites.to_csv(folder / "sites.csv", index=False)
         self.outliers.to_csv(folder / "outliers.csv", index=False)
         ran = [(path, ran.on, ran.times_fp32) for path, ran in self.linears.items()]
-        pd.DataFrame(ran, columns=["linear", "ran_on", "times_fp32"]).to_csv(folder / "linears.csv", index=False)
+        pd.DataFrame(ran, columns=["linear", "ran_on", "times_fp32"]).to_csv(
+            folder / "linears.csv", index=False
+        )
         title = f"FP32 activations of {Path(self.tags['checkpoint']).name}"
         plot_by_depth(self.layers(), title, folder / "kurtosis.png")
         tables = ("sites.csv", "outliers.csv", "linears.csv")
-        files = [folder / name for name in ("config.yaml", "plan.json", "answers.parquet", *tables, "kurtosis.png")]
+        files = [
+            folder / name for name in ("config.yaml", "plan.json", "answers.parquet", *tables, "kurtosis.png")
+        ]
         settle(files)
         write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))
         return [*files, folder / RESULT]
@@ -69,7 +74,9 @@ class TrialResult:
     def layers(self) -> dict[str, list[float]]:
         """The metrics that have one value a depth; NaN where there is none."""
         lists = {name: values for name, values in self.metrics.items() if isinstance(values, list)}
-        return {name: [math.nan if value is None else value for value in values] for name, values in lists.items()}
+        return {
+            name: [math.nan if value is None else value for value in values] for name, values in lists.items()
+        }
 
     def _answers(self) -> pd.DataFrame:
         columns: dict[str, np.ndarray] = {"label": self.labels}
@@ -87,7 +94,9 @@ def describe(component: Any) -> Any:
     """A component as plain data that Hydra can build it from again: ``_target_`` and its fields."""
     if is_dataclass(component) and not isinstance(component, type):
         target = f"{type(component).__module__}.{type(component).__qualname__}"
-        return {"_target_": target} | {f.name: describe(getattr(component, f.name)) for f in fields(component)}
+        return {"_target_": target} | {
+            f.name: describe(getattr(component, f.name)) for f in fields(component)
+        }
     if isinstance(component, tuple | list):
         return [describe(item) for item in component]
     return component
@@ -99,7 +108,8 @@ def finite_or_none(value: float) -> float | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder and removes an older result from it. Raises OSError where nothing can be written there."""
+    """Makes the folder and removes an older result from it. Raises OSError where nothing can be written
+    there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / ".writable", "")

@@ -80,7 +80,8 @@ class Outcome:
 
 
 def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
-    """One trial. What ``memo`` holds of earlier ones is not computed again; the numbers are the same either way.
+    """One trial. What ``memo`` holds of earlier ones is not computed again; the numbers are the same either
+    way.
 
     Raises ValueError or OSError, before anything is loaded where that is possible, on what cannot be right.
     """
@@ -98,18 +99,30 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
     with _timed(seconds, "profile_s"):
         measured = profiled(config, material, plan)
     deployed = deploy(config, material, plan, answers)
-    return report(config, material, sites, Outcome(
-        plan=plan, fp32=fp32, calibrated=calibrated, answers=answers, reference=reference, linears=inserted.linears,
-        measured=Measured(metrics=measured.metrics | deployed.metrics, tags=measured.tags | deployed.tags),
-        seconds={**seconds, "evaluate_s": answers.seconds},
-    ))  # fmt: skip
+    return report(
+        config,
+        material,
+        sites,
+        Outcome(
+            plan=plan,
+            fp32=fp32,
+            calibrated=calibrated,
+            answers=answers,
+            reference=reference,
+            linears=inserted.linears,
+            measured=Measured(
+                metrics=measured.metrics | deployed.metrics, tags=measured.tags | deployed.tags
+            ),
+            seconds={**seconds, "evaluate_s": answers.seconds},
+        ),
+    )
 
 
 def check(config: TrialConfig, memo: Memo) -> list[Site]:
     """The sites of this trial, found before any weight is read.
 
-    Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be right, and
-    where checkpoint, tokenizer and rows do not fit each other.
+    Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be
+    right, and where checkpoint, tokenizer and rows do not fit each other.
     """
     config.runtime.check()
     found = resolved(config.model, config.task, memo)
@@ -163,10 +176,18 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
     numbers, data = metrics(config, material, outcome), described(config)
     measured = {**outcome.measured.tags, **engine_tags(outcome.plan, outcome.linears)}
     finding = Finding(
-        config=data, plan=outcome.plan, places=material.places, sketches=outcome.calibrated, model=material.model,
-        tags=material.loaded.tags | measured, metrics=numbers,
-        logits=logits, reference=reference, labels=labels, regression=config.task.regression,
-    )  # fmt: skip
+        config=data,
+        plan=outcome.plan,
+        places=material.places,
+        sketches=outcome.calibrated,
+        model=material.model,
+        tags=material.loaded.tags | measured,
+        metrics=numbers,
+        logits=logits,
+        reference=reference,
+        labels=labels,
+        regression=config.task.regression,
+    )
     alarms = raised(finding)
     tags = {
         **material.loaded.tags,
@@ -208,19 +229,29 @@ def deploy(config: TrialConfig, material: Material, plan: QuantPlan, answers: An
     if not isinstance(config.runtime, Deployment):
         return Measured(metrics={}, tags={})
     return deployed_trial(
-        config.runtime, material.loaded, plan, material.rows, material.batches, config.task, answers.logits,
-        config.profile, torch_subject(config, material, QuantPlan()),
-    )  # fmt: skip
+        config.runtime,
+        material.loaded,
+        plan,
+        material.rows,
+        material.batches,
+        config.task,
+        answers.logits,
+        config.profile,
+        torch_subject(config, material, QuantPlan()),
+    )
 
 
 def torch_subject(config: TrialConfig, material: Material, plan: QuantPlan) -> TorchSubject:
     """What a fresh process needs to run a plan as this trial does."""
     loaded = material.loaded
-    return TorchSubject(folder=loaded.folder, plan=plan, engine=config.engine, device=str(loaded.model.device))
+    return TorchSubject(
+        folder=loaded.folder, plan=plan, engine=config.engine, device=str(loaded.model.device)
+    )
 
 
 def engine_tags(plan: QuantPlan, linears: Mapping[str, Ran]) -> dict[str, str]:
-    """What computed the answers: FP32, FP32 arithmetic on quantized values, or integers in how many Linears."""
+    """What computed the answers: FP32, FP32 arithmetic on quantized values, or integers in how many
+    Linears."""
     if plan == QuantPlan():
         return {"engine": REFERENCE}
     kernels = [ran.on for ran in linears.values() if ran.in_integers]

@@ -44,19 +44,22 @@ def calibrated(**changes: Any) -> dict[str, Any]:
 def finding(**changes: Any) -> Finding:
     """A trial in order: both models are right nine times in ten, every range holds what was seen."""
     right = np.where(np.arange(200) % 10 == 0, 1 - LABELS, LABELS)
-    return Finding(**{
-        "config": calibrated(),
-        "plan": activation(),
-        "places": (),
-        "sketches": {SITE: sketched(heavy_tailed(500, 4))},
-        "model": tiny_model(),
-        "tags": {"label_order": "matched"},
-        "metrics": {},
-        "logits": answers(right),
-        "reference": answers(right),
-        "labels": LABELS,
-        "regression": False,
-    } | changes)  # fmt: skip
+    return Finding(
+        **{
+            "config": calibrated(),
+            "plan": activation(),
+            "places": (),
+            "sketches": {SITE: sketched(heavy_tailed(500, 4))},
+            "model": tiny_model(),
+            "tags": {"label_order": "matched"},
+            "metrics": {},
+            "logits": answers(right),
+            "reference": answers(right),
+            "labels": LABELS,
+            "regression": False,
+        }
+        | changes
+    )
 
 
 def names(**changes: Any) -> list[str]:

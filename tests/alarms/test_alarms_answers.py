@@ -25,7 +25,9 @@ def test_every_alarm_is_tested_and_told(check) -> None:
     assert f"`{check.__name__}`" in (Path(__file__).parents[2] / "docs" / "numbers.md").read_text()
 
 
-@pytest.mark.parametrize("ones, raises", [(200, True), (196, True), (195, False), (4, True), (5, False), (0, True)])
+@pytest.mark.parametrize(
+    "ones, raises", [(200, True), (196, True), (195, False), (4, True), (5, False), (0, True)]
+)
 def test_constant_prediction(ones: int, raises: bool) -> None:
     classes = (np.arange(200) < ones).astype(int)
     alarms = raised(finding(logits=answers(classes)))
@@ -40,7 +42,8 @@ def test_constant_prediction_is_about_the_quantized_answers() -> None:
 
 @pytest.mark.parametrize("right, raises", [(100, True), (107, True), (108, False), (30, True), (200, False)])
 def test_majority_accuracy(right: int, raises: bool) -> None:
-    """Half of the labels are of one class, and a standard error is 0.5 / sqrt(200) = 0.035: 107 right of 200."""
+    """Half of the labels are of one class, and a standard error is 0.5 / sqrt(200) = 0.035: 107 right of
+    200."""
     logits = answers(np.where(np.arange(200) < right, LABELS, 1 - LABELS))
     assert ("majority_accuracy" in names(logits=logits)) == raises
     assert ("majority_accuracy_fp32" in names(reference=logits)) == raises
@@ -87,7 +90,10 @@ def test_nan_logits(bad: float) -> None:
     logits = answers(LABELS)
     assert not message("nan_logits", logits=logits)
     logits[3:6, 1] = bad
-    assert message("nan_logits", logits=logits) == "the quantized logits of 3 of 200 examples are NaN or infinite"
+    assert (
+        message("nan_logits", logits=logits)
+        == "the quantized logits of 3 of 200 examples are NaN or infinite"
+    )
     assert message("nan_logits", reference=logits).startswith("the FP32 logits of 3")
 
 
@@ -98,9 +104,13 @@ def far(accuracy: float, n: int, config: SimpleNamespace = BERT_BASE) -> str:
     model = SimpleNamespace(config=config, get_parameter=lambda name: None, device=torch.device("cpu"))
     zeros = np.zeros((n, 2), dtype=np.float32)
     return message(
-        "fp32_far_from_published", model=model, metrics={"accuracy_fp32": accuracy}, logits=zeros, reference=zeros,
+        "fp32_far_from_published",
+        model=model,
+        metrics={"accuracy_fp32": accuracy},
+        logits=zeros,
+        reference=zeros,
         labels=np.arange(n) % 2,
-    )  # fmt: skip
+    )
 
 
 def test_fp32_far_from_published() -> None:
@@ -129,14 +139,21 @@ def test_published_numbers() -> None:
 
 def few(lost: int, won: int, n: int, **changes: object) -> str:
     labels = np.zeros(n, dtype=int)
-    reference, logits = answers((np.arange(n) % 9 == 8).astype(int)), answers((np.arange(n) % 9 == 8).astype(int))
+    reference, logits = (
+        answers((np.arange(n) % 9 == 8).astype(int)),
+        answers((np.arange(n) % 9 == 8).astype(int)),
+    )
     right, wrong = np.flatnonzero(np.arange(n) % 9 != 8), np.flatnonzero(np.arange(n) % 9 == 8)
-    logits[right[:lost]], logits[wrong[:won]] = answers(np.ones(lost, dtype=int)), answers(np.zeros(won, dtype=int))
+    logits[right[:lost]], logits[wrong[:won]] = (
+        answers(np.ones(lost, dtype=int)),
+        answers(np.zeros(won, dtype=int)),
+    )
     before, after = reference.argmax(-1) == labels, logits.argmax(-1) == labels
     low, high = accuracy_drop_ci95(before, after)
     ends = {"accuracy_drop": (lost - won) / n, "accuracy_drop_ci95_low": low, "accuracy_drop_ci95_high": high}
     return message(
-        "too_few_examples", **{"metrics": ends, "logits": logits, "reference": reference, "labels": labels} | changes
+        "too_few_examples",
+        **{"metrics": ends, "logits": logits, "reference": reference, "labels": labels} | changes,
     )
 
 
@@ -157,6 +174,12 @@ def test_too_few_examples_of_a_regression(width: float, raises: bool) -> None:
     config = {**calibrated(), "task": {"name": "stsb", "metrics": ["pearson"]}}
     metrics = {"pearson_drop": 0.0, "pearson_drop_ci95_low": -width, "pearson_drop_ci95_high": width}
     scores = np.linspace(0, 5, 200)[:, None]
-    given = {"config": config, "metrics": metrics, "regression": True, "labels": scores[:, 0], "reference": scores}
+    given = {
+        "config": config,
+        "metrics": metrics,
+        "regression": True,
+        "labels": scores[:, 0],
+        "reference": scores,
+    }
     assert bool(message("too_few_examples", logits=scores + 0.1, **given)) == raises
     assert not message("too_few_examples", logits=scores, **given)

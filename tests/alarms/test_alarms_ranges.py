@@ -42,7 +42,9 @@ def test_one_sided_range_where_nothing_lies_beyond() -> None:
     rare = heavy_tailed(1000, 1).abs() + 1e-6
     rare[:9] *= -1
     assert not message("one_sided_range", plan=activation(lo=(0.0,)), sketches=positive)
-    assert not message("one_sided_range", plan=activation(lo=(0.0,)), sketches={SITE: sketched(rare)})  # less than 1 %
+    assert not message(
+        "one_sided_range", plan=activation(lo=(0.0,)), sketches={SITE: sketched(rare)}
+    )  # less than 1 %
     rare[:20] = -1
     assert message("one_sided_range", plan=activation(lo=(0.0,)), sketches={SITE: sketched(rare)})
 
@@ -65,7 +67,8 @@ def test_one_sided_range_counts_and_names_some() -> None:
     sketches = {item.site: sketched(x) for item, x in zip(items, seen, strict=True)}
     plan = QuantPlan(activations=items, weights=weight(-1, 1).weights)
     assert message("one_sided_range", plan=plan, sketches=sketches) == (
-        "5 of 6 ranges leave out one side of zero: 4.ffn.sum (50.0%), 3.ffn.sum (40.0%), 2.ffn.sum (30.0%), ..."
+        "5 of 6 ranges leave out one side of zero: 4.ffn.sum (50.0%), 3.ffn.sum (40.0%), "
+        "2.ffn.sum (30.0%), ..."
     )
 
 
@@ -97,9 +100,12 @@ def with_outliers(largest: float, share: float = 0.00005) -> Tensor:
     return x[:, None]
 
 
-@pytest.mark.parametrize("largest, used", [(1.0, 256), (3.5, 115), (9.0, 52), (26.0, 20), (40.0, 13), (255.0, 3)])
+@pytest.mark.parametrize(
+    "largest, used", [(1.0, 256), (3.5, 115), (9.0, 52), (26.0, 20), (40.0, 13), (255.0, 3)]
+)
 def test_wasted_levels_of_an_activation(largest: float, used: int) -> None:
-    """256 levels from -1 to the outliers, of which the numbers up to 1 use ``255 * 2 / (largest + 1) + 1``."""
+    """256 levels from -1 to the outliers, of which the numbers up to 1 use ``255 * 2 / (largest + 1) +
+    1``."""
     seen, plan = {SITE: sketched(with_outliers(largest))}, activation(lo=(-1.0,), hi=(largest,))
     covered = of_site(plan.activations[0], seen[SITE])
     assert covered and covered.used == pytest.approx(used, abs=1) and covered.levels == 256
@@ -135,7 +141,8 @@ def classifier(values: Tensor) -> dict[str, object]:
 
 
 def test_zeroed_weights_of_one_huge_weight() -> None:
-    """As in minilm-qnli, where one FFN weight of 7.91 stands among others with a standard deviation of 0.045."""
+    """As in minilm-qnli, where one FFN weight of 7.91 stands among others with a standard deviation of
+    0.045."""
     values = 0.045 * torch.from_numpy(np.random.default_rng(0).standard_normal((384, 768), dtype=np.float32))
     values[99, 7] = 7.91
     plan = weight(-0.2, 7.91, SYMMETRIC)
@@ -143,7 +150,9 @@ def test_zeroed_weights_of_one_huge_weight() -> None:
     found = of_weight(plan.weights[0], values)
     assert found and found.zeroed == pytest.approx(expected, abs=0.01) and 0.5 < expected < 0.6
     assert names(plan=plan, **classifier(values)) == ["zeroed_weights"]
-    assert f"classifier.weight ({found.zeroed:.1%})" in message("zeroed_weights", plan=plan, **classifier(values))
+    assert f"classifier.weight ({found.zeroed:.1%})" in message(
+        "zeroed_weights", plan=plan, **classifier(values)
+    )
     values[99, 7] = 0.2
     assert names(plan=weight(-0.2, 0.2, SYMMETRIC), **classifier(values)) == []
 
@@ -152,8 +161,14 @@ def test_one_zeroed_weight_of_many_is_a_finding() -> None:
     """The weights of plans that keep the answers and of plans that collapse are the same ones."""
     huge = weight(-1.0, 400.0, SYMMETRIC).weights[0]
     name = "bert.encoder.layer.{}.{}.dense.weight"
-    others = [name.format(layer, part) for layer in (0, 1) for part in ("intermediate", "output", "attention.output")]
-    others += [f"bert.encoder.layer.{i}.attention.self.{part}.weight" for i in (0, 1) for part in ("query", "key")]
+    others = [
+        name.format(layer, part)
+        for layer in (0, 1)
+        for part in ("intermediate", "output", "attention.output")
+    ]
+    others += [
+        f"bert.encoder.layer.{i}.attention.self.{part}.weight" for i in (0, 1) for part in ("query", "key")
+    ]
     fine = tuple(replace(huge, parameter=other, lo=(-0.1,), hi=(0.1,)) for other in others)
     assert message("zeroed_weights", plan=QuantPlan(weights=(huge, *fine[:8]))).startswith("1 of 9 weights")
     assert not message("zeroed_weights", plan=QuantPlan(weights=(huge, *fine[:9])))
@@ -184,11 +199,15 @@ def test_slices_have_their_own_ranges(axis: int, symmetric: bool) -> None:
     item = WeightQuant(parameter=WEIGHT, grid=grid, axis=axis, lo=tuple(lo.tolist()), hi=tuple(hi.tolist()))
     found = of_weight(item, values)
     slices = [
-        of_weight(replace(item, axis=None, lo=(item.lo[index],), hi=(item.hi[index],)), values.select(axis, index))
+        of_weight(
+            replace(item, axis=None, lo=(item.lo[index],), hi=(item.hi[index],)), values.select(axis, index)
+        )
         for index in range(6)
     ]
     assert found and None not in slices
-    assert found.outside == pytest.approx(np.mean([one.outside for one in slices if one])) and found.outside > 0
+    assert (
+        found.outside == pytest.approx(np.mean([one.outside for one in slices if one])) and found.outside > 0
+    )
     assert found.zeroed == pytest.approx(np.mean([one.zeroed for one in slices if one]))
 
 
@@ -204,9 +223,13 @@ def test_a_large_weight_is_sampled_alike_every_time() -> None:
 def test_saturation(beyond: float, raises: bool) -> None:
     x = torch.linspace(-1, 1, 10_000)
     x[: round(beyond * len(x))] = 3.0
-    found = message("saturation", plan=activation(lo=(-1.0,), hi=(1.0,)), sketches={SITE: sketched(x[:, None])})
+    found = message(
+        "saturation", plan=activation(lo=(-1.0,), hi=(1.0,)), sketches={SITE: sketched(x[:, None])}
+    )
     assert found == (
-        f"1 of 1 tensors have over 1% of their values outside their range: {SITE} ({beyond:.1%})" if raises else ""
+        f"1 of 1 tensors have over 1% of their values outside their range: {SITE} ({beyond:.1%})"
+        if raises
+        else ""
     )
     found = message("saturation", plan=weight(-1.0, 1.0), **classifier(x[:, None]))
     assert bool(found) == raises
@@ -231,7 +254,9 @@ def grouped(widths: Tensor, permute: str) -> tuple[QuantPlan, dict[str, object]]
 
 
 def test_unpermuted_groups() -> None:
-    scattered, sorted_already, alike = torch.tensor([[1, 9, 1, 1, 8, 1], [1, 1, 1, 1, 8, 9], [2, 1, 2, 1, 2, 1.0]])
+    scattered, sorted_already, alike = torch.tensor(
+        [[1, 9, 1, 1, 8, 1], [1, 1, 1, 1, 8, 9], [2, 1, 2, 1, 2, 1.0]]
+    )
     plan, sketches = grouped(scattered, "none")
     assert message("unpermuted_groups", plan=plan, sketches=sketches).startswith(
         "1 of 1 sites with groups have neighbou"

@@ -1,4 +1,5 @@
-"""Alarms about calibration, placement, speed and size: each where its cause is planted, and silence elsewhere."""
+"""Alarms about calibration, placement, speed and size: each where its cause is planted, and silence
+elsewhere."""
 
 import os
 
@@ -56,12 +57,21 @@ def floating(family: str, placement: Placement | None, dropped: str = "") -> str
     model = tiny_model(family)
     found = places(model)
     sites = (
-        [site for site in placement.select(found) if not (dropped and site.name.endswith(dropped))] if placement else []
+        [site for site in placement.select(found) if not (dropped and site.name.endswith(dropped))]
+        if placement
+        else []
     )
-    items = [ActivationQuant(site=site.name, tap=site.tap, grid=ASYMMETRIC, lo=(-9.0,), hi=(9.0,)) for site in sites]
+    items = [
+        ActivationQuant(site=site.name, tap=site.tap, grid=ASYMMETRIC, lo=(-9.0,), hi=(9.0,))
+        for site in sites
+    ]
     sketches = {site.name: sketched(heavy_tailed(50, 4)) for site in sites}
     return message(
-        "products_in_float", plan=QuantPlan(activations=tuple(items)), places=found, sketches=sketches, model=model
+        "products_in_float",
+        plan=QuantPlan(activations=tuple(items)),
+        places=found,
+        sketches=sketches,
+        model=model,
     )
 
 
@@ -96,7 +106,10 @@ def test_simulated_latency() -> None:
     said = "p50 of 58.6 ms is that of FP32 arithmetic on quantized values, no integer latency"
     assert message("simulated_latency", tags=simulated, metrics=LATENCY) == said
     with_speed = LATENCY | {"speedup_vs_fp32": 0.98}
-    assert message("simulated_latency", tags=simulated, metrics=with_speed) == f"{said}; nor is 0.98 its speed-up"
+    assert (
+        message("simulated_latency", tags=simulated, metrics=with_speed)
+        == f"{said}; nor is 0.98 its speed-up"
+    )
     assert not message("simulated_latency", tags=simulated)  # not timed
     for engine in ("integer", "fp32"):
         assert not message("simulated_latency", tags={"engine": engine}, metrics=with_speed)
@@ -111,7 +124,9 @@ def test_size_not_smaller() -> None:
     assert message("size_not_smaller", plan=plan, metrics=SIZES | {"size_bytes": 418.3e6}) == (
         "1 weights are on grids of under 16 bits, but size_bytes is 418.3 MB, 100% of FP32's"
     )
-    assert "size_onnx_bytes" in message("size_not_smaller", plan=plan, metrics=SIZES | {"size_onnx_bytes": 418e6})
+    assert "size_onnx_bytes" in message(
+        "size_not_smaller", plan=plan, metrics=SIZES | {"size_onnx_bytes": 418e6}
+    )
     wide = weight(-1.0, 1.0, AffineGrid(bits=16, symmetric=False))
     for other in (wide, activation(), QuantPlan()):
         assert not message("size_not_smaller", plan=other, metrics=SIZES | {"size_bytes": 418.3e6})
@@ -121,7 +136,10 @@ def test_size_not_smaller() -> None:
 def test_machine_busy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert not message("machine_busy", tags={name: "4.90"})
-    assert message("machine_busy", tags={name: "5.10"}) == f"{name} was 5.1 on 4 processors when the profile began"
+    assert (
+        message("machine_busy", tags={name: "5.10"})
+        == f"{name} was 5.1 on 4 processors when the profile began"
+    )
 
 
 @pytest.mark.parametrize("saturates", [True, False])
@@ -132,5 +150,9 @@ def test_runtime_saturates(saturates: bool) -> None:
 
 @pytest.mark.parametrize("fell_back", [True, False])
 def test_runtime_fell_back(fell_back: bool) -> None:
-    tags = {"runtime": "some 1.0", "runtime_fell_back": str(fell_back), "deployed_products": "0 integer; 9 float"}
+    tags = {
+        "runtime": "some 1.0",
+        "runtime_fell_back": str(fell_back),
+        "deployed_products": "0 integer; 9 float",
+    }
     assert names(tags=tags) == (["runtime_fell_back"] if fell_back else [])

@@ -15,13 +15,21 @@ from quantlab.trial.run import run_trial
 
 Run = Callable[..., TrialResult]
 
-# Symmetric activations, running min-max of one padded batch of 8 rows, seen through the quantized network, attention
-# internals in FP32, fake quantization that is timed; groups of neighbouring channels.
+# Symmetric activations, running min-max of one padded batch of 8 rows, seen through the quantized network,
+# attention internals in FP32, fake quantization that is timed; groups of neighbouring channels.
 CALIBRATION = ("calibration.samples=8", "calibration.batch_size=8", "calibration.padding=included")
 PIPELINE = (
-    *CALIBRATION, "calibration.through=quantized", "placement=published", "bits.symmetric=true", "engine=simulated",
-    "profile=quick", "profile.iterations=2", "profile.warmup=1", "profile.seconds=0", "profile.length=16",
-)  # fmt: skip
+    *CALIBRATION,
+    "calibration.through=quantized",
+    "placement=published",
+    "bits.symmetric=true",
+    "engine=simulated",
+    "profile=quick",
+    "profile.iterations=2",
+    "profile.warmup=1",
+    "profile.seconds=0",
+    "profile.length=16",
+)
 ALWAYS = {"few_calibration_rows", "padding_counted", "products_in_float", "simulated_latency"}
 PEG = ("method=peg", "method.k=3", "method.permute=none", 'method.sites=["*.ffn.*","*.layer.out"]')
 
@@ -36,9 +44,14 @@ def run(forked_workers: None, tiny_bert: Path, tiny_glue: Path, tmp_path: Path) 
     weights["bert.encoder.layer.0.attention.output.LayerNorm.weight"][[3, 30]] = 40.0
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     base = (
-        "model=hf", f"model.path={tmp_path}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
-        "tracking=off", "profile=off",
-    )  # fmt: skip
+        "model=hf",
+        f"model.path={tmp_path}",
+        "task=qnli",
+        f"task.data_dir={tiny_glue}",
+        "task.max_length=32",
+        "tracking=off",
+        "profile=off",
+    )
     memo = Memo()
 
     def trial(*overrides: str) -> TrialResult:
@@ -70,7 +83,13 @@ def test_peg(run: Run) -> None:
 
 def test_percentile(run: Run) -> None:
     result = run(*PIPELINE, "calibration=published_percentile")
-    expected = ALWAYS | {"one_sided_range", "zeroed_weights", "saturation", "constant_prediction", "majority_accuracy"}
+    expected = ALWAYS | {
+        "one_sided_range",
+        "zeroed_weights",
+        "saturation",
+        "constant_prediction",
+        "majority_accuracy",
+    }
     assert raised(result) >= expected
     (said,) = [alarm.message for alarm in result.alarms if alarm.name == "one_sided_range"]
     cut, total = (int(word) for word in said.split()[:3:2])
@@ -78,9 +97,13 @@ def test_percentile(run: Run) -> None:
 
 
 def test_the_same_model_as_it_should_be_run(run: Run) -> None:
-    """Everything undone: the alarms that are left are about the network itself, its huge weight and its answers."""
+    """Everything undone: the alarms that are left are about the network itself, its huge weight and its
+    answers."""
     result = run(
-        "placement=gemm", "calibration=percentile", "bits.weight_granularity=channel", "calibration.samples=16"
+        "placement=gemm",
+        "calibration=percentile",
+        "bits.weight_granularity=channel",
+        "calibration.samples=16",
     )
     assert raised(result) <= {"majority_accuracy", "majority_accuracy_fp32", "constant_prediction"}
     assert not raised(result) & ALWAYS

@@ -48,15 +48,28 @@ def texts(count: int, seed: int = 0) -> Examples:
 
 def material_of(model: PreTrainedModel) -> Material:
     """Everything that an analysis of the FP32 network reads."""
-    tokenizer, task = made_tokenizer(), Made(name="made", labels=("no", "yes"), metrics=("accuracy",), max_length=25)
+    tokenizer, task = (
+        made_tokenizer(),
+        Made(name="made", labels=("no", "yes"), metrics=("accuracy",), max_length=25),
+    )
     rows = tokenize(texts(ROWS, seed=1), tokenizer, task.max_length)
     return Material(
         loaded=Loaded(
-            model=model, folder=Path("nowhere"), tokenizer=tokenizer, fingerprint="", label_columns=(0, 1), tags={}
+            model=model,
+            folder=Path("nowhere"),
+            tokenizer=tokenizer,
+            fingerprint="",
+            label_columns=(0, 1),
+            tags={},
         ),
-        task=task, train=texts(ROWS), rows=rows, batches=by_length(rows, tokenizer, 8), places=places(model),
-        data_fingerprint="", key="",
-    )  # fmt: skip
+        task=task,
+        train=texts(ROWS),
+        rows=rows,
+        batches=by_length(rows, tokenizer, 8),
+        places=places(model),
+        data_fingerprint="",
+        key="",
+    )
 
 
 def seen(material: Material) -> tuple[list[Batch], dict[str, Sketch]]:

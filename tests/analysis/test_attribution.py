@@ -1,4 +1,5 @@
-"""Attribution: the planted culprit comes first, and every number is what a direct run with the same plan gives."""
+"""Attribution: the planted culprit comes first, and every number is what a direct run with the same plan
+gives."""
 
 from collections.abc import Iterator
 
@@ -22,13 +23,15 @@ SITES = 30
 
 
 class Direct:
-    """A bench's candidates by the plain way in: the whole plan inserted into the FP32 model, hidden states taken from
-    transformers."""
+    """A bench's candidates by the plain way in: the whole plan inserted into the FP32 model, hidden states
+    taken from transformers."""
 
     def __init__(self, ready: Bench):
         self.ready, self.model, self.batches = ready, ready.material.model, ready.scored_rows()[0]
         candidates = [ready.space.wide, ready.space.narrow, *combinations_of(ready.space)]
-        self.plans = {c: QuantPlan(activations=ready.activations(c), weights=ready.weights) for c in candidates}
+        self.plans = {
+            c: QuantPlan(activations=ready.activations(c), weights=ready.weights) for c in candidates
+        }
 
     def run(self, chosen: Choices) -> tuple[Tensor, list[Tensor]]:
         """Logits, and hidden states by depth without padding."""
@@ -46,7 +49,9 @@ def kept(batch: Batch) -> Tensor:
 
 
 @pytest.fixture(scope="module", params=["integer", "simulated"])
-def found(request: pytest.FixtureRequest, make_lab: MakeLab) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, Direct]]:
+def found(
+    request: pytest.FixtureRequest, make_lab: MakeLab
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, Direct]]:
     """Both tables of a model with one culprit, then the same model in FP32 again."""
     with make_lab((1,)).bench(f"engine={request.param}") as ready:
         tables, direct = attribution_table(ready), Direct(ready)
@@ -106,7 +111,11 @@ def test_errors_accumulate_as_direct_runs_say(found: Found) -> None:
         pairs = zip(base, direct.run(chosen)[1], strict=True)
         return np.array([float((x - y).square().sum()) for x, y in pairs])
 
-    assert list(table["depth"]) == [0, 1, 2] and list(table["site"]) == ["embed.out", "0.layer.out", "1.layer.out"]
+    assert list(table["depth"]) == [0, 1, 2] and list(table["site"]) == [
+        "embed.out",
+        "0.layer.out",
+        "1.layer.out",
+    ]
     np.testing.assert_allclose(table["signal"], [float(x.square().sum()) for x in base], rtol=1e-4)
     np.testing.assert_allclose(table["measured"], power(space.narrow), rtol=1e-3)
     np.testing.assert_allclose(table["additive"], sum(map(power, combinations_of(space))), rtol=1e-3)
@@ -118,7 +127,9 @@ def test_a_site_changes_nothing_before_it(found: Found) -> None:
     space, ready = direct.ready.space, direct.ready
     last = [v.name for v in space.variables].index("1.layer.out")
     with insert_again(ready):
-        base, alone = (answered(ready, chosen, direct.batches) for chosen in (space.wide, combinations_of(space)[last]))
+        base, alone = (
+            answered(ready, chosen, direct.batches) for chosen in (space.wide, combinations_of(space)[last])
+        )
     power = error_power(base, alone)
     assert power[0] == power[1] == 0 < power[2]
     assert logit_error(base, base) == kl(base, base) == 0
@@ -132,7 +143,8 @@ def insert_again(ready: Bench) -> object:
 
 
 @pytest.mark.parametrize(
-    "group, worst, role", [("layer", "1.*", "*"), ("role", "*.ffn.mid", "ffn.mid"), ("layer_role", "1.ffn.*", "ffn.*")]
+    "group, worst, role",
+    [("layer", "1.*", "*"), ("role", "*.ffn.mid", "ffn.mid"), ("layer_role", "1.ffn.*", "ffn.*")],
 )
 def test_sites_decided_together(make_lab: MakeLab, group: str, worst: str, role: str) -> None:
     with make_lab((1,)).bench(f"search.group_by={group}") as ready:

@@ -1,4 +1,5 @@
-"""Channels along the residual stream: against numpy and scipy over transformers' own hidden states, and planted."""
+"""Channels along the residual stream: against numpy and scipy over transformers' own hidden states, and
+planted."""
 
 from dataclasses import replace
 
@@ -13,7 +14,13 @@ from tiny import FAMILIES, tiny_model
 from transformers import PreTrainedModel
 
 from quantlab.analysis import channels
-from quantlab.analysis.channels import channel_table, layer_table, published_statistics, stream_sites, sum_sites
+from quantlab.analysis.channels import (
+    channel_table,
+    layer_table,
+    published_statistics,
+    stream_sites,
+    sum_sites,
+)
 from quantlab.analysis.tokens import token_table
 from quantlab.calibration.estimators import Calibration
 from quantlab.trial.material import Material, fp32_sketches
@@ -57,7 +64,9 @@ def test_the_draws_are_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     few = replace(CALIBRATION, samples=2)
     stability = table_of(material_of(model), few, draws=6)["jaccard_draws"]
     assert 0 < stability[0] < 1
-    assert table_of(material_of(model), replace(CALIBRATION, samples=30), draws=2)["jaccard_draws"][0] == 1  # all rows
+    assert (
+        table_of(material_of(model), replace(CALIBRATION, samples=30), draws=2)["jaccard_draws"][0] == 1
+    )  # all rows
 
 
 def test_stability_counts_padding_where_the_sketches_do() -> None:
@@ -100,12 +109,16 @@ def test_the_sums_are_what_enters_the_layer_norms() -> None:
     table, (batches, _) = table_of(material, draws=1), seen(material)
     norms = [model.bert.embeddings.LayerNorm, *(layer.output.LayerNorm for layer in model.bert.encoder.layer)]
     for depth, norm in enumerate(norms):
-        norm.register_forward_pre_hook(lambda _, x, depth=depth: sums.setdefault(depth, []).append(x[0].double()))
+        norm.register_forward_pre_hook(
+            lambda _, x, depth=depth: sums.setdefault(depth, []).append(x[0].double())
+        )
     with torch.inference_mode():
         for batch in batches:
             model(**batch.inputs)
     for depth, row in table.iterrows():
-        x = np.concatenate([part.numpy()[kept(batch)] for part, batch in zip(sums[depth], batches, strict=True)])
+        x = np.concatenate(
+            [part.numpy()[kept(batch)] for part, batch in zip(sums[depth], batches, strict=True)]
+        )
         assert row["sum_kurtosis"] == pytest.approx(stats.kurtosis(x.ravel(), fisher=False), rel=1e-5)
         assert row["sum_rms"] == pytest.approx(np.sqrt((x**2).mean()), rel=1e-5)
         assert row["sum_largest"] == pytest.approx(np.abs(x).max(), rel=1e-6)
@@ -113,12 +126,17 @@ def test_the_sums_are_what_enters_the_layer_norms() -> None:
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_the_published_definition_counts_padding_and_takes_the_mean_over_batches(family: str) -> None:
-    """By hand: every row padded to the full length, all elements of a batch flattened; 1 % of 6,400 or 3,200."""
+    """By hand: every row padded to the full length, all elements of a batch flattened; 1 % of 6,400 or
+    3,200."""
     model = tiny_model(family)
     material = material_of(model)
     found = published_statistics(material, CALIBRATION, stream_sites(material)).set_index("site")
     batches = material.calibration_batches(replace(CALIBRATION, padding="included"))
-    assert [batch.inputs["input_ids"].shape for batch in batches] == [(8, MAX_LENGTH), (8, MAX_LENGTH), (4, MAX_LENGTH)]
+    assert [batch.inputs["input_ids"].shape for batch in batches] == [
+        (8, MAX_LENGTH),
+        (8, MAX_LENGTH),
+        (4, MAX_LENGTH),
+    ]
     by_batch = [[x.ravel() for x in states(model, batch)] for batch in batches]
     for depth, site in enumerate(found.index):
         parts = [one[depth] for one in by_batch]

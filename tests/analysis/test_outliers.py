@@ -1,4 +1,5 @@
-"""``python -m quantlab.outliers`` from end to end on tiny models: its files, its record, and what it refuses."""
+"""``python -m quantlab.outliers`` from end to end on tiny models: its files, its record, and what it
+refuses."""
 
 import json
 import re
@@ -34,10 +35,20 @@ ALWAYS = {
     "protection",
 }
 SMALL = (
-    "task=qnli", "task.max_length=32", "evaluation.limit=16", "evaluation.batch_size=8", "calibration.samples=8",
-    "search.sensitivity_rows=4", "search.group_by=layer", "search.max_drop=100", "profile=off", "tracking=off",
-    "outliers.draws=2", "outliers.random_draws=0", "outliers.clip=[]",
-)  # fmt: skip
+    "task=qnli",
+    "task.max_length=32",
+    "evaluation.limit=16",
+    "evaluation.batch_size=8",
+    "calibration.samples=8",
+    "search.sensitivity_rows=4",
+    "search.group_by=layer",
+    "search.max_drop=100",
+    "profile=off",
+    "tracking=off",
+    "outliers.draws=2",
+    "outliers.random_draws=0",
+    "outliers.clip=[]",
+)
 
 
 @dataclass(frozen=True)
@@ -106,15 +117,34 @@ def test_a_collapse_is_explained_and_recorded(analyse: Analyse, make_lab: MakeLa
     assert set(tables["attribution"]["site"][:2]) == set(PLANTED)
     assert tables["protection"]["protected"][3] == " ".join(tables["attribution"]["site"][:2])
     assert list(tables["attribution"].columns) == [
-        "site", "layer", "role", "sqnr_db", "logit_error", "first_order", "kl", "in_beyond_6_sigma",
-        "due_to_beyond_6_sigma", "in_dominant_channels", "due_to_dominant_channels", "error_power",
-    ]  # fmt: skip
+        "site",
+        "layer",
+        "role",
+        "sqnr_db",
+        "logit_error",
+        "first_order",
+        "kl",
+        "in_beyond_6_sigma",
+        "due_to_beyond_6_sigma",
+        "in_dominant_channels",
+        "due_to_dominant_channels",
+        "error_power",
+    ]
     assert summary.keys() == {"tags", "findings", "metrics", "command"}
     assert len(summary["findings"]) >= 5 and all(sentence in done.said for sentence in summary["findings"])
-    assert summary["command"].startswith("python -m quantlab.outliers ") and "outliers.name=why" in summary["command"]
+    assert (
+        summary["command"].startswith("python -m quantlab.outliers ")
+        and "outliers.name=why" in summary["command"]
+    )
     assert summary["tags"].keys() >= {
-        "checkpoint", "checkpoint_fingerprint", "data_fingerprint", "task", "rows", "seed", "git_commit"
-    }  # fmt: skip
+        "checkpoint",
+        "checkpoint_fingerprint",
+        "data_fingerprint",
+        "task",
+        "rows",
+        "seed",
+        "git_commit",
+    }
     assert summary["metrics"]["outlier_weights"] >= len(tables["weights"]) > 0
     assert summary["metrics"]["kurtosis_max"] == pytest.approx(tables["layers"]["kurtosis"].max())
     newest = max(done.folder.glob("*.*"), key=lambda path: path.stat().st_mtime_ns)
@@ -147,8 +177,12 @@ def test_every_architecture(analyse: Analyse, make_model: MakeModel, tiny_glue: 
     widths = tables["channels"].groupby("depth")["channel"].nunique()
     assert list(widths) == [32] * (2 if family == "electra" else 3)
     site = drawn["site"].iloc[0]
-    wide = tables["sites"][tables["sites"]["site"].str.match(r"^(embed|\d)\.") & ~tables["sites"]["site"].str.contains(
-        r"scores|probs|ffn.mid|attn.in$" + (r"|embed.(?:sum|out)" if family == "electra" else ""))]  # fmt: skip
+    wide = tables["sites"][
+        tables["sites"]["site"].str.match(r"^(embed|\d)\.")
+        & ~tables["sites"]["site"].str.contains(
+            r"scores|probs|ffn.mid|attn.in$" + (r"|embed.(?:sum|out)" if family == "electra" else "")
+        )
+    ]
     assert site == wide.loc[wide["kurtosis"].idxmax(), "site"]
     assert summary["tags"]["rows"] == "16" and summary["findings"]
 
@@ -164,7 +198,9 @@ def test_another_start_writes_the_folder_again_and_one_that_fails_leaves_no_summ
     assert again.folder == first.folder
     assert {path.name: path.read_bytes() for path in again.folder.glob("*.csv")} == contents
     assert analyse(*small, "outliers.draws=3").folder != first.folder
-    monkeypatch.setattr(running, "attribution_table", lambda ready: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        running, "attribution_table", lambda ready: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(CompactHydraException, match="disk full"):
         analyse(*small)
     assert not (first.folder / "summary.json").exists()
@@ -176,7 +212,12 @@ def test_another_start_writes_the_folder_again_and_one_that_fails_leaves_no_summ
         ("method=peg", "method.k=2", "outliers.clip=[1]", "outliers.draws=1", "calibration.padding=included"),
         ("outliers.rank_by=first_order", "placement=gemm", "search.group_by=site", "engine=simulated"),
         ("search.sites=['head.*']", "task.metrics=[matthews_correlation,accuracy]"),
-        ("calibration=percentile", "calibration.through=quantized_weights", "bits.weights=32", "search.max_drop=0"),
+        (
+            "calibration=percentile",
+            "calibration.through=quantized_weights",
+            "bits.weights=32",
+            "search.max_drop=0",
+        ),
     ],
     ids=" ".join,
 )
@@ -194,7 +235,9 @@ def test_sites_are_protected_in_the_order_of_the_score_that_is_asked_for(
     analyse: Analyse, make_lab: MakeLab, score: str, column: str, ascending: bool
 ) -> None:
     alone = ("search.sites=['1.ffn.*']", "search.max_drop=0", "outliers.random_draws=0", "outliers.clip=[]")
-    tables = analyse(*make_lab((1,)).overrides, *alone, f"outliers.rank_by={score}", "outliers.draws=1").tables
+    tables = analyse(
+        *make_lab((1,)).overrides, *alone, f"outliers.rank_by={score}", "outliers.draws=1"
+    ).tables
     ranked = list(tables["attribution"].sort_values(column, ascending=ascending)["site"])
     top = tables["protection"][tables["protection"]["kind"] == "top"][1:]
     assert len(top) and [row.protected.split() for row in top.itertuples()] == [

@@ -61,7 +61,9 @@ def test_the_worst_sites_are_enough_and_random_ones_are_not(planted: SearchLab) 
     assert all(len(set(row)) == 2 and set(row) <= names for row in drawn)
     assert len({frozenset(row) for row in drawn}) > 1
     assert random["accuracy"].max() < top["accuracy"].iloc[-1]
-    assert (table["n"] == ROWS).all() and (100 * (1 - table["accuracy"]) - table["drop_points"]).abs().max() < 1e-6
+    assert (table["n"] == ROWS).all() and (
+        100 * (1 - table["accuracy"]) - table["drop_points"]
+    ).abs().max() < 1e-6
     assert ((table["low"] <= table["drop_points"]) & (table["drop_points"] <= table["high"])).all()
 
 
@@ -132,7 +134,9 @@ def test_clipping_against_direct_runs(make_lab: MakeLab) -> None:
     linears = {n: m for n, m in material.model.named_modules() if isinstance(m, torch.nn.Linear)}
     size = {n: (m.weight.abs() / m.weight.std()).numpy() for n, m in linears.items()}
     for clipped, fp32 in zip(table["clipped"][1:], table["accuracy_fp32_clipped"][1:], strict=True):
-        least = np.sort(np.concatenate([x.ravel() for x in size.values()]))[-clipped - 1]  # the largest that stays
+        least = np.sort(np.concatenate([x.ravel() for x in size.values()]))[
+            -clipped - 1
+        ]  # the largest that stays
         before = {n: m.weight.data.clone() for n, m in linears.items()}
         changed = 0
         for name, module in linears.items():
@@ -149,7 +153,9 @@ def test_clipping_against_direct_runs(make_lab: MakeLab) -> None:
 
 @pytest.mark.parametrize("weights", ["32", "fp16"])
 def test_weights_without_a_grid_cannot_be_clipped(planted: SearchLab, weights: str) -> None:
-    with pytest.raises(ValueError, match=r"outliers.clip.* bits.weights must be 2 to 16, got .*outliers.clip=\[\]"):
+    with pytest.raises(
+        ValueError, match=r"outliers.clip.* bits.weights must be 2 to 16, got .*outliers.clip=\[\]"
+    ):
         check_clipping(config(planted, f"bits.weights={weights}"), Memo())
     check_clipping(config(planted, f"bits.weights={weights}", "outliers.clip=[]"), Memo())
     rules = f"bits.rules=[{{match:'{CULPRIT}',bits:8}}]"

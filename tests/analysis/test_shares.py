@@ -1,4 +1,5 @@
-"""Error shares in closed form: outliers on the grid widen its step, clipped ones hold the error, others do neither."""
+"""Error shares in closed form: outliers on the grid widen its step, clipped ones hold the error, others do
+neither."""
 
 from collections.abc import Iterator
 
@@ -58,7 +59,9 @@ def test_one_huge_element_widens_the_range_and_holds_no_error() -> None:
     assert found["error_power"] == pytest.approx(rest) == pytest.approx(direct(x, on_grid(-LARGEST, LARGEST)))
     assert found["in_beyond_6_sigma"] == pytest.approx(0, abs=1e-9)
     assert found["due_to_beyond_6_sigma"] == pytest.approx(FLAT_GAIN, abs=1e-5)
-    assert found["in_dominant_channels"] == pytest.approx(1 / CHANNELS, rel=0.1)  # the channel's other elements
+    assert found["in_dominant_channels"] == pytest.approx(
+        1 / CHANNELS, rel=0.1
+    )  # the channel's other elements
     assert found["due_to_dominant_channels"] == pytest.approx(FLAT_GAIN, abs=1e-5)
 
 
@@ -71,7 +74,9 @@ def test_one_huge_channel_widens_the_range_and_holds_no_error() -> None:
     assert found["in_beyond_6_sigma"] == found["due_to_beyond_6_sigma"] == 0  # an eighth of all is no outlier
 
 
-@pytest.mark.parametrize("grid", [SYMMETRIC, AffineGrid(bits=8, symmetric=False), AffineGrid(bits=4, symmetric=True)])
+@pytest.mark.parametrize(
+    "grid", [SYMMETRIC, AffineGrid(bits=8, symmetric=False), AffineGrid(bits=4, symmetric=True)]
+)
 def test_without_outliers_no_error_is_theirs(grid: AffineGrid) -> None:
     found = shares(uniform(), on_grid(uniform().min().item(), uniform().max().item(), grid))
     assert [found[name] for name in SHARES] == [0, 0, 0, 0] and found["error_power"] > 0
@@ -89,7 +94,9 @@ def test_clipped_outliers_hold_the_error() -> None:
 def test_a_group_of_their_own_leaves_outliers_only_their_own_error() -> None:
     x, groups = uniform(), tuple(int(channel == 2) for channel in range(CHANNELS))
     x[..., 2] *= LARGEST
-    item = ActivationQuant(site="s", tap=SITE.tap, grid=SYMMETRIC, lo=(-1, -LARGEST), hi=(1, LARGEST), groups=groups)
+    item = ActivationQuant(
+        site="s", tap=SITE.tap, grid=SYMMETRIC, lo=(-1, -LARGEST), hi=(1, LARGEST), groups=groups
+    )
     found = shares(x, item)
     assert found["in_dominant_channels"] == pytest.approx(found["due_to_dominant_channels"], abs=1e-6)
     assert found["in_dominant_channels"] > 0.99

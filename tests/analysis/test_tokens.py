@@ -1,4 +1,5 @@
-"""Which tokens carry outliers: kinds from vocabularies, shares counted by hand, attention as transformers gives it."""
+"""Which tokens carry outliers: kinds from vocabularies, shares counted by hand, attention as transformers
+gives it."""
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,9 @@ from quantlab.tasks.batching import Batch
 SEP, CHANNEL = VOCABULARY.index("[SEP]"), 5
 
 
-@pytest.mark.parametrize("text", [",", ".", "...", "##,", "—", "##—", "'", "«", "。", "$", "+", "©", " ,", "###", "¿?"])
+@pytest.mark.parametrize(
+    "text", [",", ".", "...", "##,", "—", "##—", "'", "«", "。", "$", "+", "©", " ,", "###", "¿?"]
+)
 def test_signs_are_punctuation(text: str) -> None:
     assert is_punctuation(text)
 
@@ -55,7 +58,15 @@ def test_kinds_of_word_pieces() -> None:
 
 
 def test_kinds_of_byte_level_pieces() -> None:
-    pieces = {"âĢĶ": PUNCTUATION, "Ġ,": PUNCTUATION, "Ġcat": WORD, "âĢ": WORD, "Ċ": WORD, "Ġ": WORD, "Ã©": WORD}
+    pieces = {
+        "âĢĶ": PUNCTUATION,
+        "Ġ,": PUNCTUATION,
+        "Ġcat": WORD,
+        "âĢ": WORD,
+        "Ċ": WORD,
+        "Ġ": WORD,
+        "Ã©": WORD,
+    }
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", *pieces)
     tokenizer = RobertaTokenizerFast(vocab={name: index for index, name in enumerate(names)}, merges=[])
     kinds = Kinds.of(tokenizer)
@@ -101,7 +112,12 @@ def counted(batches: list[Batch], values: list[np.ndarray], channels: int) -> pd
     valid = np.concatenate([x[kept(batch)] for batch, x in zip(batches, values, strict=True)])
     mean, deviation = valid.mean(), valid.std()
     rows = [
-        (kind_of(int(token), ok), 1, int((np.abs(vector - mean) > SIGMAS * deviation).sum()), (vector**2).sum())
+        (
+            kind_of(int(token), ok),
+            1,
+            int((np.abs(vector - mean) > SIGMAS * deviation).sum()),
+            (vector**2).sum(),
+        )
         for batch, x in zip(batches, values, strict=True)
         for token, ok, vector in zip(
             batch.inputs["input_ids"].ravel(), kept(batch).ravel(), x.reshape(-1, channels), strict=True
@@ -143,7 +159,9 @@ def test_outliers_planted_at_the_separator_are_found_there() -> None:
     separators = sum((batch.inputs["input_ids"].numpy() == SEP).sum() for batch in batches)
     tokens = sum(kept(batch).sum() for batch in batches)
     assert first["tokens"]["[SEP]"] == pytest.approx(separators / tokens)
-    assert separators / tokens < stability[0] < 1  # the channel is each separator's strongest, and some others'
+    assert (
+        separators / tokens < stability[0] < 1
+    )  # the channel is each separator's strongest, and some others'
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,7 +177,9 @@ def test_attention_is_what_transformers_eager_attention_pays(family: str) -> Non
         for layer, probs in enumerate(attentions):
             for row, queries in enumerate(kept(batch)):
                 received = probs[row].double().numpy()[:, queries].sum((0, 1))  # of every key
-                for token, ok, mass in zip(batch.inputs["input_ids"][row].tolist(), queries, received, strict=True):
+                for token, ok, mass in zip(
+                    batch.inputs["input_ids"][row].tolist(), queries, received, strict=True
+                ):
                     kind = kind_of(token, ok)
                     paid[layer][kind] = paid[layer].get(kind, 0) + mass
     for layer in range(2):

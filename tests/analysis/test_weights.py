@@ -1,4 +1,5 @@
-"""The weights behind outliers: planted ones are named with their place, and their share of energy is exact."""
+"""The weights behind outliers: planted ones are named with their place, and their share of energy is
+exact."""
 
 import math
 
@@ -72,14 +73,19 @@ def test_energy_is_of_the_products_input_and_output() -> None:
         for side in (0, 1)
     )
     expected = float(dense.weight[3, 5]) ** 2 * (sent**2).mean() / (made**2).mean()
-    assert weight_table(model, material.places, sketches, 20)["energy"][0] == pytest.approx(expected, rel=1e-5)
+    assert weight_table(model, material.places, sketches, 20)["energy"][0] == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_linear_has_its_sites_and_no_other_module_is_listed(family: str) -> None:
-    """At half a standard deviation all matrices have some: which are known, and where their outputs are named."""
+    """At half a standard deviation all matrices have some: which are known, and where their outputs are
+    named."""
     model = tiny_model(family)
-    linears = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linears = {
+        f"{path}.weight" for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "LISTED", 10**6)
         table = table_of(model, sigmas=0.5)

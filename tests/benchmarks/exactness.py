@@ -1,8 +1,10 @@
-"""Integer engine against simulated engine on real rows: ``python tests/benchmarks/exactness.py --shared <folder>``.
+"""Integer engine against simulated engine on real rows: ``python tests/benchmarks/exactness.py --shared
+<folder>``.
 
-For each setting: answers that differ, the simulated margins (difference of the two logits) where they do, and the
-difference of the logits. The other two lines put exact products (float64, rounded once) beside both engines: a
-quantized network amplifies the rounding of FP32's sums, and which engine is nearer to the truth shows there.
+For each setting: answers that differ, the simulated margins (difference of the two logits) where they do, and
+the difference of the logits. The other two lines put exact products (float64, rounded once) beside both
+engines: a quantized network amplifies the rounding of FP32's sums, and which engine is nearer to the truth
+shows there.
 """
 
 import argparse
@@ -37,7 +39,9 @@ SETTINGS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--limit", default="null")
     arguments = parser.parse_args()
@@ -45,9 +49,13 @@ def main() -> None:
     keep_freed_memory()
     place = arguments.shared.absolute()
     rows = [
-        "model=hf", "task=qnli", "tracking=off", f"model.path={place}/models/minilm-qnli",
-        f"task.data_dir={place}/data/glue/qnli", f"evaluation.limit={arguments.limit}",
-    ]  # fmt: skip
+        "model=hf",
+        "task=qnli",
+        "tracking=off",
+        f"model.path={place}/models/minilm-qnli",
+        f"task.data_dir={place}/data/glue/qnli",
+        f"evaluation.limit={arguments.limit}",
+    ]
     memo = Memo()
     for setting in SETTINGS:
         print(setting)
@@ -90,7 +98,8 @@ def compare(name: str, base: np.ndarray, found: np.ndarray) -> None:
     shown = f", margins {margins.min():.2g} to {margins.max():.2g}" if len(margins) else ""
     error = np.linalg.norm(found - base) / np.linalg.norm(base)
     print(
-        f"{name}: {differ.sum()} of {len(base)} answers differ{shown}; logits differ by {error:.2g} of their norm",
+        f"{name}: {differ.sum()} of {len(base)} answers differ{shown}; logits differ by "
+        f"{error:.2g} of their norm",
         flush=True,
     )
 

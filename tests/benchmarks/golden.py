@@ -1,7 +1,8 @@
-"""The numbers of tiny trials over families, methods, placements and engines, to compare before and after a change.
+"""The numbers of tiny trials over families, methods, placements and engines, to compare before and after a
+change.
 
-``python tests/benchmarks/golden.py before.json``, and again after the change; equal files are equal to the bit. They
-are one processor's: run both on the same machine.
+``python tests/benchmarks/golden.py before.json``, and again after the change; equal files are equal to the
+bit. They are one processor's: run both on the same machine.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from transformers import AutoModelForSequenceClassification
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
 XHY = '["*.ffn.in","*.ffn.out","*.ffn.sum"]'
 SWEEPS = (  # each is a product over the families
-    ("method=uniform,peg", "placement=all,gemm", "engine=integer,simulated"),
+    ("method=uniform,peg", "placement=all", "engine=integer,simulated"),
+    ("method=uniform", "placement=gemm", "engine=integer,simulated"),
     ("+case@_global_=mixed,permuted,clipped", "placement=all"),
     ("method=uniform", "calibration=percentile,mse,running_minmax,published_percentile", "bits=w8a8,w4a8"),
     ("method=fp32",),
@@ -58,13 +60,29 @@ def trials(folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
         text = "# @package _global_\n" + json.dumps(settings)
         (folder / "conf" / "case" / f"{name}.yaml").write_text(text)
     shared = (
-        "model=hf", "task=qnli", f"task.data_dir={folder / 'glue'}", "task.max_length=32", "evaluation.limit=48",
-        "calibration.samples=8", "profile=off", "tracking=off", f"hydra.searchpath=[file://{folder / 'conf'}]",
-    )  # fmt: skip
+        "model=hf",
+        "task=qnli",
+        f"task.data_dir={folder / 'glue'}",
+        "task.max_length=32",
+        "evaluation.limit=48",
+        "calibration.samples=8",
+        "profile=off",
+        "tracking=off",
+        f"hydra.searchpath=[file://{folder / 'conf'}]",
+    )
     for number, axes in enumerate(SWEEPS):
         out = folder / f"sweep{number}"
         models = f"model.path={','.join(map(str, paths.values()))}"
-        command = [sys.executable, "-m", "quantlab.run", "-m", *shared, *axes, models, f"hydra.sweep.dir={out}"]
+        command = [
+            sys.executable,
+            "-m",
+            "quantlab.run",
+            "-m",
+            *shared,
+            *axes,
+            models,
+            f"hydra.sweep.dir={out}",
+        ]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         for result in sorted(out.rglob("result.json")):
             yield numbers(result.parent, folder)
@@ -84,10 +102,16 @@ def numbers(trial: Path, folder: Path) -> tuple[str, dict[str, object]]:
     """A trial's overrides, and what it computed: metrics as they are, everything else as a digest."""
     result = json.loads((trial / "result.json").read_text())
     overrides = (trial / ".hydra" / "overrides.yaml").read_text().replace(str(folder), "")
-    own = [line[2:] for line in overrides.splitlines() if not line.startswith(("- task", "- hydra", "- evaluation"))]
+    own = [
+        line[2:]
+        for line in overrides.splitlines()
+        if not line.startswith(("- task", "- hydra", "- evaluation"))
+    ]
     linears = pd.read_csv(trial / "linears.csv") if (trial / "linears.csv").is_file() else pd.DataFrame()
     return f"{trial.parent.name} {' '.join(own)}", {
-        "metrics": {name: value for name, value in result["metrics"].items() if not name.endswith(NOT_NUMBERS)},
+        "metrics": {
+            name: value for name, value in result["metrics"].items() if not name.endswith(NOT_NUMBERS)
+        },
         "alarms": result["alarms"],
         "plan": result["tags"]["plan_fingerprint"],
         "logits": digest(pd.read_parquet(trial / "answers.parquet").to_csv()),

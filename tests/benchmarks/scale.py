@@ -1,7 +1,8 @@
 """Where a tracking server becomes the limit: ``python tests/benchmarks/scale.py --trial-s 20 --log-ms 150``.
 
-A small simulation. GPUs run trials of ``--trial-s`` seconds, give or take a fifth; each trial then needs ``--log-ms``
-of the server, whose worker serves one trial after the other, and its GPU waits until that is done.
+A small simulation. GPUs run trials of ``--trial-s`` seconds, give or take a fifth; each trial then needs
+``--log-ms`` of the server, whose worker serves one trial after the other, and its GPU waits until that is
+done.
 """
 
 import argparse
@@ -13,7 +14,9 @@ TRIALS_A_GPU = 50
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trial-s", type=float, required=True)
     parser.add_argument("--log-ms", type=float, required=True)
     parser.add_argument("--workers", type=int, default=1, help="server workers, each on a core of its own")
@@ -28,10 +31,13 @@ def main() -> None:
 
 
 def simulated(gpus: int, trial_s: float, log_s: float, workers: int, seed: int = 0) -> tuple[float, float]:
-    """Seconds until every GPU has run its trials, and the share of that time that the server's workers are busy."""
+    """Seconds until every GPU has run its trials, and the share of that time that the server's workers are
+    busy."""
     chance = random.Random(seed)
     free = [0.0] * workers  # when each worker of the server is free again
-    ready = [(chance.uniform(0, trial_s), TRIALS_A_GPU) for _ in range(gpus)]  # when a trial ends; how many are left
+    ready = [
+        (chance.uniform(0, trial_s), TRIALS_A_GPU) for _ in range(gpus)
+    ]  # when a trial ends; how many are left
     heapq.heapify(ready)
     took = 0.0
     while ready:

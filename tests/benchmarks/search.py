@@ -1,11 +1,13 @@
 """What searching costs and survives: ``python tests/benchmarks/search.py <measurement> [--shared <folder>]``.
 
-``compare``  quantlab's search beside plain TPE, random search and greedy one at a time, each on one budget and several
-             seeds: the best cost against evaluations spent, as a table and a picture
-``reuse``    rows a second with hidden states reused, with pruning, with both and with neither: thinning by single sites
-``kills``    4 workers on one study of 60 candidates, one of them SIGKILLed at a random moment 20 times, then ended
+``compare``  quantlab's search beside plain TPE, random search and greedy one at a time, on one budget and
+             several seeds: the best cost against evaluations spent, as a table and a picture
+``reuse``    rows a second with hidden states reused, with pruning, with both and with neither: thinning by
+             single sites
+``kills``    4 workers on one study of 60 candidates, one SIGKILLed at a random moment 20 times, then ended
 
-``compare`` and ``reuse`` take minilm-qnli from ``--shared``; ``kills`` tiny random models, through the command line.
+``compare`` and ``reuse`` take minilm-qnli from ``--shared``; ``kills`` tiny random models, through the
+command line.
 """
 
 import argparse
@@ -53,11 +55,15 @@ PLAIN = {"seeded": False, "prune_p": 0.0, "reuse_mb": 0}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("measurement", choices=["compare", "reuse", "kills"])
     parser.add_argument("--shared", type=Path)
     parser.add_argument("--rows", type=int, default=1600)
-    parser.add_argument("--budget", type=int, default=200, help="evaluations of the whole set, of the plain searches")
+    parser.add_argument(
+        "--budget", type=int, default=200, help="evaluations of the whole set, of the plain searches"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--storage", choices=["sqlite", "postgres"], default="sqlite")
     arguments = parser.parse_args()
@@ -78,15 +84,27 @@ def main() -> None:
 def configured(shared: Path, rows: int) -> SearchConfig:
     register("search")
     with initialize_config_dir(CONF, version_base="1.3"):
-        return instantiate(compose("search", [
-            "+sweeps=mixed_precision", "model=hf", "task=qnli", "tracking=off", "profile=off",
-            f"model.path={shared}/models/minilm-qnli", f"task.data_dir={shared}/data/glue/qnli",
-            f"evaluation.limit={rows}", f"search.sensitivity_rows={max(SCORED_AT_LEAST, rows // SCORED)}",
-        ]))  # fmt: skip
+        return instantiate(
+            compose(
+                "search",
+                [
+                    "+sweeps=mixed_precision",
+                    "model=hf",
+                    "task=qnli",
+                    "tracking=off",
+                    "profile=off",
+                    f"model.path={shared}/models/minilm-qnli",
+                    f"task.data_dir={shared}/data/glue/qnli",
+                    f"evaluation.limit={rows}",
+                    f"search.sensitivity_rows={max(SCORED_AT_LEAST, rows // SCORED)}",
+                ],
+            )
+        )
 
 
 def compare(ready: Bench, folder: Path, budget: int, seeds: int) -> None:
-    """Every search on the same budget rules: rows that were answered, of whatever candidate, by the whole set's."""
+    """Every search on the same budget rules: rows that were answered, of whatever candidate, by the whole
+    set's."""
     curves: dict[str, list[tuple[list[float], list[float]]]] = {"quantlab": [], "TPE": [], "random": []}
     for seed in range(seeds):
         for name, changes in {
@@ -96,7 +114,9 @@ def compare(ready: Bench, folder: Path, budget: int, seeds: int) -> None:
         }.items():
             curves[name].append(searched(ready, folder / f"{name}-{seed}", changes))
             spent, best = curves[name][-1]
-            print(f"{name}, seed {seed}: best {np.nanmin(best):g} after {spent[-1]:.1f} evaluations", flush=True)
+            print(
+                f"{name}, seed {seed}: best {np.nanmin(best):g} after {spent[-1]:.1f} evaluations", flush=True
+            )
     curves["greedy one at a time"] = [greedy_by_accuracy(ready, budget)]
     spent, best = curves["greedy one at a time"][0]
     print(f"greedy one at a time: best {np.nanmin(best):g} after {spent[-1]:.1f} evaluations", flush=True)
@@ -120,8 +140,8 @@ def searched(ready: Bench, folder: Path, changes: dict[str, object]) -> tuple[li
 
 
 def greedy_by_accuracy(ready: Bench, budget: int) -> tuple[list[float], list[float]]:
-    """From everything at 16 bits: each site's own measured loss first, then narrowed one after another, least first,
-    each kept if the answers are."""
+    """From everything at 16 bits: each site's own measured loss first, then narrowed one after another, least
+    first, each kept if the answers are."""
     runner, space = replace_reuse(ready, 0).runner(), ready.space
     judge, _ = ready.judge(runner)
     columns, limit = ready.material.loaded.label_columns, ready.config.search.max_drop
@@ -155,7 +175,9 @@ def draw(curves: dict[str, list[tuple[list[float], list[float]]]]) -> Figure:
     for (name, found), colour in zip(curves.items(), COLOURS, strict=False):
         for index, (spent, best) in enumerate(found):
             axes.step(spent, best, where="post", color=colour, alpha=0.8, label=name if index == 0 else None)
-    axes.set(xlabel="evaluations of the whole set", ylabel="best: 16-bit sites within the limit", xscale="log")
+    axes.set(
+        xlabel="evaluations of the whole set", ylabel="best: 16-bit sites within the limit", xscale="log"
+    )
     axes.legend(frameon=False)
     return figure
 
@@ -182,7 +204,9 @@ def reuse(ready: Bench) -> None:
             )
 
 
-def decide(runner: Runner, judge: Judge, candidates: list, columns: list[int], prunes: bool) -> tuple[float, int]:
+def decide(
+    runner: Runner, judge: Judge, candidates: list, columns: list[int], prunes: bool
+) -> tuple[float, int]:
     def hopeless(outcome: object) -> bool:
         return judge.exceeds_p(outcome, 0.5) < 0.02
 
@@ -192,7 +216,9 @@ def decide(runner: Runner, judge: Judge, candidates: list, columns: list[int], p
 
 
 def replace_reuse(ready: Bench, reuse_mb: float) -> Bench:
-    return replace(ready, config=replace(ready.config, search=replace(ready.config.search, reuse_mb=reuse_mb)))
+    return replace(
+        ready, config=replace(ready.config, search=replace(ready.config.search, reuse_mb=reuse_mb))
+    )
 
 
 def kills(server: bool) -> None:
@@ -251,11 +277,24 @@ def survive(model: list[str], place: Path, storage: str) -> None:
 
 def start(model: list[str], place: Path, storage: str, number: int) -> subprocess.Popen[str]:
     command = [
-        sys.executable, "-m", "quantlab.search", *model, "placement=all", "bits.symmetric=true", "tracking=off",
-        "search.name=kills", f"search.storage={in_hydra(storage)}", f"search.trials={CANDIDATES}", "search.budget=1000",
-        "search.seeded=false", "search.prune_p=0", "search.sampler=random", "search.heartbeat_s=2", "search.max_drop=5",
+        sys.executable,
+        "-m",
+        "quantlab.search",
+        *model,
+        "placement=all",
+        "bits.symmetric=true",
+        "tracking=off",
+        "search.name=kills",
+        f"search.storage={in_hydra(storage)}",
+        f"search.trials={CANDIDATES}",
+        "search.budget=1000",
+        "search.seeded=false",
+        "search.prune_p=0",
+        "search.sampler=random",
+        "search.heartbeat_s=2",
+        "search.max_drop=5",
         f"search.worker={number}",
-    ]  # fmt: skip
+    ]
     return subprocess.Popen(
         command, cwd=place, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

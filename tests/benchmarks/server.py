@@ -1,7 +1,8 @@
 """How many trials a minute one tracking server takes: ``python tests/benchmarks/server.py <finished trial>``.
 
-Clients replay the logging of a real trial, as a sweep's workers do it, without pause, against ``mlflow server`` with
-one worker on a throw-away Postgres. They all share this machine, so a server of its own takes more.
+Clients replay the logging of a real trial, as a sweep's workers do it, without pause, against ``mlflow
+server`` with one worker on a throw-away Postgres. They all share this machine, so a server of its own takes
+more.
 """
 
 import argparse
@@ -24,12 +25,17 @@ from quantlab.trial.result import RESULT
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("trial", type=Path)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8])
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="quantlab-") as name, sweeps.tracking_uri(True, Path(name)) as uri:
+    with (
+        tempfile.TemporaryDirectory(prefix="quantlab-") as name,
+        sweeps.tracking_uri(True, Path(name)) as uri,
+    ):
         replayed(uri, arguments.trial, 1, True)  # the experiment is made, and everything is loaded
         for files in (True, False):
             for count in arguments.clients:
@@ -39,14 +45,19 @@ def main() -> None:
 def report(uri: str, trial: Path, clients: int, seconds: float, files: bool) -> None:
     """One line: how much ``clients`` got through together."""
     with ProcessPoolExecutor(clients) as pool:
-        list(pool.map(replayed, [uri] * clients, [trial] * clients, [0.1] * clients, [files] * clients))  # warm
+        list(
+            pool.map(replayed, [uri] * clients, [trial] * clients, [0.1] * clients, [files] * clients)
+        )  # warm
         begun = time.perf_counter()
-        numbers = list(pool.map(replayed, [uri] * clients, [trial] * clients, [seconds] * clients, [files] * clients))
+        numbers = list(
+            pool.map(replayed, [uri] * clients, [trial] * clients, [seconds] * clients, [files] * clients)
+        )
         took = time.perf_counter() - begun
     what = "with its 6 files" if files else "numbers only"
     total = sum(numbers)
     print(
-        f"{clients} clients, {what}: {60 * total / took:.0f} trials a minute, {1000 * took / total:.0f} ms a trial",
+        f"{clients} clients, {what}: {60 * total / took:.0f} trials a minute, "
+        f"{1000 * took / total:.0f} ms a trial",
         flush=True,
     )
 
@@ -60,7 +71,9 @@ def replayed(uri: str, trial: Path, seconds: float, files: bool) -> int:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             name = uuid.uuid4().hex
-            entry = Entry(identity=name, name=name, params={"method.k": "4"}, tags={"sweep": "load"}, parent="parent")
+            entry = Entry(
+                identity=name, name=name, params={"method.k": "4"}, tags={"sweep": "load"}, parent="parent"
+            )
             problem = tracker.replay(entry, folder, found)
             if problem:
                 raise SystemExit(problem)

@@ -1,12 +1,13 @@
-"""What quantization costs and gains here: ``python tests/benchmarks/speed.py [forward] [table] [deployed] [memory]``.
+"""What quantization costs and gains here: ``python tests/benchmarks/speed.py [forward] [table] [deployed]
+[memory]``.
 
-``forward``   W8A8 on BERT-base shapes, every site quantized: integer engine, simulated engine and FP32, in turns
-``table``     the paper's table on minilm-qnli, all 5,463 pairs, from start to end
-``deployed``  BERT-base INT8 on ONNX Runtime and OpenVINO against FP32 on both and in torch, in turns
-``memory``    peak memory of a calibration pass with 32 and with 4,096 samples, all cut to the same length
+``forward``   W8A8 on BERT-base shapes, every site quantized: integer engine, simulated engine and FP32, in
+turns ``table``     the paper's table on minilm-qnli, all 5,463 pairs, from start to end ``deployed``
+BERT-base INT8 on ONNX Runtime and OpenVINO against FP32 on both and in torch, in turns ``memory``    peak
+memory of a calibration pass with 32 and with 4,096 samples, all cut to the same length
 
-Weights of BERT-base are random: time does not depend on them. ``table`` and ``memory`` need ``--shared``, the folder of
-the fine-tuned checkpoint and of GLUE's data, and are skipped without it.
+Weights of BERT-base are random: time does not depend on them. ``table`` and ``memory`` need ``--shared``, the
+folder of the fine-tuned checkpoint and of GLUE's data, and are skipped without it.
 """
 
 import argparse
@@ -67,7 +68,9 @@ print(sampled_peak_mb(lambda: fp32_sketches(material, MinMax(samples=int(sys.arg
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = {"forward": forward, "table": table, "deployed": deployed, "memory": memory}
     parser.add_argument("parts", nargs="*", choices=[[], *parts], default=list(parts))
     parser.add_argument("--shared", type=Path, help="holds models/minilm-qnli and data/glue/qnli")
@@ -90,7 +93,9 @@ def forward(_: Path | None) -> None:
             for engine in ("integer", "simulated"):
                 engined = copy.deepcopy(model)
                 stack.enter_context(insert(engined, plan, engine))
-                runs[f"{engine}, {'all sites' if at == 'tensor' else 'gemm'}"] = lambda m=engined: m(**batch.inputs)
+                runs[f"{engine}, {'all sites' if at == 'tensor' else 'gemm'}"] = lambda m=engined: m(
+                    **batch.inputs
+                )
         runs["FP32"] = lambda: model(**batch.inputs)
         for run in runs.values():
             run()
@@ -108,8 +113,12 @@ def deployed(_: Path | None) -> None:
         model.save_pretrained(folder / "model")
         files = {"FP32": QuantPlan(), "INT8": w8a8(model, batch, "operand", granularity="channel")}
         subjects: dict[str, Subject] = {
-            "torch FP32": TorchSubject(folder=folder / "model", plan=QuantPlan(), engine="simulated", device="cpu"),
-            "torch integer": TorchSubject(folder=folder / "model", plan=files["INT8"], engine="integer", device="cpu"),
+            "torch FP32": TorchSubject(
+                folder=folder / "model", plan=QuantPlan(), engine="simulated", device="cpu"
+            ),
+            "torch integer": TorchSubject(
+                folder=folder / "model", plan=files["INT8"], engine="integer", device="cpu"
+            ),
         }
         for precision, plan in files.items():
             for runtime in (OnnxRuntime(), OpenVino()):
@@ -177,7 +186,8 @@ def w8a8(model: PreTrainedModel, batch: Batch, at: str, granularity: str = "tens
 
 
 def show(title: str, times: Mapping[str, Sequence[Turns]], base: str) -> None:
-    """Each subject's p50, and its time by the base's, with the 95 % interval over processes, or rounds in one."""
+    """Each subject's p50, and its time by the base's, with the 95 % interval over processes, or rounds in
+    one."""
     for name, taken in times.items():
         p50 = np.median(np.concatenate([turn for turns in taken for turn in turns]))
         if name == base:
@@ -185,7 +195,10 @@ def show(title: str, times: Mapping[str, Sequence[Turns]], base: str) -> None:
             continue
         ratio = speedup(taken, times[base])
         interval = f"{ratio['speedup_ci95_low']:.3f} to {ratio['speedup_ci95_high']:.3f}"
-        print(f"{title}: {name}: p50 {p50:.0f} ms, {ratio['speedup_vs_fp32']:.3f} of {base} ({interval})", flush=True)
+        print(
+            f"{title}: {name}: p50 {p50:.0f} ms, {ratio['speedup_vs_fp32']:.3f} of {base} ({interval})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What sweeps survive, and what they gain from more processes: ``python tests/benchmarks/sweeps.py <measurement>``.
+"""What sweeps survive, and what they gain from more processes: ``python tests/benchmarks/sweeps.py
+<measurement>``.
 
-``processes``  4 processes x 25 tiny trials at once on one fresh SQLite file; ``--postgres``: on one fresh server
-``kills``      a sweep of 20 tiny trials, killed at 10 random moments and started again each time
+``processes``  4 processes x 25 tiny trials at once on one fresh SQLite file; ``--postgres``: on one fresh
+server ``kills``      a sweep of 20 tiny trials, killed at 10 random moments and started again each time
 ``workers``    8 trials of the embedded default with 1 worker and with 2, each worker with one thread
 
 Tiny trials are real ones: a 2-layer BERT with random weights on made-up pairs, through the command line.
@@ -32,7 +33,9 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("measurement", choices=["processes", "kills", "workers"])
     parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--repeats", type=int, default=1)
@@ -74,9 +77,13 @@ def tiny(folder: Path) -> list[str]:
     for split in ("train", "validation"):
         qnli_rows(64).to_parquet(folder / "data" / f"{split}.parquet")
     return [
-        "model=hf", f"model.path={folder}/model", "task=qnli", f"task.data_dir={folder}/data", "task.max_length=32",
+        "model=hf",
+        f"model.path={folder}/model",
+        "task=qnli",
+        f"task.data_dir={folder}/data",
+        "task.max_length=32",
         "profile=off",
-    ]  # fmt: skip
+    ]
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -96,7 +103,9 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def runs(uri: str, experiment: str) -> list[Run]:
     client = MlflowClient(tracking_uri=uri)
-    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=5000))
+    return list(
+        client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=5000)
+    )
 
 
 def processes(model: list[str], uri: str, folder: Path) -> None:
@@ -104,7 +113,9 @@ def processes(model: list[str], uri: str, folder: Path) -> None:
     tracking = ["tracking=server", f"tracking.uri={uri}", "tracking.experiment=new"]
     axis = f"calibration.samples={','.join(map(str, range(1, TRIALS + 1)))}"
     begun = time.perf_counter()
-    for process in [start(folder / f"p{i}", *model, *tracking, axis, f"sweep.name=p{i}") for i in range(PROCESSES)]:
+    for process in [
+        start(folder / f"p{i}", *model, *tracking, axis, f"sweep.name=p{i}") for i in range(PROCESSES)
+    ]:
         end(process)
     seconds = time.perf_counter() - begun
     found = runs(uri, "new")
@@ -116,7 +127,8 @@ def processes(model: list[str], uri: str, folder: Path) -> None:
     states = dict(Counter(run.info.status for run in found))
     elsewhere = len(runs(uri, "Default"))
     print(
-        f"{len(parents)} parents, {len(children)} of {PROCESSES * TRIALS} children, {right} under the right parent, "
+        f"{len(parents)} parents, {len(children)} of {PROCESSES * TRIALS} children, {right} under "
+        f"the right parent, "
         f"{states}, metrics a child {dict(metrics)}, runs elsewhere {elsewhere}, {seconds:.0f} s",
         flush=True,
     )
@@ -166,7 +178,10 @@ def workers(folder: Path) -> None:
         begun = time.perf_counter()
         end(start(folder / str(count), *axis, "launcher=joblib", f"hydra.launcher.n_jobs={count}"))
         seconds[count] = time.perf_counter() - begun
-    print(f"1 worker {seconds[1]:.1f} s, 2 workers {seconds[2]:.1f} s: ratio {seconds[1] / seconds[2]:.2f}", flush=True)
+    print(
+        f"1 worker {seconds[1]:.1f} s, 2 workers {seconds[2]:.1f} s: ratio {seconds[1] / seconds[2]:.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def rows_alone(batch: Batch) -> list[Batch]:
     lengths = batch.inputs["attention_mask"].sum(1).tolist()
     return [
         Batch(
-            inputs={name: x[i : i + 1, :length] for name, x in batch.inputs.items()}, indices=batch.indices[i : i + 1]
+            inputs={name: x[i : i + 1, :length] for name, x in batch.inputs.items()},
+            indices=batch.indices[i : i + 1],
         )
         for i, length in enumerate(lengths)
     ]
@@ -59,7 +60,9 @@ def assert_alike(one: Mapping[str, Sketch], other: Mapping[str, Sketch]) -> None
     for name, sketch in one.items():
         assert sketch.count == other[name].count, name
         for kept in ("min", "max", "moment_sums"):
-            torch.testing.assert_close(getattr(sketch, kept), getattr(other[name], kept), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                getattr(sketch, kept), getattr(other[name], kept), rtol=1e-4, atol=1e-4
+            )
 
 
 @families
@@ -169,14 +172,22 @@ def test_quantizing_follows_what_was_seen_so_far() -> None:
         return torch.zeros_like if site == first else None
 
     sketches = observe(model, [first, last], [padded(), padded(seed=1)], requantize=zero_the_first)
-    assert counts == [(first.name, TOKENS), (last.name, ROWS), (first.name, 2 * TOKENS), (last.name, 2 * ROWS)]
+    assert counts == [
+        (first.name, TOKENS),
+        (last.name, ROWS),
+        (first.name, 2 * TOKENS),
+        (last.name, 2 * ROWS),
+    ]
     assert sketches[first.name].max.max() > 0  # a site is seen as it was before its own quantizer
-    torch.testing.assert_close(sketches[last.name].min, sketches[last.name].max)  # all rows give the same answer
+    torch.testing.assert_close(
+        sketches[last.name].min, sketches[last.name].max
+    )  # all rows give the same answer
 
 
 @pytest.mark.parametrize("through", ["fp32", "quantized_weights", "quantized"])
 def test_the_number_of_threads_changes_no_bit(through: str) -> None:
-    """A row of nine tokens alone: MKL sums its products with 32 x 32 weights in an order that follows the threads."""
+    """A row of nine tokens alone: MKL sums its products with 32 x 32 weights in an order that follows the
+    threads."""
     model, batches = tiny_model(), [padded((length,), seed=length) for length in (9, 9, 5, 9, 9)]
     config = SimpleNamespace(method=METHOD, bits=BITS, calibration=RunningMinMax(through=through))
     material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
@@ -209,7 +220,9 @@ def test_the_number_of_threads_changes_no_bit(through: str) -> None:
 def test_bad_activations_are_named_by_site(parameter: str, site: str) -> None:
     model = tiny_model()
     model.get_parameter(parameter)[0] = float("nan")
-    with pytest.raises(ValueError, match=rf"calibration, site {site}: \d+ of \d+ activations are NaN or infinite"):
+    with pytest.raises(
+        ValueError, match=rf"calibration, site {site}: \d+ of \d+ activations are NaN or infinite"
+    ):
         observe(model, sites_of(model), [padded()])
 
 
@@ -246,7 +259,9 @@ def test_rows_by_seed() -> None:
 
 def test_padding_included_is_the_tasks_full_length() -> None:
     for padding, length in (("masked", 3), ("included", 8)):
-        batches = MinMax(samples=2, batch_size=1, padding=padding).batches(examples(), tokenizer(), max_length=8)
+        batches = MinMax(samples=2, batch_size=1, padding=padding).batches(
+            examples(), tokenizer(), max_length=8
+        )
         assert [batch.inputs["input_ids"].shape for batch in batches] == [(1, length), (1, length)]
 
 
@@ -256,7 +271,13 @@ def test_too_few_rows() -> None:
 
 
 def test_everything_that_decides_what_is_seen_is_in_the_key() -> None:
-    settings: list[dict[str, Any]] = [{}, {"samples": 3}, {"batch_size": 2}, {"seed": 0}, {"padding": "included"}]
+    settings: list[dict[str, Any]] = [
+        {},
+        {"samples": 3},
+        {"batch_size": 2},
+        {"seed": 0},
+        {"padding": "included"},
+    ]
     assert len({MinMax(**one).data for one in settings}) == len(settings)
     assert MinMax().data == Percentile(percentile=60, through="quantized").data
 
@@ -296,19 +317,31 @@ def test_published_percentile_takes_symmetric_grids_for_unsigned() -> None:
         (MinMax, {"batch_size": -1}, "calibration.batch_size must be a whole number of at least 1, got -1"),
         (MinMax, {"seed": -1}, "calibration.seed must be a whole number of at least 0, got -1"),
         (MinMax, {"seed": "x"}, "calibration.seed must be a whole number of at least 0, got 'x'"),
-        (MinMax, {"padding": "mask"}, r"calibration.padding must be .*; got 'mask' \(did you mean 'masked'\?\)"),
+        (
+            MinMax,
+            {"padding": "mask"},
+            r"calibration.padding must be .*; got 'mask' \(did you mean 'masked'\?\)",
+        ),
         (Mse, {"through": "fp23"}, r"calibration.through must be .*; got 'fp23' \(did you mean 'fp32'\?\)"),
         (RunningMinMax, {"momentum": 1}, r"calibration.momentum must be in \[0, 1\), got 1"),
         (RunningMinMax, {"momentum": -0.1}, r"calibration.momentum must be in \[0, 1\), got -0.1"),
         (RunningMinMax, {"momentum": "high"}, r"calibration.momentum must be in \[0, 1\), got 'high'"),
         (RunningMinMax, {"samples": 0}, "calibration.samples"),
-        (Percentile, {"percentile": 0.1}, r"percentile must be in \(50, 100\], got 0.1 \(did you mean 99.9\?\)"),
+        (
+            Percentile,
+            {"percentile": 0.1},
+            r"percentile must be in \(50, 100\], got 0.1 \(did you mean 99.9\?\)",
+        ),
         (Percentile, {"percentile": 50}, r"percentile must be in \(50, 100\], got 50$"),
         (Percentile, {"percentile": 100.1}, r"percentile must be in \(50, 100\], got 100.1$"),
         (Percentile, {"percentile": float("nan")}, r"percentile must be in \(50, 100\], got nan$"),
         (Percentile, {"percentile": "99.9"}, r"percentile must be in \(50, 100\], got '99.9'$"),
         (Percentile, {"padding": "no"}, "calibration.padding"),
-        (PublishedPercentile, {"percentile": 0.1}, r"percentile must be in \(50, 100\], got 0.1 \(did you mean 99.9"),
+        (
+            PublishedPercentile,
+            {"percentile": 0.1},
+            r"percentile must be in \(50, 100\], got 0.1 \(did you mean 99.9",
+        ),
         (PublishedPercentile, {"batch_size": 0}, "calibration.batch_size"),
     ],
 )
@@ -319,6 +352,8 @@ def test_bad_settings(estimator: type[Calibration], fields: dict[str, Any], mess
 
 def test_every_estimator_is_tested_here() -> None:
     estimators = {
-        value for value in vars(calibration).values() if isinstance(value, type) and issubclass(value, Calibration)
+        value
+        for value in vars(calibration).values()
+        if isinstance(value, type) and issubclass(value, Calibration)
     }
     assert estimators == {Calibration, MinMax, RunningMinMax, Percentile, Mse, PublishedPercentile}

@@ -51,9 +51,13 @@ def test_by_depth(family: str) -> None:
         taken = round(0.01 * x.size)
         assert depths["variance"][depth] == pytest.approx(x.var(), rel=1e-5)
         assert depths["kurtosis"][depth] == pytest.approx(stats.kurtosis(x.ravel(), fisher=False), rel=1e-5)
-        assert depths["top1pct_energy_channels"][depth] == pytest.approx(channels[0] / channels.sum(), rel=1e-5)
+        assert depths["top1pct_energy_channels"][depth] == pytest.approx(
+            channels[0] / channels.sum(), rel=1e-5
+        )
         expected = elements[:taken].sum() / elements.sum()
-        assert depths["top1pct_energy_elements"][depth] == pytest.approx(expected, rel=0.05)  # 9.92 of 992 elements
+        assert depths["top1pct_energy_elements"][depth] == pytest.approx(
+            expected, rel=0.05
+        )  # 9.92 of 992 elements
 
 
 def test_statistics() -> None:
@@ -92,7 +96,8 @@ def test_by_site_has_the_sites_that_were_seen() -> None:
 @properties
 @given(st.lists(st.floats(0.125, 1024, width=32), min_size=1, max_size=30), st.integers(0, 5))
 def test_dominant_channels(largest: list[float], seed: int) -> None:
-    """Those over 6 times the median, strongest first; the sign does not matter, nor does what else a channel holds."""
+    """Those over 6 times the median, strongest first; the sign does not matter, nor does what else a channel
+    holds."""
     signs = np.random.default_rng(seed).choice([-1, 1], len(largest))
     x = torch.tensor(np.array([largest * signs, np.array(largest) * -signs / 3]), dtype=torch.float32)
     found = dominant_channels(sketched(x))

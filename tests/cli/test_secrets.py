@@ -37,8 +37,9 @@ def test_hydras_files_are_cleaned(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("kept: as   it is # stands")
     clean(tmp_path)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {
-        **tree, "tracking": {"uri": "http://mé@host", "n": 1}
-    }  # fmt: skip
+        **tree,
+        "tracking": {"uri": "http://mé@host", "n": 1},
+    }
     assert (tmp_path / "other.yaml").read_text() == "kept: as   it is # stands"
 
 

@@ -11,7 +11,7 @@ from quantlab.cli.signals import end_on_sigterm
 class Thing:
     pass
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and all they start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 end_on_sigterm()
 thing = Thing()
 held = weakref.ref(thing, lambda _: {in_callback})
@@ -25,12 +25,16 @@ finally:
 
 def run(action: str, in_callback: str) -> "subprocess.CompletedProcess[str]":
     program = PROGRAM.format(action=action, in_callback=in_callback)
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False
+    )
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", -signal.SIGINT)])
 @pytest.mark.parametrize("in_callback", [False, True])
-def test_a_signal_ends_the_program_through_its_finally_blocks(name: str, status: int, in_callback: bool) -> None:
+def test_a_signal_ends_the_program_through_its_finally_blocks(
+    name: str, status: int, in_callback: bool
+) -> None:
     signalled = f"signal.raise_signal(signal.{name})"
     done = run("del thing" if in_callback else signalled, signalled)
     assert (done.returncode, done.stdout) == (status, "closed\n")

@@ -35,7 +35,9 @@ def test_nearest(name: str, allowed: list[str], hint: str) -> None:
 def test_one_of() -> None:
     one_of("field", "a", ("a", "b"))
     one_of("field", "a", (name for name in ("b", "a")))
-    with pytest.raises(ValueError, match=r"^field must be one of apple, kiwi; got 'aple' \(did you mean 'apple'\?\)$"):
+    with pytest.raises(
+        ValueError, match=r"^field must be one of apple, kiwi; got 'aple' \(did you mean 'apple'\?\)$"
+    ):
         one_of("field", "aple", (name for name in ("apple", "kiwi")))
     with pytest.raises(ValueError, match=r"^field must be one of 1, 2; got 3$"):
         one_of("field", 3, (1, 2))

@@ -71,12 +71,16 @@ def test_what_is_slow_or_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(choice, "KINDS", (Unsound, Slow, Exact))
     assert type(product(weight(8, 8))) is Exact and why_none(weight(8, 8)) == ""
     monkeypatch.setattr(choice, "KINDS", (Unsound, Slow))
-    with pytest.raises(ValueError, match=rf"unsound {isa()} is not exact, slow {isa()} takes \S+ times FP32's time"):
+    with pytest.raises(
+        ValueError, match=rf"unsound {isa()} is not exact, slow {isa()} takes \S+ times FP32's time"
+    ):
         product(weight(8, 8))
     assert tried(Slow, CPU).times[PRODUCT] > 3 and tried(Unsound, CPU) == choice.Trial(exact=False, times={})
 
 
-def test_a_linear_whose_kernels_are_all_slow_runs_in_fp32_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_whose_kernels_are_all_slow_runs_in_fp32_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told(monkeypatch, {Slow: {PRODUCT: 40.0}})
     model, ran = tiny_model(layers=1), []
     monkeypatch.setattr(Slow, "__call__", lambda *_: ran.append(1))
@@ -85,7 +89,10 @@ def test_a_linear_whose_kernels_are_all_slow_runs_in_fp32_and_says_so(monkeypatc
         integers = logits(model, padded())
     with insert(model, plan):
         assert torch.equal(logits(model, padded()), integers) and not ran
-    reason = f"fp32: no integer kernel is exact and fast on this processor (slow {isa()} takes 40 times FP32's time)"
+    reason = (
+        f"fp32: no integer kernel is exact and fast on this processor (slow {isa()} takes 40 "
+        f"times FP32's time)"
+    )
     assert inserted.linears["bert.encoder.layer.0.output.dense"].on == reason
     assert not any(linear.in_integers for linear in inserted.linears.values())
 
@@ -100,7 +107,9 @@ def test_linears_say_their_kernel_and_its_measured_time(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_gelu_comes_with_the_product_only_where_that_is_fast(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gelu_comes_with_the_product_only_where_that_is_fast(
+    symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told(monkeypatch, {OneDnn: {PRODUCT: 0.2, GELU_SYMMETRIC: 4000.0}})
     grid = AffineGrid(bits=8, symmetric=symmetric)
     onto = grid.snapper(*grid.parameters(torch.tensor([-1.0]), torch.tensor([1.0])))
@@ -151,7 +160,9 @@ def test_measuring_leaves_threads_and_random_numbers_alone() -> None:
 def test_arithmetic_names_what_runs() -> None:
     line = arithmetic()
     kind = chosen(True, CPU)
-    assert line == arithmetic() and line.startswith(f"{isa()}; symmetric weights: {kind.name if kind else 'fp32'}; ")
+    assert line == arithmetic() and line.startswith(
+        f"{isa()}; symmetric weights: {kind.name if kind else 'fp32'}; "
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,20 +187,28 @@ def test_the_instruction_set_is_what_runs_not_what_the_chip_could_do(
     assert integer.isa.__wrapped__() == expected
 
 
-LIMITS = [pytest.param(limit, marks=pytest.mark.slow) for limit in ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI")]
+LIMITS = [
+    pytest.param(limit, marks=pytest.mark.slow) for limit in ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI")
+]
 
 
 @pytest.mark.parametrize("limit", ["DEFAULT", *LIMITS])
-def test_integers_are_right_and_not_slow_on_every_processor(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process for each, since oneDNN reads its limit once. A limit that is no less than what the processor has is
-    that processor's own."""
+def test_integers_are_right_and_not_slow_on_every_processor(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process for each, since oneDNN reads its limit once. A limit that is no less than what the processor
+    has is that processor's own."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     if limit != "DEFAULT" and integer.isa.__wrapped__() == isa():
         pytest.skip(f"oneDNN runs {isa()} here without a limit too")
     done = subprocess.run(
-        [sys.executable, integer_forward.__file__], capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, integer_forward.__file__],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert all(right for right, passes in found["kernels"].values() if passes), found

@@ -29,7 +29,9 @@ def planned(model: PreTrainedModel, placement: Placement = ALL, bits: Bits = BIT
     """A uniform plan with min-max ranges of one padded batch."""
     sites, calibration = sites_of(model, placement), MinMax()
     sketches = observe(model, sites, [padded()])
-    return Uniform().plan(sites, sketches, plan_weights(model, Uniform(), bits, calibration), bits, calibration)
+    return Uniform().plan(
+        sites, sketches, plan_weights(model, Uniform(), bits, calibration), bits, calibration
+    )
 
 
 @families
@@ -88,7 +90,10 @@ BAD_PROBS = ActivationQuant(site="x", tap=Tap("bert.nowhere", "probs"), grid=INT
 def test_a_plan_that_does_not_fit_leaves_nothing(add: Callable[[QuantPlan], QuantPlan]) -> None:
     model = tiny_model()
     plan, before = planned(model), state(model)
-    with pytest.raises(ValueError, match="the plan is of another model: this one has no "), insert(model, add(plan)):
+    with (
+        pytest.raises(ValueError, match="the plan is of another model: this one has no "),
+        insert(model, add(plan)),
+    ):
         pytest.fail("the plan names a module that is not there")
     assert state(model) == before
 
@@ -105,7 +110,9 @@ def changed(plan: QuantPlan, site: str, **fields: object) -> QuantPlan:
 
 def second(plan: QuantPlan) -> QuantPlan:
     """The plan with another site on a tensor that it quantizes already."""
-    return replace(plan, activations=(*plan.activations, replace(item(plan, "0.ffn.mid"), site="0.ffn.again")))
+    return replace(
+        plan, activations=(*plan.activations, replace(item(plan, "0.ffn.mid"), site="0.ffn.again"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,9 +120,18 @@ def second(plan: QuantPlan) -> QuantPlan:
     [
         (second, r"quantizes the input of bert\.\S+output\.dense twice, as 0\.ffn\.mid and as 0\.ffn\.again"),
         (lambda plan: replace(plan, weights=(*plan.weights, plan.weights[0])), r"quantizes bert\.\S+ twice"),
-        (lambda plan: changed(plan, "0.ffn.out", groups=(0, 1, 1, 0)), r"another model: this one has no 0\.ffn\.out"),
-        (lambda plan: changed(plan, "0.ffn.out", lo=(-1.0,) * 4, hi=(1.0,) * 4), r"4 lower .* 0\.ffn\.out, not 1"),
-        (lambda plan: changed(plan, "0.ffn.out", groups=(1,) * 32), r"1 lower and 1 upper .* 0\.ffn\.out, not 2"),
+        (
+            lambda plan: changed(plan, "0.ffn.out", groups=(0, 1, 1, 0)),
+            r"another model: this one has no 0\.ffn\.out",
+        ),
+        (
+            lambda plan: changed(plan, "0.ffn.out", lo=(-1.0,) * 4, hi=(1.0,) * 4),
+            r"4 lower .* 0\.ffn\.out, not 1",
+        ),
+        (
+            lambda plan: changed(plan, "0.ffn.out", groups=(1,) * 32),
+            r"1 lower and 1 upper .* 0\.ffn\.out, not 2",
+        ),
         (lambda plan: replace(plan, weights=(replace(plan.weights[0], axis=2),)), "another model"),
         (lambda plan: replace(plan, weights=(replace(plan.weights[0], axis=0),)), "another model"),
         (lambda plan: replace(plan, weights=(replace(plan.weights[0], hi=()),)), "1 lower and 0 upper ends"),
@@ -134,14 +150,20 @@ def test_a_plan_fits_the_model_or_is_an_error(
 
 def test_two_names_of_one_parameter_are_restored() -> None:
     model = tiny_model(layers=1)
-    first, other = (model.bert.encoder.layer[0].attention.self.get_submodule(name) for name in ("query", "key"))
+    first, other = (
+        model.bert.encoder.layer[0].attention.self.get_submodule(name) for name in ("query", "key")
+    )
     other.weight = first.weight
     weights = [
         WeightQuant(
-            parameter=f"bert.encoder.layer.0.attention.self.{name}.weight", grid=AffineGrid(bits=bits, symmetric=True),
-            axis=None, lo=(-1.0,), hi=(1.0,),
-        ) for bits, name in ((8, "query"), (2, "key"))
-    ]  # fmt: skip
+            parameter=f"bert.encoder.layer.0.attention.self.{name}.weight",
+            grid=AffineGrid(bits=bits, symmetric=True),
+            axis=None,
+            lo=(-1.0,),
+            hi=(1.0,),
+        )
+        for bits, name in ((8, "query"), (2, "key"))
+    ]
     before = state(model)
     with quantized_weights(model, weights):
         assert state(model)["bits"] != before["bits"]
@@ -163,7 +185,8 @@ def test_every_quantizer_runs_once_a_forward(family: str, placement: Placement) 
 @families
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_what_the_network_reads_is_on_the_grid(family: str, symmetric: bool) -> None:
-    """Behind each quantizer a look at what came of it: no more values than the grid has, and zero among them."""
+    """Behind each quantizer a look at what came of it: no more values than the grid has, and zero among
+    them."""
     bits = Bits(weights=8, activations=3, symmetric=symmetric)
     model, batch, seen = tiny_model(family), padded(), {}
 
@@ -177,7 +200,10 @@ def test_what_the_network_reads_is_on_the_grid(family: str, symmetric: bool) -> 
         return run
 
     plan = planned(model, ALL, bits)
-    with quantized_weights(model, plan.weights), tapped(model, {item.tap: watched(item) for item in plan.activations}):
+    with (
+        quantized_weights(model, plan.weights),
+        tapped(model, {item.tap: watched(item) for item in plan.activations}),
+    ):
         by_hand = logits(model, batch)
     with insert(model, plan):
         assert torch.equal(logits(model, batch), by_hand)
@@ -196,7 +222,9 @@ def test_what_the_network_reads_is_on_the_grid(family: str, symmetric: bool) -> 
 def test_groups_of_channels() -> None:
     tap = Tap("bert.encoder.layer.0.output.LayerNorm", "output")
     groups = tuple([0] * 30 + [1, 2])
-    item = ActivationQuant(site="0.layer.out", tap=tap, grid=INT4, lo=(0, -3, 0), hi=(1.5, 0, 150.0), groups=groups)
+    item = ActivationQuant(
+        site="0.layer.out", tap=tap, grid=INT4, lo=(0, -3, 0), hi=(1.5, 0, 150.0), groups=groups
+    )
     x_hat = quantizer(item, torch.device("cpu"))(torch.full((2, 5, 32), 1.23))
     assert x_hat[..., :30].unique().item() == pytest.approx(1.2)
     assert x_hat[..., 30].unique().item() == 0
@@ -243,7 +271,8 @@ def test_a_weight_in_a_float_format() -> None:
 
 
 def test_residual_stays_in_fp32_under_gemm() -> None:
-    """The residual sum less h is x: on the grid where the tensor is quantized, untouched where only the operand is."""
+    """The residual sum less h is x: on the grid where the tensor is quantized, untouched where only the
+    operand is."""
     batch, left = padded(), {}
     for name, placement in (("all", ALL), ("gemm", GEMM)):
         model = tiny_model()
@@ -253,7 +282,9 @@ def test_residual_stays_in_fp32_under_gemm() -> None:
         residuals, operands = [], []
         with insert(model, kept):
             # registered last, so that they see what quantization left
-            layer.intermediate.dense.register_forward_pre_hook(lambda _, inputs, to=operands: to.append(inputs[0]))
+            layer.intermediate.dense.register_forward_pre_hook(
+                lambda _, inputs, to=operands: to.append(inputs[0])
+            )
             layer.output.register_forward_pre_hook(lambda _, inputs, to=residuals: to.append(inputs[1]))
             logits(model, batch)
         left[name] = (len(operands[0].unique()), len(residuals[0].unique()))

@@ -1,4 +1,5 @@
-"""Integer products against sums in float64, and the integer engine against the simulated one, Linear by Linear."""
+"""Integer products against sums in float64, and the integer engine against the simulated one, Linear by
+Linear."""
 
 import math
 from dataclasses import replace
@@ -27,12 +28,15 @@ XHY = ("*.ffn.in", "*.ffn.out", "*.ffn.sum")
 
 @pytest.fixture
 def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every exact kernel is fast enough: products here are tiny, and each processor runs as many kinds as it can."""
+    """Every exact kernel is fast enough: products here are tiny, and each processor runs as many kinds as it
+    can."""
     monkeypatch.setattr(choice, "SLOW", math.inf)
 
 
 def weight(outputs: int, inputs: int, zero_points: bool = False, fill: int | None = None) -> Weight:
-    integers = torch.randint(-127, 128, (outputs, inputs)) if fill is None else torch.full((outputs, inputs), fill)
+    integers = (
+        torch.randint(-127, 128, (outputs, inputs)) if fill is None else torch.full((outputs, inputs), fill)
+    )
     zeros = torch.randint(-128, 128, (outputs,)) if zero_points else torch.zeros(outputs)
     return Weight(integers=integers.to(torch.int8), scale=torch.rand(outputs) + 0.01, zero_point=zeros.int())
 
@@ -45,14 +49,18 @@ def exactly(x: OnGrid, w: Weight, bias: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("zero_points", [False, True], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("shape", [(1, 3, 2), (2, 5, 8, 3), (40, 384, 16), (3, 16, 768, 100)], ids=str)
-@given(zero_point=st.integers(0, 255), scale=st.floats(1e-6, 1e3), seed=st.integers(0, 99), biased=st.booleans())
+@given(
+    zero_point=st.integers(0, 255), scale=st.floats(1e-6, 1e3), seed=st.integers(0, 99), biased=st.booleans()
+)
 def test_products_are_the_sums(
     shape: tuple[int, ...], zero_points: bool, zero_point: int, scale: float, seed: int, biased: bool
 ) -> None:
     torch.manual_seed(seed)
     *rows, inputs, outputs = shape
     w, bias = weight(outputs, inputs, zero_points), torch.randn(outputs) if biased else None
-    x = OnGrid(integers=torch.randint(0, 256, (*rows, inputs), dtype=torch.uint8), scale=scale, zero_point=zero_point)
+    x = OnGrid(
+        integers=torch.randint(0, 256, (*rows, inputs), dtype=torch.uint8), scale=scale, zero_point=zero_point
+    )
     expected = exactly(x, w, bias)
     exact = [kind for kind in KINDS if kind.fits(not zero_points, CPU) and is_exact(kind, CPU)]
     assert exact
@@ -106,7 +114,10 @@ SETTINGS = {
     "4 bits": (Uniform(), {"weights": 4, "activations": 4}),
     "per channel": (Uniform(), {"weight_granularity": "channel"}),
     "asymmetric weights": (Uniform(), {"weight_symmetric": False}),
-    "asymmetric weights per channel": (Uniform(), {"weight_symmetric": False, "weight_granularity": "channel"}),
+    "asymmetric weights per channel": (
+        Uniform(),
+        {"weight_symmetric": False, "weight_granularity": "channel"},
+    ),
     "peg": (Peg(sites=XHY, k=3), {"symmetric": True}),
     "peg in order": (Peg(sites=XHY, k=5, permute="none"), {"symmetric": False}),
     "mixed": (MixedPrecision(keep=XHY), {}),
@@ -165,11 +176,15 @@ def on_grid(x: Tensor) -> Tensor:
 
 def test_what_stays_in_fp32_says_why(any_speed: None) -> None:
     model = tiny_model()
-    plan = planned(model, ALL, MixedPrecision(keep=("0.ffn.in",)), rules=[{"match": "*.1.*query.weight", "bits": 16}])
+    plan = planned(
+        model, ALL, MixedPrecision(keep=("0.ffn.in",)), rules=[{"match": "*.1.*query.weight", "bits": 16}]
+    )
     with insert(model, plan, "integer") as inserted:
         logits(model, padded())
     layer = "bert.encoder.layer"
-    assert inserted.linears[f"{layer}.0.intermediate.dense"] == Ran.fp32("its input is not on an integer grid")
+    assert inserted.linears[f"{layer}.0.intermediate.dense"] == Ran.fp32(
+        "its input is not on an integer grid"
+    )
     assert inserted.linears[f"{layer}.1.attention.self.query"] == Ran.fp32("its weight is int16 symmetric")
     assert inserted.linears[f"{layer}.1.attention.self.key"].in_integers
 
@@ -184,7 +199,8 @@ def test_the_integers_of_a_tensor_are_made_once_for_all_who_read_them(
         for _ in range(3):
             made.clear()
             logits(model, padded())
-            # what q, k and v read, attention's output, the FFN's first (the second's come with GELU), the classifier
+            # what q, k and v read, attention's output, the FFN's first (the second's come with GELU), the
+            # classifier
             kind = chosen(True, CPU)
             assert kind is not None and len(made) == (4 if issubclass(kind, OneDnn) else 5)
 
@@ -223,11 +239,15 @@ def test_gelu_stays_apart_where_something_else_reads_it(why: str) -> None:
     layer = model.bert.encoder.layer[0]
     if why == "another activation":
         layer.intermediate.intermediate_act_fn = nn.GELU(approximate="tanh")
-    method = {"groups": Peg(sites=("*.ffn.mid",), k=2), "FP16": MixedPrecision(keep=("*.ffn.mid",))}.get(why, Uniform())
+    method = {"groups": Peg(sites=("*.ffn.mid",), k=2), "FP16": MixedPrecision(keep=("*.ffn.mid",))}.get(
+        why, Uniform()
+    )
     plan = planned(model, ALL, method)
     if why == "a site between":
         item = next(item for item in plan.activations if item.tap.module.endswith("output.dense"))
-        between = replace(item, site="0.ffn.between", tap=Tap("bert.encoder.layer.0.intermediate.dense", "output"))
+        between = replace(
+            item, site="0.ffn.between", tap=Tap("bert.encoder.layer.0.intermediate.dense", "output")
+        )
         plan = replace(plan, activations=(*plan.activations, between))
     seen: list[Tensor] = []
     layer.intermediate.dense.register_forward_hook(lambda _, __, y: seen.append(y))
@@ -253,7 +273,9 @@ def test_nan_stays_nan(placement: Placement) -> None:
             found[engine] = logits(model, batches[1])
             embedding[word] = kept
             assert torch.equal(logits(model, batches[0]), sound) and sound.isfinite().all()
-    assert found["simulated"][0].isnan().all() and torch.equal(found["integer"].isnan(), found["simulated"].isnan())
+    assert found["simulated"][0].isnan().all() and torch.equal(
+        found["integer"].isnan(), found["simulated"].isnan()
+    )
 
 
 def test_exit_restores_the_forwards() -> None:

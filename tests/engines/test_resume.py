@@ -1,4 +1,5 @@
-"""A forward pass that begins at a later layer: the same logits to the bit, and no layer before that one runs."""
+"""A forward pass that begins at a later layer: the same logits to the bit, and no layer before that one
+runs."""
 
 from typing import Any
 
@@ -70,7 +71,8 @@ def test_an_interrupt_leaves_the_model_as_it_was() -> None:
 
 @families
 def test_a_site_changes_no_layer_before_its_first(family: str) -> None:
-    """By trying: zeros at the site leave the outputs of all earlier layers alone, and change the first one's."""
+    """By trying: zeros at the site leave the outputs of all earlier layers alone, and change the first
+    one's."""
     model, batch = tiny_model(family), padded()
     plain: dict[int, Any] = {}
     with recorded(model, plain):
@@ -171,9 +173,9 @@ def counted(model: Any) -> Any:
     """Notes which layers run their first Linear from now on, until the result is called."""
     ran: list[int] = []
     handles = [
-        next(module for module in layer.modules() if isinstance(module, torch.nn.Linear)).register_forward_hook(
-            lambda *_, index=index: ran.append(index)
-        )
+        next(
+            module for module in layer.modules() if isinstance(module, torch.nn.Linear)
+        ).register_forward_hook(lambda *_, index=index: ran.append(index))
         for index, layer in enumerate(layers_of(model))
     ]
 

@@ -23,11 +23,27 @@ from quantlab.trial.planning import diagnosed, make_plan
 
 BATCHES = [padded(), padded((3, 7, 5), seed=1)]
 BITS = Bits(weights=4, activations=4)
-COLUMNS = ["name", "kind", "grid", "ranges", "lo", "hi", "seen_min", "seen_max", "kurtosis", "sqnr_db", "seen_in"]
+COLUMNS = [
+    "name",
+    "kind",
+    "grid",
+    "ranges",
+    "lo",
+    "hi",
+    "seen_min",
+    "seen_max",
+    "kurtosis",
+    "sqnr_db",
+    "seen_in",
+]
 
 
 def planned(bits: Bits = BITS, method: Uniform | Peg | Fp32 | None = None) -> QuantPlan:
-    model, method, calibration = tiny_model(), method or Peg(sites=("*.ffn.sum",), k=4), Percentile(percentile=99)
+    model, method, calibration = (
+        tiny_model(),
+        method or Peg(sites=("*.ffn.sum",), k=4),
+        Percentile(percentile=99),
+    )
     sites = sites_of(model)
     weights = plan_weights(model, method, bits, calibration)
     return method.plan(sites, observe(model, sites, BATCHES), weights, bits, calibration)
@@ -58,7 +74,10 @@ def test_sqnr_of_a_site(site: str, module: str, at: str) -> None:
         if x.ndim == 3:
             mask = batch.inputs["attention_mask"].bool()
             x, error = x[mask], error[mask]
-        signal, noise = signal + x.double().square().sum().item(), noise + error.double().square().sum().item()
+        signal, noise = (
+            signal + x.double().square().sum().item(),
+            noise + error.double().square().sum().item(),
+        )
     found = site_sqnr_db(tiny_model(), plan, sites_of(model), BATCHES)
     assert found[site] == pytest.approx(10 * math.log10(signal / noise), rel=1e-9)
     assert found.keys() == {item.site for item in plan.activations}
@@ -90,7 +109,9 @@ def test_more_bits_have_a_better_sqnr(family: str) -> None:
     sites, calibration = sites_of(model, GEMM), MinMax()
     sketches = observe(model, sites, BATCHES)
     few, many = (
-        site_sqnr_db(model, Uniform().plan(sites, sketches, (), Bits(activations=bits), calibration), sites, BATCHES)
+        site_sqnr_db(
+            model, Uniform().plan(sites, sketches, (), Bits(activations=bits), calibration), sites, BATCHES
+        )
         for bits in (8, 12)
     )
     gains = [many[name] - few[name] for name in few]
@@ -105,7 +126,9 @@ def test_table() -> None:
     sqnr = site_sqnr_db(model, plan, sites, BATCHES)
     table = site_table(model, plan, sketches, sqnr, "fp32").set_index("name", drop=False)
     assert list(table.columns) == COLUMNS
-    assert list(table.name) == [item.site for item in plan.activations] + [item.parameter for item in plan.weights]
+    assert list(table.name) == [item.site for item in plan.activations] + [
+        item.parameter for item in plan.weights
+    ]
     item = next(item for item in plan.activations if item.site == "1.ffn.sum")
     row, sketch = table.loc["1.ffn.sum"], sketches["1.ffn.sum"]
     assert row.tolist()[1:6] == ["activation", "int4 asymmetric", 4, min(item.lo), max(item.hi)]
@@ -114,7 +137,15 @@ def test_table() -> None:
     assert (row.sqnr_db, row.seen_in) == (sqnr["1.ffn.sum"], "fp32")
     weight, value = plan.weights[0], model.get_parameter(plan.weights[0].parameter)
     row = table.loc[weight.parameter]
-    assert row.tolist()[1:8] == ["weight", "int4 symmetric", 1, weight.lo[0], weight.hi[0], value.min(), value.max()]
+    assert row.tolist()[1:8] == [
+        "weight",
+        "int4 symmetric",
+        1,
+        weight.lo[0],
+        weight.hi[0],
+        value.min(),
+        value.max(),
+    ]
     assert row.sqnr_db == sqnr_db(value, snap_weight(value, weight))
     assert torch.equal(logits(model, BATCHES[0]), before)
 

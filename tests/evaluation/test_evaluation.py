@@ -36,7 +36,10 @@ def one_by_one(rows: Tokenized, family: str) -> np.ndarray:
     model = tiny_model(family)
     with torch.inference_mode():
         return np.stack(
-            [model(**{name: torch.tensor([ids]) for name, ids in row.items()}).logits[0].numpy() for row in rows.rows]
+            [
+                model(**{name: torch.tensor([ids]) for name, ids in row.items()}).logits[0].numpy()
+                for row in rows.rows
+            ]
         )
 
 
@@ -54,7 +57,9 @@ def test_batches_by_length_answer_in_order(family: str, size: int) -> None:
 
 def test_columns_put_the_classes_into_the_tasks_order() -> None:
     batches = in_file_order(tokenized(LENGTHS), tokenizer(), 4, full_length=False)
-    plain, swapped = (predict(tiny_model(), batches, columns, "answering").logits for columns in ((0, 1), (1, 0)))
+    plain, swapped = (
+        predict(tiny_model(), batches, columns, "answering").logits for columns in ((0, 1), (1, 0))
+    )
     assert np.array_equal(swapped, plain[:, ::-1])
     assert not np.array_equal(swapped, plain)
 
@@ -100,8 +105,12 @@ def test_tokenizing_a_few_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPa
 
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 1, 1])
-REFERENCE = np.array([[2, 1], [0, 1], [0, 3], [1, 2], [0, 1], [1, 0], [2, 1], [0, 1]], dtype=np.float32)  # 6 right
-LOGITS = np.array([[1, 2], [0, 1], [3, 0], [2, 1], [0, 1], [1, 0], [2, 1], [1, 0]], dtype=np.float32)  # 4 right
+REFERENCE = np.array(
+    [[2, 1], [0, 1], [0, 3], [1, 2], [0, 1], [1, 0], [2, 1], [0, 1]], dtype=np.float32
+)  # 6 right
+LOGITS = np.array(
+    [[1, 2], [0, 1], [3, 0], [2, 1], [0, 1], [1, 0], [2, 1], [1, 0]], dtype=np.float32
+)  # 4 right
 
 
 def test_an_example_without_a_token_is_named() -> None:
@@ -144,7 +153,9 @@ def test_score_of_the_reference_itself() -> None:
 
 
 def test_score_by_another_primary_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "metric_drop_ci95", partial(metric_drop_ci95, resamples=99))  # a tenth, for time
+    monkeypatch.setattr(
+        evaluation, "metric_drop_ci95", partial(metric_drop_ci95, resamples=99)
+    )  # a tenth, for time
     scores = score(task("f1", "accuracy"), LABELS, LOGITS, REFERENCE)
     assert scores["f1_drop"] == scores["f1_fp32"] - scores["f1"] != 0
     assert scores["f1_drop_ci95_low"] <= scores["f1_drop"] <= scores["f1_drop_ci95_high"]

@@ -23,7 +23,16 @@ from quantlab.evaluation.significance import (
 )
 from quantlab.tasks.metrics import METRICS
 
-TABLES = [(0, 0, 10), (0, 0, 1600), (3, 1, 50), (1, 3, 50), (13, 0, 5463), (40, 27, 1600), (50, 0, 50), (0, 50, 50)]
+TABLES = [
+    (0, 0, 10),
+    (0, 0, 1600),
+    (3, 1, 50),
+    (1, 3, 50),
+    (13, 0, 5463),
+    (40, 27, 1600),
+    (50, 0, 50),
+    (0, 50, 50),
+]
 
 
 def paired(lost: int, won: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +46,8 @@ def paired(lost: int, won: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("lost, won, n", TABLES)
 def test_agresti_min(lost: int, won: int, n: int) -> None:
-    """Agresti and Min 2005, section 3: Wald's interval of the table with half an example added to each cell."""
+    """Agresti and Min 2005, section 3: Wald's interval of the table with half an example added to each
+    cell."""
     b, c, total = lost + 0.5, won + 0.5, n + 2
     error = stats.norm.ppf(0.975) * math.sqrt((b + c) - (b - c) ** 2 / total) / total
     low, high = accuracy_drop_ci95(*paired(lost, won, n))
@@ -68,7 +78,8 @@ def test_agresti_min_covers(lost: float, won: float, n: int) -> None:
     random = np.random.default_rng(0)
     tables = random.multinomial(n, [lost, won, 1 - lost - won], size=4000)
     intervals = {
-        tuple(table): accuracy_drop_ci95(*paired(table[0], table[1], n)) for table in np.unique(tables, axis=0)
+        tuple(table): accuracy_drop_ci95(*paired(table[0], table[1], n))
+        for table in np.unique(tables, axis=0)
     }
     covered = [low <= lost - won <= high for low, high in (intervals[tuple(table)] for table in tables)]
     assert np.mean(covered) >= 0.93
@@ -115,7 +126,9 @@ def test_bootstrap_covers() -> None:
     for seed in range(20):
         low, high = metric_drop_ci95("pearson", *answered("pearson", 150, 0.7, seed), resamples=99)
         covered.append(low <= true <= high)
-    assert np.mean(covered) >= 0.8  # two standard errors of 20 intervals are 0.1, and 99 resamples cost a little
+    assert (
+        np.mean(covered) >= 0.8
+    )  # two standard errors of 20 intervals are 0.1, and 99 resamples cost a little
 
 
 @pytest.mark.parametrize("lost, won, n", TABLES)
@@ -133,7 +146,8 @@ def test_the_one_sided_bound_covers(lost: float, won: float, n: int) -> None:
     random = np.random.default_rng(0)
     tables = random.multinomial(n, [lost, won, 1 - lost - won], size=4000)
     bounds = {
-        tuple(table): accuracy_drop_upper95(*paired(table[0], table[1], n)) for table in np.unique(tables, axis=0)
+        tuple(table): accuracy_drop_upper95(*paired(table[0], table[1], n))
+        for table in np.unique(tables, axis=0)
     }
     assert np.mean([lost - won <= bounds[tuple(table)] for table in tables]) >= 0.93
 
@@ -168,13 +182,18 @@ def test_a_larger_loss_speaks_more_against_a_candidate() -> None:
 
 @pytest.mark.parametrize("n", [64, 400, 1600])
 @pytest.mark.parametrize(
-    "limit, differing", [(0.0, 0.05), (0.0, 0.3), (0.005, 0.02), (0.005, 0.1), (0.02, 0.05), (0.02, 0.2), (0.1, 0.15)]
+    "limit, differing",
+    [(0.0, 0.05), (0.0, 0.3), (0.005, 0.02), (0.005, 0.1), (0.02, 0.05), (0.02, 0.2), (0.1, 0.15)],
 )
 def test_a_drop_of_the_limit_is_rarely_called_larger(limit: float, differing: float, n: int) -> None:
-    """Of 4,000 simulated candidates that lose exactly the limit, 6 % or fewer are said, at 5 %, to lose more."""
+    """Of 4,000 simulated candidates that lose exactly the limit, 6 % or fewer are said, at 5 %, to lose
+    more."""
     lost, won = (differing + limit) / 2, (differing - limit) / 2
     tables = np.random.default_rng(0).multinomial(n, [lost, won, 1 - differing], size=4000)
-    p = {tuple(table): exceeds_drop_p(*paired(table[0], table[1], n), limit) for table in np.unique(tables, axis=0)}
+    p = {
+        tuple(table): exceeds_drop_p(*paired(table[0], table[1], n), limit)
+        for table in np.unique(tables, axis=0)
+    }
     assert np.mean([p[tuple(table)] < 0.05 for table in tables]) <= 0.06
 
 
@@ -200,7 +219,9 @@ def test_p_is_exact_mcnemars_or_that_of_the_interval(lost: int, won: int, n: int
 
 @properties
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 3000), st.integers(1, 300))
-def test_an_interval_never_contradicts_the_verdict_beside_it(lost: int, won: int, same: int, tests: int) -> None:
+def test_an_interval_never_contradicts_the_verdict_beside_it(
+    lost: int, won: int, same: int, tests: int
+) -> None:
     """Worse or better exactly where the interval leaves out 0, and on the side that the verdict names."""
     found = compared(lost, won, max(lost + won + same, 1), tests=tests)
     said = verdict(found)
@@ -240,7 +261,8 @@ def test_needed_is_statsmodels_of_the_paired_differences(lost: int, won: int, n:
 
 
 def test_needed_where_nearly_nothing_differs_is_that_of_a_model_which_only_loses() -> None:
-    """With 1 of 1,600 that differs, 0.5 points cannot be seen in fewer than the 1,200 that show six lost ones."""
+    """With 1 of 1,600 that differs, 0.5 points cannot be seen in fewer than the 1,200 that show six lost
+    ones."""
     effect = 0.005 / math.sqrt(0.005 * 0.995)
     expected = math.ceil(TTestPower().solve_power(effect, alpha=0.05, power=0.8))
     assert compared(1, 0, 1600).needed == compared(0, 2, 1600).needed == expected > 1200
@@ -256,7 +278,9 @@ def test_needed_gives_80_percent_power(differing: float) -> None:
     assert pilot.needed is not None
     tables = np.random.default_rng(0).multinomial(pilot.needed, [lost, won, 1 - differing], size=1000)
     found = {tuple(table): compared(*table[:2], pilot.needed).p for table in np.unique(tables, axis=0)}
-    assert 0.72 <= np.mean([found[tuple(table)] < 0.05 for table in tables]) <= 0.85  # the exact test is a little shy
+    assert (
+        0.72 <= np.mean([found[tuple(table)] < 0.05 for table in tables]) <= 0.85
+    )  # the exact test is a little shy
 
 
 @pytest.mark.parametrize("metric", list(METRICS))
@@ -285,7 +309,9 @@ def test_swapped_pairs(metric: str) -> None:
     assert found.p < 2 / 100  # the least that 99 swaps can give: beyond it, the interval's own
     assert found.needed is not None and verdict(found) == "worse"
     again = compare(metric, logits, reference, labels, resamples=99)
-    assert (again.difference, again.low, again.high) == pytest.approx((-found.difference, -found.high, -found.low))
+    assert (again.difference, again.low, again.high) == pytest.approx(
+        (-found.difference, -found.high, -found.low)
+    )
     assert verdict(again) == "better"
 
 
@@ -308,7 +334,10 @@ def test_four_pairs_swapped_in_every_way() -> None:
 
 
 def test_needed_of_a_correlation_shrinks_with_its_interval() -> None:
-    needed = [compare("pearson", *answered("pearson", 400, noise, 0), resamples=99).needed for noise in (0.05, 0.2, 1)]
+    needed = [
+        compare("pearson", *answered("pearson", 400, noise, 0), resamples=99).needed
+        for noise in (0.05, 0.2, 1)
+    ]
     assert None not in needed and needed == sorted(needed, key=lambda n: n or 0)
 
 
@@ -320,7 +349,9 @@ def test_nan_is_a_wrong_answer(metric: str, bad: float) -> None:
     logits, wrong = right.copy(), right.copy()
     logits[:20, 1] = bad
     wrong[:20] = 1 - wrong[:20]
-    assert compare(metric, right, logits, labels, resamples=19) == compare(metric, right, wrong, labels, resamples=19)
+    assert compare(metric, right, logits, labels, resamples=19) == compare(
+        metric, right, wrong, labels, resamples=19
+    )
     assert compare(metric, logits, logits, labels, resamples=19).needed is None
 
 
@@ -354,7 +385,9 @@ def test_arrays_that_do_not_pair_up(shapes: tuple[tuple[int, ...], ...]) -> None
 
 @pytest.mark.parametrize("least", [0.0, 1.0, -0.1, 5])
 def test_least_is_a_fraction(least: float) -> None:
-    with pytest.raises(ValueError, match=f"least must be between 0 and 1, a fraction of the metric, got {least}"):
+    with pytest.raises(
+        ValueError, match=f"least must be between 0 and 1, a fraction of the metric, got {least}"
+    ):
         compared(1, 2, 10, least)
 
 

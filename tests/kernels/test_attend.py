@@ -28,7 +28,9 @@ def random(seed: int, batch: int, heads: int, tokens: int, width: int) -> Tensor
     """As a Linear's output is seen by attention: (batch, heads, tokens, width), tokens first in memory."""
     generator = torch.Generator().manual_seed(seed)
     return (
-        torch.randn(batch, tokens, heads * width, generator=generator).view(batch, tokens, heads, width).transpose(1, 2)
+        torch.randn(batch, tokens, heads * width, generator=generator)
+        .view(batch, tokens, heads, width)
+        .transpose(1, 2)
     )
 
 
@@ -44,7 +46,8 @@ def on(bits: int, lo: float, hi: float, heads: int = 1) -> Snapper:
 def operators(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, *grids: Snapper | None
 ) -> tuple[Tensor, Tensor]:
-    """Context (batch, tokens, heads, width) and probabilities, in float64 but for the grids' own arithmetic."""
+    """Context (batch, tokens, heads, width) and probabilities, in float64 but for the grids' own
+    arithmetic."""
     scores = query.double() @ key.double().transpose(2, 3) * scaling
     scores = scores if grids[0] is None else grids[0](scores.float()).double()
     probs = (scores if mask is None else scores + mask).softmax(-1)
@@ -53,13 +56,21 @@ def operators(
 
 
 @given(
-    seed=st.integers(0, 99), batch=st.integers(1, 3), heads=st.sampled_from([1, 3]), queries=st.integers(1, 40),
-    keys=st.integers(1, 40), width=st.sampled_from([16, 32, 64]), masked=st.booleans(), threads=st.sampled_from([1, 2]),
-)  # fmt: skip
+    seed=st.integers(0, 99),
+    batch=st.integers(1, 3),
+    heads=st.sampled_from([1, 3]),
+    queries=st.integers(1, 40),
+    keys=st.integers(1, 40),
+    width=st.sampled_from([16, 32, 64]),
+    masked=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
 def test_without_grids_it_is_attention(
     seed: int, batch: int, heads: int, queries: int, keys: int, width: int, masked: bool, threads: int
 ) -> None:
-    query, key, value = (random(seed + n, batch, heads, size, width) for n, size in enumerate((queries, keys, keys)))
+    query, key, value = (
+        random(seed + n, batch, heads, size, width) for n, size in enumerate((queries, keys, keys))
+    )
     mask = torch.where(torch.rand(batch, 1, queries, keys) < 0.3, LOWEST, 0.0) if masked else None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -90,7 +101,8 @@ def test_scores_and_probabilities_are_on_their_grids(bits: int, which: str, each
 
 
 def test_one_hot_values_show_the_probabilities() -> None:
-    """With the identity for values context is the probabilities themselves: all on their grid, masked ones zero."""
+    """With the identity for values context is the probabilities themselves: all on their grid, masked ones
+    zero."""
     query, key = random(0, 1, 1, 5, 16), random(1, 1, 1, 16, 16)
     mask = torch.zeros(1, 1, 5, 16)
     mask[..., 9:] = LOWEST

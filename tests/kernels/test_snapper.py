@@ -60,7 +60,9 @@ def formula(grid: AffineGrid, x: Tensor, scale: Tensor, zero_point: Tensor) -> T
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @given(seed=st.integers(0, 99), rows=st.integers(1, 40), channels=st.integers(1, 70), each=st.booleans())
-def test_c_and_torch_agree_to_the_bit(grid: AffineGrid, seed: int, rows: int, channels: int, each: bool) -> None:
+def test_c_and_torch_agree_to_the_bit(
+    grid: AffineGrid, seed: int, rows: int, channels: int, each: bool
+) -> None:
     x = tensor(seed, rows, channels)
     snap, scale, zero_point = snapper(grid, channels if each else 1)
     expected = formula(grid, x, scale, zero_point)
@@ -152,7 +154,16 @@ def test_where_there_is_a_compiler_the_kernels_are_built(
 
 @needs_compiler
 def test_the_kernels_compile_without_a_warning(tmp_path: Path) -> None:
-    command = ["cc", *native.FLAGS, "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "it.so"), str(native.SOURCE)]
+    command = [
+        "cc",
+        *native.FLAGS,
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-o",
+        str(tmp_path / "it.so"),
+        str(native.SOURCE),
+    ]
     assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
 
 
@@ -170,7 +181,9 @@ def test_without_a_compiler_torch_does_it_and_says_why(
     monkeypatch.setenv("CC", compiler)
     for _ in range(2):  # the next process tries again
         native._built.cache_clear()
-        with pytest.warns(UserWarning, match=f"torch does the work of kernels.c, more slowly: .*{re.escape(why)}"):
+        with pytest.warns(
+            UserWarning, match=f"torch does the work of kernels.c, more slowly: .*{re.escape(why)}"
+        ):
             assert native.library() is None
     assert native.name() == "torch" and why in native.missing() and "\n" not in native.missing()
     assert not list(empty_cache.rglob("*.so"))
@@ -196,7 +209,9 @@ def test_nothing_is_loaded_that_others_may_have_written(
     spoil: Callable[[Path], None], empty_cache: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert native.name() == "kernels.c"
-    assert all(path.stat().st_mode & 0o077 == 0 for path in [empty_cache / "native", *empty_cache.glob("native/*/*")])
+    assert all(
+        path.stat().st_mode & 0o077 == 0 for path in [empty_cache / "native", *empty_cache.glob("native/*/*")]
+    )
     spoil(empty_cache / "native")
     native._built.cache_clear()
     with pytest.warns(UserWarning, match="must be this user's and writable by nobody else, it is "):
@@ -228,7 +243,9 @@ def test_a_cache_folder_that_runs_nothing_leaves_the_work_to_torch(
     unbuilt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(path: str) -> None:
-        raise OSError(f"{path}: failed to map segment from shared object")  # as on a file system mounted noexec
+        raise OSError(
+            f"{path}: failed to map segment from shared object"
+        )  # as on a file system mounted noexec
 
     monkeypatch.setattr(native.ctypes, "CDLL", load)
     with pytest.warns(UserWarning, match="failed to map segment"):

@@ -47,10 +47,16 @@ def test_defaults() -> None:
     ],
 )
 def test_precisions(
-    fields: dict[str, Any], linear: int | None, embedding: int | None, norm: int | None, activation: int | None
+    fields: dict[str, Any],
+    linear: int | None,
+    embedding: int | None,
+    norm: int | None,
+    activation: int | None,
 ) -> None:
     bits = Bits(**fields)
-    grids = [bits.weight_grid("w", module) for module in (LINEAR, EMBEDDING, NORM)] + [bits.activation_grid("x")]
+    grids = [bits.weight_grid("w", module) for module in (LINEAR, EMBEDDING, NORM)] + [
+        bits.activation_grid("x")
+    ]
     assert [grid and grid.bits for grid in grids] == [linear, embedding, norm, activation]
 
 
@@ -79,10 +85,14 @@ def test_rules_override_by_name_and_the_last_wins() -> None:
     assert bits.activation_grid("0.ffn.in") == AffineGrid(bits=16, symmetric=False)
     assert bits.activation_grid("0.ffn.sum") == FloatGrid(format="fp16")
     assert bits.activation_grid("0.attn.out") == UINT8
-    assert bits.weight_grid("bert.encoder.layer.0.output.dense.weight", LINEAR) == AffineGrid(bits=4, symmetric=True)
+    assert bits.weight_grid("bert.encoder.layer.0.output.dense.weight", LINEAR) == AffineGrid(
+        bits=4, symmetric=True
+    )
     assert bits.weight_grid("bert.encoder.layer.0.output.LayerNorm.weight", NORM) == INT8
     assert bits.weight_grid("bert.encoder.layer.1.output.dense.weight", LINEAR) == INT8
-    assert Bits(rules=rules[:1], activations=32).activation_grid("1.ffn.in") == AffineGrid(bits=16, symmetric=False)
+    assert Bits(rules=rules[:1], activations=32).activation_grid("1.ffn.in") == AffineGrid(
+        bits=16, symmetric=False
+    )
     assert Bits(rules=({"match": "*.sum", "bits": 32},)).activation_grid("1.ffn.sum") is None
 
 
@@ -90,7 +100,9 @@ def test_rules_that_match_nothing() -> None:
     model = tiny_model()
     names = [*(site.name for site in sites_of(model)), *weighted_modules(model)]
     Bits(rules=({"match": "*.ffn.sum", "bits": 16}, {"match": "*word_emb*", "bits": 4})).check_rules(names)
-    with pytest.raises(ValueError, match=r"bits.rules: '\*.ffn.sun' matches nothing \(did you mean '\*.ffn.sum'"):
+    with pytest.raises(
+        ValueError, match=r"bits.rules: '\*.ffn.sun' matches nothing \(did you mean '\*.ffn.sum'"
+    ):
         Bits(rules=({"match": "*.ffn.sun", "bits": 16},)).check_rules(names)
 
 
@@ -101,7 +113,9 @@ def test_what_is_quantized_in_a_model() -> None:
     assert planned(Bits()).keys() == matrices
     assert planned(Bits(norms=8)).keys() == matrices | norms
     assert planned(Bits(weights=32)).keys() == set()
-    assert planned(Bits(weights=32, embeddings=4)).keys() == {name for name in matrices if "embeddings" in name}
+    assert planned(Bits(weights=32, embeddings=4)).keys() == {
+        name for name in matrices if "embeddings" in name
+    }
     assert set(weighted_modules(model)) == matrices | norms
     assert plan_weights(model, Fp32(), Bits(), MinMax()) == ()
 
@@ -147,7 +161,9 @@ def test_how_weights_find_their_ranges_is_obeyed_or_refused(field: str, value: s
             model, Uniform(), Bits(weights=4), calibration
         )
     check_weight_ranges(Bits(), PublishedPercentile())
-    with pytest.raises(ValueError, match=f"bits.{field} must be .* with PublishedPercentile.*; got '{value}'"):
+    with pytest.raises(
+        ValueError, match=f"bits.{field} must be .* with PublishedPercentile.*; got '{value}'"
+    ):
         check_weight_ranges(bits, PublishedPercentile())
 
 
@@ -164,7 +180,9 @@ def test_bits_of_what_the_model_lacks_are_refused(kind: type[nn.Module], name: s
 
 def test_planning_changes_no_weight() -> None:
     model, before = tiny_model(), tiny_model().state_dict()
-    plan_weights(model, Uniform(), Bits(weights=2, weight_estimator="mse", weight_granularity="channel"), MinMax())
+    plan_weights(
+        model, Uniform(), Bits(weights=2, weight_estimator="mse", weight_granularity="channel"), MinMax()
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -185,8 +203,14 @@ def test_lists_of_yaml_become_hashable() -> None:
         ({"weight_symmetric": None}, "bits.weight_symmetric must be one of True, False; got None"),
         ({"weight_granularity": "channels"}, r"bits.weight_granularity must be .*did you mean 'channel'"),
         ({"weight_estimator": "min-max"}, r"bits.weight_estimator must be .*did you mean 'minmax'"),
-        ({"rules": [{"match": "*", "bits": 1}]}, r"bits.rules\[\*\]: bits must be a whole number in 2\.\.16, got 1"),
-        ({"rules": [{"match": "*"}]}, r"a rule is \{match: <glob>, bits: <precision>\}, got \{'match': '\*'\}"),
+        (
+            {"rules": [{"match": "*", "bits": 1}]},
+            r"bits.rules\[\*\]: bits must be a whole number in 2\.\.16, got 1",
+        ),
+        (
+            {"rules": [{"match": "*"}]},
+            r"a rule is \{match: <glob>, bits: <precision>\}, got \{'match': '\*'\}",
+        ),
         ({"rules": [{"match": "*", "bits": 8, "k": 1}]}, "a rule is .*, got"),
         ({"rules": ["*.ffn.sum"]}, "a rule is .*, got '"),
     ],

@@ -20,7 +20,10 @@ from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan
 from quantlab.trial.planning import make_plan
 
-PLANTED = {"bert.encoder.layer.0.output.dense.weight": 40.0, "bert.encoder.layer.1.attention.self.query.weight": -30.0}
+PLANTED = {
+    "bert.encoder.layer.0.output.dense.weight": 40.0,
+    "bert.encoder.layer.1.attention.self.query.weight": -30.0,
+}
 
 
 def planted() -> PreTrainedModel:
@@ -34,10 +37,15 @@ def planted() -> PreTrainedModel:
 
 @given(seed=st.integers(0, 1000), sigmas=st.floats(1, 4), count=st.none() | st.integers(0, 30))
 def test_limits_clip_exactly_the_largest(seed: int, sigmas: float, count: int | None) -> None:
-    """Against numpy, matrix by matrix: as many weights change as are asked for, the farthest out, and no other."""
+    """Against numpy, matrix by matrix: as many weights change as are asked for, the farthest out, and no
+    other."""
     random = np.random.default_rng(seed)
-    weights = {f"w{i}": torch.from_numpy(random.standard_t(3, (9, 7)).astype(np.float32)) * 10.0**i for i in range(3)}
-    far = [(abs(value) / float(w.std()), name) for name, w in weights.items() for value in w.flatten().tolist()]
+    weights = {
+        f"w{i}": torch.from_numpy(random.standard_t(3, (9, 7)).astype(np.float32)) * 10.0**i for i in range(3)
+    }
+    far = [
+        (abs(value) / float(w.std()), name) for name, w in weights.items() for value in w.flatten().tolist()
+    ]
     wanted = sorted((one for one in far if one[0] > sigmas * (1 + 1e-6)), reverse=True)[:count]
     found = limits(weights, sigmas, count)
     changed = {name: int((weights[name].abs() > found[name]).sum()) for name in found}
@@ -103,7 +111,9 @@ def test_bad_settings(bad: dict[str, object]) -> None:
 @pytest.mark.parametrize("through", ["fp32", "quantized_weights"])
 def test_activations_are_calibrated_in_the_clipped_network(through: str) -> None:
     model, batches, sites = planted(), [padded()], sites_of(planted())
-    settings = SimpleNamespace(method=ClipWeightOutliers(sigmas=6), bits=Bits(), calibration=MinMax(through=through))
+    settings = SimpleNamespace(
+        method=ClipWeightOutliers(sigmas=6), bits=Bits(), calibration=MinMax(through=through)
+    )
     material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
     _, sketches = make_plan(settings, material, sites, observe(model, sites, batches))  # type: ignore[arg-type]
     limits = settings.method.weight_limits(model, settings.bits)

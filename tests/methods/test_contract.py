@@ -131,7 +131,9 @@ def test_a_site_that_was_never_seen(yaml: Path) -> None:
     method, sites = build(yaml), sites_of(tiny_model())
     sketches = {site.name: Sketch(channels=site.channels) for site in sites}
     ranged = [
-        site.name for site in sites if (spec := method.site_spec(site, W8A8)) and str(spec.grid).startswith("int")
+        site.name
+        for site in sites
+        if (spec := method.site_spec(site, W8A8)) and str(spec.grid).startswith("int")
     ]
     if not ranged:
         assert method.plan(sites, sketches, (), W8A8, MinMax()) == QuantPlan()

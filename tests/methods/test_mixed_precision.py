@@ -31,7 +31,9 @@ def planned(method: MixedPrecision | Uniform, bits: Bits) -> dict[str, Activatio
         ("fp32", None),
     ],
 )
-def test_kept_sites_have_the_format_and_the_rest_is_uniform(format: str, grid: Grid | None, symmetric: bool) -> None:
+def test_kept_sites_have_the_format_and_the_rest_is_uniform(
+    format: str, grid: Grid | None, symmetric: bool
+) -> None:
     bits = Bits(symmetric=symmetric)
     if isinstance(grid, AffineGrid):
         grid = AffineGrid(bits=grid.bits, symmetric=symmetric)
@@ -44,7 +46,9 @@ def test_kept_sites_have_the_format_and_the_rest_is_uniform(format: str, grid: G
 
 
 def test_float_formats_have_no_ranges_and_integers_have() -> None:
-    floats, integers = (planned(MixedPrecision(keep=KEEP, format=f), Bits())["0.ffn.in"] for f in ("fp16", "int16"))
+    floats, integers = (
+        planned(MixedPrecision(keep=KEEP, format=f), Bits())["0.ffn.in"] for f in ("fp16", "int16")
+    )
     assert (floats.lo, floats.hi, floats.groups) == ((), (), ())
     uniform = planned(Uniform(), Bits())["0.ffn.in"]
     assert (integers.lo, integers.hi) == (uniform.lo, uniform.hi)

@@ -59,7 +59,9 @@ def test_permutation_sorts_by_width() -> None:
     model = tiny_model()
     seen = observe(model, sites_of(model), [padded()])["1.ffn.sum"]
     widths, groups = seen.max - seen.min, planned(Peg(sites=XHY, k=4))["1.ffn.sum"].groups
-    assert [sorted(groups)[channel] for channel in range(HIDDEN)] == [groups[c] for c in widths.argsort().tolist()]
+    assert [sorted(groups)[channel] for channel in range(HIDDEN)] == [
+        groups[c] for c in widths.argsort().tolist()
+    ]
     unpermuted = planned(Peg(sites=XHY, k=4, permute="none"))["1.ffn.sum"].groups
     assert unpermuted == tuple(group for group in range(4) for _ in range(8))
 
@@ -68,8 +70,12 @@ def test_more_groups_lose_less() -> None:
     model, batch = tiny_model(), padded()
     reference, decibels = logits(model, batch), []
     for k in (1, 4, HIDDEN):
-        plan = QuantPlan(activations=tuple(planned(Peg(sites=XHY, k=k), Bits(weights=32, activations=6)).values()))
-        only = QuantPlan(activations=tuple(item for item in plan.activations if item.site.startswith("1.ffn")))
+        plan = QuantPlan(
+            activations=tuple(planned(Peg(sites=XHY, k=k), Bits(weights=32, activations=6)).values())
+        )
+        only = QuantPlan(
+            activations=tuple(item for item in plan.activations if item.site.startswith("1.ffn"))
+        )
         with insert(model, only):
             decibels.append(sqnr_db(reference, logits(model, batch)))
     assert decibels == sorted(decibels)
@@ -110,7 +116,9 @@ def test_most_groups() -> None:
 def test_unmatched_sites() -> None:
     with pytest.raises(ValueError, match=r"method.sites: '\*.ffn.sum' matches nothing"):
         Peg(sites=XHY[2:], k=2).check(sites_of(tiny_model(), GEMM))  # residual sums enter no product
-    with pytest.raises(ValueError, match=r"method.sites: '\*.fnn.sum' matches nothing \(did you mean '\*.ffn.sum'"):
+    with pytest.raises(
+        ValueError, match=r"method.sites: '\*.fnn.sum' matches nothing \(did you mean '\*.ffn.sum'"
+    ):
         Peg(sites=("*.fnn.sum",), k=2).check(sites_of(tiny_model()))
 
 

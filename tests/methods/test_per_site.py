@@ -20,10 +20,16 @@ from quantlab.trial.result import describe
 MODEL = tiny_model()
 SITES = sites_of(MODEL)
 NAMES = [site.name for site in SITES]
-RULES = ({"match": "*", "bits": "int4"}, {"match": "*.ffn.*", "bits": 6}, {"match": "1.ffn.sum", "bits": "fp16"})
+RULES = (
+    {"match": "*", "bits": "int4"},
+    {"match": "*.ffn.*", "bits": 6},
+    {"match": "1.ffn.sum", "bits": "fp16"},
+)
 
 patterns = st.sampled_from(["*", "0.*", "*.ffn.*", "1.ffn.sum", "*.attn.probs", "head.out"])
-rules = st.lists(st.tuples(patterns, st.sampled_from(["int4", 5, "int8", "bf16", "fp32"])), min_size=1, max_size=6)
+rules = st.lists(
+    st.tuples(patterns, st.sampled_from(["int4", 5, "int8", "bf16", "fp32"])), min_size=1, max_size=6
+)
 
 
 def per_site(rules: object = RULES, base: object = None) -> PerSite:
@@ -73,7 +79,11 @@ def test_a_pegs_groups_stay_at_other_bits() -> None:
 @pytest.mark.parametrize(
     "rules, base, message",
     [
-        (({"match": "*.fnn.in", "bits": 8},), None, r"method.rules: '\*.fnn.in' matches nothing \(did you mean"),
+        (
+            ({"match": "*.fnn.in", "bits": 8},),
+            None,
+            r"method.rules: '\*.fnn.in' matches nothing \(did you mean",
+        ),
         (RULES, MixedPrecision(keep=("*.fnn.in",)), r"method.keep: '\*.fnn.in' matches nothing"),
     ],
 )

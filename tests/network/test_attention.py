@@ -100,23 +100,31 @@ def test_unknown_module() -> None:
     assert model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("other", ["softcap", "sliding_window", "s_aux", "position_bias", "is_causal", "head_mask"])
+@pytest.mark.parametrize(
+    "other", ["softcap", "sliding_window", "s_aux", "position_bias", "is_causal", "head_mask"]
+)
 def test_what_changes_attention_and_is_not_known_is_an_error(other: str) -> None:
     x, module = torch.ones(1, 2, 3, 16), torch.nn.Module()
     for off in (None, False):
         attention(module, x, x, x, None, **{other: off}, output_attentions=True, position_ids=x)
     for on in (True, 0.0, torch.ones(2)):
-        with pytest.raises(ValueError, match=f"Module hands its attention {other}, which quantlab's attention does"):
+        with pytest.raises(
+            ValueError, match=f"Module hands its attention {other}, which quantlab's attention does"
+        ):
             attention(module, x, x, x, None, **{other: on})
 
 
 def test_dropout_is_eagers_while_training() -> None:
     model = BertForSequenceClassification(
-        BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=20)
+        BertConfig(
+            hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=20
+        )
     ).train()
     batch, answers = padded(), []
     for paths in ([], attention_modules(model)):
         torch.manual_seed(0)
         with tapped_attention(model, {path: {} for path in paths}):
             answers.append(logits(model, batch))
-    torch.testing.assert_close(*answers)  # another mask would be far away; the last bit depends on how memory lies
+    torch.testing.assert_close(
+        *answers
+    )  # another mask would be far away; the last bit depends on how memory lies

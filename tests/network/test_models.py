@@ -17,7 +17,15 @@ from transformers import BertModel, PreTrainedTokenizerFast
 
 from quantlab.network import checkpoint
 from quantlab.network.labels import label_columns
-from quantlab.network.models import Checkpoint, FineTuned, Loaded, Packaged, Pretrained, Recipe, check_token_types
+from quantlab.network.models import (
+    Checkpoint,
+    FineTuned,
+    Loaded,
+    Packaged,
+    Pretrained,
+    Recipe,
+    check_token_types,
+)
 from quantlab.tasks.base import Examples, Task
 from quantlab.tasks.batching import tokenize
 from quantlab.tasks.glue import Glue
@@ -28,7 +36,12 @@ QNLI = ("entailment", "not_entailment")
 def task_of(labels: tuple[str, ...] = QNLI, max_length: int = 32) -> Task:
     metric = "accuracy" if labels else "pearson"
     return Glue(
-        name="t", config="qnli", text=("question", "sentence"), labels=labels, metrics=(metric,), max_length=max_length
+        name="t",
+        config="qnli",
+        text=("question", "sentence"),
+        labels=labels,
+        metrics=(metric,),
+        max_length=max_length,
     )
 
 
@@ -68,12 +81,16 @@ def test_every_family_loads_at_any_depth(make_model: MakeModel, family: str, lay
 
 def test_half_precision_files_run_in_fp32(copy: Path) -> None:
     file = copy / "model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"}
+    )
     edit_config(copy, dtype="float16")
     assert load(copy).model.dtype == torch.float32
 
 
-def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(tiny_bert: Path, copy: Path) -> None:
+def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(
+    tiny_bert: Path, copy: Path
+) -> None:
     seen = [checkpoint.fingerprint(tiny_bert)]
     assert checkpoint.fingerprint(copy) == seen[0]
     for change in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -88,7 +105,12 @@ def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(ti
     [
         (("entailment", "not_entailment"), QNLI, (0, 1), "matched"),
         (("NOT-Entailment", "Entailment"), QNLI, (1, 0), "matched"),
-        (("Contradiction", "Neutral", "Entailment"), ("entailment", "neutral", "contradiction"), (2, 1, 0), "matched"),
+        (
+            ("Contradiction", "Neutral", "Entailment"),
+            ("entailment", "neutral", "contradiction"),
+            (2, 1, 0),
+            "matched",
+        ),
         (("LABEL_0", "LABEL_1"), QNLI, (0, 1), "assumed"),
         (("0", "1"), QNLI, (0, 1), "assumed"),
         (("LABEL_0",), (), (0,), "regression"),
@@ -102,14 +124,20 @@ def test_label_order(make_model: MakeModel, model: tuple, task: tuple, columns: 
 @pytest.mark.parametrize(
     ("model", "task", "message"),
     [
-        (("positive", "negative"), QNLI, r"contradict.*\['positive', 'negative'\].*\['entailment', 'not_entailment'\]"),
+        (
+            ("positive", "negative"),
+            QNLI,
+            r"contradict.*\['positive', 'negative'\].*\['entailment', 'not_entailment'\]",
+        ),
         (("LABEL_1", "LABEL_0"), QNLI, "contradict"),
         (("entailment", "Entailment"), QNLI, "contradict"),
         (("a", "b", "c"), QNLI, r"3 labels, 2 wanted.*\['a', 'b', 'c'\]"),
         (("LABEL_0", "LABEL_1"), (), "2 labels, 1 wanted.*one score"),
     ],
 )
-def test_contradicting_labels_are_refused(make_model: MakeModel, model: tuple, task: tuple, message: str) -> None:
+def test_contradicting_labels_are_refused(
+    make_model: MakeModel, model: tuple, task: tuple, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         load(make_model(labels=model), task_of(task))
 
@@ -145,7 +173,9 @@ def test_missing_and_misshapen_tensors_are_named(copy: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks bert\.encoder\.layer\.1\.output\.dense\.weight"):
         load(copy)
     save_file(tensors | {"bert.encoder.layer.1.output.dense.weight": lost.T.contiguous()}, file)
-    with pytest.raises(ValueError, match=r"dense\.weight has shape \[64, 32\], config\.json asks for \[32, 64\]"):
+    with pytest.raises(
+        ValueError, match=r"dense\.weight has shape \[64, 32\], config\.json asks for \[32, 64\]"
+    ):
         load(copy)
 
 
@@ -170,10 +200,17 @@ def besides(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.
         (prefixed("_orig_mod.module."), r"begin with _orig_mod\.module\. "),
         (
             besides("bert.encoder.layer.0.attention.self.distance_embedding.weight"),
-            r"bert with 2 layers, as config\.json describes it, has no bert\.encoder\.layer\.0\.attention\.self\.dist",
+            r"bert with 2 layers, as config\.json describes it, has no "
+            r"bert\.encoder\.layer\.0\.attention\.self\.dist",
         ),
-        (besides("bert.encoder.layer.0.adapter.down.weight"), r"has no bert\.encoder\.layer\.0\.adapter\.down\.weight"),
-        (besides(*(f"bert.encoder.layer.2.output.{n}.bias" for n in range(9))), r"2 layers.* has no .* and 4 more"),
+        (
+            besides("bert.encoder.layer.0.adapter.down.weight"),
+            r"has no bert\.encoder\.layer\.0\.adapter\.down\.weight",
+        ),
+        (
+            besides(*(f"bert.encoder.layer.2.output.{n}.bias" for n in range(9))),
+            r"2 layers.* has no .* and 4 more",
+        ),
     ],
     ids=["module", "compiled", "relative positions", "adapter", "third layer"],
 )
@@ -189,11 +226,17 @@ def test_tensors_that_no_module_takes_are_refused_before_weights_are_read(
         load(copy)
 
 
-@pytest.mark.parametrize(("family", "config"), [("bert", "distilbert"), ("distilbert", "bert"), ("roberta", "electra")])
-def test_another_familys_weights_are_named_so(make_model: MakeModel, family: str, config: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "config"), [("bert", "distilbert"), ("distilbert", "bert"), ("roberta", "electra")]
+)
+def test_another_familys_weights_are_named_so(
+    make_model: MakeModel, family: str, config: str, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(make_model(config), tmp_path / "model"))
     shutil.copy(make_model(family) / "model.safetensors", folder)
-    with pytest.raises(ValueError, match=rf"weights of another family than config\.json's {config}: {family}\."):
+    with pytest.raises(
+        ValueError, match=rf"weights of another family than config\.json's {config}: {family}\."
+    ):
         load(folder)
 
 
@@ -203,7 +246,9 @@ def test_leftovers_that_no_answer_depends_on_change_nothing(copy: Path) -> None:
 
     def old(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         names = {name: re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name) for name in tensors}
-        renamed = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", names[name]): tensors[name] for name in tensors}
+        renamed = {
+            re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", names[name]): tensors[name] for name in tensors
+        }
         leftovers = ("bert.embeddings.position_ids", "cls.predictions.bias", "cls.seq_relationship.weight")
         return besides(*leftovers)(renamed)
 
@@ -227,7 +272,9 @@ def test_weights_that_are_not_numbers_are_refused(copy: Path) -> None:
         load(copy)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage, and more of it", None], ids=["empty", "garbage", "truncated"])
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage, and more of it", None], ids=["empty", "garbage", "truncated"]
+)
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_broken_weight_files_are_named(copy: Path, name: str, content: bytes | None) -> None:
     as_pickle(copy)
@@ -238,7 +285,8 @@ def test_broken_weight_files_are_named(copy: Path, name: str, content: bytes | N
 
 
 def as_pickle(folder: Path) -> None:
-    """Moves the weights out of the way: ``kept`` is the safetensors file, ``saved`` the same as torch saves it."""
+    """Moves the weights out of the way: ``kept`` is the safetensors file, ``saved`` the same as torch saves
+    it."""
     (folder / "model.safetensors").rename(folder / "kept")
     torch.save(load_file(folder / "kept"), folder / "saved")
 
@@ -276,7 +324,11 @@ def test_what_is_fingerprinted_is_what_is_read(copy: Path, form: str) -> None:
         (copy / "saved").rename(copy / "pytorch_model.bin")
     files, alone = checkpoint.weight_files(copy), checkpoint.fingerprint(copy)
     plain = load(copy).model.state_dict()
-    for name in ("model.fp16.safetensors", "model-00001-of-00005.safetensors", "pytorch_model-00001-of-00002.bin"):
+    for name in (
+        "model.fp16.safetensors",
+        "model-00001-of-00005.safetensors",
+        "pytorch_model-00001-of-00002.bin",
+    ):
         (copy / name).write_bytes(b"not read")
     assert checkpoint.weight_files(copy) == files
     assert checkpoint.fingerprint(copy) == alone
@@ -292,19 +344,27 @@ def test_what_is_fingerprinted_is_what_is_read(copy: Path, form: str) -> None:
 def test_variants_alone_missing_shards_and_shards_elsewhere_are_named(copy: Path) -> None:
     sharded(copy)
     (copy / "model-00002-of-00002.safetensors").rename(copy / "kept")
-    with pytest.raises(FileNotFoundError, match=r"lists shards that are not there: model-00002-of-00002\.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"lists shards that are not there: model-00002-of-00002\.safetensors"
+    ):
         load(copy)
     index = copy / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00002", "../model-00002"))
-    with pytest.raises(ValueError, match=r"index\.json cannot be used: '\.\./model-00002.* is no file beside it"):
+    with pytest.raises(
+        ValueError, match=r"index\.json cannot be used: '\.\./model-00002.* is no file beside it"
+    ):
         load(copy)
     index.unlink()
     (copy / "model-00001-of-00002.safetensors").rename(copy / "model.fp16.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"no weights: expected model\.safetensors.*not read: model\.fp16\.saf"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights: expected model\.safetensors.*not read: model\.fp16\.saf"
+    ):
         load(copy)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+)
 def test_git_lfs_pointers_are_named(copy: Path, name: str) -> None:
     (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n")
     with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
@@ -334,7 +394,9 @@ class Payload:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))]
+)
 def test_pickled_code_is_refused_and_never_run(copy: Path, tmp_path: Path, save: object) -> None:
     as_pickle(copy)
     save({"weight": Payload(tmp_path / "ran")}, copy / "pytorch_model.bin")
@@ -352,8 +414,14 @@ def test_pickled_code_is_refused_and_never_run(copy: Path, tmp_path: Path, save:
         ('{"model_type": "bertx"}', r"config\.json.*bertx"),
         ('{"model_type": "bert", "hidden_size": "wide"}', r"config\.json.*hidden_size"),
         ('{"model_type": "new", "auto_map": {"AutoConfig": "code.Config"}}', r"config\.json.*custom code"),
-        ('{"model_type": "bert", "position_embedding_type": "relative_key"}', "relative_key.*absolute positions only"),
-        ('{"model_type": "bert", "pruned_heads": {"0": [1], "3": [2]}}', "pruned_heads lists heads of layers 0, 3"),
+        (
+            '{"model_type": "bert", "position_embedding_type": "relative_key"}',
+            "relative_key.*absolute positions only",
+        ),
+        (
+            '{"model_type": "bert", "pruned_heads": {"0": [1], "3": [2]}}',
+            "pruned_heads lists heads of layers 0, 3",
+        ),
         (
             '{"model_type": "bert", "transformers_weights": "x.safetensors"}',
             "transformers_weights.*x.safetensors",
@@ -369,7 +437,11 @@ def test_broken_configs_are_named(copy: Path, text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("lost", "message"),
-    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no tokenizer"),
+    ],
 )
 def test_missing_files_are_named(copy: Path, lost: str, message: str) -> None:
     (copy / lost).unlink()
@@ -383,17 +455,27 @@ def test_a_broken_tokenizer_is_named(copy: Path) -> None:
         load(copy)
 
 
-def test_a_tokenizer_or_task_too_large_for_the_model_is_refused(make_model: MakeModel, tiny_bert: Path) -> None:
+def test_a_tokenizer_or_task_too_large_for_the_model_is_refused(
+    make_model: MakeModel, tiny_bert: Path
+) -> None:
     with pytest.raises(ValueError, match="the tokenizer has 20 tokens, the model only 10"):
         load(make_model(vocab_size=10))
     with pytest.raises(ValueError, match=r"max_length=128.*at most 64 tokens"):
         load(tiny_bert, task_of(max_length=128))
 
 
-@pytest.mark.parametrize(("family", "pad", "most"), [
-    ("bert", 0, 66), ("bert", 3, 66), ("distilbert", 0, 66), ("electra", 0, 66),
-    ("roberta", 0, 65), ("roberta", 1, 64), ("roberta", 3, 62),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "pad", "most"),
+    [
+        ("bert", 0, 66),
+        ("bert", 3, 66),
+        ("distilbert", 0, 66),
+        ("electra", 0, 66),
+        ("roberta", 0, 65),
+        ("roberta", 1, 64),
+        ("roberta", 3, 62),
+    ],
+)
 def test_positions_begin_behind_paddings(
     make_model: MakeModel, tmp_path: Path, family: str, pad: int, most: int
 ) -> None:
@@ -426,7 +508,9 @@ def tokenizer_of(folder: Path, words: Sequence[str], **settings: object) -> None
     for name in checkpoint.TOKENIZER:
         (folder / name).unlink(missing_ok=True)
     (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *words]) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **settings}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", **settings})
+    )
 
 
 @pytest.mark.parametrize(
@@ -487,8 +571,12 @@ def test_offline_the_hub_is_a_clear_error() -> None:
         load("owner/name-of-no-model")
 
 
-@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"])
-def test_of_the_hub_only_what_is_read_is_downloaded(copy: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+@pytest.mark.parametrize(
+    "weights", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+)
+def test_of_the_hub_only_what_is_read_is_downloaded(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
     asked: list[list[str]] = []
 
     def download(name: str, *, revision: str, allow_patterns: list[str]) -> str:
@@ -507,7 +595,9 @@ def test_of_the_hub_only_what_is_read_is_downloaded(copy: Path, monkeypatch: pyt
     pickles = [pattern for patterns in asked for pattern in patterns if ".bin" in pattern]
     assert bool(pickles) == weights.endswith("bin")
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    assert asked[1:] == ([shards] if weights.endswith("json") else [list(checkpoint.PICKLES)] if pickles else [])
+    assert asked[1:] == (
+        [shards] if weights.endswith("json") else [list(checkpoint.PICKLES)] if pickles else []
+    )
 
 
 def test_devices() -> None:
@@ -544,10 +634,14 @@ def test_recipes_check_themselves(settings: dict, message: str) -> None:
 
 
 def test_a_model_that_is_not_trained_yet_names_the_command(tiny_bert: Path, tiny_glue: Path) -> None:
-    recipe = Recipe(epochs=3, learning_rate=5e-5, batch_size=8, warmup_fraction=0, weight_decay=0, seed=1, bf16=False)
+    recipe = Recipe(
+        epochs=3, learning_rate=5e-5, batch_size=8, warmup_fraction=0, weight_decay=0, seed=1, bf16=False
+    )
     spec = FineTuned(name="bert_base", base=Pretrained(path=str(tiny_bert)), recipe=recipe)
     task = replace(task_of(), name="qnli", data_dir=str(tiny_glue), max_length=128)
-    with pytest.raises(FileNotFoundError, match="run python -m quantlab.finetune model=bert_base task=qnli, with"):
+    with pytest.raises(
+        FileNotFoundError, match="run python -m quantlab.finetune model=bert_base task=qnli, with"
+    ):
         spec.resolve(task, task.load)
 
 

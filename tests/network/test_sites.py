@@ -16,8 +16,9 @@ from quantlab.engines.insert import tapped
 from quantlab.network.architecture import Family, Row, both, family_of, places, skeleton_of
 from quantlab.network.sites import Place, Placement, Tap
 
-# Tensors of one layer: q, k, v, scores, probs, context, g, u, x, mid, h, y, out. Operands: attn.in, q, k, v, probs,
-# context, x, mid. Before and after the layers: the embeddings' sum and LayerNorm, P and C; the head's two inputs.
+# Tensors of one layer: q, k, v, scores, probs, context, g, u, x, mid, h, y, out. Operands: attn.in, q, k, v,
+# probs, context, x, mid. Before and after the layers: the embeddings' sum and LayerNorm, P and C; the head's
+# two inputs.
 TENSORS, OPERANDS = 13, 8
 OUTSIDE = {"bert": (4, 2), "roberta": (4, 2), "distilbert": (4, 2), "electra": (5, 3)}
 
@@ -37,11 +38,13 @@ def test_counts(family: str, layers: int) -> None:
 def test_names_of_berts_sites() -> None:
     model = skeleton_of(tiny_config("bert", 1))
     assert " ".join(site.name for site in sites_of(model, ALL)) == (
-        "embed.sum embed.out 0.attn.query 0.attn.key 0.attn.value 0.attn.scores 0.attn.probs 0.attn.context 0.attn.out "
+        "embed.sum embed.out 0.attn.query 0.attn.key 0.attn.value 0.attn.scores 0.attn.probs "
+        "0.attn.context 0.attn.out "
         "0.attn.sum 0.ffn.in 0.ffn.mid 0.ffn.out 0.ffn.sum 0.layer.out head.mid head.out"
     )
     assert " ".join(site.name for site in sites_of(model, GEMM)) == (
-        "0.attn.in 0.attn.query 0.attn.key 0.attn.value 0.attn.probs 0.attn.context 0.ffn.in 0.ffn.mid head.in head.mid"
+        "0.attn.in 0.attn.query 0.attn.key 0.attn.value 0.attn.probs 0.attn.context 0.ffn.in 0.ffn.mid "
+        "head.in head.mid"
     )
 
 
@@ -76,7 +79,8 @@ def test_taps_see_their_channels(family: str, placement: Placement) -> None:
 
 @families
 def test_operands_cover_everything_that_enters_a_product(family: str) -> None:
-    """With every operand tap replaced by a constant of its own, each Linear and attention product sees only those."""
+    """With every operand tap replaced by a constant of its own, each Linear and attention product sees only
+    those."""
     model = tiny_model(family)
     sites = sites_of(model, GEMM)
     constants = {site.tap: float(index + 1) for index, site in enumerate(sites)}
@@ -109,7 +113,9 @@ def test_attention_products_read_their_operands(family: str) -> None:
         return x
 
     constants = {"query": 2.0, "key": 3.0, "value": 5.0, "probs": 0.5}
-    functions = {taps[f"1.attn.{role}"]: partial(torch.full_like, fill_value=v) for role, v in constants.items()}
+    functions = {
+        taps[f"1.attn.{role}"]: partial(torch.full_like, fill_value=v) for role, v in constants.items()
+    }
     kept = {scores: partial(keep, "scores"), taps["1.attn.context"]: partial(keep, "context")}
     with tapped(model, functions | kept):
         logits(model, batch)
@@ -119,7 +125,8 @@ def test_attention_products_read_their_operands(family: str) -> None:
 
 @families
 def test_residual_paths_belong_to_tensors_alone(family: str) -> None:
-    """Zeros at a tensor leave nothing to the residual sum; zeros at the operand leave the residual as it was."""
+    """Zeros at a tensor leave nothing to the residual sum; zeros at the operand leave the residual as it
+    was."""
     model, batch, sums = tiny_model(family), padded(), {}
 
     def keep(name: str, x: Tensor) -> Tensor:
@@ -130,7 +137,11 @@ def test_residual_paths_belong_to_tensors_alone(family: str) -> None:
     ffn_in, ffn_out, ffn_sum = (by_name[f"0.ffn.{role}"] for role in ("in", "out", "sum"))
     assert ffn_in.tensor and ffn_in.operand and ffn_out.tensor and ffn_sum.tensor
     for tap in (ffn_in.tensor, ffn_in.operand):
-        taps = {tap: torch.zeros_like, ffn_out.tensor: partial(keep, "h"), ffn_sum.tensor: partial(keep, tap.at)}
+        taps = {
+            tap: torch.zeros_like,
+            ffn_out.tensor: partial(keep, "h"),
+            ffn_sum.tensor: partial(keep, tap.at),
+        }
         with tapped(model, taps):
             logits(model, batch)
         sums[f"residual at {tap.at}"] = sums[tap.at] - sums["h"]
@@ -170,12 +181,21 @@ def test_globs(sites: list[str], exclude: list[str], names: list[str]) -> None:
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"sites": ["*.ffn.sun"]}, r"placement.sites: '\*.ffn.sun' matches nothing \(did you mean '\*.ffn.sum'"),
-        ({"sites": ["*.ffn.sum", "5.ffn.sum"]}, "placement.sites: '5.ffn.sum' matches nothing.*; layers are 0 to 2"),
+        (
+            {"sites": ["*.ffn.sun"]},
+            r"placement.sites: '\*.ffn.sun' matches nothing \(did you mean '\*.ffn.sum'",
+        ),
+        (
+            {"sites": ["*.ffn.sum", "5.ffn.sum"]},
+            "placement.sites: '5.ffn.sum' matches nothing.*; layers are 0 to 2",
+        ),
         ({"exclude": ["attention"]}, "placement.exclude: 'attention' matches nothing"),
         ({"sites": "*.ffn.sum"}, r"placement.sites must be a list of globs, got '\*.ffn.sum'"),
         ({"sites": "*"}, r"placement.sites must be a list of globs, got '\*'"),
-        ({"exclude": ["*.attn.in"]}, r"placement.exclude: '\*.attn.in' matches nothing"),  # no tensor, an operand only
+        (
+            {"exclude": ["*.attn.in"]},
+            r"placement.exclude: '\*.attn.in' matches nothing",
+        ),  # no tensor, an operand only
     ],
     ids=str,
 )
@@ -185,14 +205,19 @@ def test_unmatched_globs(fields: dict[str, Iterable[str]], message: str) -> None
 
 
 def test_bad_placement() -> None:
-    with pytest.raises(ValueError, match=r"placement.at must be one of tensor, operand; got 'tensors' \(did you mean"):
+    with pytest.raises(
+        ValueError, match=r"placement.at must be one of tensor, operand; got 'tensors' \(did you mean"
+    ):
         Placement(at="tensors")
 
 
 @pytest.mark.parametrize(
     "config, message",
     [
-        (GPT2Config(), "no site table for the architecture 'gpt2'; it has bert, distilbert, electra, roberta"),
+        (
+            GPT2Config(),
+            "no site table for the architecture 'gpt2'; it has bert, distilbert, electra, roberta",
+        ),
         (PretrainedConfig(model_type="bart"), "architecture 'bart' \\(did you mean 'bert'"),
     ],
     ids=["gpt2", "bart"],
@@ -207,12 +232,17 @@ def test_unknown_architecture(config: PretrainedConfig, message: str) -> None:
 def test_table_that_does_not_fit_the_model() -> None:
     missing = Row(tensor=Tap("bert.embeddings.LayerNom", "output"))
     family = Family(layers="bert.encoder.layer", embed={"out": missing}, layer={}, head={})
-    with pytest.raises(ValueError, match=r"module 'bert.embeddings.LayerNom' that this model lacks.*LayerNorm'"):
+    with pytest.raises(
+        ValueError, match=r"module 'bert.embeddings.LayerNom' that this model lacks.*LayerNorm'"
+    ):
         family.places(tiny_model())
 
 
 def test_table_row_of_an_optional_module() -> None:
-    rows = {"out": Row(tensor=Tap("bert.adapter", "output"), optional=True), "mid": both("classifier", "input")}
+    rows = {
+        "out": Row(tensor=Tap("bert.adapter", "output"), optional=True),
+        "mid": both("classifier", "input"),
+    }
     family = Family(layers="bert.encoder.layer", embed={}, layer={}, head=rows)
     tap = Tap("classifier", "input")
     assert family.places(tiny_model()) == [Place(name="head.mid", channels=32, tensor=tap, operand=tap)]

@@ -22,7 +22,9 @@ from quantlab.network.sites import Tap
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
 from quantlab.quant.grid import AffineGrid, FloatGrid
 
-BITS = Bits(weights=8, weight_granularity="channel", norms="bf16", rules=({"match": "*.ffn.mid", "bits": "fp16"},))
+BITS = Bits(
+    weights=8, weight_granularity="channel", norms="bf16", rules=({"match": "*.ffn.mid", "bits": "fp16"},)
+)
 
 
 def peg_plan() -> QuantPlan:
@@ -128,7 +130,10 @@ def _edited(change: Callable[[dict[str, Any]], object]) -> str:
         (lambda data: data["activations"][0].update(extra=1), "not a quantlab plan: .*extra"),
         (lambda data: data["activations"][0].pop("grid"), "not a quantlab plan: 'grid'"),
         (lambda data: data["activations"][0]["tap"].pop("at"), "not a quantlab plan: .*'at'"),
-        (lambda data: data["weights"][0]["grid"].update(bits=40), "bits must be a whole number in 2..16, got 40"),
+        (
+            lambda data: data["weights"][0]["grid"].update(bits=40),
+            "bits must be a whole number in 2..16, got 40",
+        ),
         (lambda data: data["weights"][0]["grid"].update(levels=40), "not a quantlab plan: .*levels"),
         (lambda data: data.update(activations=[1]), "not a quantlab plan"),
     ],

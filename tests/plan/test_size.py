@@ -19,12 +19,16 @@ def affine(bits: int, symmetric: bool = True) -> AffineGrid:
 
 def weights(grid: Grid, ranges: int = 1) -> QuantPlan:
     ends = (1.0,) * ranges
-    return QuantPlan(weights=(WeightQuant(parameter="classifier.weight", grid=grid, axis=0, lo=ends, hi=ends),))
+    return QuantPlan(
+        weights=(WeightQuant(parameter="classifier.weight", grid=grid, axis=0, lo=ends, hi=ends),)
+    )
 
 
 def activations(grid: Grid, ranges: int = 1, channels: int = 0) -> QuantPlan:
     ends, groups = (1.0,) * ranges, tuple(index % ranges for index in range(channels))
-    return QuantPlan(activations=(ActivationQuant(site="s", tap=TAP, grid=grid, lo=ends, hi=ends, groups=groups),))
+    return QuantPlan(
+        activations=(ActivationQuant(site="s", tap=TAP, grid=grid, lo=ends, hi=ends, groups=groups),)
+    )
 
 
 def test_fp32() -> None:
@@ -65,7 +69,10 @@ def test_bits_that_do_not_fill_a_byte(bits: int, packed: int) -> None:
         (activations(affine(8), ranges=4, channels=32), 4 * 4 + 32),
         (activations(affine(8, symmetric=False), ranges=4, channels=32), 4 * (4 + 1) + 32),
         (activations(affine(8), ranges=256, channels=768), 256 * 4 + 768),
-        (activations(affine(8), ranges=257, channels=768), 257 * 4 + 2 * 768),  # an index no longer fits a byte
+        (
+            activations(affine(8), ranges=257, channels=768),
+            257 * 4 + 2 * 768,
+        ),  # an index no longer fits a byte
         (activations(FloatGrid(format="fp16"), ranges=0), 0),
     ],
 )

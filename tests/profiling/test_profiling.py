@@ -38,13 +38,16 @@ TRIAL, FP32 = named("trial"), named("fp32")
 
 @dataclass
 class Scripts:
-    """Workers whose runs take the milliseconds of a script, by subject, and a log of what is asked of them."""
+    """Workers whose runs take the milliseconds of a script, by subject, and a log of what is asked of
+    them."""
 
     ms: dict[str, Iterable[float]]
     log: list[Any]
 
     @contextmanager
-    def started(self, subject: TorchSubject, inputs: Inputs, threads: int) -> Iterator[Callable[[], SimpleNamespace]]:
+    def started(
+        self, subject: TorchSubject, inputs: Inputs, threads: int
+    ) -> Iterator[Callable[[], SimpleNamespace]]:
         name, script = subject.folder.name, iter(self.ms[subject.folder.name])
 
         def times(count: int) -> list[float]:
@@ -68,7 +71,8 @@ class Scripts:
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
-    """By default a run of the trial takes 50 ms and one of FP32 100 ms: turns of half a second are 10 and 5 runs."""
+    """By default a run of the trial takes 50 ms and one of FP32 100 ms: turns of half a second are 10 and 5
+    runs."""
     made = Scripts({"trial": repeat(50.0), "fp32": repeat(100.0)}, [])
 
     @contextmanager
@@ -92,16 +96,30 @@ def test_each_pair_loads_side_by_side_warms_up_and_takes_turns(scripts: Scripts)
     assert scripts.log == [
         "alone",
         *[
-            ("trial", "starts", shapes, 1), ("fp32", "starts", shapes, 1), ("trial", "loaded"), ("fp32", "loaded"),
-            ("trial", 2), ("trial", 10), ("trial", 10), ("fp32", 2), ("fp32", 5), ("fp32", 5),
+            ("trial", "starts", shapes, 1),
+            ("fp32", "starts", shapes, 1),
+            ("trial", "loaded"),
+            ("fp32", "loaded"),
+            ("trial", 2),
+            ("trial", 10),
+            ("trial", 10),
+            ("fp32", 2),
+            ("fp32", 5),
+            ("fp32", 5),
             *[("trial", 10), ("fp32", 5)] * 3,
-            ("trial", "peak"), ("fp32", "ends"), ("trial", "ends"),
-        ] * PAIRS,
+            ("trial", "peak"),
+            ("fp32", "ends"),
+            ("trial", "ends"),
+        ]
+        * PAIRS,
         "not alone",
-    ]  # fmt: skip
+    ]
     assert measured.metrics.keys() == LATENCIES | SPEEDUP | MEMORY
     assert measured.metrics["speedup_vs_fp32"] == pytest.approx(2)
-    assert (measured.metrics["memory_weights_mb"], measured.metrics["peak_memory_mb"]) == (5, 50)  # the trial's
+    assert (measured.metrics["memory_weights_mb"], measured.metrics["peak_memory_mb"]) == (
+        5,
+        50,
+    )  # the trial's
 
 
 def test_alone_there_is_no_speedup(scripts: Scripts) -> None:
@@ -113,9 +131,12 @@ def test_percentiles_are_of_the_timed_runs_alone(scripts: Scripts) -> None:
     """In each process 101 runs of warm-up of 5 ms and 100 more, then three turns of 100."""
     timed = np.random.default_rng(0).permutation(np.arange(1.0, 301))
     scripts.ms["trial"] = [5.0] * (1 + 100 + 100) + timed.tolist()
-    measured = measure(Timed(warmup=0, iterations=300 * PAIRS, seconds=0, batch_size=8, length=4), reference=None)
+    measured = measure(
+        Timed(warmup=0, iterations=300 * PAIRS, seconds=0, batch_size=8, length=4), reference=None
+    )
     p50, p95, p99, examples = (
-        measured.metrics[key] for key in ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s")
+        measured.metrics[key]
+        for key in ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s")
     )
     assert (p50, p95, p99) == pytest.approx((150.5, 285.05, 297.01))
     assert examples == pytest.approx(8 * 1000 / 150.5)
@@ -197,12 +218,15 @@ def pairs_of(medians: Iterable[float]) -> list[list[np.ndarray]]:
 
 
 def test_speedup_has_a_t_interval_over_pairs_of_processes() -> None:
-    """Logarithms 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, and the 97.5 % quantile of t with 2 degrees is 4.30265.
+    """Logarithms 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, and the 97.5 % quantile of t with 2 degrees is
+    4.30265.
 
     The turns of one pair differ by three times as much, and their number says nothing of the interval.
     """
     half = 4.3026527299 * 0.1 / math.sqrt(3)
-    slow = [[np.full(5, 7 * math.exp(pair + turn)) for turn in (-0.3, 0, 0.3) * 4] for pair in (0.1, 0.3, 0.2)]
+    slow = [
+        [np.full(5, 7 * math.exp(pair + turn)) for turn in (-0.3, 0, 0.3) * 4] for pair in (0.1, 0.3, 0.2)
+    ]
     found = speedup(slow, [[np.full(5, 7.0)] * 12] * 3)
     expected = {"speedup_vs_fp32": 0.2, "speedup_ci95_low": 0.2 - half, "speedup_ci95_high": 0.2 + half}
     assert found == pytest.approx({key: math.exp(value) for key, value in expected.items()})
@@ -217,7 +241,9 @@ def test_what_slows_both_alike_leaves_speedup_alone(ratio: float) -> None:
 def noisy(ratio: float, seed: int) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
     """A process is faster or slower by 5 % as long as it lives, a turn by 3 %."""
     random = np.random.default_rng(seed)
-    processes = np.array([ratio, 1])[:, None, None, None] * random.lognormal(sigma=0.05, size=(2, PAIRS, 1, 1))
+    processes = np.array([ratio, 1])[:, None, None, None] * random.lognormal(
+        sigma=0.05, size=(2, PAIRS, 1, 1)
+    )
     slow, fast = (processes * random.lognormal(sigma=0.03, size=(2, PAIRS, 4, 1))).tolist()
     return ([[np.array(turn) for turn in turns] for turns in side] for side in (slow, fast))  # type: ignore[return-value]
 

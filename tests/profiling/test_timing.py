@@ -193,8 +193,11 @@ def model(monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("engine", ["integer", "simulated"])
-def test_the_model_runs_as_the_plan_says(model: PreTrainedModel, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engines' answers differ so little that they may be the same bits: which one it is, is seen as it is asked."""
+def test_the_model_runs_as_the_plan_says(
+    model: PreTrainedModel, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engines' answers differ so little that they may be the same bits: which one it is, is seen as it is
+    asked."""
     plan, ran, eager, asked = planned(model, ALL, Uniform()), [], [], []
     monkeypatch.setattr(timing, "insert", lambda *args: asked.append(args) or insert(*args))
     with torch.inference_mode():
@@ -206,7 +209,9 @@ def test_the_model_runs_as_the_plan_says(model: PreTrainedModel, engine: str, mo
         run = TorchSubject(folder=Path(), plan=plan, engine=engine, device="cpu").load(INPUTS, 1, stack)
         run()
         run()
-        assert all(logits.is_inference() and torch.equal(logits, expected) for logits in ran) and len(ran) == 2
+        assert (
+            all(logits.is_inference() and torch.equal(logits, expected) for logits in ran) and len(ran) == 2
+        )
     assert asked == [(model, plan, engine)]
     handle.remove()
     assert not torch.is_inference_mode_enabled()
@@ -218,17 +223,25 @@ def test_quantizers_that_did_not_run(model: PreTrainedModel) -> None:
     plan = QuantPlan(
         activations=tuple(
             ActivationQuant(site=site, tap=Tap(module, "output"), grid=FloatGrid(format="bf16"))
-            for site, module in (("never", "bert.encoder.layer"), ("0.ffn.out", "bert.encoder.layer.0.output.dense"))
+            for site, module in (
+                ("never", "bert.encoder.layer"),
+                ("0.ffn.out", "bert.encoder.layer.0.output.dense"),
+            )
         )
     )
-    with ExitStack() as stack, pytest.raises(RuntimeError, match="did not run while the model was timed: never$"):
+    with (
+        ExitStack() as stack,
+        pytest.raises(RuntimeError, match="did not run while the model was timed: never$"),
+    ):
         TorchSubject(folder=Path(), plan=plan, engine="simulated", device="cpu").load(INPUTS, 1, stack)()
 
 
 def test_a_quantizer_that_ran_only_sometimes(model: PreTrainedModel) -> None:
     module = "bert.encoder.layer.0.output.dense"
     once = ActivationQuant(site="once", tap=Tap(module, "output"), grid=FloatGrid(format="bf16"))
-    subject = TorchSubject(folder=Path(), plan=QuantPlan(activations=(once,)), engine="simulated", device="cpu")
+    subject = TorchSubject(
+        folder=Path(), plan=QuantPlan(activations=(once,)), engine="simulated", device="cpu"
+    )
     with ExitStack() as stack:
         run = subject.load(INPUTS, 1, stack)
         run()
@@ -274,7 +287,9 @@ def test_wall_clock_counts_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("device, clock", [("cpu", "wall_ms"), ("cuda", "cuda_ms"), ("cuda:1", "cuda_ms")])
-def test_every_run_is_timed_by_its_devices_clock(device: str, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_is_timed_by_its_devices_clock(
+    device: str, clock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ms = iter([3.0, 1.0, 2.0])
     monkeypatch.delattr(timing, "cuda_ms" if clock == "wall_ms" else "wall_ms")
     monkeypatch.setattr(timing, clock, lambda run: run() or next(ms))

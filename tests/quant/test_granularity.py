@@ -77,12 +77,15 @@ def test_unpermuted_groups_are_contiguous(widths: Tensor, data: st.DataObject) -
 @properties
 @given(matrices(columns=20), st.data())
 def test_sorting_back_and_forth_changes_nothing(x: Tensor, data: st.DataObject) -> None:
-    """Groups as runtimes lay them out: channels sorted by group, quantized in contiguous blocks, and put back."""
+    """Groups as runtimes lay them out: channels sorted by group, quantized in contiguous blocks, and put
+    back."""
     granularity = PerGroup(k=data.draw(st.integers(1, x.shape[1])))
     groups = granularity.assign(*extremes(x))
     order = groups.argsort(stable=True)
-    blocks = [GRID.snap(block, *GRID.parameters(block.min(), block.max()))
-              for block in x[:, order].split(torch.bincount(groups).tolist(), dim=1)]  # fmt: skip
+    blocks = [
+        GRID.snap(block, *GRID.parameters(block.min(), block.max()))
+        for block in x[:, order].split(torch.bincount(groups).tolist(), dim=1)
+    ]
     assert torch.equal(torch.cat(blocks, dim=1)[:, order.argsort()], quantized(x, granularity))
 
 

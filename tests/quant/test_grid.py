@@ -98,7 +98,8 @@ def test_idempotent(grid: AffineGrid, x: Tensor) -> None:
 def test_error_is_at_most_half_a_step(grid: AffineGrid, x: Tensor) -> None:
     scale, zero_point = fitted(grid, x)
     error = (grid.snap(x, scale, zero_point).double() - x.double()).abs()
-    # The scale, its reciprocal and the two products are rounded once each, relative to numbers of up to q_max steps.
+    # The scale, its reciprocal and the two products are rounded once each, relative to numbers of up to q_max
+    # steps.
     slack = 4 * EPSILON * grid.q_max + EPSILON
     assert (error <= scale.double() * (0.5 + slack)).all()
 
@@ -138,10 +139,13 @@ def test_snap_is_the_integers_dequantized(grid: AffineGrid, x: Tensor, clip: flo
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_integers_and_snap_round_alike(grid: AffineGrid) -> None:
-    """Of 300,000 numbers, some lie so near the middle between two levels that another formula rounds elsewhere."""
+    """Of 300,000 numbers, some lie so near the middle between two levels that another formula rounds
+    elsewhere."""
     x = torch.linspace(-1.7, 3.1, 300_001)
     scale, zero_point = fitted(grid, x)
-    assert torch.equal(grid.snap(x, scale, zero_point), (grid.integers(x, scale, zero_point) - zero_point) * scale)
+    assert torch.equal(
+        grid.snap(x, scale, zero_point), (grid.integers(x, scale, zero_point) - zero_point) * scale
+    )
 
 
 @properties
@@ -171,7 +175,10 @@ def test_degenerate_ranges(grid: AffineGrid, values: list[float]) -> None:
 
 def test_range_of_zero_width_keeps_zeros() -> None:
     for grid in GRIDS:
-        assert [parameter.item() for parameter in grid.parameters(torch.tensor(0.0), torch.tensor(0.0))] == [1.0, 0.0]
+        assert [parameter.item() for parameter in grid.parameters(torch.tensor(0.0), torch.tensor(0.0))] == [
+            1.0,
+            0.0,
+        ]
 
 
 def test_input_is_not_changed() -> None:
@@ -251,9 +258,14 @@ def test_grid_of_rejects(precision: object, message: str) -> None:
 def test_constructors_reject() -> None:
     with pytest.raises(ValueError, match="symmetric must be one of False, True; got 'yes'"):
         AffineGrid(bits=8, symmetric="yes")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"format must be one of fp16, bf16; got 'bf61' \(did you mean 'bf16'"):
+    with pytest.raises(
+        ValueError, match=r"format must be one of fp16, bf16; got 'bf61' \(did you mean 'bf16'"
+    ):
         FloatGrid(format="bf61")
 
 
 def test_names() -> None:
-    assert [str(grid_of(precision, symmetric=False)) for precision in (8, "fp16")] == ["int8 asymmetric", "fp16"]
+    assert [str(grid_of(precision, symmetric=False)) for precision in (8, "fp16")] == [
+        "int8 asymmetric",
+        "fp16",
+    ]

@@ -87,7 +87,9 @@ def brute_force(x: Tensor, grid: AffineGrid) -> float:
     lo, hi = x.min().item(), x.max().item()
     steps = np.geomspace(1, 1 / 64, 32)
     ends = (
-        [(-s, s) for s in max(-lo, hi) * steps] if grid.symmetric else [(a * lo, b * hi) for a in steps for b in steps]
+        [(-s, s) for s in max(-lo, hi) * steps]
+        if grid.symmetric
+        else [(a * lo, b * hi) for a in steps for b in steps]
     )
     return min(squared_error(x, low, high, grid) for low, high in ends)
 
@@ -105,13 +107,17 @@ def test_mse_is_the_best_range(name: str, symmetric: bool, bits: int) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("values", [(0.0, 0.0), (2.0, 2.0), (-1e-30, 1e-30), (0.0, 5.0), (-1e37, 1.0)], ids=str)
+@pytest.mark.parametrize(
+    "values", [(0.0, 0.0), (2.0, 2.0), (-1e-30, 1e-30), (0.0, 5.0), (-1e37, 1.0)], ids=str
+)
 def test_mse_of_degenerate_data(values: tuple[float, float], symmetric: bool) -> None:
     x, grid = torch.tensor(values)[:, None], AffineGrid(bits=8, symmetric=symmetric)
     lo, hi = ranges.mse(sketched(x), grid)
     assert min(x.min().item(), 0) <= lo <= 0 <= hi <= max(x.max().item(), 0)
     resolution = (0.004 * x.double()).square().sum().item()  # the histogram knows an element to 0.4 %
-    assert squared_error(x, lo, hi, grid) <= squared_error(x, x.min().item(), x.max().item(), grid) + resolution
+    assert (
+        squared_error(x, lo, hi, grid) <= squared_error(x, x.min().item(), x.max().item(), grid) + resolution
+    )
 
 
 @pytest.mark.parametrize("grid", [SYMMETRIC, ASYMMETRIC], ids=str)
@@ -123,7 +129,11 @@ def test_weight_range_per_channel_is_each_rows_own(estimator: str, grid: AffineG
     assert [end.shape for end in rows] == [(6,), (6,)]
     for index, row in enumerate(weight):
         lo, hi = ranges.weight_range(row[None], grid, estimator, axis=0)
-        assert (rows[0][index], rows[1][index]) == (columns[0][index], columns[1][index]) == (lo.item(), hi.item())
+        assert (
+            (rows[0][index], rows[1][index])
+            == (columns[0][index], columns[1][index])
+            == (lo.item(), hi.item())
+        )
 
 
 @pytest.mark.parametrize("grid", [SYMMETRIC, ASYMMETRIC, AffineGrid(bits=4, symmetric=True)], ids=str)

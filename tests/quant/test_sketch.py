@@ -68,7 +68,9 @@ def assert_moments(sketch: Sketch, x: Tensor) -> None:
     largest = float(x.abs().max())
     torch.testing.assert_close(sketch.moment_sums[0], x.mean(0), rtol=1e-9, atol=1e-12 * largest)
     for power, sums in zip((2, 3, 4), sketch.moment_sums[1:], strict=True):
-        torch.testing.assert_close(sums, (far**power).sum(0), rtol=1e-9, atol=1e-12 * float((far.abs() ** power).sum()))
+        torch.testing.assert_close(
+            sums, (far**power).sum(0), rtol=1e-9, atol=1e-12 * float((far.abs() ** power).sum())
+        )
 
 
 @data
@@ -116,7 +118,9 @@ def test_kurtosis_of_anything_that_varies(x: Tensor, shift: float) -> None:
     for found, channel in zip(sketch.channel_kurtosis(), x.double().numpy().T, strict=True):
         assert np.isnan(found) == (np.ptp(channel) == 0)
         if not np.isnan(found):
-            assert found == pytest.approx(np.mean((channel - channel.mean()) ** 4) / channel.var() ** 2, rel=1e-6)
+            assert found == pytest.approx(
+                np.mean((channel - channel.mean()) ** 4) / channel.var() ** 2, rel=1e-6
+            )
 
 
 DRAWS = np.random.default_rng(0)
@@ -134,9 +138,15 @@ DISTRIBUTIONS = {
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_kurtosis_around_a_large_mean_is_scipys(name: str) -> None:
     x = torch.from_numpy(DISTRIBUTIONS[name].astype(np.float32))
-    all_elements, by_channel = (stats.kurtosis(x.double().numpy(), axis=axis, fisher=False) for axis in (None, 0))
+    all_elements, by_channel = (
+        stats.kurtosis(x.double().numpy(), axis=axis, fisher=False) for axis in (None, 0)
+    )
     first, second, third = x.split([1000, 1, ROWS - 1001])
-    for sketch in (sketched(x), sketched(first, second, third), sketched(first, second).merge(sketched(third))):
+    for sketch in (
+        sketched(x),
+        sketched(first, second, third),
+        sketched(first, second).merge(sketched(third)),
+    ):
         assert sketch.kurtosis() == pytest.approx(all_elements, rel=1e-6)
         np.testing.assert_allclose(sketch.channel_kurtosis(), by_channel, rtol=1e-6)
 
@@ -158,7 +168,9 @@ def test_any_data(x: Tensor) -> None:
     assert torch.equal(sketch.min, x.amin(0))
     assert sketch.percentile(0) == x.min()
     ordered = np.sort(wide(x))
-    slack = np.maximum(RESOLUTION * np.abs(ordered), 2.0**-133)  # below, one bucket holds zero and its neighbours
+    slack = np.maximum(
+        RESOLUTION * np.abs(ordered), 2.0**-133
+    )  # below, one bucket holds zero and its neighbours
     assert (np.abs(np.repeat(values, counts.astype(int)) - ordered) <= slack).all()
 
 
@@ -192,7 +204,9 @@ def test_merged_is_one_pass(name: str) -> None:
     assert torch.equal(merged.min, once.min)
     assert torch.equal(merged.max, once.max)
     assert torch.equal(merged.histogram, once.histogram)
-    assert merged.batch_extremes == once.batch_extremes == [(b.min(), b.max()) for b in (first, second, third)]
+    assert (
+        merged.batch_extremes == once.batch_extremes == [(b.min(), b.max()) for b in (first, second, third)]
+    )
     assert_moments(merged, DATA[name].double())
 
 

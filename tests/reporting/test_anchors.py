@@ -21,11 +21,18 @@ W8A8 = {"weights": 8, "activations": 8, "symmetric": False, "weight_granularity"
 
 @pytest.fixture
 def tables(tmp_path: Path) -> dict[str, Table]:
-    study = from_folders([sweep(tmp_path, [
-        {**REFERENCE, "config": {"method": component("methods.uniform.Fp32")}},
-        {"name": "ours", "wrong": 8, "config": {"bits": W8A8}},
-        {"name": "paper's", "wrong": 40, "config": {"bits": {**W8A8, "symmetric": True}}},
-    ])])  # fmt: skip
+    study = from_folders(
+        [
+            sweep(
+                tmp_path,
+                [
+                    {**REFERENCE, "config": {"method": component("methods.uniform.Fp32")}},
+                    {"name": "ours", "wrong": 8, "config": {"bits": W8A8}},
+                    {"name": "paper's", "wrong": 40, "config": {"bits": {**W8A8, "symmetric": True}}},
+                ],
+            )
+        ]
+    )
     return {table.id: table for table in anchors.tables(study, rows(study))}
 
 
@@ -45,7 +52,11 @@ def test_our_trials_stand_beside_what_they_are_like(tables: dict[str, Table]) ->
     ):
         row = next(row for row in tables[table].rows if row[0] == published)
         cells = dict(zip(tables[table].names, row, strict=True))
-        assert (cells["our trials"], cells["ours (%)"], cells["less our FP32 (points)"]) == (name, ours, difference)
+        assert (cells["our trials"], cells["ours (%)"], cells["less our FP32 (points)"]) == (
+            name,
+            ours,
+            difference,
+        )
 
 
 def test_another_task_has_no_published_numbers(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The page in headless Chromium: without a network, by mouse and by keyboard, in both themes, narrow and on paper."""
+"""The page in headless Chromium: without a network, by mouse and by keyboard, in both themes, narrow and on
+paper."""
 
 import re
 import shutil
@@ -114,7 +115,9 @@ def test_dark_by_choice_of_the_system_and_of_the_reader(browser: Any, report: Pa
     light_on_dark = opened.page.locator(ink).first.evaluate("text => getComputedStyle(text).fill")
     opened.page.get_by_role("button", name="Light theme").click()
     assert (dark, opened.page.evaluate(ground)) == ("rgb(20, 23, 26)", "rgb(255, 255, 255)")
-    opened.page.wait_for_function(f"getComputedStyle(document.querySelector('{ink}')).fill !== '{light_on_dark}'")
+    opened.page.wait_for_function(
+        f"getComputedStyle(document.querySelector('{ink}')).fill !== '{light_on_dark}'"
+    )
     opened.context.close()
 
 
@@ -136,7 +139,9 @@ def test_on_paper_everything_is_there_and_nothing_to_press(opened: Opened) -> No
     opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     opened.page.emulate_media(media="print")
     assert opened.page.locator(".plot").count() == opened.page.locator(".plot > .plot-container").count()
-    assert opened.page.locator("button:visible").count() == len(opened.page.locator("#table thead button").all())
+    assert opened.page.locator("button:visible").count() == len(
+        opened.page.locator("#table thead button").all()
+    )
     assert opened.page.locator("details:not([open])").count() == 0
     opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert opened.page.evaluate("document.documentElement.dataset.theme") is None
@@ -163,9 +168,14 @@ def test_the_keyboard_reaches_the_answer_first(opened: Opened) -> None:
 @pytest.mark.slow
 def test_a_sweep_of_200_trials_is_under_8_mb(browser: Any, tmp_path: Path) -> None:
     rows = [
-        {"name": f"trial k={k} s={s}", "settings": {"method.k": str(k), "bits.activations": str(s)}, "wrong": k + s}
-        for k in range(20) for s in range(10)
-    ]  # fmt: skip
+        {
+            "name": f"trial k={k} s={s}",
+            "settings": {"method.k": str(k), "bits.activations": str(s)},
+            "wrong": k + s,
+        }
+        for k in range(20)
+        for s in range(10)
+    ]
     file = write_sweep(sweep(tmp_path, rows))
     assert file.stat().st_size < 8 * 2**20
     opened = Opened(browser, file)

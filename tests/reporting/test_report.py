@@ -35,7 +35,10 @@ def test_the_smallest_within_the_limit_is_recommended_and_the_worst_is_named(tmp
     deploy, worst = told(sweep(tmp_path, ROWS))
     assert deploy.startswith("Deploy good k=4: it loses 0.25 points of accuracy (95 % interval −0.")
     assert "4.0 times less than FP32; its speed was not measured" in deploy
-    assert worst.startswith("bad k=2 failed worst: it loses 40.00 points") and "alarm constant_prediction says" in worst
+    assert (
+        worst.startswith("bad k=2 failed worst: it loses 40.00 points")
+        and "alarm constant_prediction says" in worst
+    )
 
 
 HALF = {"holdout": 0.5, "seed": "${oc.decode:'3'}"}
@@ -51,12 +54,20 @@ def wrong_on(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def test_what_is_recommended_is_measured_on_rows_that_did_not_choose_it(tmp_path: Path) -> None:
-    folder = sweep(tmp_path, [
-        REFERENCE, {"name": "lucky", "given": wrong_on(HELD_OUT, 1)}, {"name": "fair", "given": wrong_on(~HELD_OUT, 1)},
-        {"name": "bad", "given": wrong_on(np.ones(400, bool), 100)},
-    ], evaluation=HALF)  # fmt: skip
+    folder = sweep(
+        tmp_path,
+        [
+            REFERENCE,
+            {"name": "lucky", "given": wrong_on(HELD_OUT, 1)},
+            {"name": "fair", "given": wrong_on(~HELD_OUT, 1)},
+            {"name": "bad", "given": wrong_on(np.ones(400, bool), 100)},
+        ],
+        evaluation=HALF,
+    )
     deploy, worst = told(folder, limit=0.6)
-    assert deploy.startswith("Deploy lucky: it loses 0.50 points") and "within the limit of 0.6 points" in deploy
+    assert (
+        deploy.startswith("Deploy lucky: it loses 0.50 points") and "within the limit of 0.6 points" in deploy
+    )
     assert "measured on 200 rows, chosen on 200 others" in deploy and "measured on 200 rows" in worst
     study = from_folders([folder])
     lost = HELD_OUT & (wrong_on(np.ones(400, bool), 100).argmax(axis=1) != FP32)
@@ -64,10 +75,15 @@ def test_what_is_recommended_is_measured_on_rows_that_did_not_choose_it(tmp_path
 
 
 def test_rows_that_did_not_choose_a_trial_may_not_bear_it_out(tmp_path: Path) -> None:
-    folder = sweep(tmp_path, [
-        REFERENCE, {"name": "lucky", "given": wrong_on(HELD_OUT, 20)},
-        {"name": "bad", "given": wrong_on(~HELD_OUT, 30)},
-    ], evaluation=HALF)  # fmt: skip
+    folder = sweep(
+        tmp_path,
+        [
+            REFERENCE,
+            {"name": "lucky", "given": wrong_on(HELD_OUT, 20)},
+            {"name": "bad", "given": wrong_on(~HELD_OUT, 30)},
+        ],
+        evaluation=HALF,
+    )
     deploy, _ = told(folder)
     assert deploy.startswith(
         "Deploy none of these yet: lucky, within the limit of 0.5 points on the rows that chose it"
@@ -80,7 +96,9 @@ def test_rows_that_did_not_choose_a_trial_may_not_bear_it_out(tmp_path: Path) ->
 def test_without_a_split_it_says_that_the_rows_flatter(tmp_path: Path) -> None:
     assert "measured on the 400 rows that chose it, which flatters it" in told(sweep(tmp_path, ROWS))[0]
     alone = from_folders([trial(tmp_path / "one", wrong=1)])
-    assert "measured on 400 rows;" in answer(alone, rows(alone), 0.5).deploy  # there is nothing to choose from
+    assert (
+        "measured on 400 rows;" in answer(alone, rows(alone), 0.5).deploy
+    )  # there is nothing to choose from
 
 
 def test_no_interval_contradicts_the_verdict_beside_it(tmp_path: Path) -> None:
@@ -105,21 +123,29 @@ def test_where_none_is_within_the_limit_the_closest_is_named(tmp_path: Path) -> 
 def test_a_simulated_latency_never_recommends(tmp_path: Path) -> None:
     fast = {"latency_p50_ms": 1.0, "speedup_vs_fp32": 9.0, "speedup_ci95_low": 8.0, "speedup_ci95_high": 10.0}
     slow = {**fast, "speedup_vs_fp32": 2.0}
-    folder = sweep(tmp_path, [
-        REFERENCE, {"name": "simulated", "wrong": 1, "tags": {"engine": "simulated"}, **fast},
-        {"name": "measured", "wrong": 1, **slow},
-    ])  # fmt: skip
+    folder = sweep(
+        tmp_path,
+        [
+            REFERENCE,
+            {"name": "simulated", "wrong": 1, "tags": {"engine": "simulated"}, **fast},
+            {"name": "measured", "wrong": 1, **slow},
+        ],
+    )
     deploy, _ = told(folder)
     assert deploy.startswith("Deploy measured") and "2.00 times FP32's speed" in deploy
 
 
 def test_smaller_wins_over_better(tmp_path: Path) -> None:
-    folder = sweep(tmp_path, [{"name": "large", "wrong": 0}, {"name": "small", "wrong": 1, "size_bytes": 5e5}])
+    folder = sweep(
+        tmp_path, [{"name": "large", "wrong": 0}, {"name": "small", "wrong": 1, "size_bytes": 5e5}]
+    )
     assert told(folder)[0].startswith("Deploy small")
 
 
 def test_sizes_that_differ_by_ranges_only_are_one_size(tmp_path: Path) -> None:
-    folder = sweep(tmp_path, [{"name": "better", "wrong": 0}, {"name": "bytes", "wrong": 1, "size_bytes": 0.999e6}])
+    folder = sweep(
+        tmp_path, [{"name": "better", "wrong": 0}, {"name": "bytes", "wrong": 1, "size_bytes": 0.999e6}]
+    )
     assert told(folder)[0].startswith("Deploy better")
 
 
@@ -130,7 +156,9 @@ def test_one_class_is_never_recommended(tmp_path: Path) -> None:
 
 def test_rows_agree_with_scipy_and_bonferroni(tmp_path: Path) -> None:
     found = rows(from_folders([sweep(tmp_path, ROWS)]))
-    shy = [stats.binomtest(0, wrong, 0.5).pvalue for wrong in (1, 40, 160)]  # exact McNemar: only losses differ
+    shy = [
+        stats.binomtest(0, wrong, 0.5).pvalue for wrong in (1, 40, 160)
+    ]  # exact McNemar: only losses differ
     wald = [2 * stats.norm.sf(wrong / np.sqrt(wrong + 1 - wrong**2 / 402)) for wrong in (1, 40, 160)]
     assert np.isnan(found[0].p) and found[0].verdict == "the reference"
     assert [row.p for row in found[1:]] == pytest.approx(np.minimum(3 * np.maximum(shy, wald), 1), rel=1e-6)
@@ -142,8 +170,9 @@ def test_the_levels_that_outliers_leave_are_a_finding(tmp_path: Path) -> None:
     (section,) = (part for part in content(study, None, 0.5).values["sections"] if part.id == "errors")
     (table,) = section.tables
     assert [row[:4] for row in table.rows] == [
-        ["0.ffn.out", "activation", "5 of 255", "98.7"], ["0.attn.out", "activation", "200 of 255", "0.0"],
-    ]  # fmt: skip
+        ["0.ffn.out", "activation", "5 of 255", "98.7"],
+        ["0.attn.out", "activation", "200 of 255", "0.0"],
+    ]
     assert "Of bad k=2, the trial that lost most" in table.caption
 
 
@@ -156,10 +185,13 @@ def test_pairs_are_compared_once_each_and_signed(tmp_path: Path) -> None:
 
 def test_seeds_are_repeats(tmp_path: Path) -> None:
     wrong = (4, 8, 12)
-    folder = sweep(tmp_path, [
-        {"name": f"a seed={seed}", "settings": {"calibration.seed": str(seed)}, "wrong": lost}
-        for seed, lost in enumerate(wrong)
-    ])  # fmt: skip
+    folder = sweep(
+        tmp_path,
+        [
+            {"name": f"a seed={seed}", "settings": {"calibration.seed": str(seed)}, "wrong": lost}
+            for seed, lost in enumerate(wrong)
+        ],
+    )
     study = from_folders([folder])
     (group,) = repeats(study, rows(study))
     values = [0.9 - lost / 400 for lost in wrong]
@@ -171,7 +203,13 @@ def test_seeds_are_repeats(tmp_path: Path) -> None:
 def test_the_front_is_what_nothing_beats() -> None:
     costs = np.array([[-90.0, 5, 1], [-90, 5, 1], [-80, 4, 1], [-80, 6, 1], [-99, 1, 1]])
     assert front(costs, np.ones(5, bool)).tolist() == [False, False, False, False, True]
-    assert front(costs, np.arange(5) < 4).tolist() == [True, True, True, False, False]  # equal ones beat no one
+    assert front(costs, np.arange(5) < 4).tolist() == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]  # equal ones beat no one
 
 
 def test_a_missing_answers_file_leaves_the_row(tmp_path: Path) -> None:
@@ -191,11 +229,14 @@ def test_nan_logits_are_told_and_not_recommended(tmp_path: Path) -> None:
     assert told(folder)[0].startswith("Deploy none")
 
 
-@pytest.mark.parametrize("field, change", [
-    ("checkpoint (tags.checkpoint_fingerprint)", {"tags": {"checkpoint_fingerprint": "c2"}}),
-    ("data (tags.data_fingerprint)", {"tags": {"data_fingerprint": "d2"}}),
-    ("task (config.task.name)", {"config": {"task": {"name": "rte"}}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, change",
+    [
+        ("checkpoint (tags.checkpoint_fingerprint)", {"tags": {"checkpoint_fingerprint": "c2"}}),
+        ("data (tags.data_fingerprint)", {"tags": {"data_fingerprint": "d2"}}),
+        ("task (config.task.name)", {"config": {"task": {"name": "rte"}}}),
+    ],
+)
 def test_mixed_trials_are_refused_with_the_field(tmp_path: Path, field: str, change: dict) -> None:
     one, other = trial(tmp_path / "a"), trial(tmp_path / "b", **change)
     with pytest.raises(MixedTrialsError, match=re.escape(f"differ in {field}: ")) as error:
@@ -213,7 +254,10 @@ def test_trial_folders_are_told_apart_by_their_settings(tmp_path: Path) -> None:
 def test_nothing_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = sweep(tmp_path, [{"name": "a", "failed": "OutOfMemoryError: too large\nmore"}])
     assert main([str(folder), "--out", str(tmp_path / "r.html")]) == 1
-    assert "none of 1 trials finished" in (error := capsys.readouterr().err) and "OutOfMemoryError: too large" in error
+    assert (
+        "none of 1 trials finished" in (error := capsys.readouterr().err)
+        and "OutOfMemoryError: too large" in error
+    )
 
 
 def test_what_is_no_folder_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +270,9 @@ def test_what_is_no_folder_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_result_that_is_none(tmp_path: Path) -> None:
     folder = trial(tmp_path / "a")
     (folder / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match="result.json is not a trial's result: it lacks alarms, config, metrics, tags"):
+    with pytest.raises(
+        ValueError, match="result.json is not a trial's result: it lacks alarms, config, metrics, tags"
+    ):
         from_folders([folder])
 
 
@@ -245,7 +291,9 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capture
     assert f"{out} cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("format, start", [("md", b"| trial"), ("tex", b"\\begin{tabular}"), ("png", b"\x89PNG")])
+@pytest.mark.parametrize(
+    "format, start", [("md", b"| trial"), ("tex", b"\\begin{tabular}"), ("png", b"\x89PNG")]
+)
 def test_tables_for_a_paper(tmp_path: Path, format: str, start: bytes) -> None:
     out = tmp_path / f"r.{format}"
     assert main([str(sweep(tmp_path, ROWS)), "--format", format, "--out", str(out)]) == 0
@@ -265,7 +313,9 @@ def test_a_result_that_a_power_failure_emptied_is_a_trial_that_failed(tmp_path: 
     folder = sweep(tmp_path, ROWS)
     (tmp_path / "trials" / f"{3:064x}" / "result.json").write_text("")
     trials = from_folders([folder]).trials
-    assert [trial.summary is None for trial in trials] == [False, False, True, False] and "whole" in trials[2].error
+    assert [trial.summary is None for trial in trials] == [False, False, True, False] and "whole" in trials[
+        2
+    ].error
 
 
 def test_every_plot_is_one_that_plotly_takes(tmp_path: Path) -> None:

@@ -97,7 +97,9 @@ def test_concise_gives_the_settings_that_names_do_not_tell_apart() -> None:
 
 
 def test_fp32_has_no_drop() -> None:
-    results = faked([{"method": "fp32"}, {"method": "peg"}], answers([1.0, 1.0]), references=[0], size_bytes=4e6)
+    results = faked(
+        [{"method": "fp32"}, {"method": "peg"}], answers([1.0, 1.0]), references=[0], size_bytes=4e6
+    )
     for found in (results, as_regression(results)):
         drops = concise(found)["drop in points (95 % interval)"]
         assert drops[0] == "" and drops[1].startswith("+0.00")  # FP32's answers and size, but quantized

@@ -42,7 +42,9 @@ class Case:
 
     family: str
     placement: Placement
-    products: int  # Linears that read a quantized tensor or a part of it; one for each group where it is in groups
+    products: (
+        int  # Linears that read a quantized tensor or a part of it; one for each group where it is in groups
+    )
     method: Method = field(default_factory=Uniform)
     bits: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,22 +64,33 @@ CASES = {
         family="roberta", placement=ALL, products=8, bits={"weight_symmetric": False, "norms": 8}
     ),
     "gemm, symmetric, asymmetric 4-bit weights per channel": Case(
-        family="distilbert", placement=GEMM, products=8,
+        family="distilbert",
+        placement=GEMM,
+        products=8,
         bits={"symmetric": True, "weights": 4, "weight_symmetric": False, "weight_granularity": "channel"},
     ),
     "peg, 4-bit weights, norms": Case(
-        family="electra", placement=ALL, products=11, method=Peg(sites=XHY, k=GROUPS), bits={"weights": 4, "norms": 8}
+        family="electra",
+        placement=ALL,
+        products=11,
+        method=Peg(sites=XHY, k=GROUPS),
+        bits={"weights": 4, "norms": 8},
     ),
     "gemm, peg of channels and heads": Case(
-        family="electra without projection", placement=GEMM, products=10,
+        family="electra without projection",
+        placement=GEMM,
+        products=10,
         method=Peg(sites=("*.ffn.in", "*.attn.probs"), k=GROUPS),
     ),
     "mixed": Case(
-        family="distilbert", placement=ALL, products=6, method=MixedPrecision(keep=XHY),
+        family="distilbert",
+        placement=ALL,
+        products=6,
+        method=MixedPrecision(keep=XHY),
         bits={"rules": [{"match": "*q_lin.weight", "bits": "fp16"}]},
     ),
     "fp32": Case(family="bert", placement=ALL, products=0, bits={"weights": 32, "activations": 32}),
-}  # fmt: skip
+}
 QUANTIZED = [name for name in CASES if name != "fp32"]
 FAST = ("gemm", "peg, 4-bit weights, norms")
 EACH_QUANTIZED = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in QUANTIZED]
@@ -127,13 +140,20 @@ def exported(name: str, signed: bool = False) -> Exported:
     before = all_of(model)
     export(model, plan, ROWS.inputs, path, NOTES, signed)
     return Exported(
-        case=case, path=path, model=model, plan=plan, states=(before, all_of(model)), fp32=fp32, simulated=simulated
+        case=case,
+        path=path,
+        model=model,
+        plan=plan,
+        states=(before, all_of(model)),
+        fp32=fp32,
+        simulated=simulated,
     )
 
 
 @contextmanager
 def onnx_s_grids() -> Iterator[None]:
-    """Inside, symmetric grids have the one level more that ONNX's bytes have: values beyond the range may take it."""
+    """Inside, symmetric grids have the one level more that ONNX's bytes have: values beyond the range may
+    take it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AffineGrid, "q_min", property(lambda grid: -128 if grid.symmetric else 0))
         yield

@@ -64,7 +64,9 @@ class File:
         self.nodes = list(model.graph.node)
         self.constants = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
         made_by = {output: node for node in self.nodes for output in node.output}
-        assert not any(node.op_type == "Constant" for node in self.nodes)  # or they would have to be looked at too
+        assert not any(
+            node.op_type == "Constant" for node in self.nodes
+        )  # or they would have to be looked at too
         gathered = {name: node.input[0] for name, node in made_by.items() if node.op_type == "Gather"}
         self.stored = {  # an embedding's rows are looked up first
             gathered.get(node.input[0], node.input[0]): node for node in self.of("DequantizeLinear")
@@ -74,7 +76,8 @@ class File:
         return [node for node in self.nodes if node.op_type == kind]
 
     def weights(self) -> Iterator[np.ndarray]:
-        """What the stored integers stand for. Where they have several scales, these are along the last axis."""
+        """What the stored integers stand for. Where they have several scales, these are along the last
+        axis."""
         for name, node in self.stored.items():
             if name in self.constants:
                 q, scale, zero_point = (self.constants[key] for key in (name, *node.input[1:]))
@@ -95,7 +98,14 @@ def test_any_batch_of_any_length(made: Exported) -> None:
     """The same rows in other company give the answers that they give among all."""
     session = as_it_stands(made.path)
     answers = run(session, ROWS)
-    for rows, tokens in [([0], 1), ([0] * 7, 1), ([2], 3), ([0, 2, 1, 2, 2], 3), ([*range(10, 17)], 17), ([63], 64)]:
+    for rows, tokens in [
+        ([0], 1),
+        ([0] * 7, 1),
+        ([2], 3),
+        ([0, 2, 1, 2, 2], 3),
+        ([*range(10, 17)], 17),
+        ([63], 64),
+    ]:
         torch.testing.assert_close(run(session, part(rows, tokens)), answers[rows], rtol=0, atol=0.05)
 
 
@@ -104,15 +114,18 @@ def test_a_file_that_fixes_a_dimension_is_refused(tmp_path: Path, monkeypatch: p
     """The exporter takes a size of 1 for a constant, whatever is asked of it."""
     monkeypatch.setattr(qdq, "TRACED_ROWS", 1)
     model = tiny_model(layers=1)
-    message = r"of one shape only: input_ids is \(1, 'tokens'\), not \(batch, tokens, \.\.\.\); .*logits is \(1, 2\)"
+    message = (
+        r"of one shape only: input_ids is \(1, 'tokens'\), not \(batch, tokens, \.\.\.\); "
+        r".*logits is \(1, 2\)"
+    )
     with pytest.raises(ValueError, match=message):
         export(model, planned(model, ALL, Uniform()), qdq.INPUTS, tmp_path / "model.onnx", {})
 
 
 @every_plan
 def test_the_operators_mean_the_simulation(made: Exported) -> None:
-    """As they stand, not as a runtime fuses them. Float sums are in another order there, so that a value between two
-    levels takes the other one now and then: few rows differ, and by little."""
+    """As they stand, not as a runtime fuses them. Float sums are in another order there, so that a value
+    between two levels takes the other one now and then: few rows differ, and by little."""
     answers = run(as_it_stands(made.path), ROWS)
     worst = (answers - made.simulated).abs().amax(1) / made.simulated.abs().max()
     assert (worst < 1e-5).float().mean() > 0.9
@@ -155,7 +168,9 @@ def test_weights_are_stored_as_integers_and_not_in_fp32_too(made: Exported) -> N
         linear = isinstance(made.model.get_submodule(item.parameter.removesuffix(".weight")), nn.Linear)
         expected += rows_of(snapped.T.numpy() if linear else snapped.numpy())
         same = {in_order(value.numpy()), in_order(snapped.numpy())}
-        assert not any(in_order(v) in same for v in file.constants.values() if v.dtype == np.float32), item.parameter
+        assert not any(in_order(v) in same for v in file.constants.values() if v.dtype == np.float32), (
+            item.parameter
+        )
     assert Counter(expected) == Counter(row for weight in file.weights() for row in rows_of(weight))
     assert {v.size for v in file.constants.values() if v.dtype == np.float32 and v.ndim > 1} == floats
 
@@ -171,7 +186,9 @@ def in_order(value: np.ndarray) -> bytes:
 
 @every_plan
 def test_planned_products(made: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "SLOW", math.inf)  # weights with zero points have no fast kernel on some processors
+    monkeypatch.setattr(
+        choice, "SLOW", math.inf
+    )  # weights with zero points have no fast kernel on some processors
     assert planned_products(made.path) == made.case.products
     with insert(made.model, made.plan, "integer") as inserted:
         logits(made.model, ROWS)
@@ -252,7 +269,12 @@ def test_the_way_out_that_the_message_names_works() -> None:
     "other, method, bits, names",
     [
         ("layers", Uniform(), {"weights": 32}, r"1\.attn\.query"),
-        ("layers", Uniform(), {"activations": 32}, r"bert\.encoder\.layer\.1\.attention\.self\.query\.weight"),
+        (
+            "layers",
+            Uniform(),
+            {"activations": 32},
+            r"bert\.encoder\.layer\.1\.attention\.self\.query\.weight",
+        ),
         ("width", Uniform(), {"weight_granularity": "channel"}, r"bert\.embeddings\.word_embeddings\.weight"),
         ("width", Peg(sites=XHY, k=3), {"weights": 32}, r"0\.ffn\.in, 0\.ffn\.out, 0\.ffn\.sum"),
         ("family", Uniform(), {}, r"distilbert\.embeddings\.word_embeddings\.weight"),
@@ -264,7 +286,9 @@ def test_a_plan_of_another_model(other: str, method: Method, bits: dict[str, obj
     config.hidden_size = 48
     makes = {
         "layers": lambda: tiny_model(layers=2),
-        "width": lambda: AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval(),
+        "width": lambda: AutoModelForSequenceClassification.from_config(
+            config, attn_implementation="eager"
+        ).eval(),
         "family": lambda: tiny_model("distilbert", layers=1),
     }
     plan = planned(makes[other](), ALL, method, **bits)

@@ -140,7 +140,9 @@ def test_a_package_that_is_not_installed_names_its_extra(
 ) -> None:
     found = {"onnx", "onnxruntime", "onnxscript", "openvino"} - {lacking}
     spec = importlib.util.find_spec("json")
-    monkeypatch.setattr("quantlab.runtimes.runtime.find_spec", lambda package: spec if package in found else None)
+    monkeypatch.setattr(
+        "quantlab.runtimes.runtime.find_spec", lambda package: spec if package in found else None
+    )
     with pytest.raises(ValueError, match=rf"^{lacking} is not installed: pip install 'quantlab\[{extra}\]'$"):
         RUNTIMES[name]().check()
 
@@ -174,7 +176,16 @@ def test_what_a_latency_may_be_called(
 
 
 def test_products_are_counted_by_kernel() -> None:
-    kernels = [("M", True), ("R", True), ("Q", True), ("M", True), ("Q", True), ("Q", True), ("Q", False), ("M", False)]
+    kernels = [
+        ("M", True),
+        ("R", True),
+        ("Q", True),
+        ("M", True),
+        ("Q", True),
+        ("Q", True),
+        ("Q", False),
+        ("M", False),
+    ]
     found = count(kernels, ["Q", "R", "never"])
     assert found == Products(integer={"Q": 3, "R": 1}, floating={"M": 2}, attention={"Q": 1, "M": 1})
     assert str(found) == "4 integer (3 Q, 1 R); 2 float (2 M); 2 in attention (1 M, 1 Q)"
@@ -196,7 +207,10 @@ class Remembers(Session):
 
 def test_answers_are_in_the_rows_and_the_labels_order() -> None:
     batches = [
-        Batch(inputs={"input_ids": torch.tensor(ids), "token_type_ids": torch.tensor(ids)}, indices=np.array(indices))
+        Batch(
+            inputs={"input_ids": torch.tensor(ids), "token_type_ids": torch.tensor(ids)},
+            indices=np.array(indices),
+        )
         for ids, indices in [([[30, 1], [10, 1]], [3, 1]), ([[20]], [2]), ([[0], [40]], [0, 4])]
     ]
     expected = [[0, 0], [30, 10], [60, 20], [90, 30], [120, 40]]

@@ -1,4 +1,5 @@
-"""What a search's budget buys is known before anything is loaded, and a budget that buys nothing is refused."""
+"""What a search's budget buys is known before anything is loaded, and a budget that buys nothing is
+refused."""
 
 import re
 
@@ -37,7 +38,8 @@ def test_a_budget_that_its_scores_eat_is_refused_and_what_helps_is_named() -> No
     """82 sites scored on 32 rows take 14 of 15 evaluations of 200 rows: "82 of 82 sites" is no answer."""
     message = (
         r"^search.budget=15 evaluations of 200 rows: 13.9 for the scores, 1 for the reference; the rest is 0 "
-        r"candidates in full. Nothing could be tried: take search.budget=(\d+), search.sensitivity_rows=(\d+), "
+        r"candidates in full. Nothing could be tried: take search.budget=(\d+), "
+        r"search.sensitivity_rows=(\d+), "
         r"search.group_by=layer_role, search.seeded=false, or more evaluation rows$"
     )
     with pytest.raises(ValueError, match=message) as raised:
@@ -51,5 +53,7 @@ def test_a_budget_that_its_scores_eat_is_refused_and_what_helps_is_named() -> No
 
 
 def test_it_is_refused_before_the_weights_are_read(planted: SearchLab, tmp_path: object) -> None:
-    with pytest.raises(ValueError, match=r"search.budget=2 evaluations of 64 rows: 8.75 for the scores, 1 for the "):
+    with pytest.raises(
+        ValueError, match=r"search.budget=2 evaluations of 64 rows: 8.75 for the scores, 1 for the "
+    ):
         opened(planted.config("search.budget=2"), tmp_path, Memo())  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Ladders against every candidate there is, and what the worker makes of them against oracles that are known."""
+"""Ladders against every candidate there is, and what the worker makes of them against oracles that are
+known."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,9 @@ def problems(draw: st.DrawFn, most: int = 5) -> tuple[Space, Cost, Losses]:
     if kind != "milliseconds":
         return space, cost_of(kind, space), losses
     milliseconds = st.floats(0.01, 2).map(lambda ms: round(ms, 3))
-    table = {(v.name, c): draw(milliseconds) * bits_of(c) if c != choices[0] else 0.0 for v, c in pairs(space)}
+    table = {
+        (v.name, c): draw(milliseconds) * bits_of(c) if c != choices[0] else 0.0 for v, c in pairs(space)
+    }
     return space, cost_of("latency", space, table), losses
 
 
@@ -64,7 +67,9 @@ def test_every_rung_loses_the_least_within_its_cost_and_costs_the_least_for_its_
         loss = loss_of(space, losses, rung)
         within = [one for one in prices if prices[one] <= prices[rung] + 1e-9]
         assert loss == pytest.approx(min(loss_of(space, losses, one) for one in within))
-        assert prices[rung] == pytest.approx(min(p for one, p in prices.items() if loss_of(space, losses, one) <= loss))
+        assert prices[rung] == pytest.approx(
+            min(p for one, p in prices.items() if loss_of(space, losses, one) <= loss)
+        )
     assert [prices[rung] for rung in rungs] == sorted(prices[rung] for rung in rungs)
     assert len(set(rungs)) == len(rungs)
     assert prices[rungs[0]] == pytest.approx(min(prices.values()))
@@ -80,7 +85,8 @@ def test_a_ladder_of_whole_costs_has_the_best_of_every_cost(problem: tuple[Space
     for limit in range(len(space.variables) + 1):
         least = min(loss_of(space, losses, one) for one in every(space) if cost.of(space, one) <= limit)
         assert any(
-            cost.of(space, rung) <= limit and loss_of(space, losses, rung) == pytest.approx(least) for rung in rungs
+            cost.of(space, rung) <= limit and loss_of(space, losses, rung) == pytest.approx(least)
+            for rung in rungs
         )
 
 
@@ -105,7 +111,9 @@ def test_the_next_best_is_the_best_of_those_that_are_left(
 
 @given(problem=problems())
 @settings(deadline=None)
-def test_greedy_widens_one_variable_a_rung_from_all_narrow_to_all_wide(problem: tuple[Space, Cost, Losses]) -> None:
+def test_greedy_widens_one_variable_a_rung_from_all_narrow_to_all_wide(
+    problem: tuple[Space, Cost, Losses],
+) -> None:
     space, cost, losses = problem
     rungs = greedy(space, cost, losses)
     assert rungs[0] == space.narrow and rungs[-1] == space.wide
@@ -121,7 +129,8 @@ def test_greedy_takes_what_saves_most_first(saved: list[int]) -> None:
     losses = {(v.name, "int8"): float(value) for v, value in zip(space.variables, saved, strict=True)}
     rungs = greedy(space, site_costs(space), losses)
     widened = [
-        next(index for index in range(len(saved)) if one[index] != other[index]) for one, other in pairwise(rungs)
+        next(index for index in range(len(saved)) if one[index] != other[index])
+        for one, other in pairwise(rungs)
     ]
     assert [saved[index] for index in widened] == sorted(saved, reverse=True)
 
@@ -146,10 +155,13 @@ def test_bisection_finds_the_cheapest_that_keeps_the_answers(rungs: int, first: 
 def test_the_worker_ends_at_exactly_the_sites_that_are_needed(
     data: st.DataObject, problem: tuple[Space, Cost, Losses]
 ) -> None:
-    """Bisection of both ladders and thinning, whatever the scores say, where wide planted sites keep the answers."""
+    """Bisection of both ladders and thinning, whatever the scores say, where wide planted sites keep the
+    answers."""
     space, cost, losses = problem
     planted = data.draw(st.sets(st.sampled_from(range(len(space.variables)))), label="planted")
-    best, tried = driven(space, cost, {"kl": losses}, lambda one: all(one[i] == space.choices[-1] for i in planted))
+    best, tried = driven(
+        space, cost, {"kl": losses}, lambda one: all(one[i] == space.choices[-1] for i in planted)
+    )
     needed = tuple(space.choices[-1 if index in planted else 0] for index in range(len(space.variables)))
     assert cost.of(space, best) == pytest.approx(cost.of(space, needed))
     assert [c == space.choices[-1] for c in best] == [c == space.choices[-1] for c in needed]
@@ -160,7 +172,9 @@ def test_the_worker_ends_at_exactly_the_sites_that_are_needed(
 
 def test_thinning_goes_past_a_choice_that_costs_as_much() -> None:
     space = space_named(["0.x"], ("int4", "int8", "fp16"))
-    cost = Cost(name="latency", base=0.0, table={("0.x", "int4"): 0.0, ("0.x", "int8"): 8.0, ("0.x", "fp16"): 8.0})
+    cost = Cost(
+        name="latency", base=0.0, table={("0.x", "int4"): 0.0, ("0.x", "int8"): 8.0, ("0.x", "fp16"): 8.0}
+    )
     assert thinner(space, cost, {}, space.wide, {}) == ("int4",)
 
 
@@ -185,8 +199,11 @@ def test_thinner_asks_for_halves_then_quarters_then_each_alone(size: int) -> Non
 
 def test_thinner_keeps_what_narrowing_makes_no_cheaper() -> None:
     space = space_named(["0.x", "1.x"], ("int8", "fp16"))
-    cost = cost_of("latency", space, {("0.x", "int8"): 1.0, ("0.x", "fp16"): 1.0, ("1.x", "int8"): 1.0,
-                                      ("1.x", "fp16"): 2.0})  # fmt: skip
+    cost = cost_of(
+        "latency",
+        space,
+        {("0.x", "int8"): 1.0, ("0.x", "fp16"): 1.0, ("1.x", "int8"): 1.0, ("1.x", "fp16"): 2.0},
+    )
     known = {space.wide: Known(feasible=True)}
     assert thinner(space, cost, {}, space.wide, known) == ("fp16", "int8")
     assert thinner(space, cost, {}, space.wide, {**known, ("fp16", "int8"): Known(feasible=False)}) is None
@@ -198,7 +215,9 @@ def test_the_other_modes_ask_for_rungs_only(mode: str) -> None:
     losses = {(v.name, "int8"): float(index + 1) for index, v in enumerate(space.variables)}
     limit = {"max_cost": 2.0} if mode == "accuracy" else {}
     tried = driven(space, site_costs(space), {"kl": losses}, lambda _: True, mode=mode, **limit)[1]
-    assert tried and {chosen.count("fp16") for chosen in tried} <= ({2} if mode == "accuracy" else set(range(7)))
+    assert tried and {chosen.count("fp16") for chosen in tried} <= (
+        {2} if mode == "accuracy" else set(range(7))
+    )
     if mode == "accuracy":
         assert tried == [("int8",) * 4 + ("fp16",) * 2]
     else:
@@ -214,9 +233,15 @@ def driven(
 ) -> tuple[Choices, Sequence[Choices]]:
     """What a worker asks for, one after the other, until its proposals end; the first is the reference."""
     worker = Worker(
-        search=search_of(choices=space.choices, **{"cost": "average_bits", **settings}), space=space, cost=cost,
-        losses=losses, runner=None, columns=[], judge=None, whole=0,  # type: ignore[arg-type]
-    )  # fmt: skip
+        search=search_of(choices=space.choices, **{"cost": "average_bits", **settings}),
+        space=space,
+        cost=cost,
+        losses=losses,
+        runner=None,
+        columns=[],
+        judge=None,
+        whole=0,  # type: ignore[arg-type]
+    )
     all_found, tried = [found(space, space.wide, cost.of(space, space.wide), feasible=True)], []
     for _ in range(1000):
         best = min((one for one in all_found if one.feasible), key=lambda one: one.cost)
@@ -228,5 +253,7 @@ def driven(
         origin, chosen = proposal
         assert origin.split(":")[0] in ("integer program", "greedy", "thinner")
         tried.append(chosen)
-        all_found.append(found(space, chosen, cost.of(space, chosen), feasible(chosen), number=len(all_found)))
+        all_found.append(
+            found(space, chosen, cost.of(space, chosen), feasible(chosen), number=len(all_found))
+        )
     raise AssertionError("the proposals do not end")

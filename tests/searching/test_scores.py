@@ -1,4 +1,5 @@
-"""Scores: what was planted comes out first in each, the first-order effect is a derivative, and rows are counted."""
+"""Scores: what was planted comes out first in each, the first-order effect is a derivative, and rows are
+counted."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -61,7 +62,8 @@ def test_rows_are_those_that_were_answered(make_lab: MakeLab, monkeypatch: pytes
     with make_lab((1,)).bench("search.group_by=layer_role", "search.choices=[int4,int8,fp16]") as ready:
         answered, backward, marks = [0], [0], {}
         ready.material.model.register_forward_pre_hook(
-            lambda _, __, inputs: answered.__setitem__(0, answered[0] + len(inputs["input_ids"])), with_kwargs=True
+            lambda _, __, inputs: answered.__setitem__(0, answered[0] + len(inputs["input_ids"])),
+            with_kwargs=True,
         )
         plain = torch.autograd.backward
         monkeypatch.setattr(
@@ -74,8 +76,10 @@ def test_rows_are_those_that_were_answered(make_lab: MakeLab, monkeypatch: pytes
         assert backward[0] == 2 * len(batches) and total_rows(batches) == SAMPLES
         variables = len(ready.space.variables)
         assert scores.rows == {
-            "noise_db": 2 * SAMPLES, "first_order": 3 * 2 * SAMPLES, "kl": (2 * variables + 1) * SAMPLES
-        }  # fmt: skip
+            "noise_db": 2 * SAMPLES,
+            "first_order": 3 * 2 * SAMPLES,
+            "kl": (2 * variables + 1) * SAMPLES,
+        }
         assert set(scores.seconds) == set(SCORES) and min(scores.seconds.values()) > 0
         runner = ready.runner()
         judge, _ = ready.judge(runner)
@@ -111,7 +115,9 @@ def test_a_variable_has_its_worst_sites_noise(ready: Bench, make_lab: MakeLab) -
     with make_lab((1,)).bench("search.group_by=layer_role") as grouped:
         together = grouped.scores().of("noise_db")
         for v in grouped.space.variables:
-            assert together[v.name, "int8"] == pytest.approx(max(alone[site.name, "int8"] for site in v.sites))
+            assert together[v.name, "int8"] == pytest.approx(
+                max(alone[site.name, "int8"] for site in v.sites)
+            )
 
 
 @pytest.mark.parametrize("labels", [np.array([0, 1, 1, 0, 1, 0]), np.array([1, 1, 0, 0, 0, 1])], ids=str)
@@ -152,13 +158,21 @@ def test_scoring_leaves_the_model_as_it_was() -> None:
 
 
 def test_correlations_are_rank_correlations_with_the_measured_loss() -> None:
-    table = pd.DataFrame({
-        "variable": list("abcd"), "choice": ["int8"] * 4, "noise_db": [4.0, 3, 2, 1], "first_order": [1e-9, 1, 2, 3],
-        "kl": [1.0, 1, 1, 1], MEASURED: [0.0, 1, 2, 3],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "variable": list("abcd"),
+            "choice": ["int8"] * 4,
+            "noise_db": [4.0, 3, 2, 1],
+            "first_order": [1e-9, 1, 2, 3],
+            "kl": [1.0, 1, 1, 1],
+            MEASURED: [0.0, 1, 2, 3],
+        }
+    )
     costs = dict.fromkeys((*SCORES, MEASURED), 5)
     found = Scores(table=table, rows=costs, seconds=costs).correlations().set_index("score")  # type: ignore[arg-type]
-    assert found["spearman"]["noise_db"] == pytest.approx(-1) and found["spearman"]["first_order"] == pytest.approx(1)
+    assert found["spearman"]["noise_db"] == pytest.approx(-1) and found["spearman"][
+        "first_order"
+    ] == pytest.approx(1)
     assert np.isnan(found["spearman"]["kl"])  # all alike
 
 

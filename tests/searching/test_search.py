@@ -1,4 +1,5 @@
-"""Searches from end to end on tiny models: the answer, its files, and what becomes of a search that is cut short."""
+"""Searches from end to end on tiny models: the answer, its files, and what becomes of a search that is cut
+short."""
 
 import json
 import signal
@@ -51,9 +52,12 @@ class Finished:
 
 
 class Searching:
-    """Runs searches in this process and in a folder of their own, and notes which candidates are evaluated."""
+    """Runs searches in this process and in a folder of their own, and notes which candidates are
+    evaluated."""
 
-    def __init__(self, lab: SearchLab, folder: Path, patch: pytest.MonkeyPatch, said: pytest.CaptureFixture[str]):
+    def __init__(
+        self, lab: SearchLab, folder: Path, patch: pytest.MonkeyPatch, said: pytest.CaptureFixture[str]
+    ):
         self.lab, self.folder, self.said = lab, folder / "searches" / "tiny", said
         self.evaluated: list[Choices] = []
         self.interrupt_at: int | None = None
@@ -131,7 +135,9 @@ def test_the_budget_is_kept(searching: Searching) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prune_p", [0, 0.1])
-def test_hopeless_candidates_are_given_up_and_no_answer_is_one_of_them(searching: Searching, prune_p: float) -> None:
+def test_hopeless_candidates_are_given_up_and_no_answer_is_one_of_them(
+    searching: Searching, prune_p: float
+) -> None:
     done = searching(GROUPED, "search.trials=8", f"search.prune_p={prune_p}")
     table = done.table("candidates")
     given_up = table[~table["complete"]]
@@ -144,9 +150,14 @@ def test_hopeless_candidates_are_given_up_and_no_answer_is_one_of_them(searching
 @pytest.mark.slow
 def test_a_goal_that_nothing_meets_ends_with_the_closest_plan(searching: Searching) -> None:
     done = searching(
-        GROUPED, "search.trials=5", "search.reference=fp32", "search.max_drop=0", "bits.weights=2",
-        "search.choices=[int2,int4]", "search.cost=average_bits",
-    )  # fmt: skip
+        GROUPED,
+        "search.trials=5",
+        "search.reference=fp32",
+        "search.max_drop=0",
+        "bits.weights=2",
+        "search.choices=[int2,int4]",
+        "search.cost=average_bits",
+    )
     assert done.cost is None and not done.best["met"] and done.best["answer"]["drop_points"] > 0
     table = done.table("candidates")
     assert done.best["answer"]["drop_points"] == table["drop_points"][table["complete"]].min()
@@ -247,7 +258,9 @@ def test_an_interrupted_search_tells_mlflow_its_best_so_far(searching: Searching
     tracked = (GROUPED, "tracking=sqlite", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     first = searching(*tracked, "search.trials=1")
     assert first.cost == 30 and not first.best["met"]
-    assert "nothing was decided: everything at its widest is all that was tried: 30 16-bit sites" in first.said
+    assert (
+        "nothing was decided: everything at its widest is all that was tried: 30 16-bit sites" in first.said
+    )
     assert "# Nothing was decided" in (first.folder / "method.yaml").read_text()
     searching.interrupt_at = 5
     with pytest.raises(KeyboardInterrupt):
@@ -259,7 +272,10 @@ def test_an_interrupted_search_tells_mlflow_its_best_so_far(searching: Searching
         "run_name = 'tiny'",
     )
     assert parent.info.status == "KILLED"
-    assert parent.data.metrics["best_cost"] == best["answer"]["cost"] < 30 and parent.data.metrics["goal_met"] == 1
+    assert (
+        parent.data.metrics["best_cost"] == best["answer"]["cost"] < 30
+        and parent.data.metrics["goal_met"] == 1
+    )
 
 
 def test_the_answer_is_measured_on_rows_that_did_not_choose_it(
@@ -268,11 +284,14 @@ def test_the_answer_is_measured_on_rows_that_did_not_choose_it(
     monkeypatch.setattr("quantlab.tasks.sampling.FEWEST", 16)
     half = ROWS // 2
     done = searching(GROUPED, "search.trials=5")
-    assert set(done.table("candidates")["rows"]) <= {*range(1, half + 1)} and done.best["answer"]["rows"] == half
+    assert (
+        set(done.table("candidates")["rows"]) <= {*range(1, half + 1)} and done.best["answer"]["rows"] == half
+    )
     measured = done.best["answer"]["held_out"]
     assert measured["rows"] == half and measured["drop_ci95_low"] <= measured["drop_points"]
     held_out = (
-        f"on {half} rows that did not choose it: {measured['metric']:.4f}, {measured['drop_points']:.2f} points below"
+        f"on {half} rows that did not choose it: {measured['metric']:.4f}, "
+        f"{measured['drop_points']:.2f} points below"
     )
     assert held_out in done.said and held_out in (done.folder / "method.yaml").read_text()
     answered = done.best["rows"]
@@ -294,11 +313,13 @@ def test_sensitivity_writes_its_tables_and_its_picture(
     monkeypatch.chdir(tmp_path)
     config = make_lab((1,)).config(GROUPED)
     scores = measure_sensitivity(config, tmp_path / "out", Memo())
-    assert {"scores.csv", "scores.png", "correlations.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"scores.csv", "scores.png", "correlations.csv"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
     table = pd.read_csv(tmp_path / "out" / "scores.csv")
-    assert list(table.columns) == ["variable", "choice", *SCORES, MEASURED, MEASURED_ERROR] and len(table) == len(
-        scores.table
-    )
+    assert list(table.columns) == ["variable", "choice", *SCORES, MEASURED, MEASURED_ERROR] and len(
+        table
+    ) == len(scores.table)
     assert table.set_index("variable")[MEASURED].idxmax() == "1.ffn.*"
     correlations = pd.read_csv(tmp_path / "out" / "correlations.csv").set_index("score")
     assert list(correlations.index) == list(SCORES)

@@ -18,7 +18,8 @@ ALL_ROWS = np.ones(ROWS, bool)
 
 @given(count=st.integers(1, 300))
 def test_every_prefix_of_the_order_lies_evenly(count: int) -> None:
-    """Of the first k numbers, no half, quarter, ... of the range has two more than another of the same size."""
+    """Of the first k numbers, no half, quarter, ... of the range has two more than another of the same
+    size."""
     order = spread(count)
     assert sorted(order) == list(range(count))
     width = 1 << max(1, (count - 1).bit_length())
@@ -56,7 +57,9 @@ def test_complete_answers_are_those_of_the_inserted_plan(planted: SearchLab, eng
             np.testing.assert_array_equal(outcome.logits, material.answer("").logits)
 
 
-def test_a_hopeless_candidate_is_given_up_after_the_first_prefix_and_a_sound_one_never(planted: SearchLab) -> None:
+def test_a_hopeless_candidate_is_given_up_after_the_first_prefix_and_a_sound_one_never(
+    planted: SearchLab,
+) -> None:
     with planted.bench("evaluation.batch_size=16") as ready:
         runner, columns = ready.runner(), ready.material.loaded.label_columns
         judge, rows = ready.judge(runner)
@@ -79,7 +82,9 @@ def test_a_hopeless_candidate_is_given_up_after_the_first_prefix_and_a_sound_one
         np.testing.assert_array_equal(in_full.logits[outcome.answered], outcome.logits[outcome.answered])
 
 
-@pytest.mark.parametrize("batch_size, prefixes", [(4, [4, 8, 16, 32]), (1, [4, 8, 16, 32]), (16, [16, 32]), (64, [])])
+@pytest.mark.parametrize(
+    "batch_size, prefixes", [(4, [4, 8, 16, 32]), (1, [4, 8, 16, 32]), (16, [16, 32]), (64, [])]
+)
 def test_prefixes_grow_twofold(planted: SearchLab, batch_size: int, prefixes: list[int]) -> None:
     with planted.bench(f"evaluation.batch_size={batch_size}") as ready:
         asked: list[int] = []

@@ -11,12 +11,18 @@ BAD = [
     ({"budget": -3}, "search.budget must be at least 0, got -3"),
     ({"budget": True}, "search.budget must be at least 0, got True"),
     ({"trials": 0}, "search.trials must be a whole number of at least 1, got 0"),
-    ({"mode": "costs"}, "search.mode must be one of cost, accuracy, pareto; got 'costs' .did you mean 'cost'"),
+    (
+        {"mode": "costs"},
+        "search.mode must be one of cost, accuracy, pareto; got 'costs' .did you mean 'cost'",
+    ),
     ({"sampler": "tpee"}, "search.sampler must be one of .*did you mean 'tpe'"),
     ({"cost": "average_bit"}, "search.cost must be one of .*did you mean 'average_bits'"),
     ({"group_by": "layers"}, "search.group_by must be one of .*did you mean 'layer"),
     ({"reference": "fp16"}, "search.reference must be one of all16, fp32; got 'fp16'"),
-    ({"decide": "bounds"}, "search.decide must be one of estimate, bound; got 'bounds' .did you mean 'bound'"),
+    (
+        {"decide": "bounds"},
+        "search.decide must be one of estimate, bound; got 'bounds' .did you mean 'bound'",
+    ),
     ({"mode": "accuracy"}, "search.mode=accuracy needs search.max_cost"),
     ({"mode": "cost", "max_cost": 3.0}, "search.max_cost=3.0 contradicts search.mode=cost"),
     ({"mode": "pareto", "max_cost": 3.0}, "search.max_cost=3.0 contradicts search.mode=pareto"),
@@ -41,7 +47,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("settings, message", BAD, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "settings, message", BAD, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 def test_what_cannot_be_right_is_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search_of(**settings)
@@ -50,12 +58,18 @@ def test_what_cannot_be_right_is_named(settings: dict[str, object], message: str
 @pytest.mark.parametrize(
     "settings",
     [
-        {"budget": 2}, {"prune_p": 0}, {"trials": 1}, {"choices": (4, "bf16")}, {"name": "w8 a16.2"},
-        {"mode": "accuracy", "max_cost": 0}, {"choices": ("int2", "int3"), "cost": "average_bits"}, {"reuse_mb": 0},
+        {"budget": 2},
+        {"prune_p": 0},
+        {"trials": 1},
+        {"choices": (4, "bf16")},
+        {"name": "w8 a16.2"},
+        {"mode": "accuracy", "max_cost": 0},
+        {"choices": ("int2", "int3"), "cost": "average_bits"},
+        {"reuse_mb": 0},
         {"choices": ["fp16", "int4", "int8"]},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_can_be_right_is_taken(settings: dict[str, object]) -> None:
     search = search_of(**settings)
     assert hash(search) == hash(search_of(**settings))

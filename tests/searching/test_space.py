@@ -70,7 +70,9 @@ def test_choices_are_sorted_by_their_bits_and_other_sites_are_fixed() -> None:
 
 
 @settings(deadline=None, max_examples=15)
-@given(data=st.data(), group_by=st.sampled_from(GROUPINGS), sites=st.sampled_from([("*",), ("*.ffn.*", "1.*")]))
+@given(
+    data=st.data(), group_by=st.sampled_from(GROUPINGS), sites=st.sampled_from([("*",), ("*.ffn.*", "1.*")])
+)
 def test_a_candidate_its_sites_and_its_method_say_the_same(
     data: st.DataObject, group_by: str, sites: tuple[str, ...]
 ) -> None:
@@ -93,12 +95,19 @@ def test_given_sites_become_the_narrowest_candidate_that_has_them() -> None:
     assert widened == {"*.ffn.sum", "head.out"}
 
 
-@pytest.mark.parametrize("name, least, most", [("sites16", 0, 30), ("average_bits", 4, 16), ("bytes", 441, 1764)])
+@pytest.mark.parametrize(
+    "name, least, most", [("sites16", 0, 30), ("average_bits", 4, 16), ("bytes", 441, 1764)]
+)
 @settings(deadline=None, max_examples=8)
 @given(data=st.data(), group_by=st.sampled_from(GROUPINGS))
-def test_costs_are_sums_over_sites(name: str, least: float, most: float, data: st.DataObject, group_by: str) -> None:
+def test_costs_are_sums_over_sites(
+    name: str, least: float, most: float, data: st.DataObject, group_by: str
+) -> None:
     space = spaced(group_by=group_by, choices=THREE)
-    cost, chosen = cost_of(name, space), tuple(data.draw(st.sampled_from(space.choices)) for _ in space.variables)
+    cost, chosen = (
+        cost_of(name, space),
+        tuple(data.draw(st.sampled_from(space.choices)) for _ in space.variables),
+    )
     by_site = space.by_site(chosen)
     bits = {site.name: bits_of(by_site[site.name]) for site in SITES}
     by_hand = {
@@ -113,7 +122,11 @@ def test_costs_are_sums_over_sites(name: str, least: float, most: float, data: s
 PLANS: dict[str, list[str]] = {
     "uniform": [],
     "symmetric, gemm": ["bits.symmetric=true", "placement=gemm"],
-    "three choices": ["search.choices=[int4,int8,int16]", "search.group_by=layer_role", "search.cost=average_bits"],
+    "three choices": [
+        "search.choices=[int4,int8,int16]",
+        "search.group_by=layer_role",
+        "search.cost=average_bits",
+    ],
     "peg": ["method=peg", "method.sites=['*.ffn.in']", "method.k=4", "calibration=percentile"],
     "some sites": ["search.sites=['*.ffn.*']", "bits=w4a8", "bits.rules=[{match:'*.attn.sum',bits:fp16}]"],
     "some sites, kept": ["search.sites=['*.ffn.*']", "method=mixed_precision", "method.keep=['*.attn.*']"],
@@ -138,10 +151,20 @@ def test_a_candidates_plan_is_its_methods_plan(planted: SearchLab, setting: str)
 @pytest.mark.parametrize(
     "method, bits, settings, message",
     [
-        (None, None, {"sites": ("*.fnn.in",)}, r"search.sites: '\*.fnn.in' matches nothing \(did you mean '\*.ffn.in'"),
+        (
+            None,
+            None,
+            {"sites": ("*.fnn.in",)},
+            r"search.sites: '\*.fnn.in' matches nothing \(did you mean '\*.ffn.in'",
+        ),
         (None, {"rules": ({"match": "*.ffn.sum", "bits": 16},)}, {}, "bits.rules has 0.ffn.sum in 16 bits"),
         (MixedPrecision(keep=("1.ffn.in",)), None, {}, "MixedPrecision decides 1.ffn.in itself"),
-        (MixedPrecision(keep=("1.ffn.in",), format="fp32"), None, {}, "MixedPrecision decides 1.ffn.in itself"),
+        (
+            MixedPrecision(keep=("1.ffn.in",), format="fp32"),
+            None,
+            {},
+            "MixedPrecision decides 1.ffn.in itself",
+        ),
         (Fp32(), None, {}, "Fp32 decides embed.sum itself"),
     ],
     ids=str,
@@ -158,7 +181,9 @@ def test_what_is_not_for_the_search_to_decide(
     [(MixedPrecision(keep=("1.ffn.in",)), {}), (None, {"rules": ({"match": "1.ffn.in", "bits": 16},)})],
     ids=["kept", "ruled"],
 )
-def test_it_may_be_decided_elsewhere_where_the_search_leaves_it(method: Method | None, bits: dict[str, object]) -> None:
+def test_it_may_be_decided_elsewhere_where_the_search_leaves_it(
+    method: Method | None, bits: dict[str, object]
+) -> None:
     space = spaced(method, Bits(**bits), sites=("0.*",))  # type: ignore[arg-type]
     assert {site.name.split(".")[0] for site in space.sites} == {"0"}
 
@@ -175,10 +200,16 @@ def test_no_site() -> None:
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["calibration.through=quantized"], "ranges that do not depend on each other.*fp32 or quantized_weights"),
+        (
+            ["calibration.through=quantized"],
+            "ranges that do not depend on each other.*fp32 or quantized_weights",
+        ),
         (["search.sites=['*.nowhere']"], "search.sites: '\\*.nowhere' matches nothing"),
         (["method=mixed_precision"], "MixedPrecision decides 0.attn.out itself"),
-        (["search.mode=accuracy", "search.max_cost=10", "search.cost=bytes"], "cheapest candidate costs .*none is"),
+        (
+            ["search.mode=accuracy", "search.max_cost=10", "search.cost=bytes"],
+            "cheapest candidate costs .*none is",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

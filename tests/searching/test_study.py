@@ -44,12 +44,19 @@ def study_in(folder: Path, **settings: object) -> Study:
 
 def finish(study: Study, one: Found, **attributes: object) -> None:
     """Adds a candidate as a worker leaves it."""
-    text = json.dumps({name: value for name, value in asdict(one).items() if name not in ("number", "chosen")})
+    text = json.dumps(
+        {name: value for name, value in asdict(one).items() if name not in ("number", "chosen")}
+    )
     values = [one.cost, one.metric] if len(study.directions) == 2 else [one.cost]
-    study.add_trial(create_trial(
-        state=TrialState.COMPLETE, params=params(SPACE, one.chosen), distributions=distributions(SPACE), values=values,
-        user_attrs={"rows": one.rows, "found": text, **attributes},
-    ))  # fmt: skip
+    study.add_trial(
+        create_trial(
+            state=TrialState.COMPLETE,
+            params=params(SPACE, one.chosen),
+            distributions=distributions(SPACE),
+            values=values,
+            user_attrs={"rows": one.rows, "found": text, **attributes},
+        )
+    )
 
 
 def running(study: Study, chosen: Choices, **attributes: object) -> None:
@@ -71,12 +78,18 @@ def test_a_study_goes_on_where_it_was_left(tmp_path: Path, storage: str) -> None
         study = study_in(tmp_path, storage=urls[storage])
         assert len(study.trials) == count
         finish(study, found(SPACE, ("int8", "fp16", "int8"), 1.0, feasible=True, drop=float(count)))
-    assert (tmp_path / {"study.db": "study.db", "sqlite": "other.db", "journal": "study.log"}[storage]).is_file()
+    assert (
+        tmp_path / {"study.db": "study.db", "sqlite": "other.db", "journal": "study.log"}[storage]
+    ).is_file()
     assert [one.drop for one in History.of(study, SPACE, "cost").found] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("differing", [["space"], ["checkpoint"], ["data"], ["code"], ["goal"], ["space", "goal"]])
-def test_another_studys_results_are_refused_and_what_differs_is_named(tmp_path: Path, differing: list[str]) -> None:
+@pytest.mark.parametrize(
+    "differing", [["space"], ["checkpoint"], ["data"], ["code"], ["goal"], ["space", "goal"]]
+)
+def test_another_studys_results_are_refused_and_what_differs_is_named(
+    tmp_path: Path, differing: list[str]
+) -> None:
     study_in(tmp_path)
     other = {**IDENTITY, **dict.fromkeys(differing, "other")}
     with pytest.raises(ValueError, match=f"of another {', another '.join(differing)}: .*another search.name"):
@@ -111,9 +124,17 @@ def test_each_difference_is_found_in_the_config(
 
 
 def test_what_changes_no_number_is_no_other_study(planted: SearchLab, tmp_path: Path) -> None:
-    more = ["search.budget=100", "search.trials=3", "search.sampler=tpe", "search.seed=9", "search.reuse_mb=0"]
+    more = [
+        "search.budget=100",
+        "search.trials=3",
+        "search.sampler=tpe",
+        "search.seed=9",
+        "search.reuse_mb=0",
+    ]
     opened(planted.config(), tmp_path, Memo())
-    opened(planted.config(*more, "search.worker=2", "search.prune_p=0", "search.seeded=false"), tmp_path, Memo())
+    opened(
+        planted.config(*more, "search.worker=2", "search.prune_p=0", "search.seeded=false"), tmp_path, Memo()
+    )
 
 
 def test_choices_in_another_order_are_the_same_space() -> None:
@@ -124,11 +145,18 @@ def test_choices_in_another_order_are_the_same_space() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql+psycopg2://u:secret@127.0.0.1:1/x",
-     "postgresql://u:secret@127.0.0.1:1/x", "sqlite:////nowhere/at/all/study.db", "/nowhere/at/all/study.log",
-     "nonsense://u:secret@127.0.0.1/x", "mysql+nothing://u:secret@h/x"],
-)  # fmt: skip
-def test_a_storage_that_cannot_be_reached_is_named_at_once_without_its_password(tmp_path: Path, url: str) -> None:
+    [
+        "postgresql+psycopg2://u:secret@127.0.0.1:1/x",
+        "postgresql://u:secret@127.0.0.1:1/x",
+        "sqlite:////nowhere/at/all/study.db",
+        "/nowhere/at/all/study.log",
+        "nonsense://u:secret@127.0.0.1/x",
+        "mysql+nothing://u:secret@h/x",
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_named_at_once_without_its_password(
+    tmp_path: Path, url: str
+) -> None:
     start = time.perf_counter()
     with pytest.raises(ConnectionError, match="the study's storage .* cannot be used") as raised:
         study_in(tmp_path, storage=url)
@@ -161,11 +189,15 @@ def test_a_broken_line_of_a_journal_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_one_database_for_runs_and_study_is_refused_before_it_is_made(planted: SearchLab, tmp_path: Path) -> None:
+def test_one_database_for_runs_and_study_is_refused_before_it_is_made(
+    planted: SearchLab, tmp_path: Path
+) -> None:
     file = tmp_path / "one.db"
     config = planted.config(f"search.storage=sqlite:///{file}")
     tracking = MLflow(uri=str(file), experiment="tests")
-    with pytest.raises(ValueError, match="search.storage and tracking.uri are one database, .*: give them two$"):
+    with pytest.raises(
+        ValueError, match="search.storage and tracking.uri are one database, .*: give them two$"
+    ):
         opened(replace(config, tracking=tracking), tmp_path, Memo())
     assert list(tmp_path.iterdir()) == []
 
@@ -184,7 +216,9 @@ def test_one_database_for_runs_and_study_is_refused_before_it_is_made(planted: S
     ],
 )
 @pytest.mark.parametrize("storage", ["study.db", "study.log"])
-def test_who_is_asked(tmp_path: Path, settings: dict[str, object], variables: int, kind: type, storage: str) -> None:
+def test_who_is_asked(
+    tmp_path: Path, settings: dict[str, object], variables: int, kind: type, storage: str
+) -> None:
     space = space_named([f"{index}.x" for index in range(variables)], ("int8", "fp16"))
     url = None if storage == "study.db" else f"{tmp_path}/study.log"
     assert type(open_study(search_of(**settings, storage=url), space, tmp_path, IDENTITY).sampler) is kind
@@ -210,9 +244,15 @@ def test_outcomes_are_packed_and_unpacked(count: int) -> None:
 def test_what_is_best_closest_and_in_front(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     rows = [  # cost, drop, feasible, complete
-        (3.0, 0.0, True, True), (2.0, 1.0, True, True), (2.0, 0.5, True, True), (1.0, 9.0, False, True),
-        (0.0, -5.0, False, False), (2.0, 0.5, True, True), (1.0, 3.0, False, True), (3.0, 0.2, True, True),
-    ]  # fmt: skip
+        (3.0, 0.0, True, True),
+        (2.0, 1.0, True, True),
+        (2.0, 0.5, True, True),
+        (1.0, 9.0, False, True),
+        (0.0, -5.0, False, False),
+        (2.0, 0.5, True, True),
+        (1.0, 3.0, False, True),
+        (3.0, 0.2, True, True),
+    ]
     for cost, drop, feasible, complete in rows:
         finish(study, found(SPACE, SPACE.wide, cost, feasible, drop=drop, complete=complete))
     histories = {mode: History.of(study, SPACE, mode) for mode in MODES}
@@ -251,9 +291,15 @@ def worker(**settings: object) -> Worker:
         exceeds_p = staticmethod(lambda *_: 0.001)
 
     return Worker(
-        search=search_of(**{"reference": "fp32", "seeded": False, "trials": 3, **settings}), space=SPACE, cost=COST,
-        runner=NoRunner(), columns=[0, 1], judge=Half(), losses={}, whole=8,  # type: ignore[arg-type]
-    )  # fmt: skip
+        search=search_of(**{"reference": "fp32", "seeded": False, "trials": 3, **settings}),
+        space=SPACE,
+        cost=COST,
+        runner=NoRunner(),
+        columns=[0, 1],
+        judge=Half(),
+        losses={},
+        whole=8,  # type: ignore[arg-type]
+    )
 
 
 @pytest.fixture
@@ -327,7 +373,12 @@ def test_the_best_trial_of_the_study_is_the_best_answer_for_other_tools_too(
     """optuna-dashboard asks the storage for the best value, and knows constraints as a list without names."""
     limits = {"cost": {"max_drop": 2.0}, "accuracy": {"max_cost": 2.0}}[mode]
     one = worker(mode=mode, reference="all16", trials=None, **limits)
-    drops = {SPACE.wide: 0.0, ("int8", "fp16", "fp16"): 1.0, ("int8", "int8", "fp16"): 5.0, SPACE.narrow: 50.0}
+    drops = {
+        SPACE.wide: 0.0,
+        ("int8", "fp16", "fp16"): 1.0,
+        ("int8", "int8", "fp16"): 5.0,
+        SPACE.narrow: 50.0,
+    }
     object.__setattr__(one.judge, "reference", np.zeros((8, 2)))
     object.__setattr__(one.judge, "drop", lambda _: drops[evaluated[-1]] if evaluated else 0.0)
     object.__setattr__(one.judge, "metric", lambda _: 1 - drops[evaluated[-1]] / 100 if evaluated else 1.0)
@@ -344,7 +395,10 @@ def test_the_best_trial_of_the_study_is_the_best_answer_for_other_tools_too(
     assert feasible == {"cost": [True, True, False, False], "accuracy": [False, True, True, True]}[mode]
     assert all(max(trial.constraints.values()) <= 0 for trial in study.trials if trial.user_attrs["feasible"])
     assert study.trials[1].user_attrs["drop_points"] == 1 and study.trials[1].user_attrs["cost"] == 2
-    names = {"cost": "16-bit sites (beyond max_drop: the most of these, and the points beyond)", "accuracy": "metric"}
+    names = {
+        "cost": "16-bit sites (beyond max_drop: the most of these, and the points beyond)",
+        "accuracy": "metric",
+    }
     assert study.metric_names == [names[mode]]
 
 
@@ -369,7 +423,9 @@ def test_an_interrupted_candidate_is_tried_again(
     assert evaluated[0] == first[1]
 
 
-def test_a_worker_that_was_killed_before_it_signed_holds_no_place(tmp_path: Path, evaluated: list[Choices]) -> None:
+def test_a_worker_that_was_killed_before_it_signed_holds_no_place(
+    tmp_path: Path, evaluated: list[Choices]
+) -> None:
     """Neither its process nor a heartbeat is known; Optuna itself leaves such a trial running for ever."""
     study = study_in(tmp_path, heartbeat_s=1)
     running(study, ("int8", "fp16", "int8"))
@@ -397,7 +453,9 @@ def test_a_killed_workers_candidate_is_tried_again(
     assert chosen in evaluated and len(evaluated) == len(set(evaluated)) == 8
 
 
-def test_rows_of_the_setup_are_counted_once_however_many_workers_there_are(planted: SearchLab, tmp_path: Path) -> None:
+def test_rows_of_the_setup_are_counted_once_however_many_workers_there_are(
+    planted: SearchLab, tmp_path: Path
+) -> None:
     config = planted.config("search.group_by=layer")
     rows = []
     for _ in range(2):
@@ -406,5 +464,8 @@ def test_rows_of_the_setup_are_counted_once_however_many_workers_there_are(plant
             made(ready, study, tmp_path)
         rows.append(History.of(study, ready.space, "cost").rows)
     (reference,) = study.get_trials()
-    assert reference.user_attrs["rows"] == 0 and json.loads(reference.user_attrs["found"])["origin"] == "reference"
+    assert (
+        reference.user_attrs["rows"] == 0
+        and json.loads(reference.user_attrs["found"])["origin"] == "reference"
+    )
     assert rows[0] == rows[1] == 64 + 16 * (1 + 3 + 1 + len(ready.space.variables))

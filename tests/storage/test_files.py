@@ -52,7 +52,9 @@ def test_parts_do_not_run_together() -> None:
 
 def test_file_digest(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
-    assert file_digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        file_digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_code_is_part_of_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,7 +120,9 @@ def test_files_are_written_over_at_once(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_is_on_the_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Names and contents, in the order in which a power failure may come between."""
     events: list[str] = []
 
@@ -143,4 +147,9 @@ def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path: Path, monkeyp
     events.clear()
     with published(tmp_path / "key") as folder:
         (folder / "file").touch()
-    assert events == ["synced file", f"synced {folder.name}", f"{folder.name} becomes key", f"synced {tmp_path.name}"]
+    assert events == [
+        "synced file",
+        f"synced {folder.name}",
+        f"{folder.name} becomes key",
+        f"synced {tmp_path.name}",
+    ]

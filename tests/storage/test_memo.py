@@ -14,7 +14,11 @@ def test_computed_once_for_a_key() -> None:
 
 def test_kinds_are_apart() -> None:
     memo = Memo()
-    assert [memo.get(kind, 1, lambda kind=kind: kind) for kind in ("one", "two", "one")] == ["one", "two", "one"]  # type: ignore[misc]
+    assert [memo.get(kind, 1, lambda kind=kind: kind) for kind in ("one", "two", "one")] == [
+        "one",
+        "two",
+        "one",
+    ]  # type: ignore[misc]
 
 
 def test_the_least_recently_used_is_forgotten() -> None:

@@ -18,7 +18,13 @@ SETTINGS = [{"method.k": str(k)} for k in (1, 2, 16)]
         ([0.5, 0.9, 0.9], [1e6, 2e6, 1e6], (), (), 2),
         ([0.9, 0.9, 0.9], [1e6] * 3, (), (), 0),
         ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], (), {0}, 1),
-        ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], (), (), 0),  # FP16 activations on FP32 weights: FP32's answers and size
+        (
+            [1.0, 0.9, 0.7],
+            [4e6, 1e6, 1e6],
+            (),
+            (),
+            0,
+        ),  # FP16 activations on FP32 weights: FP32's answers and size
         ([0.5, 0.9, 0.7], [1e6] * 3, {1}, (), 2),
         ([1.0, 0.9, 0.7], [4e6, 1e6, 1e6], {1, 2}, {0}, 0),
         ([0.5, 0.9, 0.7], [1e6] * 3, {0, 1, 2}, (), None),
@@ -33,7 +39,8 @@ def test_best(
 
 
 def luckiest(seed: int, evaluation: Evaluation, **more: object) -> tuple[Best, np.ndarray]:
-    """The best of 20 trials that are equally good, as only chance tells them apart; with their right answers."""
+    """The best of 20 trials that are equally good, as only chance tells them apart; with their right
+    answers."""
     luck = np.random.default_rng(seed).random((20, 1000)) < 0.8
     labels = np.arange(1000) % 2
     right = np.eye(2)[labels]
@@ -62,9 +69,14 @@ def test_the_best_is_measured_on_rows_that_did_not_choose_it() -> None:
     )  # over two standard errors; measured where they were chosen, 0.82
 
 
-@pytest.mark.parametrize("evaluation, more", [
-    (Evaluation(holdout=0), {}), (Evaluation(holdout=0.05), {}), (Evaluation(), {"00000004": None}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "evaluation, more",
+    [
+        (Evaluation(holdout=0), {}),
+        (Evaluation(holdout=0.05), {}),
+        (Evaluation(), {"00000004": None}),
+    ],
+)
 def test_where_the_same_rows_choose_and_measure_it_says_so(evaluation: Evaluation, more: dict) -> None:
     found, luck = luckiest(0, evaluation, **more)
     assert found.value == luck.mean(axis=1).max() > 0.81

@@ -47,7 +47,9 @@ def test_interval_is_the_normal_one(seed: int, examples: int, scale: float) -> N
     values = scale * np.random.default_rng(seed).normal(1, 2, (3, examples))
     mean, low, high = mean_ci95(values)
     expected = stats.norm.interval(0.95, loc=values.mean(axis=1), scale=stats.sem(values, axis=1))
-    np.testing.assert_allclose((mean, low, high), (values.mean(axis=1), *expected), rtol=1e-9, atol=1e-9 * scale)
+    np.testing.assert_allclose(
+        (mean, low, high), (values.mean(axis=1), *expected), rtol=1e-9, atol=1e-9 * scale
+    )
 
 
 def test_interval_of_a_difference_is_the_paired_t() -> None:
@@ -69,8 +71,12 @@ def test_planted_main_effects() -> None:
     codes, a, b = grid(3, 2), np.array([0.0, 0.3, 0.6]), np.array([0.1, -0.1])
     examples = np.linspace(-1, 1, 7)
     scores = a[codes[:, 0], None] + b[codes[:, 1], None] * examples
-    np.testing.assert_allclose(main_effects(scores, codes[:, 0]), np.tile([[-0.3], [0], [0.3]], 7), atol=1e-15)
-    np.testing.assert_allclose(main_effects(scores, codes[:, 1]), [0.1 * examples, -0.1 * examples], atol=1e-15)
+    np.testing.assert_allclose(
+        main_effects(scores, codes[:, 0]), np.tile([[-0.3], [0], [0.3]], 7), atol=1e-15
+    )
+    np.testing.assert_allclose(
+        main_effects(scores, codes[:, 1]), [0.1 * examples, -0.1 * examples], atol=1e-15
+    )
     np.testing.assert_allclose(interactions(scores, codes[:, 0], codes[:, 1]), 0, atol=1e-15)
 
 
@@ -89,7 +95,8 @@ def test_higher_orders_are_the_rest() -> None:
 @given(seeds, st.lists(st.integers(2, 4), min_size=2, max_size=3), st.integers(1, 2))
 @properties
 def test_a_balanced_design_adds_up(seed: int, levels: list[int], repeats: int) -> None:
-    """Effects sum to zero and rebuild the cells, shares sum to 1, and the order of the trials does not matter."""
+    """Effects sum to zero and rebuild the cells, shares sum to 1, and the order of the trials does not
+    matter."""
     random = np.random.default_rng(seed)
     codes = random.permutation(np.tile(grid(*levels), (repeats, 1)))
     scores = random.normal(size=(len(codes), 5))
@@ -178,10 +185,18 @@ def test_shortest(accuracies: list[float], changes: list[int], examples: int) ->
     assert shortest(scores, 0.001) == changes
 
 
-@pytest.mark.parametrize(("examples", "max_drop", "changes"), [
-    (200, 0.02, [0, 1]), (20_000, 0.02, [0]), (20_000, 0.005, [0, 1]), (200, 0.2, [0]),
-])  # fmt: skip
-def test_what_few_examples_do_not_show_is_not_as_good(examples: int, max_drop: float, changes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("examples", "max_drop", "changes"),
+    [
+        (200, 0.02, [0, 1]),
+        (20_000, 0.02, [0]),
+        (20_000, 0.005, [0, 1]),
+        (200, 0.2, [0]),
+    ],
+)
+def test_what_few_examples_do_not_show_is_not_as_good(
+    examples: int, max_drop: float, changes: list[int]
+) -> None:
     """A point behind: 200 examples cannot tell it from none, nor from more than 2 points; 20,000 can."""
     assert shortest(answers([0.5, 0.79, 0.6, 0.8], examples).astype(float), max_drop) == changes
 

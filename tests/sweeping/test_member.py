@@ -27,8 +27,15 @@ register()
 
 @pytest.fixture
 def config(tiny_bert: Path, tiny_glue: Path) -> RunConfig:
-    return configured("model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}",
-                      "task.max_length=32", "calibration.samples=4", "profile=off")  # fmt: skip
+    return configured(
+        "model=hf",
+        f"model.path={tiny_bert}",
+        "task=qnli",
+        f"task.data_dir={tiny_glue}",
+        "task.max_length=32",
+        "calibration.samples=4",
+        "profile=off",
+    )
 
 
 def configured(*overrides: str) -> RunConfig:
@@ -38,7 +45,9 @@ def configured(*overrides: str) -> RunConfig:
 
 
 def member(key: str) -> Member:
-    return Member(number=1, total=2, name="k=4", key=key, sweep="s", parent="p", swept=("method.k=4", "a.b=c=d"))
+    return Member(
+        number=1, total=2, name="k=4", key=key, sweep="s", parent="p", swept=("method.k=4", "a.b=c=d")
+    )
 
 
 def test_the_key_is_known_before_the_trial_runs(config: RunConfig, tmp_path: Path) -> None:
@@ -85,7 +94,9 @@ def test_a_trial_says_itself_whether_it_is_fp32(
 
 def test_a_trial_with_another_key_here_is_not_run(config: RunConfig, tmp_path: Path) -> None:
     """As on a node with another processor than the one that started the sweep."""
-    with pytest.raises(ValueError, match="trial 'k=4' has another key here .* start the sweep on a machine like those"):
+    with pytest.raises(
+        ValueError, match="trial 'k=4' has another key here .* start the sweep on a machine like those"
+    ):
         run_member(config, member("of another processor"), tmp_path / "trial", Memo())
     assert not (tmp_path / "trial").exists()
 

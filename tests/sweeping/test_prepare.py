@@ -1,4 +1,5 @@
-"""From the command line and a sweep's file to trials: every setting arrives in every trial that should have it."""
+"""From the command line and a sweep's file to trials: every setting arrives in every trial that should have
+it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,17 @@ Prepared = Callable[..., tuple[Sweeping, list[DictConfig]]]
 @pytest.fixture
 def prepared(tiny_bert: Path, tiny_glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     """``prepared(*words, blocks=...)``: a sweep of these blocks and words, and the settings of its trials."""
-    given = ["model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
-             "evaluation.limit=16", "calibration.samples=4", "profile=off", "tracking=off"]  # fmt: skip
+    given = [
+        "model=hf",
+        f"model.path={tiny_bert}",
+        "task=qnli",
+        f"task.data_dir={tiny_glue}",
+        "task.max_length=32",
+        "evaluation.limit=16",
+        "calibration.samples=4",
+        "profile=off",
+        "tracking=off",
+    ]
     monkeypatch.chdir(tmp_path)
 
     def prepared(
@@ -59,7 +69,9 @@ def test_a_setting_of_the_command_line_holds_for_every_block(prepared: Prepared)
 
 
 @pytest.mark.parametrize("place", ["command line", "file", "file and command line"])
-def test_checkpoints_are_an_axis(place: str, prepared: Prepared, tiny_bert: Path, make_model: MakeModel) -> None:
+def test_checkpoints_are_an_axis(
+    place: str, prepared: Prepared, tiny_bert: Path, make_model: MakeModel
+) -> None:
     other = make_model(seed=1)
     paths = [str(tiny_bert), str(other)]
     if place == "command line":

@@ -16,11 +16,38 @@ SPECIAL = "\\\"'`$%{}[]()<>=,:;#|&?*!~@+-./ \t\n\r_eE0189aéλ资\u2028"
 TEXTS = st.text(SPECIAL, max_size=12) | st.text(max_size=6)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
 KEYS = st.sampled_from(["match", "bits", "a.b", "*.ffn", "x-1"])
-VALUES = st.recursive(SCALARS, lambda item: st.lists(item, max_size=3) | st.dictionaries(KEYS, item, max_size=3))
+VALUES = st.recursive(
+    SCALARS, lambda item: st.lists(item, max_size=3) | st.dictionaries(KEYS, item, max_size=3)
+)
 YAML_TEXTS = (
-    "null", "true", "False", "1e3", "8", "inf", "NaN", "[x]", "{x}", "", " ", "a, v=2 (old) #1", "~/x", "50%41",
-    "what?", "données", "${HOME}", r"\${x}", "a\\", 'a\\"', '"quoted"', "'", "$HOME", "int(3)", "a:b", "é", "x ",
-)  # fmt: skip
+    "null",
+    "true",
+    "False",
+    "1e3",
+    "8",
+    "inf",
+    "NaN",
+    "[x]",
+    "{x}",
+    "",
+    " ",
+    "a, v=2 (old) #1",
+    "~/x",
+    "50%41",
+    "what?",
+    "données",
+    "${HOME}",
+    r"\${x}",
+    "a\\",
+    'a\\"',
+    '"quoted"',
+    "'",
+    "$HOME",
+    "int(3)",
+    "a:b",
+    "é",
+    "x ",
+)
 
 
 def read(text: str) -> Any:

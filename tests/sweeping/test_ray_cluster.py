@@ -29,7 +29,10 @@ def node(name: str, folder: Path, *arguments: str) -> Iterator[None]:
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, *small], env={**psutil.Process().environ(), **quiet, **TOKEN}, stdout=output, stderr=output
+            [*command, *small],
+            env={**psutil.Process().environ(), **quiet, **TOKEN},
+            stdout=output,
+            stderr=output,
         )
     try:
         deadline = time.monotonic() + START_S
@@ -51,7 +54,10 @@ def cluster() -> Iterator[tuple[str, Path]]:
     if find_spec("ray") is None:  # imported here, it would replace functions of inspect for all tests
         pytest.skip("needs ray: pip install -e '.[ray]'")
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-") as name, ExitStack() as stack:  # paths of sockets have to be short
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as name,
+        ExitStack() as stack,
+    ):  # paths of sockets have to be short
         head = (f"--port={port}", "--head", "--include-dashboard=false", f"--temp-dir={name}/t")
         stack.enter_context(node("first", Path(name), *head))
         stack.enter_context(node("second", Path(name), f"--address=127.0.0.1:{port}"))
@@ -60,10 +66,22 @@ def cluster() -> Iterator[tuple[str, Path]]:
 
 def sweep(model: Path, data: Path, address: str) -> list[str]:
     return [
-        "-m", "quantlab.run", "-m", "model=hf", f"model.path={model}", "task=qnli", "task.max_length=32",
-        f"task.data_dir={data}", "calibration.samples=4", "evaluation.limit=8", "profile=off", "tracking=off",
-        "bits.weights=8,4", "launcher=ray", f'hydra.launcher.ray.init.address="{address}"',
-    ]  # fmt: skip
+        "-m",
+        "quantlab.run",
+        "-m",
+        "model=hf",
+        f"model.path={model}",
+        "task=qnli",
+        "task.max_length=32",
+        f"task.data_dir={data}",
+        "calibration.samples=4",
+        "evaluation.limit=8",
+        "profile=off",
+        "tracking=off",
+        "bits.weights=8,4",
+        "launcher=ray",
+        f'hydra.launcher.ray.init.address="{address}"',
+    ]
 
 
 def test_a_sweep_runs_on_both_nodes_of_a_cluster(
@@ -79,7 +97,11 @@ def test_a_cluster_that_wants_a_token_says_so_in_one_line(
     cluster: tuple[str, Path], python: Python, tiny_bert: Path, tiny_glue: Path, tmp_path: Path
 ) -> None:
     address, _ = cluster
-    done = python.run(*sweep(tiny_bert, tiny_glue, address), cwd=tmp_path, environment={"RAY_AUTH_MODE": "disabled"})
+    done = python.run(
+        *sweep(tiny_bert, tiny_glue, address), cwd=tmp_path, environment={"RAY_AUTH_MODE": "disabled"}
+    )
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if "HYDRA_FULL_ERROR" not in line and line.strip()]
-    assert len(said) == 1 and "cannot be joined: it wants a token: set RAY_AUTH_MODE=token" in said[0], done.stderr
+    assert len(said) == 1 and "cannot be joined: it wants a token: set RAY_AUTH_MODE=token" in said[0], (
+        done.stderr
+    )

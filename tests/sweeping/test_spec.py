@@ -25,18 +25,25 @@ def names(*blocks: Mapping[str, Any], **more: Any) -> list[str]:
 def test_lists_are_crossed_in_order() -> None:
     found = overrides({"over": {"method": "peg", "method.k": [2, 3], "bits.symmetric": [True, False]}})
     assert found == [
-        {"method": "peg", "method.k": k, "bits.symmetric": symmetric} for k in "23" for symmetric in ("true", "false")
+        {"method": "peg", "method.k": k, "bits.symmetric": symmetric}
+        for k in "23"
+        for symmetric in ("true", "false")
     ]
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (4, "4"), (99.9, "99.9"), (True, "true"), (None, "null"), ("minmax", "minmax"),
-        (["*.ffn.in", "*.ffn.out"], '["*.ffn.in","*.ffn.out"]'), ([], "[]"),
+        (4, "4"),
+        (99.9, "99.9"),
+        (True, "true"),
+        (None, "null"),
+        ("minmax", "minmax"),
+        (["*.ffn.in", "*.ffn.out"], '["*.ffn.in","*.ffn.out"]'),
+        ([], "[]"),
         ([{"match": "*.ffn.sum", "bits": 16}], '[{match:"*.ffn.sum",bits:16}]'),
     ],
-)  # fmt: skip
+)
 def test_values_read_as_hydra_reads_them(value: Any, text: str) -> None:
     assert overrides({"over": {"key.name": [value]}}) == [{"key.name": text}]
 
@@ -49,7 +56,10 @@ def test_a_value_that_is_no_list_is_one_value() -> None:
     ("value", "found"),
     [
         ([["{layer}.*"]], ['["0.*"]', '["1.*"]', '["2.*"]']),
-        ([["{layer}.ffn.*", "embed.*"]], ['["0.ffn.*","embed.*"]', '["1.ffn.*","embed.*"]', '["2.ffn.*","embed.*"]']),
+        (
+            [["{layer}.ffn.*", "embed.*"]],
+            ['["0.ffn.*","embed.*"]', '["1.ffn.*","embed.*"]', '["2.ffn.*","embed.*"]'],
+        ),
         ([["{deepest}.*"]], ['["2.*"]', '["1.*","2.*"]', '["0.*","1.*","2.*"]']),
         (["{layer}", 7], ["0", "1", "2", "7"]),
     ],
@@ -59,7 +69,9 @@ def test_values_may_speak_of_layers(value: Any, found: list[str]) -> None:
 
 
 def test_several_layers_need_a_list() -> None:
-    with pytest.raises(ValueError, match=r"{deepest} stands for several layers: use it in a list, got '{deepest}'"):
+    with pytest.raises(
+        ValueError, match=r"{deepest} stands for several layers: use it in a list, got '{deepest}'"
+    ):
         expanded({"over": {"key": ["{deepest}"]}})
 
 
@@ -83,7 +95,11 @@ def test_a_trial_is_named_by_what_varies(block: Mapping[str, Any], name: str) ->
 def test_the_layers_are_those_of_the_model_that_the_block_sets() -> None:
     block = {"over": {"model.path": ["a", "b"], "method.keep": [["{layer}.*"]], "bits.norms": 8}}
     told = []
-    rows(Sweep(trials=(block,)), {"task": ["qnli"], "method.k": ["2", "3"]}, lambda axes: told.append(dict(axes)) or 1)
+    rows(
+        Sweep(trials=(block,)),
+        {"task": ["qnli"], "method.k": ["2", "3"]},
+        lambda axes: told.append(dict(axes)) or 1,
+    )
     assert told == [{"model.path": ["a", "b"], "bits.norms": ["8"], "method.k": ["2", "3"]}]
 
 
@@ -96,7 +112,9 @@ def test_the_layers_are_those_of_the_model_that_the_block_sets() -> None:
         ("recipe@model.recipe", "recipe", "4"),
     ],
 )
-def test_names_have_no_prefix_and_no_package_and_the_override_keeps_them(key: str, setting: str, name: str) -> None:
+def test_names_have_no_prefix_and_no_package_and_the_override_keeps_them(
+    key: str, setting: str, name: str
+) -> None:
     found = expanded(asked={key: ["4", "8"]})
     assert [row.overrides for row in found] == [{key: "4"}, {key: "8"}]
     assert found[0].settings == {setting: "4"} and varying(found) == (setting,) and found[0].name == name
@@ -137,7 +155,10 @@ def test_what_varies() -> None:
 @pytest.mark.parametrize(
     ("trials", "message"),
     [
-        ([{"ovr": {"method.k": 2}}], "a key of sweep.trials must be one of over, name; got 'ovr' .did you mean 'over'"),
+        (
+            [{"ovr": {"method.k": 2}}],
+            "a key of sweep.trials must be one of over, name; got 'ovr' .did you mean 'over'",
+        ),
         ([{"over": ["method.k=2"]}], "over must map overrides to values, got"),
         ([{"over": {"method.k": []}}], "sweep multirun has no trials"),
     ],

@@ -9,8 +9,13 @@ from quantlab.alarms import Alarm
 from quantlab.sweeping.spec import Member
 from quantlab.sweeping.summary import answer, print_member, print_summary
 
-METRICS = {"accuracy": 0.5, "accuracy_fp32": 0.75, "accuracy_drop": 0.25, "accuracy_drop_ci95_low": -0.1,
-           "accuracy_drop_ci95_high": 0.6}  # fmt: skip
+METRICS = {
+    "accuracy": 0.5,
+    "accuracy_fp32": 0.75,
+    "accuracy_drop": 0.25,
+    "accuracy_drop_ci95_low": -0.1,
+    "accuracy_drop_ci95_high": 0.6,
+}
 
 
 def test_an_answer_in_one_line() -> None:
@@ -19,8 +24,13 @@ def test_an_answer_in_one_line() -> None:
 
 
 def test_a_correlation_that_does_not_exist_can_be_said() -> None:
-    metrics = {"pearson": None, "pearson_fp32": 0.9, "pearson_drop": None, "pearson_drop_ci95_low": None,
-               "pearson_drop_ci95_high": None}  # fmt: skip
+    metrics = {
+        "pearson": None,
+        "pearson_fp32": 0.9,
+        "pearson_drop": None,
+        "pearson_drop_ci95_low": None,
+        "pearson_drop_ci95_high": None,
+    }
     assert answer(metrics) == "pearson none, FP32 0.9000, drop none (95 % interval none to none)"
 
 
@@ -33,8 +43,13 @@ def test_what_users_named_is_no_markup(name: str, capsys: pytest.CaptureFixture[
     summary = {"metrics": METRICS, "tags": {"engine": "fp32"}, "alarms": [alarm], "config": {}}
     print_member(Member(number=1, total=2, name=name, key="k", sweep="s", parent=None, swept=()), summary)
     assert capsys.readouterr().out.startswith(f"[1/2] {name}: accuracy 0.5000")
-    print_summary(SimpleNamespace(metrics=METRICS, tags=summary["tags"], alarms=[Alarm(**alarm)]), tmp_path / name)  # type: ignore[arg-type]
-    assert capsys.readouterr().out.splitlines()[1:] == [f"alarm a: {name}", str(tmp_path / name / "result.json")]
+    print_summary(
+        SimpleNamespace(metrics=METRICS, tags=summary["tags"], alarms=[Alarm(**alarm)]), tmp_path / name
+    )  # type: ignore[arg-type]
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"alarm a: {name}",
+        str(tmp_path / name / "result.json"),
+    ]
 
 
 def test_long_names_are_cut_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,4 +57,6 @@ def test_long_names_are_cut_on_the_terminal(capsys: pytest.CaptureFixture[str]) 
     name = "".join(f"{number} " for number in range(1000))
     print_member(Member(number=1, total=2, name=name, key="k", sweep="s", parent=None, swept=()), summary)
     said = capsys.readouterr().out
-    assert said.startswith("[1/2] 0 1 2 ") and "…" in said and "998 999 : accuracy" in said and len(said) < 350
+    assert (
+        said.startswith("[1/2] 0 1 2 ") and "…" in said and "998 999 : accuracy" in said and len(said) < 350
+    )

@@ -1,4 +1,5 @@
-"""Sweeps through the command line on a tiny model: one tree in MLflow, resumed after anything, whoever runs it."""
+"""Sweeps through the command line on a tiny model: one tree in MLflow, resumed after anything, whoever runs
+it."""
 
 import json
 import math
@@ -54,16 +55,28 @@ class Bench:
         runs = list(client.search_runs([client.get_experiment_by_name("quantlab").experiment_id]))
         children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
         parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-        assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {run.info.run_id for run in parents}
+        assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {
+            run.info.run_id for run in parents
+        }
         return parents, children
 
 
 @pytest.fixture
 def new_bench(tiny_bert: Path, tiny_glue: Path, python: Python, tmp_path: Path) -> Bench:
-    return Bench(tmp_path, (
-        "model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
-        "evaluation.limit=32", "calibration.samples=4", "profile=off",
-    ), python)  # fmt: skip
+    return Bench(
+        tmp_path,
+        (
+            "model=hf",
+            f"model.path={tiny_bert}",
+            "task=qnli",
+            f"task.data_dir={tiny_glue}",
+            "task.max_length=32",
+            "evaluation.limit=32",
+            "calibration.samples=4",
+            "profile=off",
+        ),
+        python,
+    )
 
 
 @pytest.fixture
@@ -116,7 +129,13 @@ def test_a_larger_sweep_reuses_the_smaller_ones_trials_under_its_own_parent(benc
     said = bench.sweep("method=peg", "method.k=2,4,8")
     assert "3 trials, 2 reused, 1 to run" in said
     parents, children = bench.tree()
-    assert len(parents) == 2 and sorted(run.info.run_name for run in children) == ["k=2", "k=2", "k=4", "k=4", "k=8"]
+    assert len(parents) == 2 and sorted(run.info.run_name for run in children) == [
+        "k=2",
+        "k=2",
+        "k=4",
+        "k=4",
+        "k=8",
+    ]
     assert statuses(children) == ["FINISHED"] * 5
 
 
@@ -142,14 +161,18 @@ def test_launchers_give_the_same_results(bench: Bench, launcher: str) -> None:
     assert statuses([*parents, *children]) == ["FINISHED"] * 10
 
 
-def test_a_trial_that_fails_does_not_stop_the_others(bench: Bench, make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_trial_that_fails_does_not_stop_the_others(
+    bench: Bench, make_model: MakeModel, tmp_path: Path
+) -> None:
     models = [make_model(seed=seed) for seed in (1, 2)]
     broken = tmp_path / "broken"
     shutil.copytree(models[0], broken)
     tensors = load_file(broken / "model.safetensors")
     tensors["classifier.bias"][0] = math.nan  # which shows when the weights are read, not before the sweep
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    other = replace(bench, overrides=tuple(item for item in bench.overrides if not item.startswith("model.path=")))
+    other = replace(
+        bench, overrides=tuple(item for item in bench.overrides if not item.startswith("model.path="))
+    )
     rows = f"model.path={models[0]},{broken},{models[1]}"
     said = other.sweep(rows, status=1)
     assert "1 of 3 trials failed" in said and "classifier.bias holds NaN or infinity" in said
@@ -200,7 +223,10 @@ def test_ones_own_sweep(bench: Bench) -> None:
     sweep = {
         "name": "mine",
         "question": "Which K?",
-        "trials": [{"name": "FP32", "over": {"method": "fp32"}}, {"over": {"method": "peg", "method.k": [2, 4]}}],
+        "trials": [
+            {"name": "FP32", "over": {"method": "fp32"}},
+            {"over": {"method": "peg", "method.k": [2, 4]}},
+        ],
         "views": [{"_target_": "quantlab.sweeping.views.Curve", "x": "method.k"}],
     }
     path = bench.cwd / "mine" / "sweeps" / "mine.yaml"
@@ -223,7 +249,9 @@ def test_ones_own_sweep(bench: Bench) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_run_is_said_before_anything_runs(new_bench: Bench, overrides: list[str], message: str) -> None:
+def test_what_cannot_run_is_said_before_anything_runs(
+    new_bench: Bench, overrides: list[str], message: str
+) -> None:
     said = new_bench.sweep(*overrides, status=1)
     assert message in said and "Traceback" not in said
     assert not new_bench.results and not (new_bench.cwd / "mlflow.db").exists()

@@ -1,4 +1,5 @@
-"""What users type and name, through the command line: it arrives as it was meant, or one line says why not."""
+"""What users type and name, through the command line: it arrives as it was meant, or one line says why
+not."""
 
 import html
 import json
@@ -23,12 +24,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture
 def typed(
-    tiny_bert: Path, tiny_glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny_bert: Path,
+    tiny_glue: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> Typed:
     given = (
-        "model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
-        "evaluation.limit=16", "calibration.samples=4", "profile=off", "tracking=off",
-    )  # fmt: skip
+        "model=hf",
+        f"model.path={tiny_bert}",
+        "task=qnli",
+        f"task.data_dir={tiny_glue}",
+        "task.max_length=32",
+        "evaluation.limit=16",
+        "calibration.samples=4",
+        "profile=off",
+        "tracking=off",
+    )
     return Typed(tmp_path, given, monkeypatch, capfd)
 
 
@@ -42,7 +54,9 @@ def test_a_sweep_over_checkpoints_in_a_folder_of_any_letters(
     assert "2 done, 0 reused, 0 failed" in said and "no report: the trials differ in checkpoint" in said
     assert "is [/x] right :cat:, [red]?" in said
     assert list(here.table["model.path"]) == paths and not list(here.cwd.rglob("*.html"))
-    assert [path.name for path in typed.cwd.iterdir() if path.is_dir() and path.name != "glue"] == [here.cwd.name]
+    assert [path.name for path in typed.cwd.iterdir() if path.is_dir() and path.name != "glue"] == [
+        here.cwd.name
+    ]
     for folder in here.cwd.glob("multirun/trials/*"):
         assert {"answers.parquet", "plan.json", "result.json"} <= {path.name for path in folder.iterdir()}
 
@@ -51,7 +65,10 @@ def test_the_commands_of_a_report_run_as_they_stand(typed: Typed, tiny_glue: Pat
     data = typed.cwd / "a, v=2 (old) #1 'x'"
     data.symlink_to(tiny_glue)
     (typed.cwd / "my conf" / "sweeps").mkdir(parents=True)
-    sweep = {"name": "mine", "trials": [{"over": {"task.data_dir": [str(data)], "method": ["fp32", "uniform"]}}]}
+    sweep = {
+        "name": "mine",
+        "trials": [{"over": {"task.data_dir": [str(data)], "method": ["fp32", "uniform"]}}],
+    }
     (typed.cwd / "my conf" / "sweeps" / "mine.yaml").write_text(
         f"# @package _global_\n{yaml.safe_dump({'sweep': sweep})}"
     )
@@ -65,21 +82,31 @@ def test_the_commands_of_a_report_run_as_they_stand(typed: Typed, tiny_glue: Pat
     alone = bare.run(*shlex.split(study.trials[1].command)[3:], "hydra.run.dir=again", "tracking=off")
     assert str(Path("again", "result.json")) in alone
     first, again = (
-        json.loads((each / "result.json").read_text()) for each in (study.trials[1].folder, typed.cwd / "again")
+        json.loads((each / "result.json").read_text())
+        for each in (study.trials[1].folder, typed.cwd / "again")
     )
     assert first["config"] == again["config"]
-    (analysis,) = re.findall("<code>(python -m quantlab.outliers .*?)</code>", (folder / "report.html").read_text())
+    (analysis,) = re.findall(
+        "<code>(python -m quantlab.outliers .*?)</code>", (folder / "report.html").read_text()
+    )
     assert shlex.split(html.unescape(analysis))[3:] == [
-        "model=hf", next(word for word in given if word.startswith("model.path")), "task=qnli", "task.max_length=32",
-        "evaluation.limit=16", f'task.data_dir="{data}"',
-    ]  # fmt: skip
+        "model=hf",
+        next(word for word in given if word.startswith("model.path")),
+        "task=qnli",
+        "task.max_length=32",
+        "evaluation.limit=16",
+        f'task.data_dir="{data}"',
+    ]
 
 
 def test_two_single_trials_never_share_a_folder(typed: Typed) -> None:
     folder = typed.cwd / "same"
     with held(folder, "another", wait=False):
         said = typed.run("hydra.run.dir=same", status=1)
-    assert said == f"a trial with hydra.run.dir={folder} is being run by another process ({folder}/.lock is locked)\n"
+    assert (
+        said
+        == f"a trial with hydra.run.dir={folder} is being run by another process ({folder}/.lock is locked)\n"
+    )
     assert [path.name for path in folder.iterdir()] == [".lock"]  # not even Hydra wrote there
     typed.run("hydra.run.dir=same", "bits.weights=4")
     before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -94,7 +121,11 @@ def test_two_single_trials_never_share_a_folder(typed: Typed) -> None:
 @pytest.mark.parametrize(
     ("flags", "words", "message"),
     [
-        (["-m"], ["hydra.job.chdir=true", "bits.weights=4,8"], "hydra.job.chdir=true would take relative paths"),
+        (
+            ["-m"],
+            ["hydra.job.chdir=true", "bits.weights=4,8"],
+            "hydra.job.chdir=true would take relative paths",
+        ),
         ([], ["hydra.job.chdir=true"], "hydra.job.chdir=true would take relative paths"),
         (["-m"], ["sweep.name=ablation/v2", "bits.weights=4,8"], "(did you mean 'ablation-v2'?)"),
         (["-m"], ["sweep.name=../../x", "bits.weights=4,8"], "sweep.name names a folder"),

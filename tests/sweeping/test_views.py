@@ -20,11 +20,16 @@ from quantlab.sweeping import views
 from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.views import Curve, Dots, Effects, View
 
-GRID = crossed(placement=["all", "gemm"], calibration=["minmax", "percentile", "mse"], calibration_samples=["1", "64"])
+GRID = crossed(
+    placement=["all", "gemm"], calibration=["minmax", "percentile", "mse"], calibration_samples=["1", "64"]
+)
 FACTORS = ("placement", "calibration", "calibration.samples")
 START = {"bits.symmetric": True, "bits.estimator": "minmax", "calibration.samples": 8}  # as in YAML
 END = {"bits.symmetric": False, "bits.estimator": "mse", "calibration.samples": 1}
-ENDS = [dict(zip(START, values, strict=True)) for values in product(*zip(START.values(), END.values(), strict=True))]
+ENDS = [
+    dict(zip(START, values, strict=True))
+    for values in product(*zip(START.values(), END.values(), strict=True))
+]
 CUBE = [{name: in_hydra(value) for name, value in row.items()} for row in ENDS]
 GAINS = {"symmetric=false": 0.3, "estimator=mse": 0.0, "samples=1": 0.1}
 
@@ -74,7 +79,13 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
         (
             Effects(block="grid", factors=FACTORS),
             factorial(),
-            {"main_effects.csv", "main_effects.md", "main_effects.png", "interactions.csv", "interactions.png"},
+            {
+                "main_effects.csv",
+                "main_effects.md",
+                "main_effects.png",
+                "interactions.csv",
+                "interactions.png",
+            },
         ),
         (
             Effects(block="grid", factors=FACTORS[:1]),
@@ -157,7 +168,9 @@ def test_dots(figures: dict[str, Figure], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rows", "height", "font"), [(1, 1.39, 8), (80, 16.4, 8), (300, 18, 3.6)])
-def test_dots_stay_apart(rows: int, height: float, font: float, figures: dict[str, Figure], tmp_path: Path) -> None:
+def test_dots_stay_apart(
+    rows: int, height: float, font: float, figures: dict[str, Figure], tmp_path: Path
+) -> None:
     Dots().draw(faked([{"seed": str(i)} for i in range(rows)], answers([0.5] * rows, examples=20)), tmp_path)
     figure = figures["dots.png"]
     assert figure.get_figheight() == pytest.approx(height)
@@ -169,7 +182,9 @@ def test_main_effects(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "main_effects.csv", dtype={"level": str}).set_index(["factor", "level"])
     effects = table["effect_points"]
     assert effects["placement"].to_dict() == pytest.approx({"all": -10, "gemm": 10})
-    assert effects["calibration"].to_dict() == pytest.approx({"minmax": -20 / 3, "percentile": 10 / 3, "mse": 10 / 3})
+    assert effects["calibration"].to_dict() == pytest.approx(
+        {"minmax": -20 / 3, "percentile": 10 / 3, "mse": 10 / 3}
+    )
     assert effects["calibration.samples"].to_dict() == pytest.approx({"1": -5 / 3, "64": 5 / 3})
     np.testing.assert_allclose(table["mean_percent"] - effects, 500 / 12 + 25)
     assert table["range_points"]["placement"].tolist() == pytest.approx([20, 20])
@@ -185,10 +200,16 @@ def test_interactions(tmp_path: Path) -> None:
     assert (first["level_a"], first["level_b"]) in {("mse", "1"), ("mse", "64")}
     assert abs(float(first["effect_points"])) == pytest.approx(10 / 3)
     main = pd.read_csv(tmp_path / "main_effects.csv").groupby("factor")["variance_share"].first()
-    assert main.sum() + table["variance_share"].astype(float).sum() == pytest.approx(1)  # nothing of a higher order
+    assert main.sum() + table["variance_share"].astype(float).sum() == pytest.approx(
+        1
+    )  # nothing of a higher order
     report = (tmp_path / "main_effects.md").read_text()
     assert "| calibration × samples " in report
-    assert report.index("| placement ") < report.index("| calibration × samples ") < report.index("| higher orders ")
+    assert (
+        report.index("| placement ")
+        < report.index("| calibration × samples ")
+        < report.index("| higher orders ")
+    )
 
 
 def test_effects_of_part_of_the_factors(tmp_path: Path) -> None:
@@ -200,7 +221,9 @@ def test_effects_of_part_of_the_factors(tmp_path: Path) -> None:
 
 def test_effects_where_nothing_varies(figures: dict[str, Figure], tmp_path: Path) -> None:
     """All trials collapsed alike: there is no variance to share."""
-    Effects(block="grid", factors=FACTORS).draw(faked(GRID, answers([0.5] * 12, noise=0), block="grid"), tmp_path)
+    Effects(block="grid", factors=FACTORS).draw(
+        faked(GRID, answers([0.5] * 12, noise=0), block="grid"), tmp_path
+    )
     assert "nothing varies" in figures["main_effects.png"].axes[0].get_title()
     assert "nan" not in (tmp_path / "main_effects.md").read_text()
     assert pd.read_csv(tmp_path / "main_effects.csv")["variance_share"].isna().all()
@@ -239,15 +262,22 @@ def test_path(tmp_path: Path) -> None:
         rows = table.loc[name]
         assert rows["change"].tolist() == expected
         assert rows["step"].tolist() == list(range(1, len(expected) + 1))
-        np.testing.assert_allclose(rows["gain_points"], [100 * GAINS[change] for change in expected], atol=1e-9)
+        np.testing.assert_allclose(
+            rows["gain_points"], [100 * GAINS[change] for change in expected], atol=1e-9
+        )
         assert (rows["gain_points_ci95_low"] <= rows["gain_points"]).all()
         assert (rows["gain_points_ci95_high"] >= rows["gain_points"]).all()
     assert table.loc["full", "reached_percent"].tolist() == pytest.approx([80, 90, 90])
     report = (tmp_path / "path.md").read_text()
     assert "All 3 changes lead from 50.00 % to 90.00 %: +40.00 (" in report
-    assert "The shortest path to at most 2 points less than all changes makes 2 and reaches 90.00 %; the rest" in report
+    assert (
+        "The shortest path to at most 2 points less than all changes makes 2 and reaches 90.00 %; the rest"
+        in report
+    )
     views.Path(block="cube", start=START, end=END, max_drop=1e-9).draw(cube(), tmp_path)
-    assert "400 examples do not show of fewer changes that they reach it." in (tmp_path / "path.md").read_text()
+    assert (
+        "400 examples do not show of fewer changes that they reach it." in (tmp_path / "path.md").read_text()
+    )
     with pytest.raises(ValueError, match="max_drop must be above 0, got 0"):
         views.Path(block="cube", start=START, end=END, max_drop=0)
 
@@ -265,8 +295,16 @@ def test_path_pins_what_start_and_end_share(tmp_path: Path) -> None:
     ("results", "ends", "message"),
     [
         (cube([3]), {}, "1 failed: true mse 1"),
-        (cube().where(cube().table["number"] != 2), {}, "each of the 8 mixtures .* has 7 of them in 7 trials"),
-        (cube(), {"start": {"bits.symetric": "true"}, "end": {"bits.symetric": "false"}}, "mean 'bits.symmetric'"),
+        (
+            cube().where(cube().table["number"] != 2),
+            {},
+            "each of the 8 mixtures .* has 7 of them in 7 trials",
+        ),
+        (
+            cube(),
+            {"start": {"bits.symetric": "true"}, "end": {"bits.symetric": "false"}},
+            "mean 'bits.symmetric'",
+        ),
         (cube(), {"end": END | {"bits.estimator": "msee"}}, "bits.estimator must be .* mean 'mse'"),
         (cube(), {"block": "cub"}, "did you mean 'cube'"),
     ],
@@ -278,7 +316,9 @@ def test_path_refuses(results: Results, ends: dict[str, Any], message: str, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_long_settings_with_signs_of_mathematics_are_drawn(figures: dict[str, Figure], tmp_path: Path) -> None:
+def test_long_settings_with_signs_of_mathematics_are_drawn(
+    figures: dict[str, Figure], tmp_path: Path
+) -> None:
     keep = ["$a$" + 40 * '"*.ffn.sum",', r"$\frac$", '["x"]']
     results = faked(crossed(method_keep=keep, bits=["8", "4"]), answers([0.5, 0.6, 0.7, 0.8, 0.9, 0.5]))
     for view in (Dots(), Curve(x="method.keep"), Curve(x="bits")):
@@ -297,11 +337,20 @@ def test_curve_refuses_an_unknown_override(tmp_path: Path) -> None:
     ("node", "message"),
     [
         ({"_target_": "Effects", "block": "", "factors": []}, "factors must be a list of distinct overrides"),
-        ({"_target_": "Effects", "block": "", "factors": ["a", "a"]}, "factors must be a list of distinct overrides"),
-        ({"_target_": "Effects", "block": "", "factors": "placement"}, "factors must be a list .* got 'placement'"),
+        (
+            {"_target_": "Effects", "block": "", "factors": ["a", "a"]},
+            "factors must be a list of distinct overrides",
+        ),
+        (
+            {"_target_": "Effects", "block": "", "factors": "placement"},
+            "factors must be a list .* got 'placement'",
+        ),
         ({"_target_": "Path", "block": "", "start": {"a": 1}, "end": {"a": 1}}, "not all alike"),
         ({"_target_": "Path", "block": "", "start": {"a": 1}, "end": {"b": 2}}, "the same overrides"),
-        ({"_target_": "Path", "block": "", "start": 3, "end": {"b": 2}}, "start must map overrides to values, got 3"),
+        (
+            {"_target_": "Path", "block": "", "start": 3, "end": {"b": 2}},
+            "start must map overrides to values, got 3",
+        ),
     ],
 )
 def test_bad_fields(node: dict[str, Any], message: str) -> None:
@@ -317,12 +366,19 @@ def test_bad_fields(node: dict[str, Any], message: str) -> None:
         ({"_target_": "Dots"}, Dots()),
         ({"_target_": "Effects", "block": "b", "factors": ["x"]}, Effects(block="b", factors=("x",))),
         (
-            {"_target_": "Path", "block": "b", "start": {"s": True, "k": 8}, "end": {"s": None, "k": ["*", 0.5]}},
+            {
+                "_target_": "Path",
+                "block": "b",
+                "start": {"s": True, "k": 8},
+                "end": {"s": None, "k": ["*", 0.5]},
+            },
             views.Path(block="b", start=(("s", True), ("k", 8)), end=(("s", None), ("k", ("*", 0.5)))),
         ),
     ],
-)  # fmt: skip
+)
 def test_yaml_builds_a_view_that_can_be_hashed(node: dict[str, Any], view: View) -> None:
-    built = instantiate(node | {"_target_": f"quantlab.sweeping.views.{node['_target_']}", "_convert_": "all"})
+    built = instantiate(
+        node | {"_target_": f"quantlab.sweeping.views.{node['_target_']}", "_convert_": "all"}
+    )
     assert built == view
     assert hash(built) == hash(view)

@@ -71,7 +71,9 @@ def test_nothing_leaks_between_the_splits(splits: Splits) -> None:
 def test_neither_half_of_a_pair_tells_its_label(splits: Splits, part: str) -> None:
     examples = getattr(splits, part)
     matches = {texts for texts, label in zip(examples.texts, examples.labels, strict=True) if label == MATCH}
-    others = {texts for texts, label in zip(examples.texts, examples.labels, strict=True) if label == MISMATCH}
+    others = {
+        texts for texts, label in zip(examples.texts, examples.labels, strict=True) if label == MISMATCH
+    }
     assert len(matches) + len(others) == len(examples)
     assert not matches & others
     for side in (0, 1):
@@ -86,7 +88,11 @@ def test_mismatches_come_from_the_same_package(splits: Splits) -> None:
 
 
 def _rows(splits: Splits) -> list[tuple[tuple[str, ...], int]]:
-    return [pair for part in (splits.train, splits.evaluation) for pair in zip(part.texts, part.labels, strict=True)]
+    return [
+        pair
+        for part in (splits.train, splits.evaluation)
+        for pair in zip(part.texts, part.labels, strict=True)
+    ]
 
 
 def _package(question: str) -> str:
@@ -112,7 +118,9 @@ def test_nothing_of_this_machine_is_in_the_texts(splits: Splits) -> None:
 def test_known_pairs_are_there(splits: Splits) -> None:
     matches = dict(texts for texts, label in _rows(splits) if label == MATCH)
     assert matches["What does scipy.linalg.expm do?"] == "Compute the matrix exponential of an array."
-    assert matches["What does torch.addmm do?"].startswith("Performs a matrix multiplication of the matrices mat1")
+    assert matches["What does torch.addmm do?"].startswith(
+        "Performs a matrix multiplication of the matrices mat1"
+    )
     assert matches["What does math.cos do?"] == "Return the cosine of x (measured in radians)."
 
 
@@ -144,5 +152,7 @@ def test_another_process_builds_the_same(splits: Splits, tmp_path: Path) -> None
 
 
 def test_its_labels_are_its_own() -> None:
-    with pytest.raises(ValueError, match=r"labels of docmatch are \['mismatch', 'match'\], got \['no', 'yes'\]"):
+    with pytest.raises(
+        ValueError, match=r"labels of docmatch are \['mismatch', 'match'\], got \['no', 'yes'\]"
+    ):
         DocMatch(name="docmatch", labels=("no", "yes"), metrics=("accuracy",))

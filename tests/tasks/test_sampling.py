@@ -48,10 +48,17 @@ def test_the_same_rows_on_every_machine() -> None:
     assert np.flatnonzero(held_out(np.arange(400) % 2, 0.5, seed=0))[:6].tolist() == [4, 5, 7, 10, 11, 12]
 
 
-@pytest.mark.parametrize("rows, share, count", [
-    (400, 0.5, 200), (2 * FEWEST, 0.5, FEWEST), (2 * FEWEST - 1, 0.5, 0), (1000, 0.0, 0), (1000, 0.25, 250),
-    (1000, 0.95, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, share, count",
+    [
+        (400, 0.5, 200),
+        (2 * FEWEST, 0.5, FEWEST),
+        (2 * FEWEST - 1, 0.5, 0),
+        (1000, 0.0, 0),
+        (1000, 0.25, 250),
+        (1000, 0.95, 0),
+    ],
+)
 def test_held_out_rows_are_enough_on_both_sides_or_none(rows: int, share: float, count: int) -> None:
     labels = np.arange(rows) % 2
     mask = Evaluation(holdout=share).held_out(labels)

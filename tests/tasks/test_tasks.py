@@ -80,7 +80,8 @@ def test_every_task_reads_its_own_columns(name: str, tmp_path: Path) -> None:
 
 
 def test_first_metrics_are_glues() -> None:
-    """Table 1 of the GLUE paper (arXiv 1804.07461): accuracy, for CoLA Matthews' correlation, for STS-B Pearson's."""
+    """Table 1 of the GLUE paper (arXiv 1804.07461): accuracy, for CoLA Matthews' correlation, for STS-B
+    Pearson's."""
     found = {name: configured(name).metrics for name in CONFIGS}
     both = dict.fromkeys(("mrpc", "qqp"), ("accuracy", "f1"))
     own = {"cola": ("matthews_correlation", "accuracy"), "stsb": ("pearson", "spearmanr")}
@@ -119,7 +120,9 @@ def test_mnli_takes_either_name_of_its_evaluation_file(tmp_path: Path) -> None:
         write(frame, tmp_path / f"{split}.jsonl")
     assert configured("mnli", data_dir=tmp_path).load().evaluation.labels.tolist() == [2]
     write(frame, tmp_path / "validation.jsonl")
-    with pytest.raises(ValueError, match=r"validation\.jsonl and validation_matched\.jsonl for the same split"):
+    with pytest.raises(
+        ValueError, match=r"validation\.jsonl and validation_matched\.jsonl for the same split"
+    ):
         configured("mnli", data_dir=tmp_path).load()
 
 
@@ -129,9 +132,13 @@ def test_mnli_takes_either_name_of_its_evaluation_file(tmp_path: Path) -> None:
         ({"sentence": None}, r"row 0 holds None"),
         (
             {"label": -1},
-            r"row 0: unknown label '-1', which marks the hidden labels of a test set; allowed are 0 \(entailment\)",
+            r"row 0: unknown label '-1', which marks the hidden labels of a test set; allowed are "
+            r"0 \(entailment\)",
         ),
-        ({"label": [0, 1, None, 1]}, "row 2: label 'nan' means that there is none; remove the rows without a label"),
+        (
+            {"label": [0, 1, None, 1]},
+            "row 2: label 'nan' means that there is none; remove the rows without a label",
+        ),
         ({"label": ["0", "1", "1", "-"]}, "row 3: label '-' means that there is none"),
         ({"label": [0.0, 1.0, 0.5, 1.0]}, "row 2: unknown label '0.5'"),
         ({"label": 2}, r"unknown label '2'; allowed are 0 \(entailment\), 1 \(not_entailment\)"),
@@ -149,13 +156,25 @@ def test_wrong_values_are_named(tmp_path: Path, change: dict, message: str) -> N
     ("suffix", "content", "message"),
     [
         ("tsv", "question\tsentence\tlabel\na\tb\t0\na\t0\n", r"line 3 has 2 fields, the header names 3"),
-        ("tsv", "question\tsentence\tlabel\na\tb\t0\na\tb\tc\t0\n", r"line 3 has 4 fields, the header names 3"),
+        (
+            "tsv",
+            "question\tsentence\tlabel\na\tb\t0\na\tb\tc\t0\n",
+            r"line 3 has 4 fields, the header names 3",
+        ),
         ("tsv", "question\tsentence\tlabel\n\na\tb\t\n", "line 3: label '' means that there is none"),
         ("tsv", "a\tb\t0\n", r"no column 'question'; found \['a', 'b', '0'\]"),
-        ("jsonl", '[{"question": "a", "sentence": "b", "label": 0}]', r"line 1 holds a JSON array.*jq -c '\.\[\]'"),
+        (
+            "jsonl",
+            '[{"question": "a", "sentence": "b", "label": 0}]',
+            r"line 1 holds a JSON array.*jq -c '\.\[\]'",
+        ),
         ("jsonl", '{"question": "a", "sentence": "b", "label": 0}\n{"questi', "line 2: Unterminated string"),
         ("jsonl", '\n"a"\n', "line 2 holds 'a', expected an object"),
-        ("parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+        (
+            "parquet",
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "Git LFS pointer.*git lfs pull",
+        ),
         ("tsv", "\ufeffquestion".encode("utf-16"), r"is UTF-16, expected UTF-8: iconv"),
     ],
     ids=lambda value: value[:12] if isinstance(value, str) else "utf16",
@@ -210,9 +229,27 @@ def test_the_hub_s_shards_are_read_in_order(tmp_path: Path) -> None:
     ("name", "evaluation", "lines", "texts", "labels"),
     [
         ("cola", "dev", ["gj04\t1\t\tthe cat is red", "gj04\t0\t*\tcat the"], ("the cat is red",), [1, 0]),
-        ("mrpc", "dev", ["\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\ta\tb"], ("a", "b"), [1]),
-        ("qqp", "dev", ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\ta\tb\t1"], ("a", "b"), [1]),
-        ("mnli", "dev_matched", ["index\tsentence1\tsentence2\tgold_label", "0\ta\tb\tneutral"], ("a", "b"), [1]),
+        (
+            "mrpc",
+            "dev",
+            ["\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\ta\tb"],
+            ("a", "b"),
+            [1],
+        ),
+        (
+            "qqp",
+            "dev",
+            ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\ta\tb\t1"],
+            ("a", "b"),
+            [1],
+        ),
+        (
+            "mnli",
+            "dev_matched",
+            ["index\tsentence1\tsentence2\tgold_label", "0\ta\tb\tneutral"],
+            ("a", "b"),
+            [1],
+        ),
         ("stsb", "dev", ["index\tsentence1\tsentence2\tscore", "0\ta\tb\t2.5"], ("a", "b"), [2.5]),
     ],
 )
@@ -259,7 +296,11 @@ def test_missing_empty_and_doubled_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "tsv"])
 def test_broken_and_empty_files_are_named(tmp_path: Path, suffix: str) -> None:
     folder = folder_with(tmp_path, qnli_rows(4), suffix)
-    for content in (b"", b"\xff\xfe{]broken\tfile\n\xff\tx\ty\tz\n", (folder / f"train.{suffix}").read_bytes()[:-9]):
+    for content in (
+        b"",
+        b"\xff\xfe{]broken\tfile\n\xff\tx\ty\tz\n",
+        (folder / f"train.{suffix}").read_bytes()[:-9],
+    ):
         (folder / f"train.{suffix}").write_bytes(content)
         with pytest.raises(ValueError, match=rf"train\.{suffix}"):
             qnli(folder).load()
@@ -297,7 +338,10 @@ def test_a_failing_hub_says_what_else_can_be_done(monkeypatch: pytest.MonkeyPatc
     ("settings", "message"),
     [
         ({"config": "qnil"}, r"config must be one of cola.*got 'qnil' \(did you mean 'qnli'"),
-        ({"metrics": ("acuracy",)}, r"metrics must be one of accuracy.*got 'acuracy' \(did you mean 'accuracy'"),
+        (
+            {"metrics": ("acuracy",)},
+            r"metrics must be one of accuracy.*got 'acuracy' \(did you mean 'accuracy'",
+        ),
         ({"metrics": ("pearson",)}, r"metrics must be one of accuracy, f1"),
         ({"metrics": ()}, "at least one metric"),
         ({"labels": ("a",)}, "at least two different names"),
@@ -319,7 +363,13 @@ def test_examples_are_named_by_content_and_order() -> None:
     def of(*texts: tuple[str, ...]) -> Examples:
         return Examples(texts=texts, labels=np.arange(len(texts)))
 
-    prints = [of(("ab", "c")), of(("a", "bc")), of(("ab",), ("c",)), of(("c",), ("ab",)), of(("ab", "c"), ("d", "e"))]
+    prints = [
+        of(("ab", "c")),
+        of(("a", "bc")),
+        of(("ab",), ("c",)),
+        of(("c",), ("ab",)),
+        of(("ab", "c"), ("d", "e")),
+    ]
     assert len({each.fingerprint for each in prints}) == len(prints)
     assert of(("ab", "c")).fingerprint == prints[0].fingerprint
     relabelled = Examples(texts=(("ab", "c"),), labels=np.array([1]))
@@ -395,10 +445,14 @@ def test_metrics_stay_in_their_bounds(rows: int, classes: int, seed: int) -> Non
     assert metrics.loss(logits, labels, regression=False) >= 0
     assert -1 <= metrics.pearson(logits, labels) <= 1
     shifted = logits + 1e4  # cross entropy does not see what is added to every class
-    assert metrics.loss(shifted, labels, False) == pytest.approx(metrics.loss(logits, labels, False), abs=1e-9)
+    assert metrics.loss(shifted, labels, False) == pytest.approx(
+        metrics.loss(logits, labels, False), abs=1e-9
+    )
 
 
-@pytest.mark.parametrize(("name", "count", "share"), [("qnli", 5463, 2702), ("rte", 277, 146), ("mrpc", 408, 129)])
+@pytest.mark.parametrize(
+    ("name", "count", "share"), [("qnli", 5463, 2702), ("rte", 277, 146), ("mrpc", 408, 129)]
+)
 def test_the_real_data_reads(shared: Path, name: str, count: int, share: int) -> None:
     evaluation = configured(name, data_dir=shared / "data" / "glue" / name).load().evaluation
     assert len(evaluation) == count

@@ -50,14 +50,21 @@ def test_texts_can_be_stored(text: str) -> None:
     assert len(cut) <= 250 and "\0" not in cut
     assert cut == text or len(text) > 250 or "\0" in text
     folder = folder_name(text)
-    assert 0 < len(folder) <= 100 and len(folder.encode()) <= 200 and "/" not in folder and folder not in (".", "..")
+    assert (
+        0 < len(folder) <= 100
+        and len(folder.encode()) <= 200
+        and "/" not in folder
+        and folder not in (".", "..")
+    )
 
 
 def test_a_surrogate_is_no_text_for_a_database() -> None:
     assert fitting.cut("caf\udce9") == "caf?"
 
 
-@pytest.mark.parametrize(("metrics", "params", "requests"), [(0, 0, 1), (800, 100, 1), (801, 0, 2), (1, 250, 3)])
+@pytest.mark.parametrize(
+    ("metrics", "params", "requests"), [(0, 0, 1), (800, 100, 1), (801, 0, 2), (1, 250, 3)]
+)
 def test_no_request_has_more_than_mlflow_takes(metrics: int, params: int, requests: int) -> None:
     sent = list(fitting.batches(metrics=range(metrics), params=range(params), tags=range(3)))
     assert len(sent) == requests and all(sum(map(len, batch.values())) <= 1000 for batch in sent)

@@ -37,7 +37,9 @@ from quantlab.tracking.record import FINISHED
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-FOUND = Outcome(metrics={"accuracy": 0.5, "kurtosis": [3.0, None, 9.0]}, tags={"engine": "simulated"}, files=("note",))
+FOUND = Outcome(
+    metrics={"accuracy": 0.5, "kurtosis": [3.0, None, 9.0]}, tags={"engine": "simulated"}, files=("note",)
+)
 
 
 @pytest.fixture
@@ -60,7 +62,9 @@ def runs(tracker: MLflow) -> list:
 
 
 def entry(identity: str = "one", parent: str | None = None) -> Entry:
-    return Entry(identity=identity, name="named", params={"method.k": "4"}, tags={"sweep": "s"}, parent=parent)
+    return Entry(
+        identity=identity, name="named", params={"method.k": "4"}, tags={"sweep": "s"}, parent=parent
+    )
 
 
 def finish(run: Run, folder: Path) -> None:
@@ -70,11 +74,19 @@ def finish(run: Run, folder: Path) -> None:
 
 def quantlab_run(tiny_bert: Path, tiny_glue: Path, tmp_path: Path, *overrides: str) -> list[str]:
     return [
-        "-m", "quantlab.run", "model=hf", f"model.path={tiny_bert}", "task=qnli", "task.max_length=32",
-        f"task.data_dir={tiny_glue}", "calibration.samples=4", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
-        "tracking.experiment=tests", f"hydra.run.dir={tmp_path}/out",
+        "-m",
+        "quantlab.run",
+        "model=hf",
+        f"model.path={tiny_bert}",
+        "task=qnli",
+        "task.max_length=32",
+        f"task.data_dir={tiny_glue}",
+        "calibration.samples=4",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        "tracking.experiment=tests",
+        f"hydra.run.dir={tmp_path}/out",
         *overrides,
-    ]  # fmt: skip
+    ]
 
 
 def test_a_trial_arrives_whole(
@@ -87,7 +99,9 @@ def test_a_trial_arrives_whole(
     (run,) = runs(tracker)
     client = MlflowClient(tracking_uri=tracker.uri)
     assert run.info.status == "FINISHED"
-    assert {"accuracy", "accuracy_drop_ci95_low", "logits_sqnr_db", "size_bytes", "kurtosis"} <= set(run.data.metrics)
+    assert {"accuracy", "accuracy_drop_ci95_low", "logits_sqnr_db", "size_bytes", "kurtosis"} <= set(
+        run.data.metrics
+    )
     history = client.get_metric_history(run.info.run_id, "kurtosis")
     assert [point.step for point in history] == [0, 1, 2]  # the embeddings, then the layers
     assert run.data.params["bits.weights"] == "8" and run.data.params["calibration"] == "MinMax"
@@ -112,7 +126,9 @@ def test_a_password_is_in_no_output_and_no_file(
         single = quantlab_run(tiny_bert, tiny_glue, tmp_path, "profile=off", f'tracking.uri="{server.uri}"')
         sweep = [*single[:2], "-m", *single[2:], "bits.weights=8,4"]
         done = [python.run(*arguments, cwd=tmp_path) for arguments in (single, sweep)]
-        assert {run["info"]["status"] for run in server.runs.values()} == {"FINISHED"} and len(server.runs) == 4
+        assert {run["info"]["status"] for run in server.runs.values()} == {"FINISHED"} and len(
+            server.runs
+        ) == 4
     (folder,) = (tmp_path / "multirun" / "sweeps").iterdir()
     done.append(python.run("-m", "quantlab.report", str(folder), cwd=tmp_path))
     for one in done:
@@ -128,7 +144,9 @@ def test_a_password_is_in_no_output_and_no_file(
     [(ValueError("what was wrong"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")],
     ids=repr,
 )
-def test_a_run_that_does_not_end_well(tracker: MLflow, tmp_path: Path, error: BaseException, status: str) -> None:
+def test_a_run_that_does_not_end_well(
+    tracker: MLflow, tmp_path: Path, error: BaseException, status: str
+) -> None:
     with pytest.raises(type(error)), tracker.start(entry(), tmp_path):
         raise error
     (run,) = runs(tracker)
@@ -175,13 +193,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
 def begun(database: Path) -> bool:
     if not database.exists():
         return False
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection, suppress(sqlite3.OperationalError):
+    with (
+        sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection,
+        suppress(sqlite3.OperationalError),
+    ):
         return bool(connection.execute("select 1 from runs").fetchall())
     return False  # the tables are being made
 
 
 def killed(tracker: MLflow, identity: str, folder: Path, outcome: Outcome | None = None) -> None:
-    """Leaves what a process leaves that is killed in the middle of its run, or while it sends what it found."""
+    """Leaves what a process leaves that is killed in the middle of its run, or while it sends what it
+    found."""
     record = tracker._record(entry(identity))
     with record.held(folder):
         record, problem = tracking.attempt(tracking.begin, record, folder, tracker.uri)
@@ -395,7 +417,9 @@ def test_mlflow_is_not_let_into_optunas_database(tmp_path: Path) -> None:
 def test_optuna_is_not_let_into_mlflows_database(tmp_path: Path, mlflow_tables: Path) -> None:
     before = mlflow_tables.read_bytes()
     with pytest.raises(ValueError, match="is MLflow's database: give the study another search.storage$"):
-        open_study(search_of(storage=str(mlflow_tables)), space_named(["0.x"], ("int8", "fp16")), tmp_path, {})
+        open_study(
+            search_of(storage=str(mlflow_tables)), space_named(["0.x"], ("int8", "fp16")), tmp_path, {}
+        )
     assert mlflow_tables.read_bytes() == before
 
 
@@ -411,7 +435,10 @@ def test_whatever_server_mlflow_takes_is_taken(tmp_path: Path, oddity: dict[str,
             finish(run, tmp_path)
         assert run.problem is None
         (found,) = server.runs.values()
-        assert found["info"]["status"] == "FINISHED" and (tmp_path / "server" / run.id / "note").read_text() == "kept"
+        assert (
+            found["info"]["status"] == "FINISHED"
+            and (tmp_path / "server" / run.id / "note").read_text() == "kept"
+        )
         assert tracker.address.endswith(server.address.removeprefix("http://"))
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"same" not in path.read_bytes(), path
@@ -446,7 +473,9 @@ def test_a_server_that_wants_a_login_says_so_and_sync_asks_for_it(
         assert sync([str(tmp_path)]) == 0
 
 
-def test_a_server_that_says_nothing_is_an_error_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_says_nothing_is_an_error_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(opening.AT_ONCE, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     start = time.monotonic()
     with faked_mlflow(tmp_path, silent_s=3) as server:
@@ -461,7 +490,9 @@ def test_a_server_that_says_nothing_is_an_error_within_seconds(tmp_path: Path, m
 def test_an_unreachable_server_is_an_error_within_seconds(tmp_path: Path) -> None:
     start = time.monotonic()
     with (
-        pytest.raises(ConnectionError, match="no MLflow server answers at http://127.0.0.1:9 .*mlflow server"),
+        pytest.raises(
+            ConnectionError, match="no MLflow server answers at http://127.0.0.1:9 .*mlflow server"
+        ),
         MLflow(uri="http://127.0.0.1:9", experiment="tests").start(entry(), tmp_path),
     ):
         pass
@@ -536,7 +567,9 @@ def test_processes_that_start_at_once_on_a_fresh_database(postgres: Postgres, tm
 
 
 @pytest.mark.slow
-def test_a_wrong_password_is_an_error_within_seconds_and_is_not_shown(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_wrong_password_is_an_error_within_seconds_and_is_not_shown(
+    postgres: Postgres, tmp_path: Path
+) -> None:
     uri = f"postgresql+psycopg2://quantlab:sesame@127.0.0.1:{postgres.port}/postgres"
     start = time.monotonic()
     with (
@@ -561,7 +594,10 @@ def test_postgres_takes_long_names_and_is_one_of_the_two(
         open_study(search_of(storage=runs_uri), space, tmp_path, {})
     open_study(search_of(storage=study_uri), space, tmp_path, {})
     other = MLflow(uri=study_uri, experiment="tests")
-    with pytest.raises(ConnectionError, match="is Optuna's database"), other.start(entry("two"), tmp_path / "b"):
+    with (
+        pytest.raises(ConnectionError, match="is Optuna's database"),
+        other.start(entry("two"), tmp_path / "b"),
+    ):
         pass
     for path in tmp_path.rglob("*.json"):
         assert postgres.password not in path.read_text()
@@ -573,7 +609,10 @@ def test_postgres_takes_long_names_and_is_one_of_the_two(
         ("sqlite:///mlflow.db", "absolute path"),
         ("mlruns", "must be or start with"),
         ("ftp://host", "must be or start with"),
-        ("postgresql://me:sesame@host/db", r"got 'postgresql://me@host/db' .did you mean postgresql.psycopg2"),
+        (
+            "postgresql://me:sesame@host/db",
+            r"got 'postgresql://me@host/db' .did you mean postgresql.psycopg2",
+        ),
     ],
 )
 def test_a_uri_that_cannot_be_right(uri: str, message: str) -> None:
@@ -588,7 +627,9 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"{", b"[]", b"{}", b'{"uri": "sqlite:////a.db"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 40, b"{", b"[]", b"{}", b'{"uri": "sqlite:////a.db"}', b"\xff"]
+)
 def test_a_record_that_a_power_failure_emptied_stops_nothing(
     tracker: MLflow, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
@@ -605,7 +646,9 @@ def test_a_record_that_a_power_failure_emptied_stops_nothing(
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 40, b"\xff"])
-def test_a_pointer_that_a_power_failure_emptied_stops_nothing(tracker: MLflow, tmp_path: Path, content: bytes) -> None:
+def test_a_pointer_that_a_power_failure_emptied_stops_nothing(
+    tracker: MLflow, tmp_path: Path, content: bytes
+) -> None:
     killed(tracker, "one", tmp_path / "broken")
     (pointer,) = records.waiting_dir().glob("*.json")
     pointer.write_bytes(content)
@@ -627,7 +670,9 @@ def test_a_process_is_alive_until_it_ends_whatever_the_clock_says() -> None:
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # a zombie holds nothing
     assert owner.gone()
     assert not replace(owner, host="elsewhere").gone()  # nothing is known of it
-    assert not replace(owner, lock="/nowhere/at/all.lock").gone()  # a container of the same name has other files
+    assert not replace(
+        owner, lock="/nowhere/at/all.lock"
+    ).gone()  # a container of the same name has other files
     os.waitpid(child, 0)
 
 
@@ -647,7 +692,9 @@ def test_params_are_flat_and_leave_tracking_out() -> None:
 
 def test_a_pointer_that_another_process_removes_meanwhile(tracker: MLflow, tmp_path: Path) -> None:
     records.waiting_dir().mkdir(parents=True, exist_ok=True)
-    (records.waiting_dir() / "gone.json").symlink_to(tmp_path / "nowhere")  # listed, and not there when it is read
+    (records.waiting_dir() / "gone.json").symlink_to(
+        tmp_path / "nowhere"
+    )  # listed, and not there when it is read
     assert list(records.orphans(tracker.uri)) == []
     with tracker.start(entry(), tmp_path):
         pass

@@ -28,9 +28,16 @@ Configured = Callable[..., RunConfig]
 def configured(tiny_bert: Path, tiny_glue: Path) -> Configured:
     """``configured("bits=w4a4")``: the config of a trial on a tiny model, with what is overridden."""
     base = (
-        "model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
-        "calibration.samples=4", "profile=off", "tracking=off", "evaluation.limit=32",
-    )  # fmt: skip
+        "model=hf",
+        f"model.path={tiny_bert}",
+        "task=qnli",
+        f"task.data_dir={tiny_glue}",
+        "task.max_length=32",
+        "calibration.samples=4",
+        "profile=off",
+        "tracking=off",
+        "evaluation.limit=32",
+    )
 
     def make(*more: str) -> RunConfig:
         with initialize_config_dir(CONF, version_base="1.3"):
@@ -46,19 +53,39 @@ def test_the_same_files_elsewhere_are_the_same_trial(
     key = trial_key(configured(), Memo())
     shutil.copytree(tiny_bert, tmp_path / "copied model")
     shutil.copytree(tiny_glue, tmp_path / "copied data")
-    moved = (f"model.path='{tmp_path}/copied model'", f"task.data_dir='{tmp_path}/copied data'", "task.hub=else/where")
+    moved = (
+        f"model.path='{tmp_path}/copied model'",
+        f"task.data_dir='{tmp_path}/copied data'",
+        "task.hub=else/where",
+    )
     held = ["evaluation.holdout=0.2"]  # decides which rows choose among trials, and no answer
-    for same in (moved, held, ["model.device=cpu"], ["profile=quick"], ["profile=paper", "profile.threads=1"]):
+    for same in (
+        moved,
+        held,
+        ["model.device=cpu"],
+        ["profile=quick"],
+        ["profile=paper", "profile.threads=1"],
+    ):
         assert trial_key(configured(*same), Memo()) == key, same
 
 
 @pytest.mark.parametrize(
     "override",
-    ["bits=w4a4", "engine=simulated", "placement=gemm", "calibration.seed=1", "calibration=mse", "method=fp32",
-     "evaluation.batch_size=8", "evaluation.limit=16", "evaluation.order=file", "task.max_length=16",
-     "task.metrics=[matthews_correlation]",
-     "runtime=onnxruntime"],
-)  # fmt: skip
+    [
+        "bits=w4a4",
+        "engine=simulated",
+        "placement=gemm",
+        "calibration.seed=1",
+        "calibration=mse",
+        "method=fp32",
+        "evaluation.batch_size=8",
+        "evaluation.limit=16",
+        "evaluation.order=file",
+        "task.max_length=16",
+        "task.metrics=[matthews_correlation]",
+        "runtime=onnxruntime",
+    ],
+)
 def test_what_decides_numbers_is_in_the_key(configured: Configured, override: str) -> None:
     assert trial_key(configured(override), Memo()) != trial_key(configured(), Memo())
 
@@ -119,7 +146,9 @@ class Own(Uniform):
     """A component from elsewhere."""
 
 
-def test_a_component_from_elsewhere_brings_its_code(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_component_from_elsewhere_brings_its_code(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
     own = described(replace(configured(), method=Own()))

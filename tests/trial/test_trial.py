@@ -26,10 +26,24 @@ from quantlab.trial.run import run_trial, trial_key
 
 TIMINGS = {"calibrate_s", "evaluate_s", "profile_s"}
 CLASSIFICATION = {
-    "accuracy", "loss", "accuracy_fp32", "accuracy_drop", "accuracy_drop_ci95_low", "accuracy_drop_ci95_high",
-    "agreement_fp32", "logits_sqnr_db", "constant_prediction", "size_bytes", "size_fp32_bytes", "kurtosis_max",
-    "kurtosis", "variance", "top1pct_energy_channels", "top1pct_energy_elements", *TIMINGS,
-}  # fmt: skip
+    "accuracy",
+    "loss",
+    "accuracy_fp32",
+    "accuracy_drop",
+    "accuracy_drop_ci95_low",
+    "accuracy_drop_ci95_high",
+    "agreement_fp32",
+    "logits_sqnr_db",
+    "constant_prediction",
+    "size_bytes",
+    "size_fp32_bytes",
+    "kurtosis_max",
+    "kurtosis",
+    "variance",
+    "top1pct_energy_channels",
+    "top1pct_energy_elements",
+    *TIMINGS,
+}
 MEMORY = {"memory_weights_mb", "memory_working_mb", "peak_memory_mb"}
 PROFILED = {"latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s", *MEMORY}
 SPEEDUP = {"speedup_vs_fp32", "speedup_ci95_low", "speedup_ci95_high"}
@@ -38,10 +52,19 @@ XHY = '["*.ffn.in","*.ffn.out","*.ffn.sum"]'
 
 @pytest.fixture
 def lab(tiny_bert: Path, tiny_glue: Path) -> Lab:
-    return Lab((
-        "model=hf", f"model.path={tiny_bert}", "task=qnli", f"task.data_dir={tiny_glue}", "task.max_length=32",
-        "evaluation.limit=48", "calibration.samples=8", "profile=off", "tracking=off",
-    ))  # fmt: skip
+    return Lab(
+        (
+            "model=hf",
+            f"model.path={tiny_bert}",
+            "task=qnli",
+            f"task.data_dir={tiny_glue}",
+            "task.max_length=32",
+            "evaluation.limit=48",
+            "calibration.samples=8",
+            "profile=off",
+            "tracking=off",
+        )
+    )
 
 
 def untimed(result: TrialResult) -> dict[str, object]:
@@ -51,9 +74,16 @@ def untimed(result: TrialResult) -> dict[str, object]:
 def test_the_command_line_that_others_script_against(lab: Lab, python: Python, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [
-        *lab.overrides, "placement=all", "method=uniform", "bits=w8a8", "bits.symmetric=true",
-        "bits.weight_granularity=tensor", "calibration=minmax", "calibration.samples=8", f"hydra.run.dir={out}",
-    ]  # fmt: skip
+        *lab.overrides,
+        "placement=all",
+        "method=uniform",
+        "bits=w8a8",
+        "bits.symmetric=true",
+        "bits.weight_granularity=tensor",
+        "calibration=minmax",
+        "calibration.samples=8",
+        f"hydra.run.dir={out}",
+    ]
     done = python.run("-m", "quantlab.run", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((out / "result.json").read_text())
@@ -64,14 +94,23 @@ def test_the_command_line_that_others_script_against(lab: Lab, python: Python, t
     answers = pd.read_parquet(out / "answers.parquet")
     accuracy = (answers[["logit_0", "logit_1"]].to_numpy().argmax(1) == answers["label"]).mean()
     assert accuracy == result["metrics"]["accuracy"]
-    assert QuantPlan.from_json((out / "plan.json").read_text()).fingerprint == result["tags"]["plan_fingerprint"]
+    assert (
+        QuantPlan.from_json((out / "plan.json").read_text()).fingerprint == result["tags"]["plan_fingerprint"]
+    )
     sites = pd.read_csv(out / "sites.csv")
     assert set(sites.columns) >= {"name", "grid", "lo", "hi", "sqnr_db"} and sites["sqnr_db"].notna().all()
     assert (out / "kurtosis.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_multirun_is_as_many_trials(lab: Lab, python: Python, tmp_path: Path) -> None:
-    arguments = ["-m", *lab.overrides, "method=peg", f"method.sites={XHY}", "method.permute=range", "method.k=2,3,4"]
+    arguments = [
+        "-m",
+        *lab.overrides,
+        "method=peg",
+        f"method.sites={XHY}",
+        "method.permute=range",
+        "method.k=2,3,4",
+    ]
     done = python.run("-m", "quantlab.run", *arguments, f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/trials/*/result.json")]
@@ -84,7 +123,9 @@ def test_a_trial_finds_its_checkpoint_and_its_data_once(
 ) -> None:
     """The hub is asked once and the data are read once, from the key to the profile."""
     config, asked, read, load = lab.config(), [], [], Glue.load
-    monkeypatch.setattr(checkpoint, "snapshot_download", lambda name, **_: asked.append(name) or str(tiny_bert))
+    monkeypatch.setattr(
+        checkpoint, "snapshot_download", lambda name, **_: asked.append(name) or str(tiny_bert)
+    )
     monkeypatch.setattr(Glue, "load", lambda task: read.append(task) or load(task))
     model = FineTuned(name="tiny", base=Pretrained(path="owner/name"), recipe=Recipe())
     shutil.copytree(tiny_bert, model.target(config.task, load(config.task), tiny_bert))
@@ -175,14 +216,22 @@ def test_more_bits_are_closer_to_fp32(lab: Lab) -> None:
 
 @pytest.mark.parametrize("engine", ["integer", "simulated"])
 def test_a_profile_is_labelled_with_its_engine(forked_workers: None, lab: Lab, engine: str) -> None:
-    quick = ["profile=quick", "profile.iterations=2", "profile.warmup=1", "profile.seconds=0", "profile.length=16"]
+    quick = [
+        "profile=quick",
+        "profile.iterations=2",
+        "profile.warmup=1",
+        "profile.seconds=0",
+        "profile.length=16",
+    ]
     result = lab.trial(f"engine={engine}", *quick)
     assert set(result.metrics) == CLASSIFICATION | PROFILED | (SPEEDUP if engine == "integer" else set())
     assert result.tags["engine"] == engine
 
 
 def test_engines_differ_by_rounding_only(lab: Lab) -> None:
-    integer, simulated = (lab.trial(f"engine={engine}", "placement=gemm") for engine in ("integer", "simulated"))
+    integer, simulated = (
+        lab.trial(f"engine={engine}", "placement=gemm") for engine in ("integer", "simulated")
+    )
     assert integer.plan == simulated.plan and integer.tags["key"] != simulated.tags["key"]
     assert integer.linears.keys() and not simulated.linears
     np.testing.assert_allclose(integer.logits, simulated.logits, atol=1e-2 * np.ptp(simulated.logits))
@@ -204,25 +253,38 @@ def test_a_regression_has_its_own_metrics(lab: Lab, make_model, tmp_path: Path) 
     data = tmp_path / "stsb"
     data.mkdir()
     for split in ("train", "validation"):
-        frame = pd.DataFrame({"sentence1": ["the cat", "a dog is old"] * 20, "sentence2": ["a cat", "red house"] * 20})
+        frame = pd.DataFrame(
+            {"sentence1": ["the cat", "a dog is old"] * 20, "sentence2": ["a cat", "red house"] * 20}
+        )
         frame["label"] = np.linspace(0, 5, 40).astype(np.float32)
         frame.to_parquet(data / f"{split}.parquet")
     folder = make_model(labels=("LABEL_0",))
     result = lab.trial("task=stsb", f"task.data_dir={data}", f"model.path={folder}", "evaluation.limit=40")
-    assert {"pearson", "spearmanr", "pearson_fp32", "pearson_drop", "pearson_drop_ci95_low"} <= set(result.metrics)
+    assert {"pearson", "spearmanr", "pearson_fp32", "pearson_drop", "pearson_drop_ci95_low"} <= set(
+        result.metrics
+    )
     assert "accuracy" not in result.metrics and "agreement_fp32" not in result.metrics
 
 
 BAD = [
     (["method=peg", "method.k=0"], "k must be a whole number of at least 1, got 0"),
     (["method=peg", "method.k=33"], "at most the 32 channels of 0.ffn.in, got 33"),
-    (["method=peg", "method.permute=rang"], "permute must be one of none, range; got 'rang' .did you mean 'range'"),
-    (["calibration=percentile", "calibration.percentile=0.1"], r"percentile must be in \(50, 100\], got 0.1 .*99.9"),
+    (
+        ["method=peg", "method.permute=rang"],
+        "permute must be one of none, range; got 'rang' .did you mean 'range'",
+    ),
+    (
+        ["calibration=percentile", "calibration.percentile=0.1"],
+        r"percentile must be in \(50, 100\], got 0.1 .*99.9",
+    ),
     (["calibration=percentile", "calibration.percentile=50"], r"in \(50, 100\], got 50"),
     (["bits.weights=1"], "bits.weights: bits must be a whole number in 2..16, got 1"),
     (["bits.activations=17"], "bits.activations: bits must be a whole number in 2..16, got 17"),
     (["bits.rules=[{match:'*.ffn.smu',bits:16}]"], "bits.rules: .*ffn.smu' matches nothing .*ffn.sum"),
-    (["method=mixed_precision", "method.keep=['*.fnn.in']"], "method.keep: .*fnn.in' matches nothing .*ffn.in"),
+    (
+        ["method=mixed_precision", "method.keep=['*.fnn.in']"],
+        "method.keep: .*fnn.in' matches nothing .*ffn.in",
+    ),
     (["method=mixed_precision", "method.format=fp61"], "fp61.*did you mean 'fp16'"),
     (["placement.sites=['2.ffn.*']"], "placement.sites: '2.ffn.*' matches nothing.*layers are 0 to 1"),
     (["task.data_dir=/nowhere"], "/nowhere is no folder"),
@@ -235,7 +297,10 @@ BAD = [
         ["calibration=published_percentile", "bits.weight_granularity=channel"],
         "weight_granularity must be tensor .*'channel'",
     ),
-    (["calibration=published_percentile", "bits.weight_estimator=mse"], "weight_estimator must be minmax .*got 'mse'"),
+    (
+        ["calibration=published_percentile", "bits.weight_estimator=mse"],
+        "weight_estimator must be minmax .*got 'mse'",
+    ),
 ]
 
 
@@ -276,10 +341,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def real(shared: Path) -> Lab:
-    return Lab((
-        "model=hf", f"model.path={shared}/models/minilm-qnli", "task=qnli", f"task.data_dir={shared}/data/glue/qnli",
-        "evaluation.limit=160", "calibration.samples=16", "profile=off", "tracking=off", "bits.symmetric=true",
-    ))  # fmt: skip
+    return Lab(
+        (
+            "model=hf",
+            f"model.path={shared}/models/minilm-qnli",
+            "task=qnli",
+            f"task.data_dir={shared}/data/glue/qnli",
+            "evaluation.limit=160",
+            "calibration.samples=16",
+            "profile=off",
+            "tracking=off",
+            "bits.symmetric=true",
+        )
+    )
 
 
 @pytest.mark.slow
