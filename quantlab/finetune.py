@@ -30,8 +30,8 @@ from quantlab.network.architecture import skeleton_of
 from quantlab.network.models import FineTuned, ModelSpec, check_fit, check_token_types
 from quantlab.storage.files import published
 from quantlab.tasks import metrics
-from quantlab.tasks.base import Splits, Task
 from quantlab.tasks.batching import by_length, tokenize
+from quantlab.tasks.task import Splits, Task
 from quantlab.training.recipe import train
 
 EVALUATION_BATCH = 64

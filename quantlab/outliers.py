@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from quantlab.analysis.running import analyse
-from quantlab.analysis.spec import OutliersConfig
+from quantlab.analysis.analysis import analyse
+from quantlab.analysis.outliers_config import OutliersConfig
 from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
 from quantlab.cli.errors import compact_errors

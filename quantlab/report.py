@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from quantlab.reporting.analysis import of_study
-from quantlab.reporting.answer import MAX_DROP
 from quantlab.reporting.sources import from_folders
+from quantlab.reporting.verdict import MAX_DROP
 from quantlab.reporting.writing import FORMATS, write
 from quantlab.tracking.download import fetch
 

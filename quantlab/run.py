@@ -25,8 +25,8 @@ def main(settings: DictConfig) -> Any:
     # Only now: what Hydra finds wrong with an override is told without the seconds that these take.
     from hydra.utils import instantiate
 
-    from quantlab.sweeping.config import RunConfig, run_name
     from quantlab.sweeping.member import run_member, run_single
+    from quantlab.sweeping.run_config import RunConfig, run_name
     from quantlab.sweeping.summary import print_member, print_summary
 
     keep_freed_memory()

@@ -17,8 +17,8 @@ from quantlab.cli.conf_dir import CONF
 from quantlab.cli.errors import compact_errors
 from quantlab.cli.signals import end_on_sigterm
 from quantlab.machine.allocator import keep_freed_memory
-from quantlab.searching.running import run_search
-from quantlab.searching.spec import SearchConfig
+from quantlab.searching.search_config import SearchConfig
+from quantlab.searching.searching import run_search
 from quantlab.storage.memo import Memo
 
 MEMO = Memo()

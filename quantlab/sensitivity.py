@@ -21,9 +21,9 @@ from quantlab.cli.console import plain_console
 from quantlab.cli.errors import compact_errors
 from quantlab.cli.signals import end_on_sigterm
 from quantlab.machine.allocator import keep_freed_memory
-from quantlab.searching.running import measure_sensitivity
 from quantlab.searching.scores import MEASURED, MEASURED_ERROR
-from quantlab.searching.spec import SearchConfig
+from quantlab.searching.search_config import SearchConfig
+from quantlab.searching.searching import measure_sensitivity
 from quantlab.storage.memo import Memo
 
 MEMO = Memo()

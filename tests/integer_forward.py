@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear
 
 from quantlab.engines import choice
-from quantlab.kernels.integer import OneDnn, OnGrid, Product, Weight, isa
+from quantlab.kernels.products import OneDnn, OnGrid, Product, Weight, isa
 from quantlab.kernels.snapper import Snapper
 from quantlab.quant.grid import AffineGrid
 

@@ -7,9 +7,9 @@ from hydra.utils import instantiate
 
 from quantlab.cli.conf_dir import CONF
 from quantlab.storage.memo import Memo
-from quantlab.sweeping.config import RunConfig
+from quantlab.sweeping.run_config import RunConfig
 from quantlab.trial.result import TrialResult
-from quantlab.trial.run import run_trial
+from quantlab.trial.trial import run_trial
 
 
 @dataclass(frozen=True)

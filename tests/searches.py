@@ -25,13 +25,13 @@ from quantlab.network.sites import Site, Tap
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Runner
 from quantlab.searching.history import Found
+from quantlab.searching.search_config import Search, SearchConfig
 from quantlab.searching.setup import Bench, bench
 from quantlab.searching.space import Choices, Space, Variable
-from quantlab.searching.spec import Search, SearchConfig
 from quantlab.storage.memo import Memo
-from quantlab.sweeping.config import RunConfig
+from quantlab.sweeping.run_config import RunConfig
 from quantlab.trial.result import TrialResult
-from quantlab.trial.run import run_trial
+from quantlab.trial.trial import run_trial
 
 CHANNEL, ROWS, BATCH = 5, 64, 8
 PLANTED = ("0.ffn.mid", "1.ffn.mid")

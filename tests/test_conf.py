@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
 from quantlab.finetune import FineTuning
-from quantlab.sweeping.config import RunConfig
+from quantlab.sweeping.run_config import RunConfig
 
 register()
 

@@ -17,13 +17,13 @@ from transformers import AutoConfig, AutoTokenizer
 
 import quantlab.export
 from quantlab.calibration.estimators import MinMax, observe
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan
 from quantlab.runtimes.runtime import INTEGER
 from quantlab.storage.memo import Memo
-from quantlab.trial.run import run_trial
+from quantlab.trial.trial import run_trial
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[onnx]'")

@@ -48,7 +48,7 @@ HEAVY = {
 EARLY = (
     "quantlab.run",
     "quantlab.sweeping.sweeper",
-    "quantlab.sweeping.config",
+    "quantlab.sweeping.run_config",
     "quantlab.methods.*",
     "quantlab.tasks.*",
     "quantlab.tracking.*",
@@ -125,7 +125,7 @@ def reached(module: str) -> dict[str, str]:
 
 
 def test_modules_are_found() -> None:
-    assert {"quantlab.trial.run", "quantlab.quant.grid", "quantlab.tasks.base"} <= MODULES.keys()
+    assert {"quantlab.trial.trial", "quantlab.quant.grid", "quantlab.tasks.task"} <= MODULES.keys()
     assert "quantlab.quant.sketch" in ours("quantlab.calibration.estimators")
     assert "quantlab.quant.ranges" in ours(
         "quantlab.calibration.estimators"
@@ -174,7 +174,7 @@ def test_tensor_math_needs_no_model() -> None:
 def test_a_trial_knows_nothing_of_the_command_line() -> None:
     reaching = {
         f"{' <- '.join(path(module))}: {name}"
-        for module in reached("quantlab.trial.run")
+        for module in reached("quantlab.trial.trial")
         for name in {name.split(".")[0] for name in imported(MODULES[module], everywhere=False)}
         & COMMANDS_ONLY
     }
@@ -204,8 +204,8 @@ def test_what_hydra_finds_wrong_is_told_before_torch_is_imported(tmp_path: Path)
 
 
 def path(module: str) -> list[str]:
-    """How importing quantlab.trial.run comes to a module."""
-    asked_by = reached("quantlab.trial.run")
+    """How importing quantlab.trial.trial comes to a module."""
+    asked_by = reached("quantlab.trial.trial")
     steps = [module]
     while asked_by[steps[-1]]:
         steps.append(asked_by[steps[-1]])
@@ -219,9 +219,9 @@ def test_only_the_tracker_knows_mlflow() -> None:
 
 def test_what_is_left_out_of_keys_is_what_lies_above_a_trial() -> None:
     """And what shows progress: a trial imports it, and it decides no number."""
-    above = {name for names in LAYERS[layer("quantlab.trial.run") + 1 :] for name in names}
+    above = {name for names in LAYERS[layer("quantlab.trial.trial") + 1 :] for name in names}
     assert {name.removesuffix(".py") for name in NO_NUMBERS} == above | {"cli", "training"}
     left_out = {
-        module for module in reached("quantlab.trial.run") if folder(module) in above | {"cli", "training"}
+        module for module in reached("quantlab.trial.trial") if folder(module) in above | {"cli", "training"}
     }
     assert left_out == {"quantlab.cli.progress"}

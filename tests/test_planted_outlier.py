@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 from quantlab.calibration.estimators import MinMax, observe
 from quantlab.calibration.outlier_statistics import by_depth
 from quantlab.engines.insert import insert
-from quantlab.methods.base import Method, plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method, plan_weights
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
-from quantlab.quant.errors import sqnr_db
+from quantlab.quant.sqnr import sqnr_db
 
 OUTLIERS = list(range(1, 32, 4))  # a quarter of the channels, two in each contiguous group of eight
 OTHERS = [channel for channel in range(32) if channel not in OUTLIERS]

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax, observe
-from quantlab.methods.base import Method, plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method, plan_weights
 from quantlab.network.architecture import places
 from quantlab.network.attention import TAPS
 from quantlab.network.sites import Placement, Site

@@ -1,16 +1,6 @@
 """Signs that a number does not mean what it seems to: each would have caught a mistake that was published."""
 
-from quantlab.alarms.answers import (
-    collapsed_logits,
-    constant_prediction,
-    fp32_far_from_published,
-    label_order_assumed,
-    majority_accuracy,
-    nan_logits,
-    tokenizer_mismatch,
-    too_few_examples,
-)
-from quantlab.alarms.base import Alarm, Finding
+from quantlab.alarms.alarm import Alarm, Finding
 from quantlab.alarms.calibrating import few_calibration_rows, padding_counted, uncalibrated_site
 from quantlab.alarms.deploying import (
     kernels_missing,
@@ -21,7 +11,17 @@ from quantlab.alarms.deploying import (
     simulated_latency,
     size_not_smaller,
 )
-from quantlab.alarms.ranges import (
+from quantlab.alarms.predictions import (
+    collapsed_logits,
+    constant_prediction,
+    fp32_far_from_published,
+    label_order_assumed,
+    majority_accuracy,
+    nan_logits,
+    tokenizer_mismatch,
+    too_few_examples,
+)
+from quantlab.alarms.quantization import (
     fp16_overflow,
     one_sided_range,
     saturation,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from quantlab.alarms.base import Alarm, Finding, worst
+from quantlab.alarms.alarm import Alarm, Finding, worst
 from quantlab.quant.grid import AffineGrid
 
 FEWEST_ROWS = (

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from quantlab.alarms.base import Alarm, Finding, worst
+from quantlab.alarms.alarm import Alarm, Finding, worst
 from quantlab.kernels import native
 from quantlab.network.sites import Place, Tap
 from quantlab.plan.plan import QuantPlan

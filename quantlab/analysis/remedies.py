@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from quantlab.analysis.spec import OutliersConfig
+from quantlab.analysis.outliers_config import OutliersConfig
 from quantlab.cli.progress import progress
 from quantlab.engines.insert import clipped_weights
 from quantlab.evaluation.significance import compare
@@ -24,7 +24,7 @@ from quantlab.storage.memo import Memo
 from quantlab.tasks import metrics
 from quantlab.trial.material import load, resolved
 from quantlab.trial.result import TrialResult
-from quantlab.trial.run import run_trial
+from quantlab.trial.trial import run_trial
 
 
 def protection_table(ready: Bench, ranked: Sequence[str], random_draws: int, seed: int) -> pd.DataFrame:

@@ -22,8 +22,8 @@ from quantlab.network.sites import Site
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
-from quantlab.tasks.base import Examples
 from quantlab.tasks.batching import Batch, in_file_order, on_device, tokenize
+from quantlab.tasks.task import Examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

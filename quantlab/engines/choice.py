@@ -17,8 +17,18 @@ from pathlib import Path
 import torch
 from torch.nn.functional import gelu, linear
 
-from quantlab.kernels import integer, native
-from quantlab.kernels.integer import BITS, INT_MM_ROWS, IntMm, OneDnn, OneDnnInHalves, OnGrid, Product, Weight
+from quantlab.kernels import native
+from quantlab.kernels import products as integer
+from quantlab.kernels.products import (
+    BITS,
+    INT_MM_ROWS,
+    IntMm,
+    OneDnn,
+    OneDnnInHalves,
+    OnGrid,
+    Product,
+    Weight,
+)
 from quantlab.kernels.snapper import Snapper
 from quantlab.machine.provenance import device_name
 from quantlab.quant.grid import AffineGrid

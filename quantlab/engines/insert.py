@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.engines.integer import Carrying, Ran, gelus, integer_linears, integer_weights
-from quantlab.kernels.integer import BITS, Weight
+from quantlab.kernels.products import BITS, Weight
 from quantlab.kernels.snapper import Snapper
 from quantlab.network.architecture import places
 from quantlab.network.attention import Counted, Function, tapped_attention

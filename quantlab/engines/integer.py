@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.engines.choice import fuses_gelu, product, times_fp32, why_none
-from quantlab.kernels.integer import BITS, OneDnn, OnGrid, Product, Weight
+from quantlab.kernels.products import BITS, OneDnn, OnGrid, Product, Weight
 from quantlab.kernels.snapper import MIDDLE, Snapper
 from quantlab.network.architecture import feed_forwards
 from quantlab.network.attention import Counted, Function

@@ -16,11 +16,11 @@ from quantlab.cli.progress import progress
 from quantlab.config.checks import one_of, share, whole
 from quantlab.evaluation.significance import accuracy_drop_ci95, metric_drop_ci95
 from quantlab.machine.parallel import side_by_side
-from quantlab.quant.errors import ratio_db
+from quantlab.quant.sqnr import ratio_db
 from quantlab.tasks import metrics
-from quantlab.tasks.base import Examples, Task
 from quantlab.tasks.batching import Batch, on_device, total_rows
 from quantlab.tasks.sampling import drawn, held_out
+from quantlab.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,9 +19,9 @@ from quantlab.machine.parallel import side_by_side
 from quantlab.network.attention import Function
 from quantlab.network.sites import Site
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
-from quantlab.quant.errors import energy, ratio_db, sqnr_db
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
+from quantlab.quant.sqnr import energy, ratio_db, sqnr_db
 from quantlab.tasks.batching import Batch, on_device
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from quantlab.config.checks import at_least, whole
 from quantlab.machine.parallel import side_by_side
-from quantlab.methods.base import Method
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
+from quantlab.methods.method import Method
 from quantlab.quant.grid import AffineGrid
 
 if TYPE_CHECKING:

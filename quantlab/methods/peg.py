@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantlab.config.checks import freeze
-from quantlab.methods.base import Method, SiteSpec
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method, SiteSpec
 from quantlab.network.sites import Site, matching
 from quantlab.quant.granularity import PerGroup
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from quantlab.methods.base import Method, SiteSpec
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method, SiteSpec
 from quantlab.network.sites import Site, matching
 from quantlab.quant.grid import Grid
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quantlab.methods.base import Method, SiteSpec
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method, SiteSpec
 from quantlab.network.sites import Site
 from quantlab.quant.grid import Grid
 

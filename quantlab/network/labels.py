@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from quantlab.tasks.base import Task
+from quantlab.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

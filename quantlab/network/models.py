@@ -18,8 +18,8 @@ from quantlab.network import checkpoint
 from quantlab.network.architecture import skeleton_of
 from quantlab.network.labels import label_columns
 from quantlab.storage.files import cache_dir, digest
-from quantlab.tasks.base import Splits, Task
 from quantlab.tasks.batching import Tokenized
+from quantlab.tasks.task import Splits, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

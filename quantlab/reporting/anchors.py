@@ -8,7 +8,7 @@ import pandas as pd
 from quantlab.alarms.published import ANCHORS, FP32, PAPER_TABLE, Anchor, K
 from quantlab.reporting.comparing import Row
 from quantlab.reporting.sections import Table, as_table
-from quantlab.reporting.table import number
+from quantlab.reporting.trial_table import number
 from quantlab.results.reading import Study
 
 Config = Mapping[str, Any]

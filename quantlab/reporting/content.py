@@ -11,14 +11,14 @@ from markupsafe import Markup, escape
 from quantlab.evaluation.significance import verdict
 from quantlab.reporting import anchors
 from quantlab.reporting.analysis import Analysis
-from quantlab.reporting.answer import answer
 from quantlab.reporting.causes import errors
 from quantlab.reporting.comparing import Matrix, Row, matrix, repeats, rows
 from quantlab.reporting.figures import against_axes, pareto
 from quantlab.reporting.outlying import outliers
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot
-from quantlab.reporting.table import Column, alarm_names, columns, interval, number, p_text
+from quantlab.reporting.trial_table import Column, alarm_names, columns, interval, number, p_text
+from quantlab.reporting.verdict import answer
 from quantlab.results.reading import Study
 
 DEFINITIONS = {

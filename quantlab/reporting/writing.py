@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from quantlab.reporting.analysis import Analysis, of_study
-from quantlab.reporting.answer import MAX_DROP
 from quantlab.reporting.comparing import rows
 from quantlab.reporting.content import content
 from quantlab.reporting.page import render
 from quantlab.reporting.sources import from_folders
-from quantlab.reporting.table import columns, frame
+from quantlab.reporting.trial_table import columns, frame
+from quantlab.reporting.verdict import MAX_DROP
 from quantlab.results.reading import Study
 from quantlab.results.table import latex, markdown
 from quantlab.storage.files import write_whole

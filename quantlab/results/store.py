@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from quantlab.tracking.base import Outcome
+from quantlab.tracking.tracker import Outcome
 from quantlab.trial.result import RESULT
 
 LOCK = ".lock"

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from quantlab.searching.search_config import Search
 from quantlab.searching.space import Space
-from quantlab.searching.spec import Search
 
 ENOUGH = 5  # candidates that a suggested budget has room for
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from quantlab.methods.bits import Precision
 from quantlab.network.sites import Site
+from quantlab.searching.search_config import WIDE, bits_of
 from quantlab.searching.space import Choices, Space
-from quantlab.searching.spec import WIDE, bits_of
 
 UNITS = {"sites16": "16-bit sites", "average_bits": "bits", "bytes": "bytes a token", "latency": "ms"}
 

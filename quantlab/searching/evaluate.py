@@ -16,8 +16,8 @@ from quantlab.evaluation.significance import accuracy_drop_ci95, accuracy_drop_u
 from quantlab.plan.plan import ActivationQuant
 from quantlab.searching.space import Choices, Space
 from quantlab.tasks import metrics
-from quantlab.tasks.base import Task
 from quantlab.tasks.batching import Batch, on_device, total_rows
+from quantlab.tasks.task import Task
 
 PREFIXES = (
     1 / 16,

@@ -11,12 +11,12 @@ from quantlab.profiling.profile import Timed
 from quantlab.profiling.timing import RuntimeSubject, Subject
 from quantlab.runtimes.runtime import Deployment
 from quantlab.searching.costs import Cost
+from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space
-from quantlab.searching.spec import SearchConfig
 from quantlab.storage.files import cache_dir, digest, published
 from quantlab.trial.deployed import write_model
 from quantlab.trial.material import Material
-from quantlab.trial.run import timing_of, torch_subject
+from quantlab.trial.trial import timing_of, torch_subject
 
 FILE = "latencies.json"
 

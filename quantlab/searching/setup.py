@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from quantlab.engines.insert import InsertActivations, insert_weights
-from quantlab.methods.base import plan_site
+from quantlab.methods.method import plan_site
 from quantlab.network.sites import Site
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.sketch import Sketch
@@ -18,13 +18,13 @@ from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.history import HeldOut
 from quantlab.searching.latency import measured_latencies
 from quantlab.searching.scores import Scores, Table, score_sites
+from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space, activation_table, space_of
-from quantlab.searching.spec import SearchConfig
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, by_length
 from quantlab.trial.material import Material, fp32_answers, fp32_sketches, load
 from quantlab.trial.planning import weights_and_sketches
-from quantlab.trial.run import check
+from quantlab.trial.trial import check
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantlab.calibration.estimators import Calibration
-from quantlab.methods.base import Method, plan_site
 from quantlab.methods.bits import Bits, Precision, Rule
+from quantlab.methods.method import Method, plan_site
 from quantlab.methods.per_site import PerSite
 from quantlab.network.sites import Site, matching
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.sketch import Sketch
-from quantlab.searching.spec import Search, bits_of
+from quantlab.searching.search_config import Search, bits_of
 
 Choices = tuple[Precision, ...]  # one for each variable, in order
 

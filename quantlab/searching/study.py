@@ -22,8 +22,8 @@ from quantlab.cli.secrets import without_password
 from quantlab.results.store import held
 from quantlab.searching.costs import UNITS
 from quantlab.searching.journal import open_journal
+from quantlab.searching.search_config import Search
 from quantlab.searching.space import Choices, Space
-from quantlab.searching.spec import Search
 from quantlab.storage.files import digest
 from quantlab.tracking.address import sqlite_url
 from quantlab.tracking.database import RUNS

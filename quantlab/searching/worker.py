@@ -17,8 +17,8 @@ from quantlab.searching.costs import Cost
 from quantlab.searching.evaluate import Judge, Outcome, Runner, evaluate
 from quantlab.searching.history import Found, History
 from quantlab.searching.proposals import Known, Losses, bisect, greedy, ladder, least_loss, thinner
+from quantlab.searching.search_config import Search
 from quantlab.searching.space import Choices, Space
-from quantlab.searching.spec import Search
 from quantlab.searching.study import OWNER, distributions, earlier, params, retry_dead, retry_stale
 from quantlab.tracking.liveness import Owner
 

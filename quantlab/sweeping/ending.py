@@ -22,7 +22,7 @@ from quantlab.results.table import Results, concise, write_tables, write_texts
 from quantlab.sweeping.alarms import flat_axes
 from quantlab.sweeping.best import best_of
 from quantlab.sweeping.prepare import Sweeping, Trial
-from quantlab.sweeping.spec import varying
+from quantlab.sweeping.sweep import varying
 from quantlab.trial.result import is_reference
 
 LOG_WIDTH = 160  # columns, where the output goes to a file

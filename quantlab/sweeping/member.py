@@ -7,11 +7,11 @@ from typing import Any
 
 from quantlab.results.store import finished, held, key_in, outcome
 from quantlab.storage.memo import Memo
-from quantlab.sweeping.config import RunConfig
-from quantlab.sweeping.spec import Member
-from quantlab.tracking.base import Entry
+from quantlab.sweeping.run_config import RunConfig
+from quantlab.sweeping.sweep import Member
+from quantlab.tracking.tracker import Entry
 from quantlab.trial.result import RESULT, TrialResult, check_writable
-from quantlab.trial.run import run_trial, timing_of, trial_key
+from quantlab.trial.trial import run_trial, timing_of, trial_key
 
 
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:

@@ -19,12 +19,12 @@ from quantlab.evaluation.answering import Evaluation
 from quantlab.results.store import Store
 from quantlab.storage.files import digest
 from quantlab.storage.memo import Memo
-from quantlab.sweeping.config import RunConfig
 from quantlab.sweeping.folders import hydra_config
-from quantlab.sweeping.spec import DEEPEST, LAYER, Axes, Row, Sweep, rows, setting_of
-from quantlab.tracking.base import Tracker
+from quantlab.sweeping.run_config import RunConfig
+from quantlab.sweeping.sweep import DEEPEST, LAYER, Axes, Row, Sweep, rows, setting_of
+from quantlab.tracking.tracker import Tracker
 from quantlab.trial.material import resolved
-from quantlab.trial.run import check, timing_of, trial_key
+from quantlab.trial.trial import check, timing_of, trial_key
 
 Compose = Callable[[Iterable[str]], DictConfig]
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from quantlab.cli.console import alarm_line, plain_console, shortened
-from quantlab.sweeping.spec import Member
+from quantlab.sweeping.sweep import Member
 from quantlab.trial.result import RESULT, Metric, TrialResult
 
 NAME = 200  # characters of a trial's name on the terminal

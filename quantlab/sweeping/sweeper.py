@@ -28,9 +28,9 @@ from quantlab.sweeping.ending import Ended, show, write
 from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import Sweeping, Trial, prepare
 from quantlab.sweeping.quoting import in_hydra
-from quantlab.sweeping.spec import Member, varying
-from quantlab.tracking.base import Entry, Outcome
+from quantlab.sweeping.sweep import Member, varying
 from quantlab.tracking.fitting import equals
+from quantlab.tracking.tracker import Entry, Outcome
 from quantlab.trial.result import RESULT
 
 WORKERS_END_S = 3.0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantlab.tasks.base import Examples
+from quantlab.tasks.task import Examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 
 from quantlab.storage.files import cache_dir, digest, published
-from quantlab.tasks.base import Examples, Splits, Task
 from quantlab.tasks.docmatch_modules import MODULES
+from quantlab.tasks.task import Examples, Splits, Task
 
 LABELS = ("mismatch", "match")
 MISMATCH, MATCH = 0, 1

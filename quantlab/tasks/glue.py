@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from quantlab.config.checks import nearest, one_of, texts
-from quantlab.tasks.base import Examples, Splits, Task
-from quantlab.tasks.files import expected, read_split
+from quantlab.tasks.tables import expected, read_split
+from quantlab.tasks.task import Examples, Splits, Task
 
 CONFIGS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
 SCORES = (0.0, 5.0)  # the bounds of STS-B's similarity, GLUE's one regression

@@ -14,10 +14,10 @@ from quantlab.cli.secrets import signed_in, without_password
 from quantlab.tracking import fitting
 from quantlab.tracking import record as records
 from quantlab.tracking.address import sqlite_file, store_uri
-from quantlab.tracking.base import Entry, Outcome, Run, Tracker
 from quantlab.tracking.database import first_use
 from quantlab.tracking.opening import answering, prepare
 from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Record
+from quantlab.tracking.tracker import Entry, Outcome, Run, Tracker
 from quantlab.trial.result import Metric
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from quantlab.storage.files import cache_dir, digest, write_whole
-from quantlab.tracking.base import Entry, Outcome
 from quantlab.tracking.liveness import taken
+from quantlab.tracking.tracker import Entry, Outcome
 
 FOLDER = "tracking"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's own words

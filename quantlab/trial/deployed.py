@@ -16,8 +16,8 @@ from quantlab.runtimes.qdq import export
 from quantlab.runtimes.runtime import FLOAT, INTEGER, Deployment, Products, planned_products
 from quantlab.runtimes.saturation import saturates
 from quantlab.tasks import metrics
-from quantlab.tasks.base import Task
 from quantlab.tasks.batching import Batch, Tokenized
+from quantlab.tasks.task import Task
 
 MODEL = "model.onnx"
 

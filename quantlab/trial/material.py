@@ -15,8 +15,8 @@ from quantlab.network.sites import Place, Site
 from quantlab.quant.sketch import Sketch
 from quantlab.storage.files import cache_dir, code_digest, digest, published
 from quantlab.storage.memo import Memo
-from quantlab.tasks.base import Examples, Splits, Task
 from quantlab.tasks.batching import Batch, Tokenized, by_length, tokenize
+from quantlab.tasks.task import Examples, Splits, Task
 from quantlab.trial.key import environment
 
 if TYPE_CHECKING:

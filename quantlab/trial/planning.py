@@ -10,8 +10,8 @@ import pandas as pd
 from quantlab.calibration.estimators import Calibration, Requantize, observe
 from quantlab.engines.insert import clipped_weights, quantized_weights, quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
-from quantlab.methods.base import Method, plan_site, plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method, plan_site, plan_weights
 from quantlab.network.attention import Function
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan, WeightQuant

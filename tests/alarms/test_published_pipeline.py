@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from quantlab.cli.conf_dir import CONF
 from quantlab.storage.memo import Memo
 from quantlab.trial.result import TrialResult
-from quantlab.trial.run import run_trial
+from quantlab.trial.trial import run_trial
 
 Run = Callable[..., TrialResult]
 

@@ -12,8 +12,8 @@ from quantlab.calibration.estimators import MinMax
 from quantlab.network.architecture import places
 from quantlab.network.models import Loaded
 from quantlab.quant.sketch import Sketch
-from quantlab.tasks.base import Examples, Splits, Task
 from quantlab.tasks.batching import Batch, by_length, tokenize
+from quantlab.tasks.task import Examples, Splits, Task
 from quantlab.trial.material import Material, fp32_sketches
 
 PUNCTUATION = (",", "—")

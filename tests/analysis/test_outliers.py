@@ -17,8 +17,8 @@ from hydra.errors import CompactHydraException, InstantiationException
 from searches import PLANTED, MakeLab
 
 from quantlab import outliers
-from quantlab.analysis import running
-from quantlab.analysis.spec import Outliers
+from quantlab.analysis import analysis as running
+from quantlab.analysis.outliers_config import Outliers
 from quantlab.storage.memo import Memo
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlflow's

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from properties import properties
 from searches import PLANTED, ROWS, MakeLab, Opened, SearchLab
 
+from quantlab.analysis.outliers_config import OutliersConfig
 from quantlab.analysis.remedies import check_clipping, clipping_table, fibonacci, protected, protection_table
-from quantlab.analysis.spec import OutliersConfig
 from quantlab.engines.insert import insert
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan
 from quantlab.searching.setup import Bench
 from quantlab.storage.memo import Memo
-from quantlab.trial.run import run_trial
+from quantlab.trial.trial import run_trial
 
 CULPRIT = "bert.encoder.layer.1.intermediate.dense.weight"
 

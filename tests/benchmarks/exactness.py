@@ -23,10 +23,10 @@ from quantlab.cli.conf_dir import CONF
 from quantlab.engines.insert import insert
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.storage.memo import Memo
-from quantlab.sweeping.config import RunConfig
+from quantlab.sweeping.run_config import RunConfig
 from quantlab.trial.material import fp32_sketches, load
 from quantlab.trial.planning import make_plan
-from quantlab.trial.run import check
+from quantlab.trial.trial import check
 
 SETTINGS = (
     "placement=all bits.symmetric=true",

@@ -37,15 +37,15 @@ from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.results.plots import COLOURS
-from quantlab.searching.answer import progress_of
 from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.proposals import least_loss
-from quantlab.searching.running import made
+from quantlab.searching.search_config import SearchConfig
+from quantlab.searching.searching import made
 from quantlab.searching.setup import Bench, bench
-from quantlab.searching.spec import SearchConfig
+from quantlab.searching.solution import progress_of
 from quantlab.searching.study import open_study
 from quantlab.storage.memo import Memo
-from quantlab.sweeping.spec import in_hydra
+from quantlab.sweeping.sweep import in_hydra
 from sweeps import ONE_THREAD, tiny
 
 WORKERS, KILLS, CANDIDATES = 4, 20, 60

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import sweeps
 from quantlab.results.store import outcome
-from quantlab.tracking.base import Entry
 from quantlab.tracking.mlflow import MLflow
+from quantlab.tracking.tracker import Entry
 from quantlab.trial.result import RESULT
 
 

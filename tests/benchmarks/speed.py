@@ -27,8 +27,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from quantlab.calibration.estimators import MinMax, observe
 from quantlab.engines.insert import insert
 from quantlab.machine.allocator import keep_freed_memory
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
 from quantlab.network.architecture import places
 from quantlab.network.sites import Placement

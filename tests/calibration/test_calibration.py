@@ -25,15 +25,15 @@ from quantlab.calibration.estimators import (
     observe,
 )
 from quantlab.engines.insert import quantized_weights, quantizer, tapped
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import plan_weights
 from quantlab.methods.peg import Peg
 from quantlab.network.sites import Site, Tap
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
-from quantlab.tasks.base import Examples
 from quantlab.tasks.batching import Batch
+from quantlab.tasks.task import Examples
 from quantlab.trial.planning import make_plan, weights_and_sketches
 
 families = pytest.mark.parametrize("family", FAMILIES)

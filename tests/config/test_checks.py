@@ -9,9 +9,9 @@ import pytest
 
 from quantlab.config.checks import at_least, fitting, folder_name, freeze, nearest, one_of, whole
 from quantlab.network.models import FineTuned, Pretrained, Recipe
-from quantlab.sweeping.spec import Sweep
-from quantlab.tasks.base import Splits
-from quantlab.tasks.base import Task as AnyTask
+from quantlab.sweeping.sweep import Sweep
+from quantlab.tasks.task import Splits
+from quantlab.tasks.task import Task as AnyTask
 
 
 class Task(AnyTask):

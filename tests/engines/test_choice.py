@@ -26,8 +26,8 @@ from quantlab.engines.choice import (
     why_none,
 )
 from quantlab.engines.insert import insert
-from quantlab.kernels import integer
-from quantlab.kernels.integer import OneDnn, OnGrid, Product, Weight, isa
+from quantlab.kernels import products as integer
+from quantlab.kernels.products import OneDnn, OnGrid, Product, Weight, isa
 from quantlab.methods.uniform import Uniform
 from quantlab.quant.grid import AffineGrid
 

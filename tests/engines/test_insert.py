@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax, observe
 from quantlab.engines.insert import ENGINES, insert, quantized_weights, quantizer, snap_weight, tapped
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
 from quantlab.network.sites import Placement, Tap
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant

@@ -15,7 +15,7 @@ from quantlab.engines import choice
 from quantlab.engines.choice import CPU, KINDS, chosen, is_exact, product
 from quantlab.engines.insert import insert
 from quantlab.engines.integer import CARRIED, Ran, members
-from quantlab.kernels.integer import OneDnn, OneDnnInHalves, OnGrid, Product, Weight, in_halves
+from quantlab.kernels.products import OneDnn, OneDnnInHalves, OnGrid, Product, Weight, in_halves
 from quantlab.kernels.snapper import Snapper
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg

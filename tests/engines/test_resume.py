@@ -11,8 +11,8 @@ from tiny import FAMILIES, LENGTHS, logits, padded, sites_of, tiny_model
 from quantlab.calibration.estimators import MinMax, observe
 from quantlab.engines.insert import ENGINES, insert
 from quantlab.engines.resume import first_layer, layers_of, recorded, resumed
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
 from quantlab.searching.evaluate import MB, Runner
 

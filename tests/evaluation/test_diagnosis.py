@@ -12,13 +12,13 @@ from torch import Tensor
 from quantlab.calibration.estimators import MinMax, Percentile, observe
 from quantlab.engines.insert import insert, quantizer, snap_weight
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
+from quantlab.methods.method import plan_weights
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.plan.plan import QuantPlan
-from quantlab.quant.errors import energy, ratio_db, sqnr_db
+from quantlab.quant.sqnr import energy, ratio_db, sqnr_db
 from quantlab.trial.planning import diagnosed, make_plan
 
 BATCHES = [padded(), padded((3, 7, 5), seed=1)]

@@ -14,8 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from quantlab.evaluation import answering as evaluation
 from quantlab.evaluation.answering import Evaluation, largest_share, predict, score
 from quantlab.evaluation.significance import accuracy_drop_ci95, metric_drop_ci95
-from quantlab.tasks.base import Examples, Splits, Task
 from quantlab.tasks.batching import Tokenized, by_length, in_file_order, tokenize
+from quantlab.tasks.task import Examples, Splits, Task
 
 LENGTHS = (3, 12, 5, 5, 1, 12, 7, 2, 9, 4, 11)
 

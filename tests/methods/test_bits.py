@@ -8,8 +8,8 @@ from tiny import sites_of, tiny_model
 from torch import nn
 
 from quantlab.calibration.estimators import MinMax, Mse, Percentile, PublishedPercentile, RunningMinMax
-from quantlab.methods.base import check_weight_ranges, plan_weights
 from quantlab.methods.bits import Bits, Rule, weighted_modules
+from quantlab.methods.method import check_weight_ranges, plan_weights
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.plan.plan import WeightQuant
 from quantlab.quant.grid import AffineGrid, FloatGrid

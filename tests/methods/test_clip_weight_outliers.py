@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax, observe
 from quantlab.engines.insert import clipped_weights, insert, quantized_weights
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers, limits
+from quantlab.methods.method import plan_weights
 from quantlab.methods.per_site import PerSite
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan

@@ -20,12 +20,12 @@ from quantlab.calibration.estimators import (
 )
 from quantlab.cli.conf_dir import CONF
 from quantlab.engines.insert import insert
-from quantlab.methods.base import Method, plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method, plan_weights
 from quantlab.network.sites import Placement, Site
 from quantlab.plan.plan import QuantPlan
-from quantlab.quant.errors import sqnr_db
 from quantlab.quant.sketch import Sketch
+from quantlab.quant.sqnr import sqnr_db
 
 YAMLS = sorted((Path(CONF) / "method").glob("*.yaml"))
 CALIBRATIONS = (MinMax(), RunningMinMax(), Percentile(), Mse(), PublishedPercentile())

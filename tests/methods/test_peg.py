@@ -12,7 +12,7 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import ActivationQuant, QuantPlan
-from quantlab.quant.errors import sqnr_db
+from quantlab.quant.sqnr import sqnr_db
 
 HIDDEN, HEADS = 32, 4
 XHY = ("*.ffn.in", "*.ffn.out", "*.ffn.sum")

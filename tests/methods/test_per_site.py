@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tiny import padded, sites_of, tiny_model
 
 from quantlab.calibration.estimators import MinMax, observe
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import plan_weights
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.per_site import PerSite

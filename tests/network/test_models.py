@@ -26,9 +26,9 @@ from quantlab.network.models import (
     Recipe,
     check_token_types,
 )
-from quantlab.tasks.base import Examples, Task
 from quantlab.tasks.batching import tokenize
 from quantlab.tasks.glue import Glue
+from quantlab.tasks.task import Examples, Task
 
 QNLI = ("entailment", "not_entailment")
 

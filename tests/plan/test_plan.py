@@ -14,8 +14,8 @@ from tiny import ALL, logits, padded, sites_of, tiny_model
 
 from quantlab.calibration.estimators import MinMax, observe
 from quantlab.engines.insert import insert
-from quantlab.methods.base import plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import plan_weights
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.network.sites import Tap

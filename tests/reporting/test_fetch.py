@@ -10,9 +10,9 @@ from made import EVIL, ROWS, sweep
 from quantlab.report import main
 from quantlab.reporting.sources import from_folders
 from quantlab.results.store import Store, outcome
-from quantlab.tracking.base import Entry, Outcome
 from quantlab.tracking.download import _downloaded, fetch
 from quantlab.tracking.mlflow import MLflow
+from quantlab.tracking.tracker import Entry, Outcome
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

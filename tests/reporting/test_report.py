@@ -13,11 +13,11 @@ from scipy import stats
 
 from quantlab.report import main
 from quantlab.reporting.analysis import of_study
-from quantlab.reporting.answer import answer
 from quantlab.reporting.comparing import matrix, repeats, rows
 from quantlab.reporting.content import content
 from quantlab.reporting.figures import front
 from quantlab.reporting.sources import from_folders
+from quantlab.reporting.verdict import answer
 from quantlab.reporting.writing import write, write_sweep
 from quantlab.results.reading import MixedTrialsError
 from quantlab.tasks.sampling import held_out

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax, observe
 from quantlab.engines.insert import insert
-from quantlab.methods.base import Method, plan_weights
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method, plan_weights
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform

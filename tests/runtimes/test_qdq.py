@@ -32,7 +32,7 @@ from transformers import AutoModelForSequenceClassification
 
 from quantlab.engines import choice
 from quantlab.engines.insert import activation_parameters, check_fits, insert, snap_weight
-from quantlab.methods.base import Method
+from quantlab.methods.method import Method
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan

@@ -7,7 +7,7 @@ import pytest
 from searches import SearchLab, search_of, space_named
 
 from quantlab.searching.budget import Budget
-from quantlab.searching.running import opened
+from quantlab.searching.searching import opened
 from quantlab.storage.memo import Memo
 
 PAPER = space_named([f"{layer}.x" for layer in range(82)], ("int8", "fp16"))

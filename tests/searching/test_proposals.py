@@ -14,8 +14,8 @@ from searches import found, search_of, site_costs, space_named
 from quantlab.methods.bits import Precision
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.proposals import Known, bisect, greedy, ladder, least_loss, thinner
+from quantlab.searching.search_config import bits_of
 from quantlab.searching.space import Choices, Space
-from quantlab.searching.spec import bits_of
 from quantlab.searching.worker import Worker
 
 CHOICES = (("int8", "fp16"), ("int4", "int8", "fp16"))

@@ -17,8 +17,8 @@ from searches import PLANTED, ROWS, MakeLab, SearchLab
 from quantlab.methods.per_site import PerSite
 from quantlab.searching import worker as worker_module
 from quantlab.searching.evaluate import evaluate
-from quantlab.searching.running import measure_sensitivity, run_search
 from quantlab.searching.scores import MEASURED, MEASURED_ERROR, SCORES
+from quantlab.searching.searching import measure_sensitivity, run_search
 from quantlab.searching.setup import bench
 from quantlab.searching.space import Choices
 from quantlab.storage.memo import Memo

@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from searches import SearchLab, candidates, search_of, site_costs
 from tiny import ALL, FAMILIES, GEMM, sites_of, tiny_model
 
-from quantlab.methods.base import Method
 from quantlab.methods.bits import Bits
+from quantlab.methods.method import Method
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.searching.costs import cost_of
+from quantlab.searching.search_config import GROUPINGS, bits_of
 from quantlab.searching.setup import bench, checked
 from quantlab.searching.space import Space, space_of
-from quantlab.searching.spec import GROUPINGS, bits_of
 from quantlab.storage.memo import Memo
 from quantlab.trial.material import fp32_sketches
 from quantlab.trial.planning import make_plan
-from quantlab.trial.run import check
+from quantlab.trial.trial import check
 
 SITES = sites_of(tiny_model())
 NAMES = [site.name for site in SITES]

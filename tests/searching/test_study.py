@@ -17,10 +17,10 @@ from searches import SearchLab, found, search_of, site_costs, space_named
 
 from quantlab.searching.evaluate import Outcome
 from quantlab.searching.history import Found, History
-from quantlab.searching.running import made, opened
+from quantlab.searching.search_config import MODES
+from quantlab.searching.searching import made, opened
 from quantlab.searching.setup import bench
 from quantlab.searching.space import Choices
-from quantlab.searching.spec import MODES
 from quantlab.searching.study import (
     distributions,
     earlier,
@@ -117,7 +117,7 @@ def test_each_difference_is_found_in_the_config(
         (path,) = [o for o in make_lab((1,)).overrides if o.startswith("model.path")]  # type: ignore[operator]
         DIFFERENT["checkpoint"].append(path)
     if differing == "code":
-        monkeypatch.setattr("quantlab.searching.running.code_digest", lambda: "other code")
+        monkeypatch.setattr("quantlab.searching.searching.code_digest", lambda: "other code")
     with pytest.raises(ValueError, match=f"of another .*{differing}"):
         opened(planted.config(*DIFFERENT[differing]), tmp_path, Memo())
     monkeypatch.undo()

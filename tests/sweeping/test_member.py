@@ -14,13 +14,13 @@ from quantlab.evaluation.answering import Evaluation
 from quantlab.results.reading import Trial
 from quantlab.results.store import Store, finished, held, key_in
 from quantlab.storage.memo import Memo
-from quantlab.sweeping.config import RunConfig
 from quantlab.sweeping.member import entry, run_member, run_single
 from quantlab.sweeping.prepare import Trial as Prepared
 from quantlab.sweeping.prepare import told_apart
-from quantlab.sweeping.spec import Member, Row, rows
+from quantlab.sweeping.run_config import RunConfig
+from quantlab.sweeping.sweep import Member, Row, rows
 from quantlab.trial.result import is_reference
-from quantlab.trial.run import trial_key
+from quantlab.trial.trial import trial_key
 
 register()
 

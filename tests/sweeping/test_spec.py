@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quantlab.sweeping.spec import Block, Row, Sweep, rows, varying
+from quantlab.sweeping.sweep import Block, Row, Sweep, rows, varying
 
 
 def expanded(

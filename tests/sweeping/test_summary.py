@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from quantlab.alarms import Alarm
-from quantlab.sweeping.spec import Member
 from quantlab.sweeping.summary import answer, print_member, print_summary
+from quantlab.sweeping.sweep import Member
 
 METRICS = {
     "accuracy": 0.5,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from quantlab.tasks import docmatch
-from quantlab.tasks.base import Splits
 from quantlab.tasks.docmatch import MATCH, MISMATCH, DocMatch, paragraph
+from quantlab.tasks.task import Splits
 
 FINGERPRINTS = """
 import {first}

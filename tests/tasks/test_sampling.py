@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from properties import properties
 
 from quantlab.evaluation.answering import Evaluation
-from quantlab.tasks.base import Examples
 from quantlab.tasks.sampling import FEWEST, Purpose, drawn, held_out, shuffled
+from quantlab.tasks.task import Examples
 
 LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=300).map(np.array)
 SEEDS = st.integers(0, 2**32)

@@ -17,8 +17,8 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from quantlab.cli.conf_dir import CONF
 from quantlab.tasks import metrics
-from quantlab.tasks.base import Examples, Task
 from quantlab.tasks.glue import CONFIGS, Glue
+from quantlab.tasks.task import Examples, Task
 
 TEXTS = {
     "cola": ("sentence",),

@@ -24,16 +24,16 @@ from servers import Postgres, mlflow_server
 from quantlab.cli.conf_dir import CONF
 from quantlab.report import parsed
 from quantlab.searching.study import open_study, storage_url
-from quantlab.sweeping.config import RunConfig, run_name
+from quantlab.sweeping.run_config import RunConfig, run_name
 from quantlab.sync import main as sync
 from quantlab.tracking import mlflow as tracking
 from quantlab.tracking import opening
 from quantlab.tracking import record as records
-from quantlab.tracking.base import Entry, Outcome, Run
 from quantlab.tracking.download import fetch
 from quantlab.tracking.liveness import Owner
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.record import FINISHED
+from quantlab.tracking.tracker import Entry, Outcome, Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -15,10 +15,10 @@ from quantlab.cli.conf_dir import CONF
 from quantlab.engines import choice
 from quantlab.methods.uniform import Uniform
 from quantlab.storage.memo import Memo
-from quantlab.sweeping.config import RunConfig
+from quantlab.sweeping.run_config import RunConfig
 from quantlab.trial import key as identity
 from quantlab.trial.material import fp32_answers, load
-from quantlab.trial.run import described, timing_of, trial_key
+from quantlab.trial.trial import described, timing_of, trial_key
 
 CPU = torch.device("cpu")
 Configured = Callable[..., RunConfig]

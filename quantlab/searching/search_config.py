@@ -6,7 +6,7 @@ from typing import Any
 from quantlab.config.checks import at_least, folder_name, freeze, one_of, whole
 from quantlab.methods.bits import Precision
 from quantlab.quant.grid import grid_of
-from quantlab.sweeping.config import RunConfig
+from quantlab.sweeping.run_config import RunConfig
 
 GROUPINGS = ("site", "role", "layer", "layer_role")
 MODES = ("cost", "accuracy", "pareto")

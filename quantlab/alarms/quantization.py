@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from quantlab.alarms.base import Alarm, Finding, worst
+from quantlab.alarms.alarm import Alarm, Finding, worst
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.granularity import PerGroup, group_extremes
 from quantlab.quant.grid import FloatGrid

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantlab.sweeping.spec import Sweep
-from quantlab.tracking.base import Tracker
-from quantlab.trial.run import TrialConfig, described
+from quantlab.sweeping.sweep import Sweep
+from quantlab.tracking.tracker import Tracker
+from quantlab.trial.trial import TrialConfig, described
 
 NAMING = ("method", "bits", "placement", "calibration")
 

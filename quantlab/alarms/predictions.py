@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from quantlab.alarms.base import Alarm, Finding
+from quantlab.alarms.alarm import Alarm, Finding
 from quantlab.alarms.published import fp32_anchor
 from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share
 from quantlab.evaluation.significance import LEAST, compare, examples_needed

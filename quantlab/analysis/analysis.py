@@ -13,10 +13,10 @@ import pandas as pd
 from quantlab.analysis.attribution import attribution_table
 from quantlab.analysis.channels import channel_table, layer_table, stream_sites
 from quantlab.analysis.findings import findings
+from quantlab.analysis.outliers_config import Outliers, OutliersConfig
 from quantlab.analysis.pictures import draw
 from quantlab.analysis.remedies import check_clipping, clipping_table, protection_table
 from quantlab.analysis.shares import error_shares
-from quantlab.analysis.spec import Outliers, OutliersConfig
 from quantlab.analysis.tokens import token_channels, token_table
 from quantlab.analysis.weights import outlier_weights, weight_table
 from quantlab.calibration.outlier_statistics import by_site
@@ -26,11 +26,11 @@ from quantlab.network.sites import Site
 from quantlab.searching.setup import bench, checked
 from quantlab.storage.files import code_digest, digest, write_whole
 from quantlab.storage.memo import Memo
-from quantlab.tracking.base import Entry, Outcome
+from quantlab.tracking.tracker import Entry, Outcome
 from quantlab.trial.key import deciding, environment
 from quantlab.trial.material import Material, fp32_sketches, load, resolved, rows_of
 from quantlab.trial.result import describe
-from quantlab.trial.run import described
+from quantlab.trial.trial import described
 
 SUMMARY = "summary.json"  # written last: where it is, everything is
 SEARCH = (

@@ -15,23 +15,23 @@ from optuna.trial import TrialState
 from quantlab.cli.console import plain_console
 from quantlab.cli.secrets import without_password
 from quantlab.results.store import held
-from quantlab.searching.answer import Reporter, draw_scores
 from quantlab.searching.budget import Budget
 from quantlab.searching.history import Found, History
 from quantlab.searching.scores import Scores, measured
+from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.setup import Bench, bench, checked
+from quantlab.searching.solution import Reporter, draw_scores
 from quantlab.searching.space import Space
-from quantlab.searching.spec import SearchConfig
 from quantlab.searching.study import count_setup, identity_of, keep_measured, open_study, storage_url
 from quantlab.searching.worker import Worker
 from quantlab.storage.files import code_digest, digest, published
 from quantlab.storage.memo import Memo
-from quantlab.tracking.base import Entry, Outcome, Run
 from quantlab.tracking.mlflow import MLflow
+from quantlab.tracking.tracker import Entry, Outcome, Run
 from quantlab.trial.key import deciding, environment
 from quantlab.trial.material import resolved, rows_of
 from quantlab.trial.result import describe
-from quantlab.trial.run import described, timing_of
+from quantlab.trial.trial import described, timing_of
 
 PARENT = "run of the search"
 GOAL = (

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from quantlab.config.checks import at_least, folder_name, freeze, one_of, whole
 from quantlab.searching.scores import SCORES
-from quantlab.searching.spec import SearchConfig
+from quantlab.searching.search_config import SearchConfig
 
 
 @dataclass(frozen=True, kw_only=True)

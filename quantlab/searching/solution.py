@@ -22,8 +22,8 @@ from quantlab.results.plots import COLOURS
 from quantlab.searching.costs import Cost
 from quantlab.searching.history import Found, HeldOut, History
 from quantlab.searching.scores import MEASURED, SCORES, Scores
+from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Space
-from quantlab.searching.spec import SearchConfig
 from quantlab.storage.files import write_whole
 from quantlab.tasks.sampling import FEWEST
 from quantlab.trial.result import describe

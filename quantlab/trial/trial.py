@@ -16,8 +16,8 @@ from quantlab.engines.insert import ENGINES, insert
 from quantlab.engines.integer import Ran
 from quantlab.evaluation.answering import Answers, Evaluation, score
 from quantlab.machine.provenance import machine_tags
-from quantlab.methods.base import Method, check_weight_ranges
 from quantlab.methods.bits import Bits, weighted_modules
+from quantlab.methods.method import Method, check_weight_ranges
 from quantlab.network.architecture import places
 from quantlab.network.models import ModelSpec, check_token_types
 from quantlab.network.sites import Placement, Site
@@ -28,8 +28,8 @@ from quantlab.profiling.profile import Measured, Off, Profile
 from quantlab.profiling.timing import TorchSubject
 from quantlab.runtimes.runtime import Deployment, Runtime, Torch
 from quantlab.storage.memo import Memo
-from quantlab.tasks.base import Task
 from quantlab.tasks.batching import tokenize
+from quantlab.tasks.task import Task
 from quantlab.trial.deployed import deployed_trial
 from quantlab.trial.key import environment, key_of, timing_key
 from quantlab.trial.material import (
