@@ -23,7 +23,7 @@ from quantlab.cli.console import plain_console
 from quantlab.plan.plan import QuantPlan
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.runtime import Deployment
-from quantlab.storage.files import published, write_whole
+from quantlab.storage.files import whole_folder, write_whole
 from quantlab.storage.memo import Memo
 from quantlab.trial.deployed import Deployed, answer, compare, write_model
 from quantlab.trial.material import Material, load, resolved
@@ -156,7 +156,7 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
         "quantlab_plan": trial.plan.fingerprint,
         "quantlab_checkpoint": fingerprint,
     }
-    with published(target) as scratch:
+    with whole_folder(target) as scratch:
         scratch.chmod(READABLE)
         names = material.batches[0].inputs
         path = write_model(runtime, material.loaded, trial.plan, names, scratch, notes)

@@ -28,7 +28,7 @@ from quantlab.machine.allocator import keep_freed_memory
 from quantlab.network import checkpoint
 from quantlab.network.architecture import skeleton_of
 from quantlab.network.models import FineTuned, ModelSpec, check_fit, check_token_types
-from quantlab.storage.files import published
+from quantlab.storage.files import whole_folder
 from quantlab.tasks import metrics
 from quantlab.tasks.batching import by_length, tokenize
 from quantlab.tasks.task import Splits, Task
@@ -56,7 +56,7 @@ class FineTuning:
         if target.is_dir():
             console.print(f"already there: {target}")
             return target
-        with published(
+        with whole_folder(
             target
         ) as scratch:  # made first, so that a read-only cache fails before hours of training
             scores = finetune(self.model, self.task, data, base, scratch)

@@ -32,7 +32,7 @@ from quantlab.kernels.products import (
 from quantlab.kernels.snapper import Snapper
 from quantlab.machine.provenance import device_name
 from quantlab.quant.grid import AffineGrid
-from quantlab.storage.files import cache_dir, digest, file_digest, published, write_whole
+from quantlab.storage.files import cache_dir, digest, file_digest, whole_folder, write_whole
 
 KINDS: tuple[type[Product], ...] = (OneDnn, OneDnnInHalves, IntMm)  # the faster before the slower
 SLOW = 3.0  # times FP32's time. Kernels found so far take 0.05 to 2, or 10 and more: noise does not decide
@@ -222,7 +222,7 @@ def _remembered(kind: type[Product]) -> Mapping[str, float]:
         if folder.is_dir():  # what was there could not be read
             write_whole(folder / "times.json", text)
         else:
-            with published(folder) as scratch:
+            with whole_folder(folder) as scratch:
                 (scratch / "times.json").write_text(text)
     except OSError:
         return times

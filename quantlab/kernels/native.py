@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantlab.storage.files import cache_dir, digest, published
+from quantlab.storage.files import cache_dir, digest, whole_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -84,7 +84,7 @@ def _load() -> ctypes.CDLL:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(home)
     if not folder.is_dir():
-        with published(folder) as scratch:
+        with whole_folder(folder) as scratch:
             _compile(command, scratch / "kernels.so")
     for path in (folder, folder / "kernels.so"):
         _check_private(path)

@@ -13,7 +13,7 @@ from quantlab.runtimes.runtime import Deployment
 from quantlab.searching.costs import Cost
 from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space
-from quantlab.storage.files import cache_dir, digest, published
+from quantlab.storage.files import cache_dir, digest, whole_folder
 from quantlab.trial.deployed import write_model
 from quantlab.trial.material import Material
 from quantlab.trial.trial import timing_of, torch_subject
@@ -46,7 +46,7 @@ def measured_latencies(
     folder = cache_dir() / "latencies" / digest([*setting, repr(space)])
     if not folder.is_dir():
         found = _measure(config, profile, material, space, plan)
-        with published(folder) as scratch:
+        with whole_folder(folder) as scratch:
             (scratch / FILE).write_text(json.dumps(found), encoding="utf-8")
     base, added = json.loads((folder / FILE).read_text(encoding="utf-8"))
     return Cost(

@@ -24,7 +24,7 @@ from quantlab.searching.solution import Reporter, draw_scores
 from quantlab.searching.space import Space
 from quantlab.searching.study import count_setup, identity_of, keep_measured, open_study, storage_url
 from quantlab.searching.worker import Worker
-from quantlab.storage.files import code_digest, digest, published
+from quantlab.storage.files import code_digest, digest, whole_folder
 from quantlab.storage.memo import Memo
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.tracker import Entry, Outcome, Run
@@ -200,7 +200,7 @@ def kept_scores(ready: Bench, study: Study, folder: Path) -> Scores:
         if not folder.is_dir():
             scores = ready.scores()
             count_setup(study, "scores", sum(scores.rows.values()))
-            with published(folder) as scratch:
+            with whole_folder(folder) as scratch:
                 save(scores, scratch)
         table = pd.read_csv(folder / "scores.csv")
         table["choice"] = [_as_chosen(choice, ready.space.choices) for choice in table["choice"]]

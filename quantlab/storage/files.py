@@ -63,12 +63,12 @@ def code_digest() -> str:
 
 
 @contextmanager
-def published(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path) -> Iterator[Path]:
     """A fresh folder to write in, renamed to ``target`` when the block ends well and removed when it does
     not.
 
     Renaming is atomic, so a reader sees all of ``target`` or nothing, after a power failure too. Where
-    another process has published the same key meanwhile, its folder stays: equal keys mean equal content.
+    another process has written the same key meanwhile, its folder stays: equal keys mean equal content.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

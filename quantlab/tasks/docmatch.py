@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quantlab.storage.files import cache_dir, digest, published
+from quantlab.storage.files import cache_dir, digest, whole_folder
 from quantlab.tasks.docmatch_modules import MODULES
 from quantlab.tasks.task import Examples, Splits, Task
 
@@ -53,7 +53,7 @@ class DocMatch(Task):
         """Both splits, built in some seconds the first time, then read from the cache folder."""
         folder = cache_dir() / "docmatch" / _key()
         if not folder.is_dir():
-            with published(folder) as scratch:
+            with whole_folder(folder) as scratch:
                 for split, frame in build().items():
                     frame.to_parquet(scratch / f"{split}.parquet")
         return Splits(train=_read(folder / "train.parquet"), evaluation=_read(folder / "evaluation.parquet"))

@@ -13,7 +13,7 @@ from quantlab.network.architecture import places
 from quantlab.network.models import Loaded, ModelSpec, Resolved
 from quantlab.network.sites import Place, Site
 from quantlab.quant.sketch import Sketch
-from quantlab.storage.files import cache_dir, code_digest, digest, published
+from quantlab.storage.files import cache_dir, code_digest, digest, whole_folder
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, Tokenized, by_length, tokenize
 from quantlab.tasks.task import Examples, Splits, Task
@@ -111,7 +111,7 @@ def fp32_answers(material: Material) -> Answers:
     folder, columns = cache_dir() / "fp32" / material.key, list(material.loaded.label_columns)
     if not folder.is_dir():
         found = predict(material.model, material.batches, range(len(columns)), "FP32 reference")
-        with published(folder) as scratch:
+        with whole_folder(folder) as scratch:
             np.save(scratch / "logits.npy", found.logits)
             np.save(scratch / "seconds.npy", found.seconds)
     # Stored in the model's own order of classes: a task that lists its labels in another one reads the same

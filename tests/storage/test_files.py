@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import properties
 
-from quantlab.storage.files import cache_dir, code_digest, digest, file_digest, published, write_whole
+from quantlab.storage.files import cache_dir, code_digest, digest, file_digest, whole_folder, write_whole
 
 parts = st.lists(st.text(max_size=4) | st.binary(max_size=4), max_size=4)
 
@@ -80,7 +80,7 @@ def test_code_that_is_edited_while_a_process_runs_does_not_rename_its_results(
 
 def test_published_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "key"
-    with published(target) as scratch:
+    with whole_folder(target) as scratch:
         (scratch / "file").write_text("content")
         assert not target.exists()
     assert (target / "file").read_text() == "content"
@@ -89,7 +89,7 @@ def test_published_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_nothing_is_published_by_a_block_that_fails(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), published(tmp_path / "key") as scratch:
+    with pytest.raises(error), whole_folder(tmp_path / "key") as scratch:
         (scratch / "half").write_text("written")
         raise error
     assert list(tmp_path.iterdir()) == []
@@ -97,9 +97,9 @@ def test_nothing_is_published_by_a_block_that_fails(tmp_path: Path, error: type[
 
 def test_the_first_of_two_processes_wins(tmp_path: Path) -> None:
     target = tmp_path / "key"
-    with published(target) as slower:
+    with whole_folder(target) as slower:
         (slower / "file").write_text("slower")
-        with published(target) as quicker:
+        with whole_folder(target) as quicker:
             (quicker / "file").write_text("quicker")
     assert (target / "file").read_text() == "quicker"
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
@@ -107,7 +107,7 @@ def test_the_first_of_two_processes_wins(tmp_path: Path) -> None:
 
 def test_a_target_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("a file in the way")
-    with pytest.raises(OSError, match="key"), published(tmp_path / "key") as scratch:
+    with pytest.raises(OSError, match="key"), whole_folder(tmp_path / "key") as scratch:
         (scratch / "file").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
@@ -145,7 +145,7 @@ def test_what_is_written_is_on_the_disk_before_it_counts(
     scratch = events[1].split()[0]
     assert events == [f"synced {scratch}", f"{scratch} becomes result.json", f"synced {tmp_path.name}"]
     events.clear()
-    with published(tmp_path / "key") as folder:
+    with whole_folder(tmp_path / "key") as folder:
         (folder / "file").touch()
     assert events == [
         "synced file",
