@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from quantlab.alarms.published import ANCHORS, FP32, PAPER_TABLE, Anchor, K
+from quantlab.alarms.published import FP32, PAPER, Anchor, paper_table, published_anchors
 from quantlab.reporting.comparing import Row
 from quantlab.reporting.sections import Table, as_table
 from quantlab.reporting.trial_table import number
@@ -26,7 +26,7 @@ def tables(study: Study, rows: Sequence[Row]) -> list[Table]:
 
 
 def _paper(rows: Sequence[Row]) -> Table:
-    fp32 = PAPER_TABLE[0].accuracy
+    fp32 = paper_table()[0].accuracy
     table = pd.DataFrame(
         [
             {
@@ -36,19 +36,21 @@ def _paper(rows: Sequence[Row]) -> Table:
                 **_ours([own for own in rows if paper_row(own.trial.config) == row.name.split(" 99")[0]]),
                 "what the published row measured": row.measured,
             }
-            for row in PAPER_TABLE
+            for row in paper_table()
         ]
     )
     caption = (
         "BERT-base, all 5,463 pairs, another checkpoint than ours: compare the differences, not the levels. "
     )
     return as_table(
-        "paper", f"The table of {K}", table, caption + "Ours are the trials with the nearest settings."
+        "paper", f"The table of {PAPER}", table, caption + "Ours are the trials with the nearest settings."
     )
 
 
 def _anchors(task: str, rows: Sequence[Row]) -> list[Table]:
-    shown = [anchor for anchor in ANCHORS if anchor.task == task and anchor.bits in (FP32, "INT8")]
+    shown = [
+        anchor for anchor in published_anchors() if anchor.task == task and anchor.bits in (FP32, "INT8")
+    ]
     if not shown:
         return []
     fp32 = next((anchor.value for anchor in shown if anchor.method == FP32), float("nan"))
