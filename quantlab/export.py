@@ -22,11 +22,11 @@ import yaml
 from quantlab.cli.console import plain_console
 from quantlab.plan.plan import QuantPlan
 from quantlab.runtimes.onnxruntime import OnnxRuntime
-from quantlab.runtimes.runtime import Deployment
+from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.files import whole_folder, write_whole
 from quantlab.storage.memo import Memo
-from quantlab.trial.deployed import Deployed, answer, compare, write_model
-from quantlab.trial.material import Material, load, resolved
+from quantlab.trial.deployed import DeployedResult, deployed_scores, run_deployed, write_model
+from quantlab.trial.material import Material, load_material, resolve_checkpoint
 from quantlab.trial.result import RESULT
 from quantlab.trial.trial import TrialConfig
 
@@ -70,10 +70,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def runtime_of(config: TrialConfig) -> Deployment:
+def runtime_of(config: TrialConfig) -> FileRuntime:
     """The runtime that a trial's export is made for, and that checks it: ONNX Runtime where the trial names
     none."""
-    return config.runtime if isinstance(config.runtime, Deployment) else OnnxRuntime()
+    return config.runtime if isinstance(config.runtime, FileRuntime) else OnnxRuntime()
 
 
 def read_trial(path: Path, plan: Path | None) -> Trial:
@@ -131,7 +131,7 @@ def _component(target: str) -> type:
     raise ValueError(f"config.yaml names {target}: an export builds quantlab's own components only")
 
 
-def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> dict[str, Any]:
+def export(trial: Trial, target: Path, runtime: FileRuntime, own_plan: bool) -> dict[str, Any]:
     """Writes the folder, and only whole: ``runtime`` has answered the trial's rows with it. Returns what it
     found.
 
@@ -142,7 +142,7 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
         raise ValueError(f"{target} is there already: name another --output, or remove it")
     runtime.check()
     config, memo = trial.config, Memo()
-    checkpoint = resolved(config.model, config.task, memo)
+    checkpoint = resolve_checkpoint(config.model, config.task, memo)
     fingerprint = checkpoint.fingerprint
     if fingerprint != trial.tags["checkpoint_fingerprint"]:
         raise ValueError(
@@ -150,7 +150,7 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
             f"fingerprint is "
             f"{fingerprint[:12]}, the trial's {trial.tags['checkpoint_fingerprint'][:12]}"
         )
-    material = load(config.model, config.task, config.evaluation, memo)
+    material = load_material(config.model, config.task, config.evaluation, memo)
     notes = {
         "quantlab_key": trial.tags["key"],
         "quantlab_plan": trial.plan.fingerprint,
@@ -160,7 +160,7 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
         scratch.chmod(READABLE)
         names = material.batches[0].inputs
         path = write_model(runtime, material.loaded, trial.plan, names, scratch, notes)
-        found = answer(runtime, path, material.batches, material.loaded.label_columns)
+        found = run_deployed(runtime, path, material.batches, material.loaded.label_columns)
         summary = summarized(trial, material, found, runtime)
         agreement = summary.get("agreement_deployed", 1.0)
         if own_plan and agreement < LEAST_AGREEMENT:
@@ -174,14 +174,16 @@ def export(trial: Trial, target: Path, runtime: Deployment, own_plan: bool) -> d
     return summary
 
 
-def summarized(trial: Trial, material: Material, found: Deployed, runtime: Deployment) -> dict[str, Any]:
+def summarized(
+    trial: Trial, material: Material, found: DeployedResult, runtime: FileRuntime
+) -> dict[str, Any]:
     """What the runtime made of the file, beside the trial's own answers."""
     task, labels = trial.config.task, material.rows.labels
     primary = task.metrics[0]
-    own = compare(task, labels, trial.logits, trial.logits)[f"{primary}_deployed"]
+    own = deployed_scores(task, labels, trial.logits, trial.logits)[f"{primary}_deployed"]
     return {
         primary: own,
-        **compare(task, labels, found.logits, trial.logits),
+        **deployed_scores(task, labels, found.logits, trial.logits),
         "size_onnx_bytes": found.size_bytes,
         "runtime": runtime.describe(),
         "arithmetic": found.kind,

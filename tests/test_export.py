@@ -296,7 +296,7 @@ def test_a_trial_on_a_runtime(runtime: str, lab: Lab) -> None:
 
 
 def test_a_trial_in_torch_exports_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantlab.trial.deployed.export", lambda *_: pytest.fail("torch needs no file"))
+    monkeypatch.setattr("quantlab.trial.deployed.export_onnx", lambda *_: pytest.fail("torch needs no file"))
     result = run_trial(lab.config(), Memo())
     assert not [name for name in (*result.metrics, *result.tags) if "deployed" in name or "onnx" in name]
     assert "runtime" not in result.tags

@@ -1,6 +1,6 @@
 """Signs that a number does not mean what it seems to: each would have caught a mistake that was published."""
 
-from quantlab.alarms.alarm import Alarm, Finding
+from quantlab.alarms.alarm import Alarm, Evidence
 from quantlab.alarms.calibrating import few_calibration_rows, padding_counted, uncalibrated_site
 from quantlab.alarms.deploying import (
     kernels_missing,
@@ -57,9 +57,9 @@ ALARMS = (
     too_few_examples,
 )
 
-__all__ = ["ALARMS", "Alarm", "Finding", "raised"]
+__all__ = ["ALARMS", "Alarm", "Evidence", "raised_alarms"]
 
 
-def raised(finding: Finding) -> tuple[Alarm, ...]:
+def raised_alarms(evidence: Evidence) -> tuple[Alarm, ...]:
     """All alarms that a trial gives cause for."""
-    return tuple(alarm for check in ALARMS for alarm in check(finding))
+    return tuple(alarm for check in ALARMS for alarm in check(evidence))

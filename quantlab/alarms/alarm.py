@@ -29,7 +29,7 @@ class Alarm:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Finding:
+class Evidence:
     """What alarms look at."""
 
     config: Mapping[str, Any]  # the trial's, as plain data

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from quantlab.alarms.alarm import Alarm, Finding, worst
+from quantlab.alarms.alarm import Alarm, Evidence, worst
 from quantlab.quant.grid import AffineGrid
 
 FEWEST_ROWS = (
@@ -10,9 +10,9 @@ FEWEST_ROWS = (
 )
 
 
-def uncalibrated_site(finding: Finding) -> Iterator[Alarm]:
+def uncalibrated_site(evidence: Evidence) -> Iterator[Alarm]:
     """Sites that calibration has not reached, or where it saw one value only."""
-    sketches = [(item.site, finding.sketches[item.site]) for item in finding.plan.activations]
+    sketches = [(item.site, evidence.sketches[item.site]) for item in evidence.plan.activations]
     blind = [f"{name} (never reached)" for name, sketch in sketches if sketch.count == 0]
     blind += [
         f"{name} (only {sketch.min.min().item():g})"
@@ -25,15 +25,15 @@ def uncalibrated_site(finding: Finding) -> Iterator[Alarm]:
         )
 
 
-def few_calibration_rows(finding: Finding) -> Iterator[Alarm]:
+def few_calibration_rows(evidence: Evidence) -> Iterator[Alarm]:
     """Ranges that come from a handful of rows."""
-    rows = finding.config["calibration"]["samples"]
-    ranges = sum(isinstance(item.grid, AffineGrid) for item in finding.plan.activations)
+    rows = evidence.config["calibration"]["samples"]
+    ranges = sum(isinstance(item.grid, AffineGrid) for item in evidence.plan.activations)
     if ranges and rows < FEWEST_ROWS:
         yield Alarm("few_calibration_rows", f"the ranges of {ranges} sites come from {rows} rows")
 
 
-def padding_counted(finding: Finding) -> Iterator[Alarm]:
+def padding_counted(evidence: Evidence) -> Iterator[Alarm]:
     """Ranges and outlier statistics that count padding."""
-    if finding.config["calibration"]["padding"] == "included":
+    if evidence.config["calibration"]["padding"] == "included":
         yield Alarm("padding_counted", "padding counts in the ranges and in the statistics of outliers")

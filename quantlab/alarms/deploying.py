@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from quantlab.alarms.alarm import Alarm, Finding, worst
+from quantlab.alarms.alarm import Alarm, Evidence, worst
 from quantlab.kernels import native
 from quantlab.network.sites import Place, Tap
 from quantlab.plan.plan import QuantPlan
@@ -14,11 +14,11 @@ SMALLER = 0.9  # of FP32's size: INT8 weights alone should come near a quarter
 NARROW = 16  # bits
 
 
-def products_in_float(finding: Finding) -> Iterator[Alarm]:
+def products_in_float(evidence: Evidence) -> Iterator[Alarm]:
     """Some activations are quantized, but not all that enter matrix products: a runtime computes these in
     float."""
-    taps = {item.tap for item in finding.plan.activations}
-    operands = _operands(finding.places)
+    taps = {item.tap for item in evidence.plan.activations}
+    operands = _operands(evidence.places)
     left = [name for name, its_taps in operands if not taps & its_taps]
     if taps and left:
         roles = Counter(name.split(".", 1)[1] for name in left)
@@ -29,10 +29,10 @@ def products_in_float(finding: Finding) -> Iterator[Alarm]:
         )
 
 
-def simulated_latency(finding: Finding) -> Iterator[Alarm]:
+def simulated_latency(evidence: Evidence) -> Iterator[Alarm]:
     """A latency of arithmetic that no runtime would run."""
-    latency, speedup = (finding.metrics.get(name) for name in ("latency_p50_ms", "speedup_vs_fp32"))
-    if finding.tags.get("engine") == "simulated" and latency is not None:
+    latency, speedup = (evidence.metrics.get(name) for name in ("latency_p50_ms", "speedup_vs_fp32"))
+    if evidence.tags.get("engine") == "simulated" and latency is not None:
         also = "" if speedup is None else f"; nor is {speedup:.2f} its speed-up"
         yield Alarm(
             "simulated_latency",
@@ -41,11 +41,11 @@ def simulated_latency(finding: Finding) -> Iterator[Alarm]:
         )
 
 
-def size_not_smaller(finding: Finding) -> Iterator[Alarm]:
+def size_not_smaller(evidence: Evidence) -> Iterator[Alarm]:
     """Narrow weights in a file that is as large as FP32's."""
-    narrow = [item for item in finding.plan.weights if item.grid.bits < NARROW]
-    name = "size_onnx_bytes" if finding.metrics.get("size_onnx_bytes") else "size_bytes"
-    size, fp32 = finding.metrics.get(name), finding.metrics.get("size_fp32_bytes")
+    narrow = [item for item in evidence.plan.weights if item.grid.bits < NARROW]
+    name = "size_onnx_bytes" if evidence.metrics.get("size_onnx_bytes") else "size_bytes"
+    size, fp32 = evidence.metrics.get(name), evidence.metrics.get("size_fp32_bytes")
     if narrow and size and fp32 and size >= SMALLER * fp32:
         yield Alarm(
             "size_not_smaller",
@@ -54,18 +54,18 @@ def size_not_smaller(finding: Finding) -> Iterator[Alarm]:
         )
 
 
-def kernels_missing(finding: Finding) -> Iterator[Alarm]:
+def kernels_missing(evidence: Evidence) -> Iterator[Alarm]:
     """``kernels.c`` could not be built or loaded, so torch did its work, more slowly."""
-    on_cpu = finding.plan != QuantPlan() and finding.model.device.type == "cpu"
+    on_cpu = evidence.plan != QuantPlan() and evidence.model.device.type == "cpu"
     if on_cpu and (why := native.missing()):
         yield Alarm("kernels_missing", f"torch did the work of kernels.c, more slowly: {why}")
 
 
-def machine_busy(finding: Finding) -> Iterator[Alarm]:
+def machine_busy(evidence: Evidence) -> Iterator[Alarm]:
     """A profile on a machine that had other work: without FP32's turns beside it, its times mean little."""
     processors = os.cpu_count() or 1
     for name in ("load_average_1m", "deployed_load_average_1m"):
-        load = float(finding.tags.get(name, 0))
+        load = float(evidence.tags.get(name, 0))
         if load > BUSY * processors:
             yield Alarm(
                 "machine_busy", f"{name} was {load:g} on {processors} processors when the profile began"
@@ -73,21 +73,21 @@ def machine_busy(finding: Finding) -> Iterator[Alarm]:
             return
 
 
-def runtime_fell_back(finding: Finding) -> Iterator[Alarm]:
+def runtime_fell_back(evidence: Evidence) -> Iterator[Alarm]:
     """A runtime that runs products in float that its file has in integers."""
-    if finding.tags.get("runtime_fell_back") == "True":
+    if evidence.tags.get("runtime_fell_back") == "True":
         yield Alarm(
             "runtime_fell_back",
-            f"{finding.tags['runtime']} runs {finding.tags['deployed_products']}: no INT8 latency",
+            f"{evidence.tags['runtime']} runs {evidence.tags['deployed_products']}: no INT8 latency",
         )
 
 
-def runtime_saturates(finding: Finding) -> Iterator[Alarm]:
+def runtime_saturates(evidence: Evidence) -> Iterator[Alarm]:
     """A runtime whose integer products are not exact on this processor."""
-    if finding.tags.get("runtime_saturates") == "True":
+    if evidence.tags.get("runtime_saturates") == "True":
         yield Alarm(
             "runtime_saturates",
-            f"{finding.tags['runtime']} sums products of bytes in 16 bits on this processor (it has no "
+            f"{evidence.tags['runtime']} sums products of bytes in 16 bits on this processor (it has no "
             f"VNNI), and cuts "
             "large sums: a processor with VNNI gives other answers",
         )

@@ -4,35 +4,35 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from quantlab.alarms.alarm import Alarm, Finding
+from quantlab.alarms.alarm import Alarm, Evidence
 from quantlab.alarms.published import fp32_anchor
 from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share
-from quantlab.evaluation.significance import LEAST, compare, examples_needed
+from quantlab.evaluation.significance import DETECTABLE, compare, examples_needed
 from quantlab.plan.plan import QuantPlan
 
 FEW_DISTINCT = 10  # rows of logits: the published percentile trials have four
 FAR = 0.01  # of the published accuracy, beyond what chance explains: seeds of one recipe differ by less
 
 
-def constant_prediction(finding: Finding) -> Iterator[Alarm]:
+def constant_prediction(evidence: Evidence) -> Iterator[Alarm]:
     """One class takes nearly all answers."""
-    share = 0.0 if finding.regression else largest_share(finding.logits.argmax(-1))
+    share = 0.0 if evidence.regression else largest_share(evidence.logits.argmax(-1))
     if share >= CONSTANT_SHARE:
         yield Alarm("constant_prediction", f"{share:.1%} of the answers are the same class")
 
 
-def majority_accuracy(finding: Finding) -> Iterator[Alarm]:
+def majority_accuracy(evidence: Evidence) -> Iterator[Alarm]:
     """Accuracy within one standard error of always answering the most frequent class, or below: quantized,
     and FP32."""
-    if finding.regression:
+    if evidence.regression:
         return
-    majority = largest_share(finding.labels)
-    error = float(np.sqrt(majority * (1 - majority) / len(finding.labels)))
+    majority = largest_share(evidence.labels)
+    error = float(np.sqrt(majority * (1 - majority) / len(evidence.labels)))
     for name, logits in (
-        ("majority_accuracy", finding.logits),
-        ("majority_accuracy_fp32", finding.reference),
+        ("majority_accuracy", evidence.logits),
+        ("majority_accuracy_fp32", evidence.reference),
     ):
-        accuracy = float(np.mean(logits.argmax(-1) == finding.labels))
+        accuracy = float(np.mean(logits.argmax(-1) == evidence.labels))
         if accuracy <= majority + error:
             yield Alarm(
                 name,
@@ -40,19 +40,19 @@ def majority_accuracy(finding: Finding) -> Iterator[Alarm]:
             )
 
 
-def collapsed_logits(finding: Finding) -> Iterator[Alarm]:
+def collapsed_logits(evidence: Evidence) -> Iterator[Alarm]:
     """A handful of different logits for all examples, where FP32 has at least ten times as many."""
-    distinct, before = (len(np.unique(logits, axis=0)) for logits in (finding.logits, finding.reference))
+    distinct, before = (len(np.unique(logits, axis=0)) for logits in (evidence.logits, evidence.reference))
     if distinct <= min(FEW_DISTINCT, before / 10):
         yield Alarm(
             "collapsed_logits",
-            f"{len(finding.logits):,} answers have {distinct} different logits, FP32's {before:,}",
+            f"{len(evidence.logits):,} answers have {distinct} different logits, FP32's {before:,}",
         )
 
 
-def nan_logits(finding: Finding) -> Iterator[Alarm]:
+def nan_logits(evidence: Evidence) -> Iterator[Alarm]:
     """Logits that are NaN or infinite."""
-    for what, logits in (("quantized", finding.logits), ("FP32", finding.reference)):
+    for what, logits in (("quantized", evidence.logits), ("FP32", evidence.reference)):
         bad = int((~np.isfinite(logits).all(axis=-1)).sum())
         if bad:
             yield Alarm(
@@ -60,19 +60,19 @@ def nan_logits(finding: Finding) -> Iterator[Alarm]:
             )
 
 
-def fp32_far_from_published(finding: Finding) -> Iterator[Alarm]:
+def fp32_far_from_published(evidence: Evidence) -> Iterator[Alarm]:
     """FP32 itself is not what was published for this network and task: another checkpoint, data or
     evaluation.
 
     Far is more than a point outside the 95 % interval (Wilson's) of the accuracy found here.
     """
-    config, accuracy = finding.model.config, finding.metrics.get("accuracy_fp32")
-    anchor = fp32_anchor(finding.config["task"]["name"], config)
+    config, accuracy = evidence.model.config, evidence.metrics.get("accuracy_fp32")
+    anchor = fp32_anchor(evidence.config["task"]["name"], config)
     if accuracy is None or anchor is None:
         return
     from statsmodels.stats.proportion import proportion_confint
 
-    n = len(finding.labels)
+    n = len(evidence.labels)
     low, high = proportion_confint(round(accuracy * n), n, method="wilson")
     if not low - FAR <= anchor.value <= high + FAR:
         yield Alarm(
@@ -83,43 +83,43 @@ def fp32_far_from_published(finding: Finding) -> Iterator[Alarm]:
         )
 
 
-def too_few_examples(finding: Finding) -> Iterator[Alarm]:
+def too_few_examples(evidence: Evidence) -> Iterator[Alarm]:
     """A drop that cannot be told from none, on fewer examples than it takes to see half a point."""
-    primary, n = finding.config["task"]["metrics"][0], len(finding.labels)
+    primary, n = evidence.config["task"]["metrics"][0], len(evidence.labels)
     drop, low, high = (
-        finding.metrics.get(f"{primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
+        evidence.metrics.get(f"{primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
     )
-    if finding.plan == QuantPlan() or drop is None or low is None or high is None or not low <= 0 <= high:
+    if evidence.plan == QuantPlan() or drop is None or low is None or high is None or not low <= 0 <= high:
         return
-    needed = _needed(finding, primary, low, high)
+    needed = _needed(evidence, primary, low, high)
     if needed is not None and needed > n:
         yield Alarm(
             "too_few_examples",
             f"a drop of {100 * drop:.2f} points ({100 * low:.2f} to {100 * high:.2f}) cannot be told "
             f"from none with "
-            f"n = {n:,}: it takes about {needed:,} to see {100 * LEAST:g} points",
+            f"n = {n:,}: it takes about {needed:,} to see {100 * DETECTABLE:g} points",
         )
 
 
-def label_order_assumed(finding: Finding) -> Iterator[Alarm]:
+def label_order_assumed(evidence: Evidence) -> Iterator[Alarm]:
     """The checkpoint does not say which logit is which label."""
-    if finding.tags.get("label_order") == "assumed":
+    if evidence.tags.get("label_order") == "assumed":
         yield Alarm(
             "label_order_assumed", "the checkpoint has no label names: its order is taken to be the task's"
         )
 
 
-def tokenizer_mismatch(finding: Finding) -> Iterator[Alarm]:
+def tokenizer_mismatch(evidence: Evidence) -> Iterator[Alarm]:
     """The tokenizer's files do not fit its vocabulary or the model: FP32 is worse than it should be, and so
     is all."""
-    if found := finding.tags.get("tokenizer_mismatch"):
+    if found := evidence.tags.get("tokenizer_mismatch"):
         yield Alarm(
             "tokenizer_mismatch", f"the tokenizer is not the one that the model was trained with: {found}"
         )
 
 
-def _needed(finding: Finding, primary: str, low: float, high: float) -> int | None:
+def _needed(evidence: Evidence, primary: str, low: float, high: float) -> int | None:
     if primary == "accuracy":
-        return compare(primary, finding.reference, finding.logits, finding.labels).needed
-    same = np.array_equal(finding.logits, finding.reference)
-    return None if same else examples_needed(low, high, len(finding.labels))
+        return compare(primary, evidence.reference, evidence.logits, evidence.labels).needed
+    same = np.array_equal(evidence.logits, evidence.reference)
+    return None if same else examples_needed(low, high, len(evidence.labels))

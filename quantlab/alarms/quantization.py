@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from quantlab.alarms.alarm import Alarm, Finding, worst
+from quantlab.alarms.alarm import Alarm, Evidence, worst
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.granularity import PerGroup, group_extremes
 from quantlab.quant.grid import FloatGrid
@@ -22,23 +22,23 @@ OUTSIDE = 0.01  # of a tensor's elements: percentile clipping at 99.9 leaves 0.2
 PERMUTED_SHARE = 0.5  # of the range that the median channel's group has: a bit for half of the channels
 
 
-def one_sided_range(finding: Finding) -> Iterator[Alarm]:
+def one_sided_range(evidence: Evidence) -> Iterator[Alarm]:
     """Ranges that end at zero where values go on beyond it."""
     yield from _shares_over(
         "one_sided_range",
         "ranges leave out one side of zero",
         CUT_SHARE,
-        [(item.cut, item.name) for item in finding.coverages],
+        [(item.cut, item.name) for item in evidence.coverages],
     )
 
 
-def wasted_levels(finding: Finding) -> Iterator[Alarm]:
+def wasted_levels(evidence: Evidence) -> Iterator[Alarm]:
     """Activations whose levels nearly all go to outliers: four of eight bits hold nothing of the bulk.
 
     Only where one range serves the whole tensor. Weights are left out, as such grids do not tell plans that
     keep the answers from plans that lose them; ``sites.csv`` has all tensors' levels.
     """
-    judged = [(item.used, item) for item in finding.coverages if item.used is not None and not item.weight]
+    judged = [(item.used, item) for item in evidence.coverages if item.used is not None and not item.weight]
     wasted = [
         (used / item.levels, f"{item.name} ({used} of {item.levels})")
         for used, item in judged
@@ -53,9 +53,9 @@ def wasted_levels(finding: Finding) -> Iterator[Alarm]:
         )
 
 
-def zeroed_weights(finding: Finding) -> Iterator[Alarm]:
+def zeroed_weights(evidence: Evidence) -> Iterator[Alarm]:
     """Many weights that lose most of their elements to zero; a single one is a finding of ``sites.csv``."""
-    weights = [item for item in finding.coverages if item.weight]
+    weights = [item for item in evidence.coverages if item.weight]
     zeroed = [item for item in weights if item.zeroed > ZEROED]
     if len(zeroed) > MANY * len(weights):
         yield from _shares_over(
@@ -66,30 +66,30 @@ def zeroed_weights(finding: Finding) -> Iterator[Alarm]:
         )
 
 
-def saturation(finding: Finding) -> Iterator[Alarm]:
+def saturation(evidence: Evidence) -> Iterator[Alarm]:
     """Tensors that their range cuts: their elements beyond it all become its end."""
     yield from _shares_over(
         "saturation",
         f"tensors have over {OUTSIDE:.0%} of their values outside their range",
         OUTSIDE,
-        [(item.outside, item.name) for item in finding.coverages],
+        [(item.outside, item.name) for item in evidence.coverages],
     )
 
 
-def fp16_overflow(finding: Finding) -> Iterator[Alarm]:
+def fp16_overflow(evidence: Evidence) -> Iterator[Alarm]:
     """Sites kept in FP16 whose values FP16 cannot hold."""
-    for item in finding.plan.activations:
-        sketch = finding.sketches[item.site]
+    for item in evidence.plan.activations:
+        sketch = evidence.sketches[item.site]
         largest = max(-sketch.min.min().item(), sketch.max.max().item())
         if isinstance(item.grid, FloatGrid) and item.grid.format == "fp16" and largest > FP16_MAX:
             yield Alarm("fp16_overflow", f"{item.site} reaches {largest:.0f}, FP16 ends at {FP16_MAX:.0f}")
 
 
-def unpermuted_groups(finding: Finding) -> Iterator[Alarm]:
+def unpermuted_groups(evidence: Evidence) -> Iterator[Alarm]:
     """Groups of neighbouring channels, where channels sorted by their range would make the groups' ranges
     smaller."""
-    grouped = [item for item in finding.plan.activations if item.groups]
-    gains = [(_permuted_share(item, finding.sketches[item.site]), item.site) for item in grouped]
+    grouped = [item for item in evidence.plan.activations if item.groups]
+    gains = [(_permuted_share(item, evidence.sketches[item.site]), item.site) for item in grouped]
     poor = sorted(gain for gain in gains if gain[0] < PERMUTED_SHARE)
     if poor:
         names = worst([f"{name} ({share:.0%})" for share, name in poor])

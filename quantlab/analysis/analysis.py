@@ -27,10 +27,10 @@ from quantlab.searching.setup import bench, checked
 from quantlab.storage.files import code_digest, digest, write_whole
 from quantlab.storage.memo import Memo
 from quantlab.tracking.tracker import Entry, Outcome
-from quantlab.trial.key import deciding, environment
-from quantlab.trial.material import Material, fp32_sketches, load, resolved, rows_of
-from quantlab.trial.result import describe
-from quantlab.trial.trial import described
+from quantlab.trial.key import deciding_environment, deciding_settings
+from quantlab.trial.material import Material, fp32_sketches, load_material, resolve_checkpoint, select_rows
+from quantlab.trial.result import plain_data
+from quantlab.trial.trial import plain_config
 
 SUMMARY = "summary.json"  # written last: where it is, everything is
 SEARCH = (
@@ -52,15 +52,15 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
     """
     checked(config, memo)
     check_clipping(config, memo)
-    train, _, data_fingerprint = rows_of(config.task, config.evaluation, memo)
+    train, _, data_fingerprint = select_rows(config.task, config.evaluation, memo)
     check_rows(config, len(train))
     fingerprints = {
-        "checkpoint_fingerprint": resolved(config.model, config.task, memo).fingerprint,
+        "checkpoint_fingerprint": resolve_checkpoint(config.model, config.task, memo).fingerprint,
         "data_fingerprint": data_fingerprint,
     }
     asked = digest(
         [
-            json.dumps(deciding(described(config)), sort_keys=True, default=str),
+            json.dumps(deciding_settings(plain_config(config)), sort_keys=True, default=str),
             repr(config.outliers),
             repr(config.search),
             *fingerprints.values(),
@@ -136,15 +136,16 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
 
 
 def _params(config: OutliersConfig) -> dict[str, Any]:
-    search = {f"search.{name}": describe(getattr(config.search, name)) for name in SEARCH}
+    search = {f"search.{name}": plain_data(getattr(config.search, name)) for name in SEARCH}
     own = {
-        f"outliers.{field.name}": describe(getattr(config.outliers, field.name)) for field in fields(Outliers)
+        f"outliers.{field.name}": plain_data(getattr(config.outliers, field.name))
+        for field in fields(Outliers)
     }
     return config.params() | search | own
 
 
 def _material(config: OutliersConfig, memo: Memo) -> Material:
-    return load(config.model, config.task, config.evaluation, memo)
+    return load_material(config.model, config.task, config.evaluation, memo)
 
 
 def _column(config: OutliersConfig) -> str:
@@ -184,7 +185,7 @@ def _tags(config: OutliersConfig, memo: Memo) -> dict[str, str]:
     return {
         **material.loaded.tags,
         **machine_tags(material.model.device),
-        **environment(material.model.device),
+        **deciding_environment(material.model.device),
         "task": config.task.name,
         "rows": str(len(material.rows)),
         "calibration_rows": str(config.calibration.samples),

@@ -14,15 +14,15 @@ from quantlab.engines.insert import clipped_weights
 from quantlab.evaluation.significance import compare
 from quantlab.methods.bits import weighted_modules
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
-from quantlab.profiling.profile import Off
+from quantlab.profiling.profile import NoProfile
 from quantlab.quant.grid import AffineGrid
-from quantlab.runtimes.runtime import Torch
+from quantlab.runtimes.runtime import TorchOnly
 from quantlab.searching.evaluate import Judge, evaluate
 from quantlab.searching.setup import Bench
 from quantlab.searching.space import Choices
 from quantlab.storage.memo import Memo
 from quantlab.tasks import metrics
-from quantlab.trial.material import load, resolved
+from quantlab.trial.material import load_material, resolve_checkpoint
 from quantlab.trial.result import TrialResult
 from quantlab.trial.trial import run_trial
 
@@ -83,7 +83,7 @@ def fibonacci(most: int) -> Iterator[int]:
 
 def check_clipping(config: OutliersConfig, memo: Memo) -> None:
     """Raises ValueError where no matrix is on a grid, whose range is what clips it; no weight is read."""
-    skeleton = resolved(config.model, config.task, memo).skeleton
+    skeleton = resolve_checkpoint(config.model, config.task, memo).skeleton
     linears = {
         name: module for name, module in weighted_modules(skeleton).items() if isinstance(module, nn.Linear)
     }
@@ -105,7 +105,7 @@ def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
     rows, primary, without = [], config.task.metrics[0], None
     for count in progress([0, *config.outliers.clip], "clipping weights"):
         method = ClipWeightOutliers(sigmas=config.outliers.sigmas, count=count)
-        result = run_trial(replace(config, method=method, profile=Off(), runtime=Torch()), memo)
+        result = run_trial(replace(config, method=method, profile=NoProfile(), runtime=TorchOnly()), memo)
         without = without or result
         gain = compare(primary, without.logits, result.logits, result.labels)
         clipped_fp32, weights = _fp32_clipped(config, method, memo, result)
@@ -130,9 +130,9 @@ def _fp32_clipped(
     config: OutliersConfig, method: ClipWeightOutliers, memo: Memo, result: TrialResult
 ) -> tuple[float, int]:
     """The clipped network's metric in FP32, and how many weights its Linears have."""
-    material = load(config.model, config.task, config.evaluation, memo)
+    material = load_material(config.model, config.task, config.evaluation, memo)
     with clipped_weights(material.model, method.weight_limits(material.model, config.bits)):
-        logits = material.answer("FP32, clipped").logits
+        logits = material.predict("FP32, clipped").logits
     primary = config.task.metrics[0]
     weights = sum(
         module.weight.numel() for module in material.model.modules() if isinstance(module, nn.Linear)

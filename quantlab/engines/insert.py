@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quantlab.engines.integer import Carrying, Ran, gelus, integer_linears, integer_weights
+from quantlab.engines.integer import Carrying, LinearExecution, gelus, integer_linears, integer_weights
 from quantlab.kernels.products import BITS, Weight
 from quantlab.kernels.snapper import Snapper
 from quantlab.network.architecture import places
@@ -33,7 +33,7 @@ class Inserted:
     integer engine what each Linear ran on."""
 
     calls: dict[str, int] = field(default_factory=dict)
-    linears: dict[str, Ran] = field(default_factory=dict)
+    linears: dict[str, LinearExecution] = field(default_factory=dict)
 
 
 InsertActivations = Callable[[Iterable[ActivationQuant]], AbstractContextManager[Inserted]]
@@ -75,7 +75,7 @@ def insert_weights(
     integers = integer_weights(model, weights) if engine == "integer" else {}
     only_products = {Tap(path, "input") for path, weight in integers.items() if isinstance(weight, Weight)}
     make = partial(carrying, only_products) if engine == "integer" else quantizer
-    linears: dict[str, Ran] = {}
+    linears: dict[str, LinearExecution] = {}
 
     @contextmanager
     def insert_activations(activations: Iterable[ActivationQuant]) -> Iterator[Inserted]:

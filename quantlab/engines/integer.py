@@ -35,7 +35,7 @@ Groups = tuple[int, ...]  # of each channel; empty: all are in one
 
 
 @dataclass(frozen=True)
-class Ran:
+class LinearExecution:
     """What a Linear ran on: the names of its kernels, or ``fp32`` and the reason."""
 
     on: str
@@ -44,7 +44,7 @@ class Ran:
     )
 
     @classmethod
-    def fp32(cls, why: str) -> Ran:
+    def fp32(cls, why: str) -> LinearExecution:
         """FP32, and why."""
         return cls(f"fp32: {why}")
 
@@ -120,7 +120,9 @@ def members(groups: Groups) -> list[Tensor]:
     return [(index == group).nonzero().flatten() for group in range(max(groups, default=-1) + 1)]
 
 
-def integer_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> dict[str, Weight | Ran]:
+def integer_weights(
+    model: PreTrainedModel, weights: Iterable[WeightQuant]
+) -> dict[str, Weight | LinearExecution]:
     """Every Linear's weight in integers, by path, or the reason why it has none. The model is in FP32."""
     planned = {weight.parameter: weight for weight in weights}
     linears = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear))
@@ -129,7 +131,7 @@ def integer_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> d
 
 @contextmanager
 def integer_linears(
-    model: PreTrainedModel, weights: Mapping[str, Weight | Ran], ran: dict[str, Ran]
+    model: PreTrainedModel, weights: Mapping[str, Weight | LinearExecution], ran: dict[str, LinearExecution]
 ) -> Iterator[None]:
     """Inside, Linears multiply integers where their input carries them and ``weights`` has theirs.
 
@@ -177,15 +179,19 @@ def _unless_done(forward: Callable[[nn.Module, Tensor], Tensor], activation: nn.
 
 
 def _forward(
-    linear: nn.Linear, weight: Weight | Ran, report: Callable[[Ran], None]
+    linear: nn.Linear, weight: Weight | LinearExecution, report: Callable[[LinearExecution], None]
 ) -> Callable[[Tensor], Tensor]:
     ready: dict[Groups, list[Product]] = {}
 
     def forward(x: Tensor) -> Tensor:
         carried: _Carried | None = getattr(x, CARRIED, None)
-        parts = None if isinstance(weight, Ran) or carried is None else carried.integers(x)
-        if isinstance(weight, Ran) or carried is None or parts is None:
-            report(weight if isinstance(weight, Ran) else Ran.fp32("its input is not on an integer grid"))
+        parts = None if isinstance(weight, LinearExecution) or carried is None else carried.integers(x)
+        if isinstance(weight, LinearExecution) or carried is None or parts is None:
+            report(
+                weight
+                if isinstance(weight, LinearExecution)
+                else LinearExecution.fp32("its input is not on an integer grid")
+            )
             return nn.Linear.forward(linear, x)
         groups = carried.by.groups
         if groups not in ready:
@@ -203,10 +209,10 @@ def _forward(
     return forward
 
 
-def _named(products: list[Product], device: torch.device) -> Ran:
+def _named(products: list[Product], device: torch.device) -> LinearExecution:
     kind, count = type(products[0]), len(products)  # one weight in parts: one kind
     kernel = kind.kernel(device)
-    return Ran(f"{count} x {kernel}" if count > 1 else kernel, times_fp32(kind, device))
+    return LinearExecution(f"{count} x {kernel}" if count > 1 else kernel, times_fp32(kind, device))
 
 
 def _products(weight: Weight, groups: Groups) -> list[Product]:
@@ -224,11 +230,11 @@ def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor,
     return integers, scale.flatten(), (zero_point.flatten() - shift).to(torch.int8)
 
 
-def _integers(value: Tensor, weight: WeightQuant | None) -> Weight | Ran:
+def _integers(value: Tensor, weight: WeightQuant | None) -> Weight | LinearExecution:
     if weight is None:
-        return Ran.fp32("its weight is not quantized")
+        return LinearExecution.fp32("its weight is not quantized")
     if not isinstance(weight.grid, AffineGrid) or weight.grid.bits > BITS:
-        return Ran.fp32(f"its weight is {weight.grid}")
+        return LinearExecution.fp32(f"its weight is {weight.grid}")
     integers, scale, zero_point = signed_integers(value, weight)
     found = Weight(
         integers=integers,
@@ -236,4 +242,4 @@ def _integers(value: Tensor, weight: WeightQuant | None) -> Weight | Ran:
         zero_point=zero_point.int().expand(len(value)).contiguous(),
     )
     why = why_none(found)
-    return Ran.fp32(why) if why else found
+    return LinearExecution.fp32(why) if why else found

@@ -1,1 +1,1 @@
-"""Answers, and what their differences mean."""
+"""Predictions, and what their differences mean."""

@@ -1,4 +1,4 @@
-"""Answers, and what they are worth."""
+"""Predictions, and what they are worth."""
 
 from __future__ import annotations
 
@@ -61,15 +61,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
+class Predictions:
     """Logits of shape (N, classes) in the examples' and the task's order, and the seconds they took."""
 
     logits: np.ndarray
     seconds: float
 
 
-def predict(model: PreTrainedModel, batches: Sequence[Batch], columns: Sequence[int], title: str) -> Answers:
-    """Answers to all rows of the batches; ``columns`` puts the model's classes into the task's order."""
+def predict(
+    model: PreTrainedModel, batches: Sequence[Batch], columns: Sequence[int], title: str
+) -> Predictions:
+    """Answers all rows of the batches; ``columns`` puts the model's classes into the task's order."""
 
     @torch.inference_mode()
     def answer(batch: Batch) -> np.ndarray:
@@ -81,7 +83,7 @@ def predict(model: PreTrainedModel, batches: Sequence[Batch], columns: Sequence[
     with closing(side_by_side(answer, batches, model.device)) as answers:
         for batch in progress(batches, title):
             logits[batch.indices] = next(answers)
-    return Answers(logits=logits, seconds=time.perf_counter() - start)
+    return Predictions(logits=logits, seconds=time.perf_counter() - start)
 
 
 def score(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:

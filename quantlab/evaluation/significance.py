@@ -10,8 +10,8 @@ from quantlab.tasks.metrics import METRICS, REGRESSION
 
 Z95 = float(scipy.special.ndtri(0.975))
 ALPHA, POWER = 0.05, 0.8
-LEAST = 0.005  # half a point of accuracy is what people ask about
-FEWEST = 3  # examples that a bootstrap can do anything with
+DETECTABLE = 0.005  # half a point of accuracy is what people ask about
+MIN_EXAMPLES = 3  # examples that a bootstrap can do anything with
 ALMOST_ONE = 1 - 1e-12  # Fisher's z of a correlation of 1 is infinite
 
 
@@ -36,7 +36,7 @@ def compare(
     other: np.ndarray,
     logits: np.ndarray,
     labels: np.ndarray,
-    least: float = LEAST,
+    least: float = DETECTABLE,
     resamples: int = 999,
     tests: int = 1,
 ) -> Comparison:
@@ -65,7 +65,7 @@ def compare(
     if not (np.isfinite(other).all() and np.isfinite(logits).all()):
         return untested
     difference = METRICS[metric](logits, labels) - METRICS[metric](other, labels)
-    if metric != "accuracy" and len(labels) < FEWEST:
+    if metric != "accuracy" and len(labels) < MIN_EXAMPLES:
         return replace(untested, difference=difference)
     if metric == "accuracy":
         centre, error, p, sd = _paired_accuracy(other, logits, labels)
@@ -87,19 +87,18 @@ def z_of(level: float) -> float:
     return float(scipy.stats.norm.isf((1 - level) / 2))
 
 
-def examples_needed(low: float, high: float, n: int, least: float = LEAST) -> int:
+def examples_needed(low: float, high: float, n: int, least: float = DETECTABLE) -> int:
     """Pairs that show ``least`` with 80 % power at 5 %, where ``n`` gave a 95 % interval from ``low`` to
     ``high``."""
     return _needed(least, (high - low) / (2 * Z95) * math.sqrt(n))
 
 
-def verdict(comparison: Comparison, least: float = LEAST) -> str:
+def verdict(comparison: Comparison, least: float = DETECTABLE) -> str:
     """A comparison in words; ``least`` is what ``needed`` was asked for."""
     n = f"n = {comparison.n:,}"
     if math.isnan(comparison.p):
-        return (
-            f"no test with {n}: {'too few examples' if comparison.n < FEWEST else 'NaN or infinite scores'}"
-        )
+        reason = "too few examples" if comparison.n < MIN_EXAMPLES else "NaN or infinite scores"
+        return f"no test with {n}: {reason}"
     if comparison.needed is None:
         return "the same answers"
     if comparison.p < ALPHA:

@@ -21,7 +21,7 @@ import scipy
 import torch
 
 from quantlab.config.checks import at_least, whole
-from quantlab.profiling.timing import Inputs, Subject, alone, started
+from quantlab.profiling.timing import Inputs, Subject, exclusive_timing, timing_process
 from quantlab.tasks.batching import Tokenized
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ PAIRS = 3  # of processes; each takes its share of the runs and seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measurements:
     """Latencies of one batch in ms, examples a second, the ratio to FP32, and memory in MB (2^20 bytes)."""
 
     metrics: dict[str, float]
@@ -49,22 +49,22 @@ class Profile(ABC):
     @abstractmethod
     def measure(
         self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
-    ) -> Measured:
+    ) -> Measurements:
         """Times the subject on real rows, in turns with ``reference`` where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Off(Profile):
+class NoProfile(Profile):
     """No measurement."""
 
     def measure(
         self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
-    ) -> Measured:
-        return Measured(metrics={}, tags={})
+    ) -> Measurements:
+        return Measurements(metrics={}, tags={})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timed(Profile):
+class TimedProfile(Profile):
     """At least ``iterations`` runs and ``seconds`` of them, in equal shares in each of :data:`PAIRS`
     processes.
 
@@ -90,19 +90,19 @@ class Timed(Profile):
 
     def measure(
         self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
-    ) -> Measured:
+    ) -> Measurements:
         """Waits until no other timing runs on this host, so that no two share a processor.
 
         Raises RuntimeError where a quantizer of the plan did not run in every run, and what a process raised.
         """
         inputs, threads = self.inputs(data, tokenizer), self.threads or torch.get_num_threads()
         subjects = [subject] if reference is None else [subject, reference]
-        with alone():
+        with exclusive_timing():
             load = psutil.getloadavg()[0]
             timed, memory = self.in_turns(subjects, inputs, threads)
         times = np.concatenate([turn for turns in timed[0] for turn in turns])
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
-        return Measured(
+        return Measurements(
             metrics={
                 "latency_p50_ms": p50,
                 "latency_p95_ms": p95,
@@ -143,7 +143,7 @@ class Timed(Profile):
     ) -> tuple[list[Turns], dict[str, float]]:
         """One process of each subject: its turns' times; and the first one's memory."""
         with ExitStack() as stack:
-            starting = [stack.enter_context(started(one, inputs, threads)) for one in subjects]
+            starting = [stack.enter_context(timing_process(one, inputs, threads)) for one in subjects]
             workers = [loaded() for loaded in starting]
             counts = [self._warm_up(worker.times) for worker in workers]
             turns: list[Turns] = [[] for _ in workers]

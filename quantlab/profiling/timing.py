@@ -23,7 +23,7 @@ from quantlab.engines.insert import insert
 from quantlab.machine.allocator import keep_freed_memory, release_freed_memory
 from quantlab.network.checkpoint import read_model
 from quantlab.plan.plan import QuantPlan
-from quantlab.runtimes.runtime import Deployment
+from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.files import cache_dir
 
 MB = 2**20
@@ -75,7 +75,7 @@ class RuntimeSubject(Subject):
     """An exported file in its runtime."""
 
     path: Path
-    runtime: Deployment
+    runtime: FileRuntime
     device: str = "cpu"
 
     def load(self, inputs: Inputs, threads: int, stack: ExitStack) -> Run:
@@ -88,7 +88,7 @@ class RuntimeSubject(Subject):
         return run
 
 
-class Worker:
+class TimingProcess:
     """The process that holds one subject. It is asked for times by a number of runs, for memory by 0."""
 
     def __init__(self, connection: Link, memory: dict[str, float]):
@@ -109,11 +109,11 @@ class Worker:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def exclusive_timing() -> Iterator[None]:
     """Waits until no other process times on this host, and keeps others waiting; the lock ends with its
     process.
 
-    Processes that share a cache folder know of each other: :func:`pin` gives each of them the same
+    Processes that share a cache folder know of each other: :func:`pin_threads` gives each of them the same
     processors.
     """
     folder = cache_dir()
@@ -123,7 +123,7 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def started(subject: Subject, inputs: Inputs, threads: int) -> Iterator[Callable[[], Worker]]:
+def timing_process(subject: Subject, inputs: Inputs, threads: int) -> Iterator[Callable[[], TimingProcess]]:
     """Starts a worker; the call waits until it has loaded, so that several load side by side."""
     context = get_context("spawn")
     here, there = context.Pipe()
@@ -132,8 +132,8 @@ def started(subject: Subject, inputs: Inputs, threads: int) -> Iterator[Callable
     there.close()
     try:
 
-        def loaded() -> Worker:
-            return Worker(here, cast(dict[str, float], _received(here)))
+        def loaded() -> TimingProcess:
+            return TimingProcess(here, cast(dict[str, float], _received(here)))
 
         yield loaded
     finally:
@@ -161,7 +161,7 @@ def _received(connection: Link) -> object:
 def _serve(connection: Link, subject: Subject, inputs: Inputs, threads: int) -> None:
     with suppress(ConnectionError), ExitStack() as stack:  # nobody waits for the answer any more
         try:
-            pin(threads)
+            pin_threads(threads)
             before = resident_mb()
             run = subject.load(inputs, threads, stack)
             connection.send(_loaded_memory(subject.device, before))
@@ -180,7 +180,7 @@ def _asked(connection: Link) -> int | None:
         return None
 
 
-def pin(threads: int) -> None:
+def pin_threads(threads: int) -> None:
     """So many threads, on so many processors."""
     keep_freed_memory()
     torch.set_num_threads(threads)

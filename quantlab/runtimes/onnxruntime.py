@@ -9,14 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from quantlab.runtimes.runtime import (
-    Deployment,
-    Products,
+    FileRuntime,
+    ProductCounts,
     Session,
-    check_model,
-    count,
+    check_onnx,
+    count_products,
     require,
     require_device,
-    stored,
+    stored_values,
 )
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -35,7 +35,7 @@ EXACT = ("session.x64quantprecision", "1")  # without VNNI: kernels that do not 
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxRuntime(Deployment):
+class OnnxRuntime(FileRuntime):
     """ONNX Runtime with all its graph optimizations."""
 
     package: ClassVar[str] = "onnxruntime"
@@ -54,7 +54,7 @@ class OnnxRuntime(Deployment):
     def open(self, path: Path, threads: int) -> Session:
         import onnxruntime
 
-        check_model(path)
+        check_onnx(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = ERRORS_ONLY
@@ -67,7 +67,7 @@ class OnnxRuntime(Deployment):
 
 
 class _Session(Session):
-    def __init__(self, session: "onnxruntime.InferenceSession", products: Products):  # type: ignore[name-defined]  # noqa: F821
+    def __init__(self, session: "onnxruntime.InferenceSession", products: ProductCounts):  # type: ignore[name-defined]  # noqa: F821
         self.session, self.found = session, products
         self.names = [node.name for node in session.get_inputs()]
 
@@ -75,17 +75,17 @@ class _Session(Session):
         logits: np.ndarray = self.session.run(["logits"], dict(inputs))[0]
         return logits
 
-    def products(self) -> Products:
+    def products(self) -> ProductCounts:
         return self.found
 
 
-def _products(optimized: Path) -> Products:
+def _products(optimized: Path) -> ProductCounts:
     import onnx
 
     graph = onnx.load(str(optimized), load_external_data=False).graph
-    weights = stored(graph)
+    weights = stored_values(graph)
     products = (node for node in graph.node if node.op_type in {*INTEGER, *FLOATING})
-    return count(
+    return count_products(
         ((node.op_type, node.input[WEIGHT_INPUT.get(node.op_type, 1)] in weights) for node in products),
         INTEGER,
     )

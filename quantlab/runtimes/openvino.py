@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantlab.runtimes.runtime import (
-    Deployment,
-    Products,
+    FileRuntime,
+    ProductCounts,
     Session,
-    check_model,
-    count,
+    check_onnx,
+    count_products,
     require,
     require_device,
 )
@@ -24,7 +24,7 @@ INTEGER = ("u8", "i8")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenVino(Deployment):
+class OpenVino(FileRuntime):
     """OpenVINO, for the least latency; what is not quantized runs in FP32, not in the processor's 16 bits."""
 
     package: ClassVar[str] = "openvino"
@@ -43,7 +43,7 @@ class OpenVino(Deployment):
     def open(self, path: Path, threads: int) -> Session:
         import openvino
 
-        check_model(path)
+        check_onnx(path)
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
@@ -61,7 +61,7 @@ class _Session(Session):
         logits: np.ndarray = self.request.infer(dict(inputs))[self.compiled.output("logits")]
         return logits.copy()  # the request's own memory, written again by the next call
 
-    def products(self) -> Products:
+    def products(self) -> ProductCounts:
         nodes = [node.get_rt_info() for node in self.compiled.get_runtime_model().get_ops()]
         products = (
             (_text(node, "layerType"), _text(node, "runtimePrecision"))
@@ -73,7 +73,9 @@ class _Session(Session):
             for layer, precision in products
             if layer in PRODUCTS
         ]
-        return count(kernels, (f"{layer} {precision}" for layer in PRODUCTS for precision in INTEGER))
+        return count_products(
+            kernels, (f"{layer} {precision}" for layer in PRODUCTS for precision in INTEGER)
+        )
 
 
 def _text(info: Any, key: str) -> str:

@@ -54,7 +54,7 @@ def check_exportable(plan: QuantPlan) -> None:
         )
 
 
-def export(
+def export_onnx(
     model: PreTrainedModel,
     plan: QuantPlan,
     names: Collection[str],

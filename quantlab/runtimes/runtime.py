@@ -20,7 +20,7 @@ INTEGER, MIXED, FLOAT = "int8", "int8 in part", "float"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Products:
+class ProductCounts:
     """The matrix products of a runtime's own optimized graph: how many run on which kernel."""
 
     integer: Mapping[str, int]  # with weights
@@ -47,10 +47,10 @@ class Session(ABC):
         """Logits of shape (rows, classes) for inputs of shape (rows, tokens)."""
 
     @abstractmethod
-    def products(self) -> Products:
+    def products(self) -> ProductCounts:
         """Which matrix products the runtime runs in integers."""
 
-    def answer(self, batches: Sequence[Batch], columns: Sequence[int]) -> np.ndarray:
+    def predict(self, batches: Sequence[Batch], columns: Sequence[int]) -> np.ndarray:
         """Logits of all rows, in the examples' and the task's order."""
         logits = np.empty((total_rows(batches), len(columns)), dtype=np.float32)
         for batch in progress(batches, "deployed"):
@@ -70,14 +70,14 @@ class Runtime(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Torch(Runtime):
+class TorchOnly(Runtime):
     """The trial's own engine alone: nothing is exported."""
 
     def check(self) -> None:
         """torch is here."""
 
 
-class Deployment(Runtime):
+class FileRuntime(Runtime):
     """A runtime of exported files: one file and one YAML each."""
 
     package: ClassVar[str]
@@ -109,7 +109,7 @@ def require_device(name: str, known: Iterable[str]) -> None:
         )
 
 
-def check_model(path: Path) -> None:
+def check_onnx(path: Path) -> None:
     """ONNX's own checker, with shapes. Raises ValueError where the file is no valid model."""
     import onnx
 
@@ -127,7 +127,7 @@ def planned_products(path: Path) -> int:
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
-    weights, dequantized, planned = stored(graph), set[str](), 0
+    weights, dequantized, planned = stored_values(graph), set[str](), 0
     for node in graph.node:
         if node.op_type == "DequantizeLinear" or (node.op_type in LAYOUT and node.input[0] in dequantized):
             dequantized.update(node.output)
@@ -136,19 +136,19 @@ def planned_products(path: Path) -> int:
     return planned
 
 
-def stored(graph: Any) -> set[str]:
+def stored_values(graph: Any) -> set[str]:
     """Names of the values that an ONNX graph stores, as they are or as integers that it dequantizes."""
     names = {value.name for value in graph.initializer}
     unpacked = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in names)
     return names | {node.output[0] for node in unpacked}
 
 
-def count(kernels: Iterable[tuple[str, bool]], integer: Iterable[str]) -> Products:
+def count_products(kernels: Iterable[tuple[str, bool]], integer: Iterable[str]) -> ProductCounts:
     """Kernels by name and whether they read a weight, split into those that ``integer`` names and the
     rest."""
     kernels, whole = list(kernels), set(integer)
     weighted = [name for name, has_weight in kernels if has_weight]
-    return Products(
+    return ProductCounts(
         integer=Counter(name for name in weighted if name in whole),
         floating=Counter(name for name in weighted if name not in whole),
         attention=Counter(name for name, has_weight in kernels if not has_weight),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantlab.runtimes.runtime import Deployment
+from quantlab.runtimes.runtime import FileRuntime
 
 CHANNELS = 64  # of the input and of the output: enough for a runtime's own kernels
 WEIGHT = 127  # all weights
@@ -16,7 +16,7 @@ INPUTS = (127.0, -128.0)  # the least and the largest byte, on a grid with step 
 NAME = "x"
 
 
-def saturates(runtime: Deployment) -> bool:
+def saturates(runtime: FileRuntime) -> bool:
     """Runs one product of the largest bytes and compares it with the exact sum."""
     with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
         path = Path(folder) / "model.onnx"
@@ -27,7 +27,7 @@ def saturates(runtime: Deployment) -> bool:
 
 
 def _write_product(path: Path, signed: bool) -> None:
-    """Writes logits = x W, with x and W in bytes as :func:`quantlab.runtimes.qdq.export` writes them."""
+    """Writes logits = x W, with x and W in bytes as :func:`quantlab.runtimes.qdq.export_onnx` writes them."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

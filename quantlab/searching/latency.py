@@ -7,16 +7,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from quantlab.plan.plan import QuantPlan
-from quantlab.profiling.profile import Timed
+from quantlab.profiling.profile import TimedProfile
 from quantlab.profiling.timing import RuntimeSubject, Subject
-from quantlab.runtimes.runtime import Deployment
+from quantlab.runtimes.runtime import FileRuntime
 from quantlab.searching.costs import Cost
 from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space
 from quantlab.storage.files import cache_dir, digest, whole_folder
 from quantlab.trial.deployed import write_model
 from quantlab.trial.material import Material
-from quantlab.trial.trial import timing_of, torch_subject
+from quantlab.trial.trial import torch_subject, trial_timing_key
 
 FILE = "latencies.json"
 
@@ -30,7 +30,7 @@ def measured_latencies(
     Each is timed in turns with everything at its narrowest, in ``runtime`` (torch: the trial's own engine).
     """
     profile = config.profile
-    if not isinstance(profile, Timed):
+    if not isinstance(profile, TimedProfile):
         raise ValueError(
             "search.cost=latency needs a profile, which says what is timed: profile=quick, for one"
         )
@@ -41,7 +41,7 @@ def measured_latencies(
         config.engine,
         material.key,
         narrow.fingerprint,
-        timing_of(config),
+        trial_timing_key(config),
     )
     folder = cache_dir() / "latencies" / digest([*setting, repr(space)])
     if not folder.is_dir():
@@ -56,7 +56,7 @@ def measured_latencies(
 
 def _measure(
     config: SearchConfig,
-    profile: Timed,
+    profile: TimedProfile,
     material: Material,
     space: Space,
     plan: Callable[[Choices], QuantPlan],
@@ -64,7 +64,7 @@ def _measure(
     with ExitStack() as stack:
 
         def subject(chosen: Choices) -> Subject:
-            if not isinstance(config.runtime, Deployment):
+            if not isinstance(config.runtime, FileRuntime):
                 return torch_subject(config, material, plan(chosen))
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="quantlab-")))
             names = material.batches[0].inputs

@@ -28,10 +28,10 @@ from quantlab.storage.files import code_digest, digest, whole_folder
 from quantlab.storage.memo import Memo
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.tracker import Entry, Outcome, Run
-from quantlab.trial.key import deciding, environment
-from quantlab.trial.material import resolved, rows_of
-from quantlab.trial.result import describe
-from quantlab.trial.trial import described, timing_of
+from quantlab.trial.key import deciding_environment, deciding_settings
+from quantlab.trial.material import resolve_checkpoint, select_rows
+from quantlab.trial.result import plain_data
+from quantlab.trial.trial import plain_config, trial_timing_key
 
 PARENT = "run of the search"
 GOAL = (
@@ -109,19 +109,19 @@ def opened(config: SearchConfig, folder: Path, memo: Memo) -> Study:
     """
     _require_two_databases(config, folder)
     _, space = checked(config, memo)
-    train, examples, data = rows_of(config.task, config.evaluation, memo)
+    train, examples, data = select_rows(config.task, config.evaluation, memo)
     held_out = config.evaluation.held_out(examples.labels)
     Budget.of(config.search, space, len(examples), int((~held_out).sum()), len(train)).check()
-    fingerprint = resolved(config.model, config.task, memo).fingerprint
+    fingerprint = resolve_checkpoint(config.model, config.task, memo).fingerprint
     shared = (fingerprint, digest([data, held_out.tobytes().hex()]))
     return open_study(config.search, space, folder, _identity(config, space, *shared))
 
 
 def _identity(config: SearchConfig, space: Space, checkpoint: str, data: str) -> dict[str, str]:
     """What the study's numbers depend on; where it weighs latencies, on the processor and the profile too."""
-    trial = json.dumps(deciding(described(config)), sort_keys=True, default=str)
-    surroundings = environment(config.model.torch_device())
-    timing = timing_of(config) if config.search.cost == "latency" else ""
+    trial = json.dumps(deciding_settings(plain_config(config)), sort_keys=True, default=str)
+    surroundings = deciding_environment(config.model.torch_device())
+    timing = trial_timing_key(config) if config.search.cost == "latency" else ""
     return {
         **identity_of(config.search, space, checkpoint, data, code_digest(), trial),
         "environment": digest([repr(sorted(surroundings.items()))]),
@@ -221,7 +221,7 @@ def save(scores: Scores, folder: Path) -> None:
 def _leading(config: SearchConfig, study: Study, folder: Path) -> Iterator[Run | None]:
     """The search's own record, of whichever worker holds the folder; the others' candidates go under it."""
     identity = f"search/{study.study_name}/{study.user_attrs['identity']['code'][:8]}"
-    params = {f"search.{name}": describe(getattr(config.search, name)) for name in GOAL}
+    params = {f"search.{name}": plain_data(getattr(config.search, name)) for name in GOAL}
     entry = Entry(
         identity=identity,
         name=config.search.name,

@@ -22,9 +22,9 @@ from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, by_length
-from quantlab.trial.material import Material, fp32_answers, fp32_sketches, load
+from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
 from quantlab.trial.planning import weights_and_sketches
-from quantlab.trial.trial import check
+from quantlab.trial.trial import check_trial
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +162,7 @@ class Bench:
 def checked(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
     """The sites and the space, before anything is loaded. Raises ValueError or OSError on what cannot be
     right."""
-    sites = check(config, memo)
+    sites = check_trial(config, memo)
     space = space_of(config.search, sites, config.method, config.bits)
     if config.calibration.through == "quantized":
         raise ValueError(
@@ -182,7 +182,7 @@ def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
     """Loads the material, and puts the weights in place until the exit."""
     sites, space = checked(config, memo)
     shared = (config.model, config.task, config.evaluation)
-    material = load(*shared, memo)
+    material = load_material(*shared, memo)
     key = (*shared, *config.calibration.data)
     seen = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
     weights, sketches = weights_and_sketches(config, material, sites, seen)
@@ -191,7 +191,7 @@ def bench(config: SearchConfig, memo: Memo) -> Iterator[Bench]:
         s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec
     }
     table = activation_table(space, config.method, config.bits, sketches, config.calibration)
-    fp32 = fp32_answers(material).logits if config.search.reference == "fp32" else None
+    fp32 = fp32_predictions(material).logits if config.search.reference == "fp32" else None
     with insert_weights(material.model, weights, config.engine) as insert_activations:
         yield Bench(
             config=config,

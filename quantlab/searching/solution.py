@@ -26,7 +26,7 @@ from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Space
 from quantlab.storage.files import write_whole
 from quantlab.tasks.sampling import FEWEST
-from quantlab.trial.result import describe
+from quantlab.trial.result import plain_data
 
 HAND_MADE = {
     "x, h, y": ("*.ffn.in", "*.ffn.out", "*.ffn.sum"),
@@ -178,7 +178,7 @@ class Reporter:
 
     def method_yaml(self, found: Found, history: History) -> str:
         """A file of ``conf/method``."""
-        method = describe(self.space.method(self.config.method, found.chosen))
+        method = plain_data(self.space.method(self.config.method, found.chosen))
         method["rules"] = [{"match": rule["match"], "bits": rule["bits"]} for rule in method["rules"]]
         nothing = (
             "# Nothing was decided: this is everything at its widest.\n" if history.decided_nothing else ""

@@ -11,7 +11,7 @@ from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import Member
 from quantlab.tracking.tracker import Entry
 from quantlab.trial.result import RESULT, TrialResult, check_writable
-from quantlab.trial.trial import run_trial, timing_of, trial_key
+from quantlab.trial.trial import run_trial, trial_key, trial_timing_key
 
 
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:
@@ -47,7 +47,7 @@ def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> d
             f"like those that run it"
         )
     with held(folder, f"trial {member.name}", wait=True):
-        summary = finished(folder, member.key, timing_of(config))
+        summary = finished(folder, member.key, trial_timing_key(config))
         if summary is None:
             result, _ = _recorded(config, entry(member), folder, memo)
             summary = result.summary()

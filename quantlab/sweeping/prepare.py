@@ -23,8 +23,8 @@ from quantlab.sweeping.folders import hydra_config
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import DEEPEST, LAYER, Axes, Row, Sweep, rows, setting_of
 from quantlab.tracking.tracker import Tracker
-from quantlab.trial.material import resolved
-from quantlab.trial.trial import check, timing_of, trial_key
+from quantlab.trial.material import resolve_checkpoint
+from quantlab.trial.trial import check_trial, trial_key, trial_timing_key
 
 Compose = Callable[[Iterable[str]], DictConfig]
 
@@ -106,10 +106,10 @@ def _sweep_dir(master: DictConfig) -> Path:
 def _checked(row: Row, overrides: list[str], compose: Compose, memo: Memo) -> Trial:
     try:
         config: RunConfig = instantiate(compose(overrides))
-        check(config, memo)
+        check_trial(config, memo)
     except (ValueError, OSError) as error:
         raise ValueError(f"trial {row.name!r}: {error}") from error
-    key, timing = trial_key(config, memo), timing_of(config)
+    key, timing = trial_key(config, memo), trial_timing_key(config)
     return Trial(row=row, key=key, timing=timing, overrides=overrides, evaluation=config.evaluation)
 
 
@@ -156,7 +156,7 @@ def _layers(compose: Compose, fixed: Mapping[str, str], memo: Memo, axes: Axes) 
     for values in itertools.product(*deciding.values()):
         settings = compose(_lines(fixed, dict(zip(deciding, values, strict=True))))
         model, task = (instantiate(settings[name], _convert_="all") for name in ("model", "task"))
-        found[int(resolved(model, task, memo).skeleton.config.num_hidden_layers)] = " ".join(values)
+        found[int(resolve_checkpoint(model, task, memo).skeleton.config.num_hidden_layers)] = " ".join(values)
     if len(found) > 1:
         depths = ", ".join(f"{depth} ({which})" for depth, which in found.items())
         raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from quantlab.sweeping.sweep import Sweep
 from quantlab.tracking.tracker import Tracker
-from quantlab.trial.trial import TrialConfig, described
+from quantlab.trial.trial import TrialConfig, plain_config
 
 NAMING = ("method", "bits", "placement", "calibration")
 
@@ -20,7 +20,7 @@ class RunConfig(TrialConfig):
 
     def params(self) -> dict[str, Any]:
         """The trial's settings as flat names and values: ``bits.weights: 8``."""
-        return dict(_flat(described(self), ""))
+        return dict(_flat(plain_config(self), ""))
 
 
 def run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) -> str:

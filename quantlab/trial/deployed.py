@@ -10,10 +10,10 @@ import torch
 
 from quantlab.network.models import Loaded
 from quantlab.plan.plan import QuantPlan
-from quantlab.profiling.profile import Measured, Profile
+from quantlab.profiling.profile import Measurements, Profile
 from quantlab.profiling.timing import RuntimeSubject, TorchSubject
-from quantlab.runtimes.qdq import export
-from quantlab.runtimes.runtime import FLOAT, INTEGER, Deployment, Products, planned_products
+from quantlab.runtimes.qdq import export_onnx
+from quantlab.runtimes.runtime import FLOAT, INTEGER, FileRuntime, ProductCounts, planned_products
 from quantlab.runtimes.saturation import saturates
 from quantlab.tasks import metrics
 from quantlab.tasks.batching import Batch, Tokenized
@@ -23,11 +23,11 @@ MODEL = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Deployed:
+class DeployedResult:
     """What a runtime made of an exported plan."""
 
     logits: np.ndarray  # (N, classes), in the examples' and the task's order
-    products: Products
+    products: ProductCounts
     planned: int  # products that the file has in integers
     size_bytes: int
     saturates: bool  # the runtime's integer products, on this processor
@@ -39,7 +39,7 @@ class Deployed:
 
 
 def write_model(
-    runtime: Deployment,
+    runtime: FileRuntime,
     loaded: Loaded,
     plan: QuantPlan,
     names: Collection[str],
@@ -51,15 +51,17 @@ def write_model(
     ``names`` are the tokenizer's inputs; ``notes`` go into the file's metadata.
     """
     path = folder / MODEL
-    export(loaded.model, plan, names, path, notes, runtime.signed)
+    export_onnx(loaded.model, plan, names, path, notes, runtime.signed)
     return path
 
 
-def answer(runtime: Deployment, path: Path, batches: Sequence[Batch], columns: Sequence[int]) -> Deployed:
+def run_deployed(
+    runtime: FileRuntime, path: Path, batches: Sequence[Batch], columns: Sequence[int]
+) -> DeployedResult:
     """All rows answered by the runtime."""
     session = runtime.open(path, torch.get_num_threads())
-    return Deployed(
-        logits=session.answer(batches, columns),
+    return DeployedResult(
+        logits=session.predict(batches, columns),
         products=session.products(),
         planned=planned_products(path),
         size_bytes=sum(file.stat().st_size for file in path.parent.glob(f"{MODEL}*")),
@@ -67,7 +69,9 @@ def answer(runtime: Deployment, path: Path, batches: Sequence[Batch], columns: S
     )
 
 
-def compare(task: Task, labels: np.ndarray, deployed: np.ndarray, trial: np.ndarray) -> dict[str, float]:
+def deployed_scores(
+    task: Task, labels: np.ndarray, deployed: np.ndarray, trial: np.ndarray
+) -> dict[str, float]:
     """The task's first metric of the deployed answers, and the share of them that are the trial's."""
     primary = task.metrics[0]
     scores = {f"{primary}_deployed": metrics.compute([primary], deployed, labels)[primary]}
@@ -76,8 +80,8 @@ def compare(task: Task, labels: np.ndarray, deployed: np.ndarray, trial: np.ndar
     return scores
 
 
-def deployed_trial(
-    runtime: Deployment,
+def measure_deployed(
+    runtime: FileRuntime,
     loaded: Loaded,
     plan: QuantPlan,
     rows: Tokenized,
@@ -86,16 +90,16 @@ def deployed_trial(
     trial: np.ndarray,
     profile: Profile,
     fp32: TorchSubject,
-) -> Measured:
+) -> Measurements:
     """Exports, answers, and times next to torch's FP32. Numbers of the runtime have ``deployed`` in their
     names."""
     with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
         path = write_model(runtime, loaded, plan, batches[0].inputs, Path(folder), {})
-        found = answer(runtime, path, batches, loaded.label_columns)
+        found = run_deployed(runtime, path, batches, loaded.label_columns)
         timed = profile.measure(RuntimeSubject(path=path, runtime=runtime), fp32, rows, loaded.tokenizer)
-    return Measured(
+    return Measurements(
         metrics={
-            **compare(task, rows.labels, found.logits, trial),
+            **deployed_scores(task, rows.labels, found.logits, trial),
             **{f"deployed_{name}": value for name, value in timed.metrics.items()},
             "size_onnx_bytes": float(found.size_bytes),
         },

@@ -60,11 +60,11 @@ def key_of(
     rows, ``device`` is where it runs, and ``versions`` are those of libraries that only this trial needs. The
     code is quantlab's own, and the source file of every component from elsewhere.
     """
-    settings = deciding(described)
+    settings = deciding_settings(described)
     foreign = [
         _source_digest(target) for target in sorted(set(_targets(settings))) if not target.startswith(OWN)
     ]
-    surroundings = sorted({**environment(device), **versions}.items())
+    surroundings = sorted({**deciding_environment(device), **versions}.items())
     return digest([repr(settings), checkpoint, data, code_digest(), repr(surroundings), *foreign])
 
 
@@ -83,7 +83,7 @@ def timing_key(profile: Mapping[str, Any], device: torch.device) -> str:
     )
 
 
-def deciding(described: Mapping[str, Any]) -> dict[str, Any]:
+def deciding_settings(described: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide a trial's numbers: no paths, no profile, no name of a device.
 
     The class of a model of quantlab's own goes too: all of them load what the checkpoint's fingerprint names.
@@ -100,7 +100,7 @@ def deciding(described: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def deciding_environment(device: torch.device) -> dict[str, str]:
     """All outside of quantlab that decides numbers on a device, by name: a trial's tags show it."""
     switches = {f"env.{name}": os.environ[name] for name in SWITCHES if name in os.environ}
     return {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantlab.calibration.estimators import Calibration, observe
-from quantlab.evaluation.answering import Answers, Evaluation, predict
+from quantlab.evaluation.answering import Evaluation, Predictions, predict
 from quantlab.network.architecture import places
 from quantlab.network.models import Loaded, ModelSpec, Resolved
 from quantlab.network.sites import Place, Site
@@ -17,7 +17,7 @@ from quantlab.storage.files import cache_dir, code_digest, digest, whole_folder
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, Tokenized, by_length, tokenize
 from quantlab.tasks.task import Examples, Splits, Task
-from quantlab.trial.key import environment
+from quantlab.trial.key import deciding_environment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ class Material:
     def model(self) -> PreTrainedModel:
         return self.loaded.model
 
-    def answer(self, title: str) -> Answers:
+    def predict(self, title: str) -> Predictions:
         """The model's answers to all evaluation rows, as it is now."""
         return predict(self.model, self.batches, self.loaded.label_columns, title)
 
@@ -49,32 +49,32 @@ class Material:
         return calibration.batches(self.train, self.loaded.tokenizer, self.task.max_length)
 
 
-def splits_of(task: Task, memo: Memo) -> Splits:
+def load_splits(task: Task, memo: Memo) -> Splits:
     """The task's data, loaded once. Raises ValueError or OSError that says what is wrong with it."""
     return memo.get("splits", task, task.load)
 
 
-def resolved(model: ModelSpec, task: Task, memo: Memo) -> Resolved:
+def resolve_checkpoint(model: ModelSpec, task: Task, memo: Memo) -> Resolved:
     """The model's checkpoint, found once: no step of a trial asks the hub or hashes files again.
 
     Raises ValueError or OSError that says what is wrong with it.
     """
-    return memo.get("checkpoint", (model, task), lambda: model.resolve(task, lambda: splits_of(task, memo)))
+    return memo.get("checkpoint", (model, task), lambda: model.resolve(task, lambda: load_splits(task, memo)))
 
 
-def load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Material:
+def load_material(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Material:
     """Reads data and checkpoint, once. Raises ValueError or OSError that says what is wrong with either."""
     return memo.get("material", (model, task, evaluation), lambda: _load(model, task, evaluation, memo))
 
 
 def _load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Material:
-    train, _, data_fingerprint = rows_of(task, evaluation, memo)
+    train, _, data_fingerprint = select_rows(task, evaluation, memo)
     rows = tokenized_rows(model, task, evaluation, memo)
-    loaded = model.load(resolved(model, task, memo))
+    loaded = model.load(resolve_checkpoint(model, task, memo))
     setting = (
         str(task.max_length),
         str(evaluation.batch_size),
-        repr(sorted(environment(loaded.model.device).items())),
+        repr(sorted(deciding_environment(loaded.model.device).items())),
     )
     return Material(
         loaded=loaded,
@@ -88,9 +88,9 @@ def _load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> M
     )
 
 
-def rows_of(task: Task, evaluation: Evaluation, memo: Memo) -> tuple[Examples, Examples, str]:
+def select_rows(task: Task, evaluation: Evaluation, memo: Memo) -> tuple[Examples, Examples, str]:
     """The rows that calibrate, the rows that are answered, and the fingerprint of both."""
-    splits = splits_of(task, memo)
+    splits = load_splits(task, memo)
     examples = evaluation.rows(splits.evaluation)
     return splits.train, examples, digest([splits.train.fingerprint, examples.fingerprint])
 
@@ -100,13 +100,13 @@ def tokenized_rows(model: ModelSpec, task: Task, evaluation: Evaluation, memo: M
     one."""
 
     def make() -> Tokenized:
-        _, examples, _ = rows_of(task, evaluation, memo)
-        return tokenize(examples, resolved(model, task, memo).tokenizer, task.max_length)
+        _, examples, _ = select_rows(task, evaluation, memo)
+        return tokenize(examples, resolve_checkpoint(model, task, memo).tokenizer, task.max_length)
 
     return memo.get("rows", (model, task, evaluation), make)
 
 
-def fp32_answers(material: Material) -> Answers:
+def fp32_predictions(material: Material) -> Predictions:
     """The FP32 model's answers, from the cache folder if any process has computed them for the same key."""
     folder, columns = cache_dir() / "fp32" / material.key, list(material.loaded.label_columns)
     if not folder.is_dir():
@@ -116,7 +116,7 @@ def fp32_answers(material: Material) -> Answers:
             np.save(scratch / "seconds.npy", found.seconds)
     # Stored in the model's own order of classes: a task that lists its labels in another one reads the same
     # files.
-    return Answers(
+    return Predictions(
         logits=np.load(folder / "logits.npy")[:, columns], seconds=float(np.load(folder / "seconds.npy"))
     )
 

@@ -68,7 +68,7 @@ def network_of_ranges(
         yield "clipped weights" if limits else "fp32"
 
 
-def diagnosed(
+def diagnose(
     settings: Settings, material: Material, sites: Sequence[Site], plan: QuantPlan, sketches: Sketches
 ) -> pd.DataFrame:
     """The table of a plan's tensors (:func:`quantlab.evaluation.diagnosis.site_table`), each site looked at

@@ -13,7 +13,7 @@ import yaml
 
 from quantlab.alarms import Alarm
 from quantlab.calibration.outlier_statistics import plot_by_depth
-from quantlab.engines.integer import Ran
+from quantlab.engines.integer import LinearExecution
 from quantlab.plan.plan import QuantPlan
 from quantlab.storage.files import settle, write_whole
 
@@ -33,7 +33,7 @@ class TrialResult:
     tags: Mapping[str, str]
     alarms: tuple[Alarm, ...]
     plan: QuantPlan
-    linears: Mapping[str, Ran]  # what each Linear ran on, by path
+    linears: Mapping[str, LinearExecution]  # what each Linear ran on, by path
     sites: pd.DataFrame
     outliers: pd.DataFrame  # of every place in the FP32 network
     labels: np.ndarray
@@ -90,15 +90,15 @@ def is_reference(tags: Mapping[str, str]) -> bool:
     return tags.get("engine") == REFERENCE
 
 
-def describe(component: Any) -> Any:
+def plain_data(component: Any) -> Any:
     """A component as plain data that Hydra can build it from again: ``_target_`` and its fields."""
     if is_dataclass(component) and not isinstance(component, type):
         target = f"{type(component).__module__}.{type(component).__qualname__}"
         return {"_target_": target} | {
-            f.name: describe(getattr(component, f.name)) for f in fields(component)
+            f.name: plain_data(getattr(component, f.name)) for f in fields(component)
         }
     if isinstance(component, tuple | list):
-        return [describe(item) for item in component]
+        return [plain_data(item) for item in component]
     return component
 
 

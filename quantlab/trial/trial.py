@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
-from quantlab.alarms import Finding, raised
+from quantlab.alarms import Evidence, raised_alarms
 from quantlab.calibration.estimators import Calibration
 from quantlab.calibration.outlier_statistics import by_depth, by_site, hidden_states
 from quantlab.config.checks import one_of
 from quantlab.engines.insert import ENGINES, insert
-from quantlab.engines.integer import Ran
-from quantlab.evaluation.answering import Answers, Evaluation, score
+from quantlab.engines.integer import LinearExecution
+from quantlab.evaluation.answering import Evaluation, Predictions, score
 from quantlab.machine.provenance import machine_tags
 from quantlab.methods.bits import Bits, weighted_modules
 from quantlab.methods.method import Method, check_weight_ranges
@@ -24,26 +24,26 @@ from quantlab.network.sites import Placement, Site
 from quantlab.plan.coverage import beside
 from quantlab.plan.plan import QuantPlan
 from quantlab.plan.size import size_bytes, size_fp32_bytes
-from quantlab.profiling.profile import Measured, Off, Profile
+from quantlab.profiling.profile import Measurements, NoProfile, Profile
 from quantlab.profiling.timing import TorchSubject
-from quantlab.runtimes.runtime import Deployment, Runtime, Torch
+from quantlab.runtimes.runtime import FileRuntime, Runtime, TorchOnly
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import tokenize
 from quantlab.tasks.task import Task
-from quantlab.trial.deployed import deployed_trial
-from quantlab.trial.key import environment, key_of, timing_key
+from quantlab.trial.deployed import measure_deployed
+from quantlab.trial.key import deciding_environment, key_of, timing_key
 from quantlab.trial.material import (
     Material,
-    fp32_answers,
+    fp32_predictions,
     fp32_sketches,
-    load,
-    resolved,
-    rows_of,
-    splits_of,
+    load_material,
+    load_splits,
+    resolve_checkpoint,
+    select_rows,
     tokenized_rows,
 )
-from quantlab.trial.planning import Sketches, diagnosed, make_plan
-from quantlab.trial.result import REFERENCE, Metric, TrialResult, describe, finite_or_none
+from quantlab.trial.planning import Sketches, diagnose, make_plan
+from quantlab.trial.result import REFERENCE, Metric, TrialResult, finite_or_none, plain_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class TrialConfig:
     evaluation: Evaluation
     profile: Profile
     engine: str = "integer"  # or simulated: what computes the answers and is timed
-    runtime: Runtime = field(default_factory=Torch)  # what answers and is timed besides
+    runtime: Runtime = field(default_factory=TorchOnly)  # what answers and is timed besides
 
     def __post_init__(self) -> None:
         one_of("engine", self.engine, ENGINES)
@@ -72,10 +72,12 @@ class Outcome:
     plan: QuantPlan
     fp32: Sketches  # of every place, seen in the FP32 network
     calibrated: Sketches  # of the trial's sites, as its ranges saw them
-    answers: Answers
-    reference: Answers
-    measured: Measured
-    linears: Mapping[str, Ran]  # what each Linear ran on, by path; empty unless the integer engine ran
+    answers: Predictions
+    reference: Predictions
+    measured: Measurements
+    linears: Mapping[
+        str, LinearExecution
+    ]  # what each Linear ran on, by path; empty unless the integer engine ran
     seconds: dict[str, float]
 
 
@@ -85,17 +87,17 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
 
     Raises ValueError or OSError, before anything is loaded where that is possible, on what cannot be right.
     """
-    sites = check(config, memo)
+    sites = check_trial(config, memo)
     shared = (config.model, config.task, config.evaluation)
-    material = load(*shared, memo)
-    reference = memo.get("reference", shared, lambda: fp32_answers(material))
+    material = load_material(*shared, memo)
+    reference = memo.get("reference", shared, lambda: fp32_predictions(material))
     seconds: dict[str, float] = {}
     with _timed(seconds, "calibrate_s"):
         seen = (*shared, *config.calibration.data)
         fp32 = memo.get("sketches", seen, lambda: fp32_sketches(material, config.calibration))
         plan, calibrated = make_plan(config, material, sites, fp32)
     with insert(material.model, plan, config.engine) as inserted:
-        answers = material.answer("evaluating") if plan != QuantPlan() else reference
+        answers = material.predict("evaluating") if plan != QuantPlan() else reference
     with _timed(seconds, "profile_s"):
         measured = profiled(config, material, plan)
     deployed = deploy(config, material, plan, answers)
@@ -110,7 +112,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
             answers=answers,
             reference=reference,
             linears=inserted.linears,
-            measured=Measured(
+            measured=Measurements(
                 metrics=measured.metrics | deployed.metrics, tags=measured.tags | deployed.tags
             ),
             seconds={**seconds, "evaluate_s": answers.seconds},
@@ -118,15 +120,15 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
     )
 
 
-def check(config: TrialConfig, memo: Memo) -> list[Site]:
+def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     """The sites of this trial, found before any weight is read.
 
     Raises ValueError or OSError where a name, glob, group count, device or folder of the config cannot be
     right, and where checkpoint, tokenizer and rows do not fit each other.
     """
     config.runtime.check()
-    found = resolved(config.model, config.task, memo)
-    skeleton, calibrating = found.skeleton, config.calibration.rows(splits_of(config.task, memo).train)
+    found = resolve_checkpoint(config.model, config.task, memo)
+    skeleton, calibrating = found.skeleton, config.calibration.rows(load_splits(config.task, memo).train)
     for rows in (
         tokenize(calibrating, found.tokenizer, config.task.max_length),
         tokenized_rows(config.model, config.task, config.evaluation, memo),
@@ -146,36 +148,36 @@ def trial_key(config: TrialConfig, memo: Memo) -> str:
     shared = (config.model, config.task, config.evaluation)
 
     def read() -> tuple[str, str]:
-        found = resolved(config.model, config.task, memo)
-        return found.fingerprint, rows_of(config.task, config.evaluation, memo)[2]
+        found = resolve_checkpoint(config.model, config.task, memo)
+        return found.fingerprint, select_rows(config.task, config.evaluation, memo)[2]
 
     return _key(config, *memo.get("fingerprints", shared, read))
 
 
-def timing_of(config: TrialConfig) -> str:
+def trial_timing_key(config: TrialConfig) -> str:
     """What names the circumstances of the trial's latencies, here and now; empty where nothing is timed."""
-    if isinstance(config.profile, Off):
+    if isinstance(config.profile, NoProfile):
         return ""
-    return timing_key(describe(config.profile), config.model.torch_device())
+    return timing_key(plain_data(config.profile), config.model.torch_device())
 
 
 def _key(config: TrialConfig, checkpoint: str, data: str) -> str:
-    names = ("onnx", "onnxscript", config.runtime.package) if isinstance(config.runtime, Deployment) else ()
+    names = ("onnx", "onnxscript", config.runtime.package) if isinstance(config.runtime, FileRuntime) else ()
     versions = {f"version.{name}": version(name) for name in names}
-    return key_of(described(config), checkpoint, data, config.model.torch_device(), versions)
+    return key_of(plain_config(config), checkpoint, data, config.model.torch_device(), versions)
 
 
-def described(config: TrialConfig) -> dict[str, Any]:
+def plain_config(config: TrialConfig) -> dict[str, Any]:
     """The config as plain data."""
-    return {field.name: describe(getattr(config, field.name)) for field in fields(TrialConfig)}
+    return {field.name: plain_data(getattr(config, field.name)) for field in fields(TrialConfig)}
 
 
 def report(config: TrialConfig, material: Material, sites: Sequence[Site], outcome: Outcome) -> TrialResult:
     """Everything that a trial says about itself."""
     logits, reference, labels = outcome.answers.logits, outcome.reference.logits, material.rows.labels
-    numbers, data = metrics(config, material, outcome), described(config)
+    numbers, data = metrics(config, material, outcome), plain_config(config)
     measured = {**outcome.measured.tags, **engine_tags(outcome.plan, outcome.linears)}
-    finding = Finding(
+    evidence = Evidence(
         config=data,
         plan=outcome.plan,
         places=material.places,
@@ -188,17 +190,17 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         labels=labels,
         regression=config.task.regression,
     )
-    alarms = raised(finding)
+    alarms = raised_alarms(evidence)
     tags = {
         **material.loaded.tags,
         **machine_tags(material.model.device),
-        **environment(material.model.device),
+        **deciding_environment(material.model.device),
         **measured,
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": outcome.plan.fingerprint,
         "key": _key(config, material.loaded.fingerprint, material.data_fingerprint),
-        "timing_key": timing_of(config),
+        "timing_key": trial_timing_key(config),
         "alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms)),
     }
     return TrialResult(
@@ -208,7 +210,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         alarms=alarms,
         plan=outcome.plan,
         linears=outcome.linears,
-        sites=beside(diagnosed(config, material, sites, outcome.plan, outcome.calibrated), finding.coverages),
+        sites=beside(diagnose(config, material, sites, outcome.plan, outcome.calibrated), evidence.coverages),
         outliers=by_site(outcome.fp32),
         labels=labels,
         logits=logits,
@@ -216,7 +218,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
     )
 
 
-def profiled(config: TrialConfig, material: Material, plan: QuantPlan) -> Measured:
+def profiled(config: TrialConfig, material: Material, plan: QuantPlan) -> Measurements:
     """The trial's profile, next to FP32 where it has a speed of its own: simulated arithmetic has none."""
     fp32 = torch_subject(config, material, QuantPlan())
     reference = fp32 if config.engine == "integer" and plan != QuantPlan() else None
@@ -224,11 +226,11 @@ def profiled(config: TrialConfig, material: Material, plan: QuantPlan) -> Measur
     return config.profile.measure(subject, reference, material.rows, material.loaded.tokenizer)
 
 
-def deploy(config: TrialConfig, material: Material, plan: QuantPlan, answers: Answers) -> Measured:
+def deploy(config: TrialConfig, material: Material, plan: QuantPlan, answers: Predictions) -> Measurements:
     """The trial on the runtime that it names; nothing where that is torch."""
-    if not isinstance(config.runtime, Deployment):
-        return Measured(metrics={}, tags={})
-    return deployed_trial(
+    if not isinstance(config.runtime, FileRuntime):
+        return Measurements(metrics={}, tags={})
+    return measure_deployed(
         config.runtime,
         material.loaded,
         plan,
@@ -249,7 +251,7 @@ def torch_subject(config: TrialConfig, material: Material, plan: QuantPlan) -> T
     )
 
 
-def engine_tags(plan: QuantPlan, linears: Mapping[str, Ran]) -> dict[str, str]:
+def engine_tags(plan: QuantPlan, linears: Mapping[str, LinearExecution]) -> dict[str, str]:
     """What computed the answers: FP32, FP32 arithmetic on quantized values, or integers in how many
     Linears."""
     if plan == QuantPlan():

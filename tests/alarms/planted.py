@@ -6,7 +6,7 @@ import numpy as np
 from properties import heavy_tailed, sketched
 from tiny import tiny_model
 
-from quantlab.alarms import Finding, raised
+from quantlab.alarms import Evidence, raised_alarms
 from quantlab.network.sites import Tap
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid, Grid
@@ -41,10 +41,10 @@ def calibrated(**changes: Any) -> dict[str, Any]:
     return {"calibration": calibration, "task": {"name": "qnli", "metrics": ["accuracy"]}}
 
 
-def finding(**changes: Any) -> Finding:
+def evidence(**changes: Any) -> Evidence:
     """A trial in order: both models are right nine times in ten, every range holds what was seen."""
     right = np.where(np.arange(200) % 10 == 0, 1 - LABELS, LABELS)
-    return Finding(
+    return Evidence(
         **{
             "config": calibrated(),
             "plan": activation(),
@@ -63,9 +63,9 @@ def finding(**changes: Any) -> Finding:
 
 
 def names(**changes: Any) -> list[str]:
-    return [alarm.name for alarm in raised(finding(**changes))]
+    return [alarm.name for alarm in raised_alarms(evidence(**changes))]
 
 
 def message(name: str, **changes: Any) -> str:
     """What the one alarm of this name says; "" where it is not raised."""
-    return "".join(alarm.message for alarm in raised(finding(**changes)) if alarm.name == name)
+    return "".join(alarm.message for alarm in raised_alarms(evidence(**changes)) if alarm.name == name)

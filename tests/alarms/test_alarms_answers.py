@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from planted import LABELS, answers, calibrated, finding, message, names
+from planted import LABELS, answers, calibrated, evidence, message, names
 
-from quantlab.alarms import ALARMS, Alarm, raised
+from quantlab.alarms import ALARMS, Alarm, raised_alarms
 from quantlab.alarms.published import anchors_of, fp32_anchor, paper_table, published_anchors
 from quantlab.evaluation.significance import accuracy_drop_ci95
 from quantlab.plan.plan import QuantPlan
 
 
 def test_a_trial_in_order_raises_nothing() -> None:
-    assert raised(finding()) == ()
+    assert raised_alarms(evidence()) == ()
 
 
 @pytest.mark.parametrize("check", ALARMS, ids=lambda check: check.__name__)
@@ -30,7 +30,7 @@ def test_every_alarm_is_tested_and_told(check) -> None:
 )
 def test_constant_prediction(ones: int, raises: bool) -> None:
     classes = (np.arange(200) < ones).astype(int)
-    alarms = raised(finding(logits=answers(classes)))
+    alarms = raised_alarms(evidence(logits=answers(classes)))
     expected = f"{max(ones, 200 - ones) / 200:.1%} of the answers are the same class"
     assert (Alarm("constant_prediction", expected) in alarms) == raises
     assert ("constant_prediction" in names(logits=answers(classes))) == raises

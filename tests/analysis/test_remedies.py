@@ -98,7 +98,7 @@ def test_the_numbers_are_those_of_the_protected_plan(planted: SearchLab) -> None
         assert {name for name, grid in items.items() if grid == "fp16"} == set(PLANTED)
     for row in table[table["kind"] != "reference"].itertuples():
         with insert(ready.material.model, plans[row.protected], "integer"):
-            logits = ready.material.answer("directly").logits
+            logits = ready.material.predict("directly").logits
         assert row.accuracy == (logits.argmax(-1) == ready.material.rows.labels).mean()
 
 
@@ -145,7 +145,7 @@ def test_clipping_against_direct_runs(make_lab: MakeLab) -> None:
             if (size[name] > least).any():
                 module.weight.data = module.weight.data.clamp(-limit, limit)
             changed += int((module.weight.data != before[name]).sum())
-        answers = material.answer("directly").logits.argmax(-1)
+        answers = material.predict("directly").logits.argmax(-1)
         for name, module in linears.items():
             module.weight.data = before[name]
         assert changed == clipped and fp32 == (answers == material.rows.labels).mean()

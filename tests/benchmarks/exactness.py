@@ -24,9 +24,9 @@ from quantlab.engines.insert import insert
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
-from quantlab.trial.material import fp32_sketches, load
+from quantlab.trial.material import fp32_sketches, load_material
 from quantlab.trial.planning import make_plan
-from quantlab.trial.trial import check
+from quantlab.trial.trial import check_trial
 
 SETTINGS = (
     "placement=all bits.symmetric=true",
@@ -65,13 +65,13 @@ def main() -> None:
 
 def both_engines(config: RunConfig, memo: Memo) -> None:
     shared = (config.model, config.task, config.evaluation)
-    material = load(*shared, memo)
+    material = load_material(*shared, memo)
     fp32 = memo.get("sketches", shared, lambda: fp32_sketches(material, config.calibration))
-    plan, _ = make_plan(config, material, check(config, memo), fp32)
+    plan, _ = make_plan(config, material, check_trial(config, memo), fp32)
     logits = {}
     for name, engine in (("simulated", "simulated"), ("integer", "integer"), ("exact", "simulated")):
         with insert(material.model, plan, engine), exact_products() if name == "exact" else nullcontext():
-            logits[name] = material.answer(name).logits
+            logits[name] = material.predict(name).logits
     for one, other in (("integer", "simulated"), ("exact", "simulated"), ("integer", "exact")):
         compare(f"  {one} against {other}", logits[other], logits[one])
 

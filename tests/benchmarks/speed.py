@@ -33,11 +33,11 @@ from quantlab.methods.uniform import Uniform
 from quantlab.network.architecture import places
 from quantlab.network.sites import Placement
 from quantlab.plan.plan import QuantPlan
-from quantlab.profiling.profile import Timed, Turns, speedup
+from quantlab.profiling.profile import TimedProfile, Turns, speedup
 from quantlab.profiling.timing import RuntimeSubject, Subject, TorchSubject, wall_ms
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.openvino import OpenVino
-from quantlab.runtimes.qdq import export
+from quantlab.runtimes.qdq import export_onnx
 from quantlab.tasks.batching import Batch
 
 ROWS, LENGTH, THREADS = 8, 128, torch.get_num_threads()
@@ -50,7 +50,7 @@ import sys, torch
 from quantlab.profiling.timing import sampled_peak_mb, resident_mb
 from quantlab.calibration.estimators import MinMax
 from quantlab.evaluation.answering import Evaluation
-from quantlab.trial.material import fp32_sketches, load
+from quantlab.trial.material import fp32_sketches, load_material
 from quantlab.storage.memo import Memo
 from quantlab.network.models import Checkpoint
 from hydra import compose, initialize_config_dir
@@ -60,7 +60,7 @@ from quantlab.cli.catalogue import register
 register()
 with initialize_config_dir(CONF, version_base="1.3"):
     config = instantiate(compose("config", sys.argv[2:]))
-material = load(config.model, config.task, config.evaluation, Memo())
+material = load_material(config.model, config.task, config.evaluation, Memo())
 fp32_sketches(material, MinMax(samples=8))
 before = resident_mb()
 print(sampled_peak_mb(lambda: fp32_sketches(material, MinMax(samples=int(sys.argv[1])))) - before)
@@ -123,12 +123,12 @@ def deployed(_: Path | None) -> None:
         for precision, plan in files.items():
             for runtime in (OnnxRuntime(), OpenVino()):
                 path = folder / f"{runtime.package} {precision}.onnx"
-                export(model, plan, batch.inputs, path, {}, runtime.signed)
+                export_onnx(model, plan, batch.inputs, path, {}, runtime.signed)
                 subjects[f"{runtime.package} {precision}"] = RuntimeSubject(path=path, runtime=runtime)
                 print(f"{runtime.describe()} {precision}: {runtime.open(path, THREADS).products()}")
         size = {precision: (folder / f"onnxruntime {precision}.onnx").stat().st_size for precision in files}
         print(f"file: {size['INT8'] / size['FP32']:.3f} of FP32's {size['FP32']:,} bytes")
-        profile = Timed(warmup=3, iterations=10, seconds=5, batch_size=ROWS, length=LENGTH)
+        profile = TimedProfile(warmup=3, iterations=10, seconds=5, batch_size=ROWS, length=LENGTH)
         inputs = {name: values.numpy() for name, values in batch.inputs.items()}
         turns, _ = profile.in_turns(list(subjects.values()), inputs, THREADS)
     times = dict(zip(subjects, turns, strict=True))

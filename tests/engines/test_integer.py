@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quantlab.engines import choice
 from quantlab.engines.choice import CPU, KINDS, chosen, is_exact, product
 from quantlab.engines.insert import insert
-from quantlab.engines.integer import CARRIED, Ran, members
+from quantlab.engines.integer import CARRIED, LinearExecution, members
 from quantlab.kernels.products import OneDnn, OneDnnInHalves, OnGrid, Product, Weight, in_halves
 from quantlab.kernels.snapper import Snapper
 from quantlab.methods.mixed_precision import MixedPrecision
@@ -182,10 +182,12 @@ def test_what_stays_in_fp32_says_why(any_speed: None) -> None:
     with insert(model, plan, "integer") as inserted:
         logits(model, padded())
     layer = "bert.encoder.layer"
-    assert inserted.linears[f"{layer}.0.intermediate.dense"] == Ran.fp32(
+    assert inserted.linears[f"{layer}.0.intermediate.dense"] == LinearExecution.fp32(
         "its input is not on an integer grid"
     )
-    assert inserted.linears[f"{layer}.1.attention.self.query"] == Ran.fp32("its weight is int16 symmetric")
+    assert inserted.linears[f"{layer}.1.attention.self.query"] == LinearExecution.fp32(
+        "its weight is int16 symmetric"
+    )
     assert inserted.linears[f"{layer}.1.attention.self.key"].in_integers
 
 

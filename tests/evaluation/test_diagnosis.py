@@ -19,7 +19,7 @@ from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sqnr import energy, ratio_db, sqnr_db
-from quantlab.trial.planning import diagnosed, make_plan
+from quantlab.trial.planning import diagnose, make_plan
 
 BATCHES = [padded(), padded((3, 7, 5), seed=1)]
 BITS = Bits(weights=4, activations=4)
@@ -183,7 +183,7 @@ def test_sites_are_looked_at_in_the_network_that_their_ranges_were_seen_in(case:
     material = SimpleNamespace(model=model, calibration_batches=lambda _: BATCHES)
     sites = sites_of(model)
     plan, sketches = make_plan(settings, material, sites, observe(model, sites, BATCHES))  # type: ignore[arg-type]
-    table = diagnosed(settings, material, sites, plan, sketches).set_index("name")  # type: ignore[arg-type]
+    table = diagnose(settings, material, sites, plan, sketches).set_index("name")  # type: ignore[arg-type]
     assert set(table.seen_in) == {name, "checkpoint"}
 
     item = next(item for item in plan.activations if item.site == "1.ffn.sum")

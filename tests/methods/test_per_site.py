@@ -15,7 +15,7 @@ from quantlab.methods.per_site import PerSite
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.grid import grid_of
-from quantlab.trial.result import describe
+from quantlab.trial.result import plain_data
 
 MODEL = tiny_model()
 SITES = sites_of(MODEL)
@@ -109,8 +109,8 @@ def test_bad_rules(rules: object, message: str) -> None:
 
 def test_its_description_builds_it_again() -> None:
     method = per_site(base=Peg(sites=("*.ffn.in",), k=4))
-    plain = describe(method)
+    plain = plain_data(method)
     plain["rules"] = [{"match": rule["match"], "bits": rule["bits"]} for rule in plain["rules"]]
-    for description in (plain, describe(method)):
+    for description in (plain, plain_data(method)):
         again = instantiate(description, _convert_="all")
         assert again == method and hash(again) == hash(method)

@@ -18,12 +18,12 @@ from tiny import tokenized
 
 from quantlab.plan.plan import QuantPlan
 from quantlab.profiling import profile as profiling
-from quantlab.profiling.profile import MOST_WARM_UP_TURNS, PAIRS, Off, Timed, speedup
+from quantlab.profiling.profile import MOST_WARM_UP_TURNS, PAIRS, NoProfile, TimedProfile, speedup
 from quantlab.profiling.timing import Inputs, TorchSubject
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # turns of a script are all alike
 
-SMALL = Timed(warmup=2, iterations=1, seconds=0, batch_size=8, length=4)
+SMALL = TimedProfile(warmup=2, iterations=1, seconds=0, batch_size=8, length=4)
 LATENCIES = {"latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "examples_per_s"}
 MEMORY = {"memory_weights_mb", "peak_memory_mb"}
 SPEEDUP = {"speedup_vs_fp32", "speedup_ci95_low", "speedup_ci95_high"}
@@ -45,7 +45,7 @@ class Scripts:
     log: list[Any]
 
     @contextmanager
-    def started(
+    def timing_process(
         self, subject: TorchSubject, inputs: Inputs, threads: int
     ) -> Iterator[Callable[[], SimpleNamespace]]:
         name, script = subject.folder.name, iter(self.ms[subject.folder.name])
@@ -76,22 +76,22 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
     made = Scripts({"trial": repeat(50.0), "fp32": repeat(100.0)}, [])
 
     @contextmanager
-    def alone() -> Iterator[None]:
+    def exclusive_timing() -> Iterator[None]:
         made.log.append("alone")
         yield
         made.log.append("not alone")
 
-    monkeypatch.setattr(profiling, "started", made.started)
-    monkeypatch.setattr(profiling, "alone", alone)
+    monkeypatch.setattr(profiling, "timing_process", made.timing_process)
+    monkeypatch.setattr(profiling, "exclusive_timing", exclusive_timing)
     return made
 
 
-def measure(profile: Timed, reference: TorchSubject | None = FP32) -> profiling.Measured:
+def measure(profile: TimedProfile, reference: TorchSubject | None = FP32) -> profiling.Measurements:
     return profile.measure(TRIAL, reference, tokenized(), tokenizer())
 
 
 def test_each_pair_loads_side_by_side_warms_up_and_takes_turns(scripts: Scripts) -> None:
-    measured = measure(Timed(warmup=2, iterations=35, seconds=0, batch_size=8, length=4, threads=1))
+    measured = measure(TimedProfile(warmup=2, iterations=35, seconds=0, batch_size=8, length=4, threads=1))
     shapes = {"input_ids": (8, 4), "attention_mask": (8, 4)}
     assert scripts.log == [
         "alone",
@@ -132,7 +132,7 @@ def test_percentiles_are_of_the_timed_runs_alone(scripts: Scripts) -> None:
     timed = np.random.default_rng(0).permutation(np.arange(1.0, 301))
     scripts.ms["trial"] = [5.0] * (1 + 100 + 100) + timed.tolist()
     measured = measure(
-        Timed(warmup=0, iterations=300 * PAIRS, seconds=0, batch_size=8, length=4), reference=None
+        TimedProfile(warmup=0, iterations=300 * PAIRS, seconds=0, batch_size=8, length=4), reference=None
     )
     p50, p95, p99, examples = (
         measured.metrics[key]
@@ -151,7 +151,7 @@ def test_turns_go_on_until_runs_and_seconds_are_enough(
     scripts: Scripts, iterations: int, seconds: float, turns: int
 ) -> None:
     """A third of each in each process; of the slower one too, whose turns of half a second have 5 runs."""
-    profile = Timed(warmup=0, iterations=iterations, seconds=seconds, batch_size=8, length=4)
+    profile = TimedProfile(warmup=0, iterations=iterations, seconds=seconds, batch_size=8, length=4)
     assert measure(profile).tags["timed_runs"] == str(PAIRS * 10 * turns)
     asked = [name for name, count, *_ in scripts.log[1:-1] if isinstance(count, int)]
     assert asked == [*["trial"] * 3, *["fp32"] * 3, *["trial", "fp32"] * turns] * PAIRS
@@ -191,7 +191,7 @@ def test_warm_up_ends_when_two_turns_are_alike(warmup: int, turns: list[float], 
         ms = next(script)
         return [ms] * (count - count // 3) + [50 * ms] * (count // 3)  # a third of the runs is disturbed
 
-    profile = Timed(warmup=warmup, iterations=1, seconds=0, batch_size=1, length=1)
+    profile = TimedProfile(warmup=warmup, iterations=1, seconds=0, batch_size=1, length=1)
     assert profile._warm_up(times) == 5
     assert counts == asked
 
@@ -203,7 +203,9 @@ def test_a_turn_is_half_a_second_and_at_least_a_run(ms: float, count: int) -> No
 
 def test_inputs_are_the_first_rows_cut_padded_and_repeated() -> None:
     data = tokenized((9, 20, 4))
-    inputs = Timed(warmup=0, iterations=1, seconds=0, batch_size=4, length=12).inputs(data, tokenizer())
+    inputs = TimedProfile(warmup=0, iterations=1, seconds=0, batch_size=4, length=12).inputs(
+        data, tokenizer()
+    )
     expected = [(row["input_ids"] + [0] * 12)[:12] for row in (*data.rows, data.rows[0])]
     assert all(isinstance(values, np.ndarray) for values in inputs.values())
     assert inputs.keys() == {"input_ids", "attention_mask"}
@@ -263,7 +265,7 @@ def test_intervals_hold_a_planted_speedup_19_times_of_20() -> None:
 
 
 def test_off_measures_nothing() -> None:
-    measured = Off().measure(TRIAL, FP32, tokenized(), tokenizer())
+    measured = NoProfile().measure(TRIAL, FP32, tokenized(), tokenizer())
     assert (measured.metrics, measured.tags) == ({}, {})
 
 
@@ -288,6 +290,6 @@ CPUS = os.cpu_count()
 )
 def test_bad_settings(fields: dict[str, Any], message: str) -> None:
     least = {"warmup": 0, "iterations": 1, "seconds": 0, "batch_size": 1, "length": 1, "threads": CPUS}
-    Timed(**least)
+    TimedProfile(**least)
     with pytest.raises(ValueError, match=message):
-        Timed(**least | fields)
+        TimedProfile(**least | fields)

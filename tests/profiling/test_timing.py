@@ -29,15 +29,15 @@ from quantlab.profiling.timing import (
     Run,
     RuntimeSubject,
     Subject,
+    TimingProcess,
     TorchSubject,
-    Worker,
-    alone,
     cuda_ms,
-    started,
+    exclusive_timing,
+    timing_process,
     wall_ms,
 )
 from quantlab.quant.grid import FloatGrid
-from quantlab.runtimes.runtime import Deployment
+from quantlab.runtimes.runtime import FileRuntime
 
 INPUTS = {name: values.numpy() for name, values in padded().inputs.items()}
 HELD_MB, USED_MB = 64, 128
@@ -73,7 +73,7 @@ def int8(folder: Path, device: str = "cpu") -> TorchSubject:
 
 def test_an_int8_model_in_a_process_of_its_own(tiny_bert: Path) -> None:
     mine, children = os.sched_getaffinity(0), set(multiprocessing.active_children())
-    with started(int8(tiny_bert), INPUTS, 1) as loaded:
+    with timing_process(int8(tiny_bert), INPUTS, 1) as loaded:
         worker = loaded()
         times = [worker.times(count) for count in (3, 1)]
         (child,) = set(multiprocessing.active_children()) - children
@@ -88,7 +88,7 @@ def test_an_int8_model_in_a_process_of_its_own(tiny_bert: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_that_a_model_holds_and_that_its_runs_need() -> None:
-    with started(Odd(), INPUTS, 1) as loaded:
+    with timing_process(Odd(), INPUTS, 1) as loaded:
         worker = loaded()
         assert worker.memory["memory_weights_mb"] == pytest.approx(HELD_MB, abs=8)
         worker.times(1)
@@ -99,7 +99,7 @@ def test_memory_that_a_model_holds_and_that_its_runs_need() -> None:
 
 def test_what_goes_wrong_in_a_process_is_raised_here(forked_workers: None) -> None:
     children = set(multiprocessing.active_children())
-    with started(Odd("raises"), INPUTS, 1) as raising, started(Odd("dies"), INPUTS, 1) as dying:
+    with timing_process(Odd("raises"), INPUTS, 1) as raising, timing_process(Odd("dies"), INPUTS, 1) as dying:
         with pytest.raises(EOFError, match="truncated; 1 = 1 threads"):
             raising()
         with pytest.raises(RuntimeError, match="ended without a word"):
@@ -114,11 +114,11 @@ def test_one_timing_at_a_time() -> None:
 
     def other() -> None:
         asked.set()
-        with alone():
+        with exclusive_timing():
             log.append("the other's turn")
 
     thread = threading.Thread(target=other)
-    with alone():
+    with exclusive_timing():
         thread.start()
         asked.wait()
         thread.join(0.1)
@@ -136,7 +136,7 @@ def ends() -> tuple[Any, Any]:
 @pytest.mark.parametrize("unread", [0, 1])
 def test_a_process_that_ended_between_two_turns(ends: tuple[Any, Any], unread: int) -> None:
     here, there = ends
-    worker = Worker(here, {})
+    worker = TimingProcess(here, {})
     for _ in range(unread):
         here.send(7)
     there.close()
@@ -147,7 +147,7 @@ def test_a_process_that_ended_between_two_turns(ends: tuple[Any, Any], unread: i
 def test_a_process_that_says_nothing(ends: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "START_TIMEOUT_S", 0.01)
     with pytest.raises(RuntimeError, match="said nothing for 0.01 s"):
-        Worker(ends[0], {}).times(1)
+        TimingProcess(ends[0], {}).times(1)
 
 
 @pytest.mark.parametrize("fails", ["", "raises", "does not run"])
@@ -155,7 +155,7 @@ def test_a_process_that_nobody_waits_for_ends(
     fails: str, ends: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether it is answering or failing, and whether what it has said was read."""
-    monkeypatch.setattr(timing, "pin", lambda _: None)
+    monkeypatch.setattr(timing, "pin_threads", lambda _: None)
     here, there = ends
     here.send(1)
     here.close()
@@ -163,7 +163,7 @@ def test_a_process_that_nobody_waits_for_ends(
 
 
 def test_a_failing_run_is_the_answer(ends: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "pin", lambda _: None)
+    monkeypatch.setattr(timing, "pin_threads", lambda _: None)
     here, there = ends
     here.send(1)
     timing._serve(there, Odd("does not run"), {}, 1)
@@ -177,10 +177,10 @@ def test_pinned_to_as_many_processors_as_threads(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch, "set_num_threads", log.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7, 3, 12, 5})
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: log.append((pid, cpus)))
-    timing.pin(2)
+    timing.pin_threads(2)
     assert log == ["keep", 2, (0, [3, 5])]
     monkeypatch.delattr(os, "sched_setaffinity")  # macOS
-    timing.pin(1)
+    timing.pin_threads(1)
     assert log[3:] == ["keep", 1]
 
 
@@ -260,7 +260,7 @@ def test_a_runtime_gets_the_inputs_that_its_file_has() -> None:
         def __call__(self, inputs: Mapping[str, np.ndarray]) -> None:
             given.append(inputs)
 
-    class Runtime(Deployment):
+    class Runtime(FileRuntime):
         def check(self) -> None:
             raise NotImplementedError
 
@@ -389,7 +389,7 @@ def test_the_watcher_ends_with_a_run_that_fails() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(tiny_bert: Path) -> None:
-    with started(int8(tiny_bert, "cuda"), INPUTS, 1) as loaded:
+    with timing_process(int8(tiny_bert, "cuda"), INPUTS, 1) as loaded:
         worker = loaded()
         measured = [*worker.times(3), *worker.memory.values(), *worker.peak_memory().values()]
     assert len(measured) == 3 + 1 + 2 and min(measured) > 0

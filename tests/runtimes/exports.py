@@ -27,7 +27,7 @@ from quantlab.methods.uniform import Uniform
 from quantlab.network.sites import Placement
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.grid import AffineGrid
-from quantlab.runtimes.qdq import export
+from quantlab.runtimes.qdq import export_onnx
 from quantlab.tasks.batching import Batch
 
 XHY = ("*.ffn.in", "*.ffn.out", "*.ffn.sum")
@@ -138,7 +138,7 @@ def exported(name: str, signed: bool = False) -> Exported:
     with onnx_s_grids(), insert(model, replace(plan, activations=in_bytes)):
         simulated = logits(model, ROWS)
     before = all_of(model)
-    export(model, plan, ROWS.inputs, path, NOTES, signed)
+    export_onnx(model, plan, ROWS.inputs, path, NOTES, signed)
     return Exported(
         case=case,
         path=path,

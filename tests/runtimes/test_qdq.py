@@ -39,7 +39,7 @@ from quantlab.plan.plan import QuantPlan
 from quantlab.quant.grid import AffineGrid
 from quantlab.runtimes import qdq
 from quantlab.runtimes.onnxruntime import OnnxRuntime
-from quantlab.runtimes.qdq import check_exportable, export, quantize_dequantize
+from quantlab.runtimes.qdq import check_exportable, export_onnx, quantize_dequantize
 from quantlab.runtimes.runtime import check_model, planned_products
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
@@ -119,7 +119,7 @@ def test_a_file_that_fixes_a_dimension_is_refused(tmp_path: Path, monkeypatch: p
         r".*logits is \(1, 2\)"
     )
     with pytest.raises(ValueError, match=message):
-        export(model, planned(model, ALL, Uniform()), qdq.INPUTS, tmp_path / "model.onnx", {})
+        export_onnx(model, planned(model, ALL, Uniform()), qdq.INPUTS, tmp_path / "model.onnx", {})
 
 
 @every_plan
@@ -236,7 +236,7 @@ def test_an_export_that_fails_restores_everything_and_writes_nothing(
     filters = list(warnings.filters)
     monkeypatch.setattr(torch.onnx, "export", fails)
     with pytest.raises(RuntimeError, match="the exporter's own"):
-        export(model, plan, ROWS.inputs, tmp_path / "model.onnx", {})
+        export_onnx(model, plan, ROWS.inputs, tmp_path / "model.onnx", {})
     assert all_of(model) == before
     assert warnings.filters == filters
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,16 @@ from tiny import ALL
 from quantlab.plan.plan import QuantPlan
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.openvino import OpenVino
-from quantlab.runtimes.runtime import FLOAT, INTEGER, MIXED, Deployment, Products, Session, Torch, count
+from quantlab.runtimes.runtime import (
+    FLOAT,
+    INTEGER,
+    MIXED,
+    FileRuntime,
+    ProductCounts,
+    Session,
+    TorchOnly,
+    count_products,
+)
 from quantlab.runtimes.saturation import saturates
 from quantlab.tasks.batching import Batch
 from quantlab.tasks.glue import Glue
@@ -21,7 +30,7 @@ from quantlab.trial.deployed import answer, compare
 
 pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[onnx]'")
-RUNTIMES: dict[str, type[Deployment]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+RUNTIMES: dict[str, type[FileRuntime]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 DEVICES = {"onnxruntime": "cpu", "openvino": "CPU"}
 
 OTHERS = [name for name in CASES if name != "gemm"]
@@ -35,12 +44,12 @@ def package(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def runtime(package: str) -> Deployment:
+def runtime(package: str) -> FileRuntime:
     return RUNTIMES[package]()
 
 
 @pytest.mark.parametrize("name", ["gemm", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, runtime: Deployment) -> None:
+def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, runtime: FileRuntime) -> None:
     if saturates(runtime):
         pytest.skip("the runtime's integer products saturate on this processor: it has no VNNI")
     made = exported(name, runtime.signed)
@@ -61,7 +70,7 @@ def test_onnx_runtime_s_products_are_exact_on_every_processor() -> None:
     assert not saturates(OnnxRuntime())
 
 
-def test_a_product_that_is_cut_is_seen(runtime: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_product_that_is_cut_is_seen(runtime: FileRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cut(Remembers):
         def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
             return np.minimum(inputs["x"] * 64 * 127, 32767)
@@ -71,7 +80,7 @@ def test_a_product_that_is_cut_is_seen(runtime: Deployment, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_either_kind_of_bytes_has_the_same_answers(runtime: Deployment) -> None:
+def test_either_kind_of_bytes_has_the_same_answers(runtime: FileRuntime) -> None:
     signed, unsigned = (exported("all, symmetric, per channel", kind) for kind in (True, False))
     assert signed.path.read_bytes() != unsigned.path.read_bytes()
     answers = [run(runtime.open(made.path, 1), ROWS) for made in (signed, unsigned)]
@@ -86,7 +95,7 @@ def test_openvino_runs_attention_in_integers_too() -> None:
     assert not any(kernel.endswith("f32") for kernel in products.attention), str(products)
 
 
-def test_a_session_s_answers_stay_what_they_are(runtime: Deployment) -> None:
+def test_a_session_s_answers_stay_what_they_are(runtime: FileRuntime) -> None:
     """The next call may reuse a runtime's memory, but not what was given out."""
     session = runtime.open(exported("gemm").path, 1)
     first = run(session, ROWS)
@@ -97,7 +106,7 @@ def test_a_session_s_answers_stay_what_they_are(runtime: Deployment) -> None:
 
 
 @pytest.mark.parametrize("cut", [None, 0, 100, -7], ids=["missing", "empty", "a little", "nearly all"])
-def test_a_file_that_is_no_model_is_named(cut: int | None, runtime: Deployment, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_named(cut: int | None, runtime: FileRuntime, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     if cut is not None:
         path.write_bytes(exported("gemm").path.read_bytes()[:cut])
@@ -105,7 +114,7 @@ def test_a_file_that_is_no_model_is_named(cut: int | None, runtime: Deployment, 
         runtime.open(path, 1)
 
 
-def test_a_model_that_breaks_onnx_s_rules_is_named(runtime: Deployment, tmp_path: Path) -> None:
+def test_a_model_that_breaks_onnx_s_rules_is_named(runtime: FileRuntime, tmp_path: Path) -> None:
     import onnx
 
     model = onnx.load(str(exported("gemm").path))
@@ -148,10 +157,10 @@ def test_a_package_that_is_not_installed_names_its_extra(
 
 
 def test_torch_needs_nothing() -> None:
-    Torch().check()
+    TorchOnly().check()
 
 
-def test_a_runtime_says_its_name_and_version(package: str, runtime: Deployment) -> None:
+def test_a_runtime_says_its_name_and_version(package: str, runtime: FileRuntime) -> None:
     name, version = runtime.describe().split()
     assert name == package and version[0].isdigit()
 
@@ -172,7 +181,7 @@ def test_a_runtime_says_its_name_and_version(package: str, runtime: Deployment) 
 def test_what_a_latency_may_be_called(
     integer: dict[str, int], floating: dict[str, int], planned: int, kind: str
 ) -> None:
-    assert Products(integer=integer, floating=floating, attention={}).kind(planned) == kind
+    assert ProductCounts(integer=integer, floating=floating, attention={}).kind(planned) == kind
 
 
 def test_products_are_counted_by_kernel() -> None:
@@ -186,10 +195,10 @@ def test_products_are_counted_by_kernel() -> None:
         ("Q", False),
         ("M", False),
     ]
-    found = count(kernels, ["Q", "R", "never"])
-    assert found == Products(integer={"Q": 3, "R": 1}, floating={"M": 2}, attention={"Q": 1, "M": 1})
+    found = count_products(kernels, ["Q", "R", "never"])
+    assert found == ProductCounts(integer={"Q": 3, "R": 1}, floating={"M": 2}, attention={"Q": 1, "M": 1})
     assert str(found) == "4 integer (3 Q, 1 R); 2 float (2 M); 2 in attention (1 M, 1 Q)"
-    assert str(count([], ["Q"])) == "0 integer; 0 float; 0 in attention"
+    assert str(count_products([], ["Q"])) == "0 integer; 0 float; 0 in attention"
 
 
 class Remembers(Session):
@@ -201,8 +210,8 @@ class Remembers(Session):
         assert set(inputs) == set(self.names)
         return inputs["input_ids"][:, :1] * np.array([[1.0, 2.0, 3.0]])
 
-    def products(self) -> Products:
-        return count([], [])
+    def products(self) -> ProductCounts:
+        return count_products([], [])
 
 
 def test_answers_are_in_the_rows_and_the_labels_order() -> None:
@@ -214,7 +223,7 @@ def test_answers_are_in_the_rows_and_the_labels_order() -> None:
         for ids, indices in [([[30, 1], [10, 1]], [3, 1]), ([[20]], [2]), ([[0], [40]], [0, 4])]
     ]
     expected = [[0, 0], [30, 10], [60, 20], [90, 30], [120, 40]]
-    assert Remembers().answer(batches, (2, 0)).tolist() == expected
+    assert Remembers().predict(batches, (2, 0)).tolist() == expected
 
 
 QNLI = Glue(name="qnli", labels=("yes", "no"), metrics=("accuracy", "f1"), config="qnli", text=("question",))

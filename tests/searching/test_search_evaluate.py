@@ -54,7 +54,7 @@ def test_complete_answers_are_those_of_the_inserted_plan(planted: SearchLab, eng
     for outcome, plan in zip(found, plans, strict=True):
         assert outcome.complete and outcome.rows == ROWS
         with insert(material.model, plan, config.engine):
-            np.testing.assert_array_equal(outcome.logits, material.answer("").logits)
+            np.testing.assert_array_equal(outcome.logits, material.predict("").logits)
 
 
 def test_a_hopeless_candidate_is_given_up_after_the_first_prefix_and_a_sound_one_never(

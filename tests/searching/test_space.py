@@ -21,7 +21,7 @@ from quantlab.searching.space import Space, space_of
 from quantlab.storage.memo import Memo
 from quantlab.trial.material import fp32_sketches
 from quantlab.trial.planning import make_plan
-from quantlab.trial.trial import check
+from quantlab.trial.trial import check_trial
 
 SITES = sites_of(tiny_model())
 NAMES = [site.name for site in SITES]
@@ -145,7 +145,10 @@ def test_a_candidates_plan_is_its_methods_plan(planted: SearchLab, setting: str)
     sketches = fp32_sketches(material, config.calibration)
     for chosen, plan in plans.items():
         trial = replace(config, method=space.method(config.method, chosen))
-        assert make_plan(trial, material, check(trial, Memo()), sketches)[0].fingerprint == plan.fingerprint
+        assert (
+            make_plan(trial, material, check_trial(trial, Memo()), sketches)[0].fingerprint
+            == plan.fingerprint
+        )
 
 
 @pytest.mark.parametrize(

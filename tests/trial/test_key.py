@@ -17,8 +17,8 @@ from quantlab.methods.uniform import Uniform
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.trial import key as identity
-from quantlab.trial.material import fp32_answers, load
-from quantlab.trial.trial import described, timing_of, trial_key
+from quantlab.trial.material import fp32_predictions, load_material
+from quantlab.trial.trial import plain_config, trial_key, trial_timing_key
 
 CPU = torch.device("cpu")
 Configured = Callable[..., RunConfig]
@@ -112,9 +112,9 @@ CHANGES = {
 def test_another_environment_is_another_trial(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if change in identity.LIBRARIES:
         monkeypatch.setattr(identity, "version", lambda name: "1.0")
-    before, key = identity.environment(CPU), identity.key_of({}, "checkpoint", "data", CPU, {})
+    before, key = identity.deciding_environment(CPU), identity.key_of({}, "checkpoint", "data", CPU, {})
     CHANGES[change](monkeypatch)
-    assert identity.environment(CPU) != before
+    assert identity.deciding_environment(CPU) != before
     assert identity.key_of({}, "checkpoint", "data", CPU, {}) != key
 
 
@@ -125,20 +125,20 @@ def test_a_trials_own_libraries_are_in_its_key() -> None:
 
 def test_threads_are_not_in_the_key_but_in_the_timings(configured: Configured) -> None:
     config, threads = configured("profile=quick"), torch.get_num_threads()
-    key, timing = trial_key(config, Memo()), timing_of(config)
+    key, timing = trial_key(config, Memo()), trial_timing_key(config)
     torch.set_num_threads(threads + 1)
     try:
-        assert trial_key(config, Memo()) == key and timing_of(config) != timing
+        assert trial_key(config, Memo()) == key and trial_timing_key(config) != timing
     finally:
         torch.set_num_threads(threads)
-    assert timing_of(configured("profile=paper")) != timing and timing_of(configured()) == ""
+    assert trial_timing_key(configured("profile=paper")) != timing and trial_timing_key(configured()) == ""
 
 
 def test_a_timing_is_of_one_processor(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured("profile=quick")
-    timing = timing_of(config)
+    timing = trial_timing_key(config)
     monkeypatch.setattr(identity, "device_name", lambda device: "another processor")
-    assert timing_of(config) != timing
+    assert trial_timing_key(config) != timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def test_a_component_from_elsewhere_brings_its_code(
 ) -> None:
     from dataclasses import replace
 
-    own = described(replace(configured(), method=Own()))
+    own = plain_config(replace(configured(), method=Own()))
     keys = []
     for code in ("code", "other code"):
         monkeypatch.setattr(identity, "_source_digest", lambda target, code=code: f"{target} {code}")
@@ -161,9 +161,12 @@ def test_a_component_from_elsewhere_brings_its_code(
 
 def test_a_model_from_elsewhere_keeps_its_settings() -> None:
     own = {"model": {"_target_": "mine.Noisy", "path": "/here", "noise": 0.1}, "engine": "integer"}
-    assert identity.deciding(own) == {"model": {"_target_": "mine.Noisy", "noise": 0.1}, "engine": "integer"}
+    assert identity.deciding_settings(own) == {
+        "model": {"_target_": "mine.Noisy", "noise": 0.1},
+        "engine": "integer",
+    }
     ours = {"model": {"_target_": "quantlab.network.models.Checkpoint", "path": "/here", "device": "auto"}}
-    assert identity.deciding(ours) == {"model": {}}
+    assert identity.deciding_settings(ours) == {"model": {}}
 
 
 def test_cached_fp32_answers_follow_the_tasks_order_of_labels(
@@ -174,7 +177,7 @@ def test_cached_fp32_answers_follow_the_tasks_order_of_labels(
 
     def answers(labels: str) -> np.ndarray:
         config = configured(f"task.labels={labels}")
-        return fp32_answers(load(config.model, config.task, config.evaluation, Memo())).logits
+        return fp32_predictions(load_material(config.model, config.task, config.evaluation, Memo())).logits
 
     cached = [answers(labels) for labels in orders]
     monkeypatch.setenv("QUANTLAB_CACHE", str(tmp_path))

@@ -138,7 +138,7 @@ def test_a_trial_finds_its_checkpoint_and_its_data_once(
 def test_pairs_that_the_checkpoint_cannot_take_are_refused_before_anything_is_loaded(
     lab: Lab, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantlab.trial.trial.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("quantlab.trial.trial.load_material", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=r"token type 1, but the model has type_vocab_size=1"):
         lab.trial(f"model.path={make_model(type_vocab_size=1)}")
 
@@ -150,7 +150,7 @@ def test_a_row_without_a_token_is_refused_before_anything_is_loaded(
     model, bare = Path(shutil.copytree(tiny_bert, tmp_path / "model")), checkpoint.read_tokenizer(tiny_bert)
     bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
     PreTrainedTokenizerFast(tokenizer_object=bare.backend_tokenizer, pad_token="[PAD]").save_pretrained(model)
-    monkeypatch.setattr("quantlab.trial.trial.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("quantlab.trial.trial.load_material", lambda *_: pytest.fail("loaded"))
     for split in ("train", "validation"):
         data = Path(shutil.copytree(tiny_glue, tmp_path / split))
         frame = pd.read_parquet(data / f"{split}.parquet")
@@ -315,7 +315,7 @@ def test_bad_input_is_named(lab: Lab, overrides: list[str], message: str) -> Non
 
 
 def test_bad_names_are_found_before_weights_are_read(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantlab.trial.trial.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("quantlab.trial.trial.load_material", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="placement.sites"):
         lab.trial("placement.sites=['nothing']")
 
