@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantlab.reporting.analysis import of_study
+from quantlab.reporting.outlier_analysis import analysis_of
+from quantlab.reporting.recommendation import MAX_DROP
 from quantlab.reporting.sources import from_folders
-from quantlab.reporting.verdict import MAX_DROP
-from quantlab.reporting.writing import FORMATS, write
+from quantlab.reporting.writing import FORMATS, write_report
 from quantlab.tracking.download import fetch
 
 RUN_ID = re.compile("[0-9a-f]{32}")
@@ -22,7 +22,7 @@ RUN_ID = re.compile("[0-9a-f]{32}")
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 1 where there is nothing to report, or nowhere to write it."""
-    options = parsed(arguments)
+    options = parse_arguments(arguments)
     out = options.out or Path(f"report.{options.format}")
     try:
         if out.exists() and not options.force:
@@ -30,8 +30,12 @@ def main(arguments: Sequence[str]) -> int:
                 f"{out} exists and is kept; --force overwrites it, --out names another file"
             )
         with TemporaryDirectory(prefix="quantlab-report-") as scratch:
-            study = from_folders([found(name, options.tracking_uri, Path(scratch)) for name in options.what])
-            write(study, of_study(study, options.analysis), out, options.format, max_drop=options.max_drop)
+            study = from_folders(
+                [resolve_source(name, options.tracking_uri, Path(scratch)) for name in options.what]
+            )
+            write_report(
+                study, analysis_of(study, options.analysis), out, options.format, max_drop=options.max_drop
+            )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def found(name: str, uri: str, scratch: Path) -> Path:
+def resolve_source(name: str, uri: str, scratch: Path) -> Path:
     """A folder as it is, or what an MLflow run has, downloaded."""
     if Path(name).is_dir():
         return Path(name)
@@ -48,7 +52,7 @@ def found(name: str, uri: str, scratch: Path) -> Path:
     return fetch(uri, name, scratch)
 
 
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m quantlab.report", description=__doc__)
     parser.add_argument("what", nargs="+", help="a sweep's folder, trials' folders, or ids of MLflow runs")

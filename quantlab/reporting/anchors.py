@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from quantlab.alarms.published import FP32, PAPER, Anchor, paper_table, published_anchors
-from quantlab.reporting.comparing import Row
+from quantlab.reporting.comparing import ComparedTrial
 from quantlab.reporting.sections import Table, as_table
 from quantlab.reporting.trial_table import number
 from quantlab.results.reading import Study
@@ -16,7 +16,7 @@ PAPER_TASK = "qnli"
 SHOWN = 3  # of our trials beside one published row
 
 
-def tables(study: Study, rows: Sequence[Row]) -> list[Table]:
+def published_tables(study: Study, rows: Sequence[ComparedTrial]) -> list[Table]:
     """The published rows for the study's task that we know of."""
     task = str(study.finished[0].config["task"].get("name"))
     if task != PAPER_TASK or study.primary != "accuracy":
@@ -25,7 +25,7 @@ def tables(study: Study, rows: Sequence[Row]) -> list[Table]:
     return [_paper(usable), *_anchors(task, usable)]
 
 
-def _paper(rows: Sequence[Row]) -> Table:
+def _paper(rows: Sequence[ComparedTrial]) -> Table:
     fp32 = paper_table()[0].accuracy
     table = pd.DataFrame(
         [
@@ -47,7 +47,7 @@ def _paper(rows: Sequence[Row]) -> Table:
     )
 
 
-def _anchors(task: str, rows: Sequence[Row]) -> list[Table]:
+def _anchors(task: str, rows: Sequence[ComparedTrial]) -> list[Table]:
     shown = [
         anchor for anchor in published_anchors() if anchor.task == task and anchor.bits in (FP32, "INT8")
     ]
@@ -71,7 +71,7 @@ def _anchors(task: str, rows: Sequence[Row]) -> list[Table]:
     return [as_table("anchors", shown[0].source, table, "BERT-base, 8 bit; another checkpoint than ours.")]
 
 
-def _ours(rows: Sequence[Row]) -> dict[str, str]:
+def _ours(rows: Sequence[ComparedTrial]) -> dict[str, str]:
     near = list(rows)[:SHOWN]
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return {
@@ -85,7 +85,7 @@ def _ours(rows: Sequence[Row]) -> dict[str, str]:
 
 def paper_row(config: Config) -> str:
     """The row of arXiv 2603.04308's table that a trial's settings are nearest to; "" for none."""
-    method, calibration = kind(config, "method"), kind(config, "calibration")
+    method, calibration = component_class(config, "method"), component_class(config, "calibration")
     bits = config["bits"]
     if method == "Fp32":
         return FP32
@@ -110,8 +110,8 @@ LIKE: dict[str, Callable[[str, str], bool]] = {
 
 def is_like(anchor: Anchor, config: Config) -> bool:
     """Whether a trial's settings are those of a published number, as far as they are known."""
-    method, bits = kind(config, "method"), config["bits"]
-    if anchor.method not in LIKE or not LIKE[anchor.method](method, kind(config, "calibration")):
+    method, bits = component_class(config, "method"), config["bits"]
+    if anchor.method not in LIKE or not LIKE[anchor.method](method, component_class(config, "calibration")):
         return False
     granularity = "channel" if "output channel" in anchor.definition else "tensor"
     return method == "Fp32" or (
@@ -120,6 +120,6 @@ def is_like(anchor: Anchor, config: Config) -> bool:
     )
 
 
-def kind(config: Config, group: str) -> str:
+def component_class(config: Config, group: str) -> str:
     """The class of a component."""
     return str(config[group]["_target_"]).rsplit(".", 1)[1]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from quantlab.reporting.analysis import COMMAND, Analysis
-from quantlab.reporting.comparing import Row
+from quantlab.reporting.comparing import ComparedTrial
+from quantlab.reporting.outlier_analysis import COMMAND, Analysis
 from quantlab.reporting.outlying import DEPTH, depth_step
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot, axis, bar, bars, level_line, line
@@ -20,7 +20,7 @@ FEWEST_LEVELS = 10  # tensors in the table of levels
 TOP = 20  # sites that a bar chart shows; its data has all
 
 
-def errors(study: Study, found: Sequence[Row], analysis: Analysis | None) -> Section:
+def errors(study: Study, found: Sequence[ComparedTrial], analysis: Analysis | None) -> Section:
     """Which sites' errors change the answers, how errors add up, and what takes them away."""
     tables = analysis.tables if analysis else {}
     plots = [_attribution(tables["attribution"])] if "attribution" in tables else _site_noise(found)
@@ -47,7 +47,7 @@ def errors(study: Study, found: Sequence[Row], analysis: Analysis | None) -> Sec
     )
 
 
-def _levels(found: Sequence[Row]) -> list[Table]:
+def _levels(found: Sequence[ComparedTrial]) -> list[Table]:
     """Of the trial that lost most: the tensors whose bulk has the fewest of its grid's levels."""
     for row in sorted((row for row in found if row.difference < 0), key=lambda row: row.difference):
         sites = row.trial.sites
@@ -115,7 +115,7 @@ def _attribution(sites: pd.DataFrame) -> Plot:
     )
 
 
-def _site_noise(found: Sequence[Row]) -> list[Plot]:
+def _site_noise(found: Sequence[ComparedTrial]) -> list[Plot]:
     """Without an analysis: the sites with the most noise of the trial that lost most, by its own table."""
     losing = sorted((row for row in found if row.difference < 0), key=lambda row: row.difference)
     for row in losing:

@@ -10,8 +10,8 @@ from itertools import combinations
 import numpy as np
 
 from quantlab.evaluation.significance import Comparison, compare, verdict
-from quantlab.results.answers import Answers, held_out_rows
-from quantlab.results.reading import Study, Trial
+from quantlab.results.answers import SavedAnswers, measuring_rows
+from quantlab.results.reading import Study, TrialRecord
 
 SEEDS = re.compile(r"(^|[._])(seed|draw)s?$")
 PAIRS_OF = 12  # trials in the matrix of pairs: more are not readable, and cost
@@ -19,10 +19,10 @@ NO_FILE = "no answers file"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Row:
+class ComparedTrial:
     """A trial with what can be said of it on all rows."""
 
-    trial: Trial
+    trial: TrialRecord
     value: float  # the primary metric, a fraction
     comparison: (
         Comparison | None
@@ -50,12 +50,12 @@ class Row:
         return self.value - self.difference + self.comparison.high if self.comparison else math.nan
 
 
-def rows(study: Study) -> list[Row]:
+def compared_trials(study: Study) -> list[ComparedTrial]:
     """A row a trial, in the study's order."""
     tests = max(1, sum(trial.answers is not None and not trial.reference for trial in study.finished))
     found = [_against_fp32(study.primary, trial, tests) for trial in study.trials]
     return [
-        Row(
+        ComparedTrial(
             trial=trial,
             value=trial.number_of(study.primary),
             comparison=comparison,
@@ -65,7 +65,7 @@ def rows(study: Study) -> list[Row]:
     ]
 
 
-def _against_fp32(metric: str, trial: Trial, tests: int) -> tuple[Comparison | None, str]:
+def _against_fp32(metric: str, trial: TrialRecord, tests: int) -> tuple[Comparison | None, str]:
     """The comparison that a trial's answers allow, and what there is to say instead of a verdict."""
     if trial.summary is None:
         return None, "failed: " + (trial.error.strip().split("\n")[0] or "no result")
@@ -80,16 +80,16 @@ def _against_fp32(metric: str, trial: Trial, tests: int) -> tuple[Comparison | N
     return comparison, ""
 
 
-def _untested(metric: str, trial: Trial) -> Comparison | None:
+def _untested(metric: str, trial: TrialRecord) -> Comparison | None:
     """The difference as the trial's result has it, without a test."""
     drop, low, high = (trial.number_of(f"{metric}_drop{part}") for part in ("", "_ci95_low", "_ci95_high"))
     return Comparison(n=0, difference=-drop, low=-high, high=-low, p=math.nan, needed=None)
 
 
-def held_out(study: Study, candidates: Sequence[Row]) -> np.ndarray | None:
+def study_measuring_rows(study: Study, candidates: Sequence[ComparedTrial]) -> np.ndarray | None:
     """The rows, bool (N,), that do not choose among candidates; None where all rows do."""
     share, seed = study.evaluation.get("holdout", 0.0), study.evaluation.get("seed", 0)
-    return held_out_rows([row.trial.answers for row in candidates], share, seed)
+    return measuring_rows([row.trial.answers for row in candidates], share, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +112,15 @@ class Repeat:
         return float(np.std(self.values, ddof=1))
 
 
-def seeds(study: Study) -> list[str]:
+def seed_overrides(study: Study) -> list[str]:
     """The swept overrides that only repeat a trial."""
     return [name for name in study.swept if SEEDS.search(name)]
 
 
-def repeats(study: Study, found: Sequence[Row]) -> list[Repeat]:
+def repeats(study: Study, found: Sequence[ComparedTrial]) -> list[Repeat]:
     """The groups of two or more finished trials that differ in seeds alone."""
-    over = seeds(study)
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    over = seed_overrides(study)
+    groups: dict[tuple[object, ...], list[ComparedTrial]] = {}
     for row in found:
         trial = row.trial
         same = tuple((name, trial.settings.get(name, "")) for name in study.swept if name not in over)
@@ -140,15 +140,15 @@ def repeats(study: Study, found: Sequence[Row]) -> list[Repeat]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Matrix:
+class PairMatrix:
     """Trials in pairs: ``comparisons[i, j]`` is row i less row j, beside all other pairs."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedTrial, ...]
     comparisons: Mapping[tuple[int, int], Comparison]
     left_out: int
 
 
-def matrix(study: Study, found: Sequence[Row]) -> Matrix | None:
+def pair_matrix(study: Study, found: Sequence[ComparedTrial]) -> PairMatrix | None:
     """The best trials in pairs, where the metric is accuracy and two or more have comparable answers."""
     if study.primary != "accuracy":
         return None
@@ -158,7 +158,7 @@ def matrix(study: Study, found: Sequence[Row]) -> Matrix | None:
     if len(chosen) < 2:
         return None
     pairs = list(combinations(range(len(chosen)), 2))
-    return Matrix(
+    return PairMatrix(
         rows=tuple(chosen),
         left_out=len(usable) - len(chosen),
         comparisons={
@@ -168,10 +168,10 @@ def matrix(study: Study, found: Sequence[Row]) -> Matrix | None:
     )
 
 
-def _answers(row: Row) -> Answers:
+def _answers(row: ComparedTrial) -> SavedAnswers:
     assert row.trial.answers is not None
     return row.trial.answers
 
 
-def _pair(metric: str, one: Answers, other: Answers, tests: int) -> Comparison:
+def _pair(metric: str, one: SavedAnswers, other: SavedAnswers, tests: int) -> Comparison:
     return compare(metric, other.logits, one.logits, one.labels, tests=tests)

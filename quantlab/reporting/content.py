@@ -10,15 +10,15 @@ from markupsafe import Markup, escape
 
 from quantlab.evaluation.significance import verdict
 from quantlab.reporting import anchors
-from quantlab.reporting.analysis import Analysis
 from quantlab.reporting.causes import errors
-from quantlab.reporting.comparing import Matrix, Row, matrix, repeats, rows
+from quantlab.reporting.comparing import ComparedTrial, PairMatrix, compared_trials, pair_matrix, repeats
 from quantlab.reporting.figures import against_axes, pareto
+from quantlab.reporting.outlier_analysis import Analysis
 from quantlab.reporting.outlying import outliers
+from quantlab.reporting.recommendation import recommend
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot
 from quantlab.reporting.trial_table import Column, alarm_names, columns, interval, number, p_text
-from quantlab.reporting.verdict import answer
 from quantlab.results.reading import Study
 
 DEFINITIONS = {
@@ -65,10 +65,10 @@ class Content:
     table: pd.DataFrame  # the trials, as numbers
 
 
-def content(study: Study, analysis: Analysis | None, max_drop: float) -> Content:
+def page_content(study: Study, analysis: Analysis | None, max_drop: float) -> Content:
     """The page's content: sections that have nothing to show are left out."""
-    found = rows(study)
-    pairs = matrix(study, found)
+    found = compared_trials(study)
+    pairs = pair_matrix(study, found)
     shown = columns(study, found)
     sections = [section for section in _sections(study, found, analysis) if section.filled]
     names = (
@@ -83,10 +83,10 @@ def content(study: Study, analysis: Analysis | None, max_drop: float) -> Content
         "facts": _facts(study),
         "contents": list(names.items()),
         "marked": marked,
-        "answer": answer(study, found, max_drop),
+        "answer": recommend(study, found, max_drop),
         "rows": found,
         "columns": shown,
-        "kinds": [kind(row.verdict) for row in found],
+        "kinds": [verdict_style(row.verdict) for row in found],
         "table_note": _table_note(study),
         "matrix": _matrix(pairs) if pairs else None,
         "sections": sections,
@@ -99,7 +99,7 @@ def content(study: Study, analysis: Analysis | None, max_drop: float) -> Content
     return Content(values=values, plots=plots, table=numbers(study, found, shown))
 
 
-def _sections(study: Study, found: Sequence[Row], analysis: Analysis | None) -> list[Section]:
+def _sections(study: Study, found: Sequence[ComparedTrial], analysis: Analysis | None) -> list[Section]:
     cost, axes = pareto(study, found), against_axes(study, found)
     return [
         Section(id="cost", title="Accuracy and cost", plots=[cost] if cost else []),
@@ -107,16 +107,16 @@ def _sections(study: Study, found: Sequence[Row], analysis: Analysis | None) -> 
         outliers(study, analysis),
         errors(study, found, analysis),
         Section(id="alarms", title="Alarms", tables=_alarms(study)),
-        Section(id="published", title="Published numbers", tables=anchors.tables(study, found)),
+        Section(id="published", title="Published numbers", tables=anchors.published_tables(study, found)),
     ]
 
 
-def kind(words: str) -> str:
+def verdict_style(words: str) -> str:
     """The style of a verdict."""
     return next((name for name in ("better", "worse", "failed") if words.startswith(name)), "unclear")
 
 
-def numbers(study: Study, found: Sequence[Row], shown: Sequence[Column]) -> pd.DataFrame:
+def numbers(study: Study, found: Sequence[ComparedTrial], shown: Sequence[Column]) -> pd.DataFrame:
     """The table of trials for further use: raw numbers, a row a trial."""
     records = []
     for row in found:
@@ -129,7 +129,7 @@ def numbers(study: Study, found: Sequence[Row], shown: Sequence[Column]) -> pd.D
     return pd.DataFrame(records)
 
 
-def marked(sentence: str, row: Row | None) -> Markup:
+def marked(sentence: str, row: ComparedTrial | None) -> Markup:
     """A sentence with the trial's name in it set apart; all of it escaped."""
     name = row.trial.name if row else ""
     before, found, after = sentence.partition(name) if name else (sentence, "", "")
@@ -180,7 +180,7 @@ def _table_note(study: Study) -> str:
     return note if simulated and any("latency_p50_ms" in trial.metrics for trial in study.finished) else ""
 
 
-def _matrix(pairs: Matrix) -> dict[str, Any]:
+def _matrix(pairs: PairMatrix) -> dict[str, Any]:
     size = len(pairs.rows)
     cells: list[list[Any]] = [[None] * size for _ in range(size)]
     for (i, j), comparison in pairs.comparisons.items():
@@ -194,7 +194,7 @@ def _matrix(pairs: Matrix) -> dict[str, Any]:
             title += f"95 % interval {interval(low, high, '+z.2f')}; p {p_text(comparison.p)}"
             cells[row][column] = {
                 "text": f"{mark}{number(difference, '+z.1f')}",
-                "kind": kind(words),
+                "kind": verdict_style(words),
                 "title": title,
             }
     caption = (
@@ -206,7 +206,7 @@ def _matrix(pairs: Matrix) -> dict[str, Any]:
     return {"names": [row.trial.name for row in pairs.rows], "cells": cells, "caption": caption}
 
 
-def _repeats(study: Study, found: Sequence[Row]) -> list[Table]:
+def _repeats(study: Study, found: Sequence[ComparedTrial]) -> list[Table]:
     groups = repeats(study, found)
     if not groups:
         return []
@@ -260,7 +260,7 @@ def _few(names: Sequence[str], shown: int = 6) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
-def _uncommanded(found: Sequence[Row]) -> str:
+def _uncommanded(found: Sequence[ComparedTrial]) -> str:
     without = [row.trial.name for row in found if not row.trial.command]
     if not without:
         return ""

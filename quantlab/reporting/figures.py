@@ -8,16 +8,16 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from quantlab.reporting.comparing import Row, seeds
+from quantlab.reporting.comparing import ComparedTrial, seed_overrides
 from quantlab.reporting.shapes import Plot, Trace, axis, bars, level_line, plain
-from quantlab.results.plots import COLOURS, positions
-from quantlab.results.reading import Study, Trial
+from quantlab.results.plots import COLOURS, axis_positions
+from quantlab.results.reading import Study, TrialRecord
 from quantlab.results.table import short_names
 
 LINES = 8  # that one plot can show apart
 
 
-def pareto(study: Study, rows: Sequence[Row]) -> Plot | None:
+def pareto(study: Study, rows: Sequence[ComparedTrial]) -> Plot | None:
     """Accuracy against latency where it is known, else against size; what nothing beats in both is marked."""
     shown = [row for row in rows if math.isfinite(row.value)]
     if not shown:
@@ -65,7 +65,7 @@ def pareto(study: Study, rows: Sequence[Row]) -> Plot | None:
     )
 
 
-def _latency(trial: Trial) -> float:
+def _latency(trial: TrialRecord) -> float:
     return trial.number_of("latency_p50_ms")
 
 
@@ -96,19 +96,19 @@ def _points(table: pd.DataFrame, x: str, name: str, colour: str, symbol: str, li
     }
 
 
-def against_axes(study: Study, rows: Sequence[Row]) -> list[Plot]:
+def against_axes(study: Study, rows: Sequence[ComparedTrial]) -> list[Plot]:
     """The metric against every swept override that is no seed."""
     short = short_names(study.swept)
-    repeated = set(seeds(study))
+    repeated = set(seed_overrides(study))
     names = [name for name in study.swept if name not in repeated]
     plots = [_against(study, rows, name, short[name]) for name in names]
     return [plot for plot in plots if plot is not None]
 
 
-def _against(study: Study, rows: Sequence[Row], name: str, short: str) -> Plot | None:
+def _against(study: Study, rows: Sequence[ComparedTrial], name: str, short: str) -> Plot | None:
     """The trials that differ in one override alone, a line for each setting of the others."""
     table = _crossed(study, rows, name)
-    levels = positions(table[name]) if len(table) else {}
+    levels = axis_positions(table[name]) if len(table) else {}
     if len(levels) < 2:
         return None
     table["place"] = table[name].map(levels)
@@ -154,10 +154,10 @@ def _against(study: Study, rows: Sequence[Row], name: str, short: str) -> Plot |
     )
 
 
-def _crossed(study: Study, rows: Sequence[Row], name: str) -> pd.DataFrame:
+def _crossed(study: Study, rows: Sequence[ComparedTrial], name: str) -> pd.DataFrame:
     """The finished trials that set an override and have a sibling that differs in it alone, seeds aside."""
     shown = [row for row in rows if name in row.trial.settings and math.isfinite(row.value)]
-    repeated = set(seeds(study))
+    repeated = set(seed_overrides(study))
     others = [other for other in study.swept if other != name and other not in repeated]
     varying = [other for other in others if len({row.trial.settings.get(other) for row in shown}) > 1]
     short = short_names(varying)

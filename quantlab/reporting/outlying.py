@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from quantlab.reporting.analysis import Analysis
+from quantlab.reporting.outlier_analysis import Analysis
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot, axis, heat, level_line, line
 from quantlab.results.reading import Study

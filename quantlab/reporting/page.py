@@ -27,7 +27,7 @@ def render(content: Content) -> str:
     allowed = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts.values())
     figures = [{"id": "trials", "table": _table(content.table)}, *map(_json, content.plots)]
     return (
-        environment()
+        html_templates()
         .from_string(text("page.html.j2"))
         .render(
             content.values,
@@ -59,7 +59,7 @@ def text(name: str) -> str:
     return (files("quantlab.reporting") / name).read_text(encoding="utf-8")
 
 
-def environment() -> Environment:
+def html_templates() -> Environment:
     """Templates that escape everything and miss nothing."""
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 

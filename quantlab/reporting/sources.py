@@ -11,8 +11,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from quantlab.cli.secrets import without_password
-from quantlab.results.reading import Study, Trial, study, summary_of
-from quantlab.results.store import finished
+from quantlab.results.reading import Study, TrialRecord, as_study, summary_of
+from quantlab.results.store import finished_summary
 from quantlab.results.table import short_names
 from quantlab.trial.result import RESULT
 
@@ -42,23 +42,23 @@ def from_folders(folders: Sequence[Path]) -> Study:
     ]
     if all(map(is_sweep, folders)):
         title = " and ".join(dict.fromkeys(_question(folder) for folder in folders))
-        found = study(title, _numbered(trials), folders[0].absolute().parents[1])
+        found = as_study(title, _numbered(trials), folders[0].absolute().parents[1])
         alarms = tuple(alarm for folder in folders for alarm in _alarms(folder))
         again = _again(folders[0]) if len(folders) == 1 else ""
         return replace(
             found, alarms=alarms, command=again, evaluation=_evaluation(folders[0], found.evaluation)
         )
-    return study("Trials compared", _told_apart(_numbered(trials)), None)
+    return as_study("Trials compared", _told_apart(_numbered(trials)), None)
 
 
-def _rows(folder: Path) -> list[Trial]:
+def _rows(folder: Path) -> list[TrialRecord]:
     """The rows of a sweep's table, each with its trial's files."""
     table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
     root = folder.absolute().parents[1]
     found = []
     for row in table.to_dict("records"):
         place = root / "trials" / row["key"]
-        own = finished(place, row["key"])
+        own = finished_summary(place, row["key"])
         error = row["error"] or (
             "" if own else f"{place / RESULT} is not there, not whole, or another trial's"
         )
@@ -66,7 +66,7 @@ def _rows(folder: Path) -> list[Trial]:
     metrics = {name for _, _, own, _ in found if own for name in own["metrics"]}
     swept = [str(name) for name in table.columns if name not in ROW | metrics]
     return [
-        Trial(
+        TrialRecord(
             number=int(row["number"]),
             name=row["name"],
             folder=place,
@@ -79,19 +79,19 @@ def _rows(folder: Path) -> list[Trial]:
     ]
 
 
-def _single(folder: Path) -> Trial:
+def _single(folder: Path) -> TrialRecord:
     """A trial on its own, named by its folder."""
     folder = folder.absolute()
-    return Trial(
+    return TrialRecord(
         number=0, name=folder.name, folder=folder, summary=summary_of(folder), command=command(folder)
     )
 
 
-def _numbered(trials: Sequence[Trial]) -> list[Trial]:
+def _numbered(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [replace(trial, number=number) for number, trial in enumerate(trials, start=1)]
 
 
-def _told_apart(trials: Sequence[Trial]) -> list[Trial]:
+def _told_apart(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Single trials with the settings in which they differ, and named by these."""
     flat = [_flat(trial.summary["config"] if trial.summary else {}) for trial in trials]
     names = dict.fromkeys(name for settings in flat for name in settings)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from quantlab.reporting.comparing import Row
-from quantlab.results.reading import Study, Trial
+from quantlab.reporting.comparing import ComparedTrial
+from quantlab.results.reading import Study, TrialRecord
 from quantlab.results.table import ordered, short_names
 
 MB = 1e6
@@ -38,7 +38,7 @@ class Column:
         return all(not cell.text for cell in self.cells)
 
 
-def columns(study: Study, rows: Sequence[Row]) -> list[Column]:
+def columns(study: Study, rows: Sequence[ComparedTrial]) -> list[Column]:
     """The columns that say something."""
     metric = study.primary.replace("_", " ")
     swept = [_setting(name, short, rows) for name, short in short_names(study.swept).items()]
@@ -90,7 +90,7 @@ def frame(columns: Sequence[Column]) -> pd.DataFrame:
     return pd.DataFrame(texts, dtype=object)
 
 
-def alarm_names(trial: Trial) -> list[str]:
+def alarm_names(trial: TrialRecord) -> list[str]:
     """The names of its alarms, each once."""
     return list(dict.fromkeys(alarm["name"] for alarm in trial.alarms))
 
@@ -105,19 +105,19 @@ def interval(low: float, high: float, spec: str) -> str:
     return "" if math.isnan(low) or math.isnan(high) else f"{number(low, spec)} to {number(high, spec)}"
 
 
-def engine(trial: Trial) -> str:
+def engine(trial: TrialRecord) -> str:
     """What a trial's latency was computed by."""
     return trial.tags.get("engine", "")
 
 
-def latency(trial: Trial, prefix: str = "") -> Cell:
+def latency(trial: TrialRecord, prefix: str = "") -> Cell:
     """The median latency, with the engine that it belongs to."""
     value = trial.number_of(f"{prefix}latency_p50_ms")
     runtime = f"{trial.tags.get('runtime', '')}, {trial.tags.get('deployed_arithmetic', '')}"
     return _cell(value, ".1f", "" if math.isnan(value) else runtime if prefix else engine(trial))
 
 
-def speed(trial: Trial, prefix: str = "") -> Cell:
+def speed(trial: TrialRecord, prefix: str = "") -> Cell:
     """How many times FP32's speed."""
     value, low, high = (
         trial.number_of(f"{prefix}speedup_{part}") for part in ("vs_fp32", "ci95_low", "ci95_high")
@@ -125,17 +125,17 @@ def speed(trial: Trial, prefix: str = "") -> Cell:
     return _cell(value, ".2f", interval(low, high, ".2f"))
 
 
-def _score(row: Row) -> Cell:
+def _score(row: ComparedTrial) -> Cell:
     return _cell(100 * row.value, ".2f", interval(100 * row.low, 100 * row.high, ".1f"))
 
 
-def _difference(row: Row) -> Cell:
+def _difference(row: ComparedTrial) -> Cell:
     comparison = row.comparison
     ends = (100 * comparison.low, 100 * comparison.high) if comparison else (math.nan, math.nan)
     return _cell(100 * row.difference, "+z.2f", interval(*ends, "+z.2f"))
 
 
-def _p(row: Row) -> Cell:
+def _p(row: ComparedTrial) -> Cell:
     return Cell(text=p_text(row.p), value=row.p)
 
 
@@ -144,11 +144,11 @@ def p_text(p: float) -> str:
     return "" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def _agreement(row: Row) -> Cell:
+def _agreement(row: ComparedTrial) -> Cell:
     return _cell(100 * row.trial.number_of("agreement_fp32"), ".1f")
 
 
-def _size(row: Row) -> Cell:
+def _size(row: ComparedTrial) -> Cell:
     return _cell(row.trial.number_of("size_bytes") / MB, ".1f")
 
 
@@ -156,7 +156,7 @@ def _cell(value: float, spec: str, note: str = "") -> Cell:
     return Cell(text=number(value, spec), value=value, note=note)
 
 
-def _setting(name: str, short: str, rows: Sequence[Row]) -> Column:
+def _setting(name: str, short: str, rows: Sequence[ComparedTrial]) -> Column:
     """A swept override; its levels sort by number where they are numbers."""
     values = [row.trial.settings.get(name, "") for row in rows]
     places = {level: place for place, level in enumerate(ordered(value for value in values if value))}
@@ -164,17 +164,21 @@ def _setting(name: str, short: str, rows: Sequence[Row]) -> Column:
     return _cells(short, f"the override {name}; empty: the default", False, cells)
 
 
-def _text(title: str, about: str, rows: Sequence[Row], read: Callable[[Row], str]) -> Column:
+def _text(
+    title: str, about: str, rows: Sequence[ComparedTrial], read: Callable[[ComparedTrial], str]
+) -> Column:
     return _cells(title, about, False, (Cell(text=read(row), value=read(row)) for row in rows))
 
 
-def _verdict(row: Row) -> Cell:
+def _verdict(row: ComparedTrial) -> Cell:
     """The verdict, its numbers beneath it."""
     words, _, rest = row.verdict.partition(" with ")
     return Cell(text=words, value=row.verdict, note=rest)
 
 
-def _numbers(title: str, about: str, rows: Sequence[Row], read: Callable[[Row], Cell]) -> Column:
+def _numbers(
+    title: str, about: str, rows: Sequence[ComparedTrial], read: Callable[[ComparedTrial], Cell]
+) -> Column:
     return _cells(title, about, True, map(read, rows))
 
 

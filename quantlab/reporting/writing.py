@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from quantlab.reporting.analysis import Analysis, of_study
-from quantlab.reporting.comparing import rows
-from quantlab.reporting.content import content
+from quantlab.reporting.comparing import compared_trials
+from quantlab.reporting.content import page_content
+from quantlab.reporting.outlier_analysis import Analysis, analysis_of
 from quantlab.reporting.page import render
+from quantlab.reporting.recommendation import MAX_DROP
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.trial_table import columns, frame
-from quantlab.reporting.verdict import MAX_DROP
 from quantlab.results.reading import Study
 from quantlab.results.table import latex, markdown
 from quantlab.storage.files import write_whole
@@ -29,12 +29,12 @@ FORMATS = ("html", "md", "tex", "png")
 WRAP = 28  # characters of a line in the picture of a table
 
 
-def write(study: Study, analysis: Analysis | None, out: Path, format: str, max_drop: float) -> None:
+def write_report(study: Study, analysis: Analysis | None, out: Path, format: str, max_drop: float) -> None:
     """Writes a study's report, whole. Raises OSError where that cannot be."""
     if format == "html":
-        _written(out, render(content(study, analysis, max_drop)))
+        _written(out, render(page_content(study, analysis, max_drop)))
         return
-    table = frame(columns(study, rows(study)))
+    table = frame(columns(study, compared_trials(study)))
     if format == "png":
         _saved(out, picture(table, study.title))
         return
@@ -44,7 +44,7 @@ def write(study: Study, analysis: Analysis | None, out: Path, format: str, max_d
 def write_sweep(folder: Path) -> Path:
     """The page of a sweep that has ended, in its own folder; returns the file."""
     study, out = from_folders([folder]), folder / "report.html"
-    write(study, of_study(study, None), out, "html", max_drop=MAX_DROP)
+    write_report(study, analysis_of(study, None), out, "html", max_drop=MAX_DROP)
     return out
 
 

@@ -13,7 +13,7 @@ from quantlab.tasks.sampling import held_out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
+class SavedAnswers:
     """What a trial and FP32 answered: ``labels`` (N,), logits (N, classes)."""
 
     labels: np.ndarray
@@ -33,9 +33,9 @@ class Answers:
         right: np.ndarray = (self.logits.argmax(axis=1) == self.labels).astype(float)
         return right
 
-    def where(self, rows: np.ndarray) -> "Answers":
+    def where(self, rows: np.ndarray) -> "SavedAnswers":
         """The rows for which the mask, bool (N,), is true."""
-        return Answers(labels=self.labels[rows], logits=self.logits[rows], fp32=self.fp32[rows])
+        return SavedAnswers(labels=self.labels[rows], logits=self.logits[rows], fp32=self.fp32[rows])
 
     def value(self, metric: str) -> float:
         """The trial's metric, a fraction; NaN where an answer is missing."""
@@ -46,17 +46,17 @@ class Answers:
         return compare(metric, self.fp32, self.logits, self.labels, tests=tests)
 
 
-def read_answers(folder: Path) -> Answers | None:
+def read_answers(folder: Path) -> SavedAnswers | None:
     """The answers in a trial's folder; None where only its summary is there, as from another machine."""
     path = folder / "answers.parquet"
     if not path.is_file():
         return None
     table = pd.read_parquet(path)
     logits, fp32 = (table.filter(regex=rf"^{kind}_\d+$").to_numpy(float) for kind in ("logit", "fp32_logit"))
-    return Answers(labels=table["label"].to_numpy(), logits=logits, fp32=fp32)
+    return SavedAnswers(labels=table["label"].to_numpy(), logits=logits, fp32=fp32)
 
 
-def held_out_rows(trials: Sequence[Answers | None], share: float, seed: int) -> np.ndarray | None:
+def measuring_rows(trials: Sequence[SavedAnswers | None], share: float, seed: int) -> np.ndarray | None:
     """The rows, bool (N,), that do not choose among these trials and measure the chosen one.
 
     None where the same rows do both: where fewer than two trials leave nothing to choose, where a trial's
@@ -71,7 +71,7 @@ def held_out_rows(trials: Sequence[Answers | None], share: float, seed: int) -> 
     return mask if mask.any() else None
 
 
-def told(held_out: np.ndarray | None, rows: int, candidates: int) -> str:
+def measured_where(held_out: np.ndarray | None, rows: int, candidates: int) -> str:
     """Which rows chose and measured a trial, in words; ``rows`` are all, 0 where their number is not
     known."""
     if held_out is not None:

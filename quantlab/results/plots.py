@@ -36,7 +36,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str, ylabel: str) -> Figure:
+def curve_plot(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str, ylabel: str) -> Figure:
     """For each label a line of ``value``, with ``low`` to ``high``, against the texts ``x``.
 
     A row without a value failed, and is marked at the foot.
@@ -44,13 +44,13 @@ def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str,
     columns = max(1, 100 // (min(LABEL, max(map(len, lines))) + 8))
     figure = _figure(7.5, 4 + 0.2 * math.ceil((len(lines) + 1) / columns))
     axes = figure.subplots()
-    ticks = positions([x for line in lines.values() for x in line["x"]])
+    ticks = axis_positions([x for line in lines.values() for x in line["x"]])
     foot = axes.get_xaxis_transform()
     dodge = 0.4 / len(lines) * np.diff(list(ticks.values())).min(initial=1.0)
     for index, ((label, line), style) in enumerate(zip(lines.items(), cycle(STYLES), strict=False)):
         x = (line["x"].map(ticks) + dodge * (index - (len(lines) - 1) / 2)).sort_values()
         line = line.loc[x.index]
-        _line(axes, x, (line["value"], line["low"], line["high"]), style, shown(label))
+        _line(axes, x, (line["value"], line["low"], line["high"]), style, label_text(label))
         for place in x[line["value"].isna()]:
             axes.text(
                 place, 0.02, "failed", color=style[0], fontsize=8, ha="center", rotation=90, transform=foot
@@ -63,7 +63,7 @@ def curve(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str,
     return figure
 
 
-def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
+def dots_plot(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
     """For each name, from the top down, a dot at ``value`` with ``low`` to ``high``, or the word "failed"."""
     height, width = min(1.2 + 0.19 * len(names), 18.0), 4 + 0.065 * min(LABEL, max(map(len, names)))
     figure = _figure(width, height)
@@ -85,13 +85,13 @@ def dots(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
         axes.axvline(value, **REFERENCE)
         top = axes.get_xaxis_transform()
         axes.text(value, 1, "FP32", color="gray", fontsize=8, ha="center", va="bottom", transform=top)
-    axes.set_yticks(rows, labels=list(map(shown, names)), fontsize=min(8.0, 60 * height / len(names)))
+    axes.set_yticks(rows, labels=list(map(label_text, names)), fontsize=min(8.0, 60 * height / len(names)))
     axes.set(xlabel=xlabel, ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", color="0.93")
     return figure
 
 
-def main_effects(levels: pd.DataFrame, ylabel: str) -> Figure:
+def main_effects_plot(levels: pd.DataFrame, ylabel: str) -> Figure:
     """A panel a factor of a table of ``Factorial.main_effects``; the dashed line is the mean of all
     trials."""
     factors = {str(factor): group for factor, group in levels.groupby("factor", sort=False)}
@@ -113,7 +113,7 @@ def main_effects(levels: pd.DataFrame, ylabel: str) -> Figure:
     return figure
 
 
-def interactions(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) -> Figure:
+def interactions_plot(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) -> Figure:
     """A panel a pair of factors, with its share of the variance: one's levels along x, a line a level of the
     other."""
     figure = _figure(3.2 * len(pairs) + 0.8, 3.6)
@@ -132,7 +132,7 @@ def interactions(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) -> Fi
     return figure
 
 
-def path(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str) -> Figure:
+def path_plot(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str) -> Figure:
     """A waterfall of the full path, and beside it each change's order-free gain, as tables of ``Cube`` give
     them.
 
@@ -152,7 +152,7 @@ def path(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str
     ends = [start, *np.maximum(reached[1:], reached[:-1]), reached[-1]]
     for row, (text, x) in enumerate(zip(texts, ends, strict=True)):
         left.annotate(text, (x, row), (5, 0), textcoords="offset points", va="center", fontsize=8)
-    left.set_yticks(range(len(full) + 2), labels=["start", *map(shown, full["change"]), "end"])
+    left.set_yticks(range(len(full) + 2), labels=["start", *map(label_text, full["change"]), "end"])
     left.set(
         xlabel=xlabel, ylim=(len(full) + 1.6, -0.6), title="one change after another; dark: the shortest path"
     )
@@ -166,7 +166,7 @@ def path(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str
     return figure
 
 
-def save(figure: Figure, title: str, file: Path) -> Path:
+def save_figure(figure: Figure, title: str, file: Path) -> Path:
     """Writes a PNG with a title above, wrapped to the figure's width; returns the file."""
     figure.suptitle(fill(title, int(12 * figure.get_figwidth())).replace("$", r"\$"), fontsize=10)
     for axes in figure.axes:
@@ -176,7 +176,7 @@ def save(figure: Figure, title: str, file: Path) -> Path:
     return file
 
 
-def positions(values: Iterable[str]) -> dict[str, float]:
+def axis_positions(values: Iterable[str]) -> dict[str, float]:
     """Where each distinct value stands on an axis: at its number, or one apart where that would make a bad
     axis."""
     levels = ordered(values)
@@ -188,7 +188,7 @@ def positions(values: Iterable[str]) -> dict[str, float]:
     return dict(zip(levels, numbers.tolist() if even else map(float, range(len(levels))), strict=True))
 
 
-def shown(text: str) -> str:
+def label_text(text: str) -> str:
     """A user's text as a label: a long one is cut, and dollars are no mathematics."""
     return shortened(text, LABEL).replace("$", r"\$")
 
@@ -200,7 +200,7 @@ def _width(labels: Sequence[str]) -> float:
 
 def _ticks(axes: Axes, places: Iterable[float], labels: Sequence[str], width: float) -> None:
     """Labels the ticks of an axis of so many inches: aslant where they would not fit."""
-    labels = list(map(shown, labels))
+    labels = list(map(label_text, labels))
     slant: dict[str, Any] = {"rotation": 30, "ha": "right"} if _width(labels) > width else {}
     axes.set_xticks(list(places), labels=labels, fontsize=9, **slant)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from quantlab.results.answers import Answers, read_answers
+from quantlab.results.answers import SavedAnswers, read_answers
 from quantlab.trial.result import RESULT, is_reference
 
 ALIKE = {  # what trials of one report must share: a name for people, and where it stands
@@ -24,7 +24,7 @@ class MixedTrialsError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trial:
+class TrialRecord:
     """A row of the report. ``summary`` is what ``result.json`` holds, None where the trial did not finish."""
 
     number: int
@@ -66,7 +66,7 @@ class Trial:
         return is_reference(self.tags)
 
     @cached_property
-    def answers(self) -> Answers | None:
+    def answers(self) -> SavedAnswers | None:
         """Its answers; None where their file is not there."""
         return read_answers(self.folder) if self.summary is not None else None
 
@@ -82,7 +82,7 @@ class Study:
     """Trials on one checkpoint and one set of examples. At least one finished."""
 
     title: str
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialRecord, ...]
     root: Path | None  # where the trials' sweep keeps its files
     command: str = ""  # runs all of them again
     alarms: tuple[tuple[str, str], ...] = ()  # of all of them together, names and messages
@@ -91,7 +91,7 @@ class Study:
     )  # how a sweep's rows were evaluated, or the first trial's
 
     @property
-    def finished(self) -> list[Trial]:
+    def finished(self) -> list[TrialRecord]:
         """The trials that finished."""
         return [trial for trial in self.trials if trial.summary is not None]
 
@@ -107,7 +107,7 @@ class Study:
         return [name for name in names if len({trial.settings.get(name, "") for trial in self.trials}) > 1]
 
 
-def study(title: str, trials: Iterable[Trial], root: Path | None) -> Study:
+def as_study(title: str, trials: Iterable[TrialRecord], root: Path | None) -> Study:
     """The trials, found to belong together.
 
     Raises ValueError where none finished, and MixedTrialsError where checkpoint, task or data differ.
@@ -125,7 +125,7 @@ def study(title: str, trials: Iterable[Trial], root: Path | None) -> Study:
     return Study(title=title, trials=trials, root=root, evaluation=finished[0].config.get("evaluation", {}))
 
 
-def _require_alike(what: str, place: tuple[str, ...], trials: Sequence[Trial]) -> None:
+def _require_alike(what: str, place: tuple[str, ...], trials: Sequence[TrialRecord]) -> None:
     first, *others = trials
     for other in others:
         values = [_value(trial.summary, place) for trial in (first, other)]

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Store:
+class TrialStore:
     """A folder with one folder a trial."""
 
     root: Path
@@ -29,10 +29,10 @@ class Store:
 
     def summary(self, key: str, timing: str = "") -> dict[str, Any] | None:
         """What ``result.json`` says, or None where the trial has not finished, or not with this timing."""
-        return finished(self.folder(key), key, timing)
+        return finished_summary(self.folder(key), key, timing)
 
 
-def finished(folder: Path, key: str, timing: str = "") -> dict[str, Any] | None:
+def finished_summary(folder: Path, key: str, timing: str = "") -> dict[str, Any] | None:
     """What the ``result.json`` of a trial's folder says; None unless it is there, whole, and of that key.
 
     Where ``timing`` is given, the latencies have to be of it as well: those of another processor or profile
@@ -56,14 +56,14 @@ def key_in(name: str) -> str:
     return name.partition("-")[0]
 
 
-def outcome(folder: Path, summary: Mapping[str, Any]) -> Outcome:
+def tracked_outcome(folder: Path, summary: Mapping[str, Any]) -> Outcome:
     """What a tracker is told of a finished trial."""
     files = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return Outcome(metrics=summary["metrics"], tags=summary["tags"], files=tuple(files))
 
 
 @contextmanager
-def held(folder: Path, what: str, wait: bool) -> Iterator[None]:
+def locked_folder(folder: Path, what: str, wait: bool) -> Iterator[None]:
     """Keeps a folder for this process; the lock ends with the process, however that ends.
 
     Raises BlockingIOError where another process holds it and we do not ``wait``.

@@ -101,17 +101,17 @@ def concise(results: Results) -> pd.DataFrame:
     columns = {
         "name": table["name"],
         **{short: table[name] for name, short in short_names(untold(results)).items()},
-        results.axis: texts(percent["value"], ".2f"),
-        "drop in points (95 % interval)": pd.Series(map(points, *drops), table.index).mask(
+        results.axis: number_texts(percent["value"], ".2f"),
+        "drop in points (95 % interval)": pd.Series(map(drop_text, *drops), table.index).mask(
             results.reference, ""
         ),
-        "same as FP32 (%)": texts(100 * results.metric("agreement_fp32"), ".1f"),
-        "p50 (ms)": texts(results.metric("latency_p50_ms"), ".1f"),
-        SPEED: speeds(results, ""),
-        f"{results.axis}, deployed": texts(100 * results.metric(f"{results.primary}_deployed"), ".2f"),
-        "p50 (ms), deployed": texts(results.metric("deployed_latency_p50_ms"), ".1f"),
-        f"{SPEED}, deployed": speeds(results, "deployed_"),
-        "size (MB)": texts(results.metric("size_bytes") / 1e6, ".1f"),
+        "same as FP32 (%)": number_texts(100 * results.metric("agreement_fp32"), ".1f"),
+        "p50 (ms)": number_texts(results.metric("latency_p50_ms"), ".1f"),
+        SPEED: speed_texts(results, ""),
+        f"{results.axis}, deployed": number_texts(100 * results.metric(f"{results.primary}_deployed"), ".2f"),
+        "p50 (ms), deployed": number_texts(results.metric("deployed_latency_p50_ms"), ".1f"),
+        f"{SPEED}, deployed": speed_texts(results, "deployed_"),
+        "size (MB)": number_texts(results.metric("size_bytes") / 1e6, ".1f"),
         "alarms": table["alarms"],
         "status": table["status"].mask(results.failed, "failed: " + first_lines),
     }
@@ -144,23 +144,23 @@ def ordered(values: Iterable[str]) -> list[str]:
     return sorted(levels, key=float) if np.isfinite(numbers).all() else levels
 
 
-def points(mean: float, low: float, high: float) -> str:
+def drop_text(mean: float, low: float, high: float) -> str:
     """``+0.52 (-0.10 to +1.14)``: a difference in points with its 95 % interval where there is one; "" for
     NaN."""
     interval = "" if math.isnan(low) else f" ({low:+z.2f} to {high:+z.2f})"
     return "" if math.isnan(mean) else f"{mean:+z.2f}{interval}"
 
 
-def speeds(results: Results, prefix: str) -> pd.Series:
+def speed_texts(results: Results, prefix: str) -> pd.Series:
     """``2.31 (2.28 to 2.34)``: the speed in FP32's, with its 95 % interval; "" where it was not timed."""
     value, low, high = (
-        texts(results.metric(f"{prefix}speedup_{name}"), ".2f")
+        number_texts(results.metric(f"{prefix}speedup_{name}"), ".2f")
         for name in ("vs_fp32", "ci95_low", "ci95_high")
     )
     return (value + " (" + low + " to " + high + ")").where(value != "", "")
 
 
-def texts(values: pd.Series, spec: str) -> pd.Series:
+def number_texts(values: pd.Series, spec: str) -> pd.Series:
     """Numbers as a format has them; "" for NaN."""
     return values.map(f"{{:{spec}}}".format, na_action="ignore").astype(object).fillna("")
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from quantlab.cli.console import plain_console
 from quantlab.cli.secrets import without_password
-from quantlab.results.store import held
+from quantlab.results.store import locked_folder
 from quantlab.searching.budget import Budget
 from quantlab.searching.history import Found, History
 from quantlab.searching.scores import Scores, measured
@@ -169,7 +169,7 @@ def made(ready: Bench, study: Study, folder: Path) -> Worker:
         columns=list(ready.material.loaded.label_columns),
         whole=ready.budget.whole,
     )
-    with held(folder / "reference", "the reference", wait=True):
+    with locked_folder(folder / "reference", "the reference", wait=True):
         count_setup(study, "reference", rows)
         count_setup(study, "answer", ready.budget.answer)
         worker.enter_reference(study)
@@ -196,7 +196,7 @@ def measure_sensitivity(config: SearchConfig, folder: Path, memo: Memo) -> Score
 
 def kept_scores(ready: Bench, study: Study, folder: Path) -> Scores:
     """The scores from the folder, or computed and put there."""
-    with held(folder.parent / "scoring", "the scores", wait=True):
+    with locked_folder(folder.parent / "scoring", "the scores", wait=True):
         if not folder.is_dir():
             scores = ready.scores()
             count_setup(study, "scores", sum(scores.rows.values()))
@@ -230,7 +230,7 @@ def _leading(config: SearchConfig, study: Study, folder: Path) -> Iterator[Run |
     )
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(folder, f"search {config.search.name}", wait=False))
+            stack.enter_context(locked_folder(folder, f"search {config.search.name}", wait=False))
         except BlockingIOError:
             yield None
             return

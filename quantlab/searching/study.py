@@ -19,7 +19,7 @@ from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from quantlab.cli.secrets import without_password
-from quantlab.results.store import held
+from quantlab.results.store import locked_folder
 from quantlab.searching.costs import UNITS
 from quantlab.searching.journal import open_journal
 from quantlab.searching.search_config import Search
@@ -75,7 +75,7 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
     for chance in reversed(range(CHANCES)):
         try:
             # Optuna's tables are made by one process at a time.
-            with _experimental(), held(folder / "opening", "the study", wait=True):
+            with _experimental(), locked_folder(folder / "opening", "the study", wait=True):
                 study = optuna.create_study(
                     storage=_storage(url, search.heartbeat_s),
                     study_name=search.name,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantlab.evaluation.answering import Evaluation
-from quantlab.results.answers import Answers, held_out_rows, told
-from quantlab.results.table import Results, points
+from quantlab.results.answers import SavedAnswers, measured_where, measuring_rows
+from quantlab.results.table import Results, drop_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Best:
     rows: str  # which rows chose and measured it
 
     def __str__(self) -> str:
-        drop = points(*self.drop)
+        drop = drop_text(*self.drop)
         return (
             f"{self.name}: {self.metric} {self.value:.4f}, "
             + (f"drop {drop} points, " if drop else "")
@@ -28,7 +28,9 @@ class Best:
         )
 
 
-def best_of(results: Results, answers: Mapping[str, Answers | None], evaluation: Evaluation) -> Best | None:
+def best_of(
+    results: Results, answers: Mapping[str, SavedAnswers | None], evaluation: Evaluation
+) -> Best | None:
     """The trial with the highest primary metric on the rows that choose, of equal ones the smallest.
 
     ``answers`` are those of finished trials by key. FP32 is a candidate only where nothing else finished.
@@ -40,7 +42,7 @@ def best_of(results: Results, answers: Mapping[str, Answers | None], evaluation:
         return None
     keys = among.table["key"]
     given = {key: answers.get(key) for key in keys}
-    held_out = held_out_rows(list(given.values()), evaluation.holdout, evaluation.seed)
+    held_out = measuring_rows(list(given.values()), evaluation.holdout, evaluation.seed)
     scores = among.metric(primary)
     if held_out is not None:
         scores = keys.map(
@@ -62,5 +64,5 @@ def best_of(results: Results, answers: Mapping[str, Answers | None], evaluation:
         metric=primary,
         value=float(value),
         drop=(100 * drop, 100 * low, 100 * high),
-        rows=told(held_out, len(found.labels) if found else 0, len(given)),
+        rows=measured_where(held_out, len(found.labels) if found else 0, len(given)),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from quantlab.config.checks import one_of
-from quantlab.results.table import Results, markdown, points, setting, short_names, texts
+from quantlab.results.table import Results, drop_text, markdown, number_texts, setting, short_names
 from quantlab.sweeping import effects
 
 
@@ -45,7 +45,7 @@ class Cube:
         made = sum(1 << self.changes.index(change) for change in shortest["change"])
         start, reached, end = 100 * self.scores[[0, made, -1]].mean(axis=1)
         gain, behind = (
-            points(*100 * effects.mean_ci95(self.scores[-1] - self.scores[index])) for index in (0, made)
+            drop_text(*100 * effects.mean_ci95(self.scores[-1] - self.scores[index])) for index in (0, made)
         )
         steps = pd.concat([shortest, self.full(), self.shapley()])
         gains = steps[["gain_points", "gain_points_ci95_low", "gain_points_ci95_high"]].itertuples(
@@ -56,8 +56,8 @@ class Cube:
                 "path": steps["path"],
                 "step": steps["step"].astype(str),
                 "change": steps["change"],
-                "gain in points (95 % interval)": [points(*gain) for gain in gains],
-                "reached (%)": texts(steps["reached_percent"], ".2f"),
+                "gain in points (95 % interval)": [drop_text(*gain) for gain in gains],
+                "reached (%)": number_texts(steps["reached_percent"], ".2f"),
             }
         )
         n, within = self.scores.shape[1], f"at most {self.max_drop:g} points less than all changes"

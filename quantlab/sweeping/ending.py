@@ -16,7 +16,7 @@ from rich.table import Table
 from quantlab.alarms import Alarm
 from quantlab.cli.console import alarm_line, plain_console, shortened
 from quantlab.reporting.writing import write_sweep
-from quantlab.results.answers import Answers, read_answers
+from quantlab.results.answers import SavedAnswers, read_answers
 from quantlab.results.reading import MixedTrialsError
 from quantlab.results.table import Results, concise, write_tables, write_texts
 from quantlab.sweeping.alarms import flat_axes
@@ -174,6 +174,6 @@ def _stacked(right: list[np.ndarray | None]) -> np.ndarray | None:
     return np.stack([nothing if answers is None else answers for answers in right])
 
 
-def _answers(sweeping: Sweeping, keys: Iterable[str]) -> dict[str, Answers | None]:
+def _answers(sweeping: Sweeping, keys: Iterable[str]) -> dict[str, SavedAnswers | None]:
     """What finished trials answered, by key, each once."""
     return {key: read_answers(sweeping.store.folder(key)) for key in dict.fromkeys(keys)}

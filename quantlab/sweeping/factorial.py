@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from quantlab.config.checks import one_of
-from quantlab.results.table import Results, markdown, ordered, points, short_names, texts
+from quantlab.results.table import Results, drop_text, markdown, number_texts, ordered, short_names
 from quantlab.sweeping import effects
 
 INTERVAL = ["effect_points", "effect_points_ci95_low", "effect_points_ci95_high"]
@@ -56,7 +56,9 @@ class Factorial:
         by_share = sorted(shares, key=lambda names: (not names, -shares[names]))
         sources = {
             "source": [" × ".join(short[name] for name in names) or "higher orders" for names in by_share],
-            "share of variance (%)": texts(pd.Series([100 * shares[names] for names in by_share]), ".1f"),
+            "share of variance (%)": number_texts(
+                pd.Series([100 * shares[names] for names in by_share]), ".1f"
+            ),
             "range of means (points)": [
                 f"{ranges[names[0]]:.2f}" if len(names) == 1 else "" for names in by_share
             ],
@@ -64,8 +66,8 @@ class Factorial:
         rows = {
             "factor": levels["factor"].map(short),
             "level": levels["level"],
-            "mean (%)": texts(levels["mean_percent"], ".2f"),
-            "effect in points (95 % interval)": [points(*row) for row in levels[INTERVAL].to_numpy()],
+            "mean (%)": number_texts(levels["mean_percent"], ".2f"),
+            "effect in points (95 % interval)": [drop_text(*row) for row in levels[INTERVAL].to_numpy()],
         }
         return markdown(pd.DataFrame(sources)) + "\n" + markdown(pd.DataFrame(rows))
 

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from quantlab.results.store import held
+from quantlab.results.store import locked_folder
 from quantlab.trial.result import RESULT
 
 
@@ -30,7 +30,9 @@ class OwnFolder(Callback):
             folder = Path(config.hydra.run.dir).absolute()
         self._kept = ExitStack()
         try:
-            self._kept.enter_context(held(folder, f"a trial with hydra.run.dir={folder}", wait=False))
+            self._kept.enter_context(
+                locked_folder(folder, f"a trial with hydra.run.dir={folder}", wait=False)
+            )
         except OSError as error:
             sys.exit(str(error))
         if (folder / RESULT).exists():

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from quantlab.results.store import finished, held, key_in, outcome
+from quantlab.results.store import finished_summary, key_in, locked_folder, tracked_outcome
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import Member
@@ -46,13 +46,13 @@ def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> d
             f"sweep on a machine "
             f"like those that run it"
         )
-    with held(folder, f"trial {member.name}", wait=True):
-        summary = finished(folder, member.key, trial_timing_key(config))
+    with locked_folder(folder, f"trial {member.name}", wait=True):
+        summary = finished_summary(folder, member.key, trial_timing_key(config))
         if summary is None:
             result, _ = _recorded(config, entry(member), folder, memo)
             summary = result.summary()
         else:
-            config.tracking.replay(entry(member), folder, outcome(folder, summary))
+            config.tracking.replay(entry(member), folder, tracked_outcome(folder, summary))
         return summary
 
 
@@ -72,5 +72,5 @@ def _recorded(config: RunConfig, entry: Entry, folder: Path, memo: Memo) -> tupl
     with config.tracking.start(entry, folder) as run:
         result = run_trial(config, memo)
         result.save(folder)
-        run.log(outcome(folder, result.summary()))
+        run.log(tracked_outcome(folder, result.summary()))
     return result, run.problem

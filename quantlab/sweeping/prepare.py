@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict, read_write
 
 from quantlab.evaluation.answering import Evaluation
-from quantlab.results.store import Store
+from quantlab.results.store import TrialStore
 from quantlab.storage.files import digest
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.folders import hydra_config
@@ -46,7 +46,7 @@ class Sweeping:
 
     sweep: Sweep
     tracking: Tracker
-    store: Store
+    store: TrialStore
     trials: Sequence[Trial]
 
     @property
@@ -76,7 +76,7 @@ def prepare(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) 
         item.get_key_element(): str(item.input_line) for item in overrides if not item.is_sweep_override()
     }
     with hydra_config(master):
-        store = Store(_sweep_dir(master))
+        store = TrialStore(_sweep_dir(master))
         compose, memo = partial(_composed, loader, master), Memo()
         base = compose(fixed.values())  # what it lacks, the rows may set
         sweep: Sweep = instantiate(base.sweep, _convert_="all")

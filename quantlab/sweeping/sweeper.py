@@ -21,7 +21,7 @@ from rich.console import Console
 from quantlab.cli.console import plain_console
 from quantlab.cli.errors import compact_errors
 from quantlab.cli.secrets import without_password, without_passwords
-from quantlab.results.store import held, outcome
+from quantlab.results.store import locked_folder, tracked_outcome
 from quantlab.storage.files import write_whole
 from quantlab.sweeping.clusters import join
 from quantlab.sweeping.ending import Ended, show, write
@@ -50,7 +50,7 @@ def run_sweep(
             hydra_context=context, task_function=task, config=master
         )
         join(launcher)
-        with _room(sweeping), held(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
+        with _room(sweeping), locked_folder(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
             settings = without_passwords(OmegaConf.to_container(master, resolve=False))
             OmegaConf.save(OmegaConf.create(settings), sweeping.folder / "multirun.yaml")
             ended = _recorded(sweeping, partial(launcher.launch, initial_job_idx=0), console)
@@ -135,7 +135,7 @@ def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
         if sweeping.sweep.fresh:
             (folder / RESULT).unlink(missing_ok=True)
         elif summary := sweeping.store.summary(key, sweeping.unique[key].timing):
-            sweeping.tracking.replay(entry(member), folder, outcome(folder, summary))
+            sweeping.tracking.replay(entry(member), folder, tracked_outcome(folder, summary))
             reused.add(key)
     return reused
 

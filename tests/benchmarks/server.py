@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import sweeps
-from quantlab.results.store import outcome
+from quantlab.results.store import tracked_outcome
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.tracker import Entry
 from quantlab.trial.result import RESULT
@@ -66,7 +66,7 @@ def replayed(uri: str, trial: Path, seconds: float, files: bool) -> int:
     """Logs the trial under new names for some seconds; returns how often."""
     tracker, count = MLflow(uri=uri, experiment="load"), 0
     with copied(trial) as folder:
-        found = outcome(folder, json.loads((folder / RESULT).read_text()))
+        found = tracked_outcome(folder, json.loads((folder / RESULT).read_text()))
         found = found if files else replace(found, files=())
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:

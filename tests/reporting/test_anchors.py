@@ -7,7 +7,7 @@ from made import REFERENCE, sweep
 
 from quantlab.alarms.published import FP32, published_anchors
 from quantlab.reporting import anchors
-from quantlab.reporting.comparing import rows
+from quantlab.reporting.comparing import compared_trials
 from quantlab.reporting.sections import Table
 from quantlab.reporting.sources import from_folders
 
@@ -33,7 +33,7 @@ def tables(tmp_path: Path) -> dict[str, Table]:
             )
         ]
     )
-    return {table.id: table for table in anchors.tables(study, rows(study))}
+    return {table.id: table for table in anchors.published_tables(study, compared_trials(study))}
 
 
 def test_differences_to_the_published_fp32_are_filled(tables: dict[str, Table]) -> None:
@@ -61,4 +61,4 @@ def test_our_trials_stand_beside_what_they_are_like(tables: dict[str, Table]) ->
 
 def test_another_task_has_no_published_numbers(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, [{"name": "a", "config": {"task": {"name": "rte"}}}])])
-    assert anchors.tables(study, rows(study)) == []
+    assert anchors.published_tables(study, compared_trials(study)) == []

@@ -9,7 +9,7 @@ from made import EVIL, ROWS, sweep
 
 from quantlab.report import main
 from quantlab.reporting.sources import from_folders
-from quantlab.results.store import Store, outcome
+from quantlab.results.store import TrialStore, tracked_outcome
 from quantlab.tracking.download import _downloaded, fetch
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.tracker import Entry, Outcome
@@ -22,14 +22,14 @@ def test_a_sweep_and_a_trial_come_back_from_mlflow(
 ) -> None:
     shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
     root, uri = tmp_path / "multirun", f"sqlite:///{tmp_path}/mlflow.db"
-    folder, tracker, store = sweep(root, ROWS), MLflow(uri=uri, experiment="quantlab"), Store(root)
+    folder, tracker, store = sweep(root, ROWS), MLflow(uri=uri, experiment="quantlab"), TrialStore(root)
     with tracker.start(Entry(identity="s", name="s", tags={"sweep_parent": "s"}), folder) as parent:
         for path in sorted((root / "trials").iterdir()):
             summary = store.summary(path.name)
             assert summary is not None
             own = Entry(identity=f"s/{path.name}", name=f"trial/{path.name}", parent=parent.id)
             with tracker.start(own, path) as child:
-                child.log(outcome(path, summary))
+                child.log(tracked_outcome(path, summary))
         files = tuple(path.name for path in folder.iterdir() if path.is_file())
         parent.log(Outcome(metrics={}, tags={}, files=files))
     shutil.rmtree(root)

@@ -12,13 +12,13 @@ from made import EVIL, FP32, LABELS, REFERENCE, ROWS, logits, losing, sweep, tri
 from scipy import stats
 
 from quantlab.report import main
-from quantlab.reporting.analysis import of_study
-from quantlab.reporting.comparing import matrix, repeats, rows
-from quantlab.reporting.content import content
+from quantlab.reporting.comparing import compared_trials, pair_matrix, repeats
+from quantlab.reporting.content import page_content
 from quantlab.reporting.figures import front
+from quantlab.reporting.outlier_analysis import analysis_of
+from quantlab.reporting.recommendation import recommend
 from quantlab.reporting.sources import from_folders
-from quantlab.reporting.verdict import answer
-from quantlab.reporting.writing import write, write_sweep
+from quantlab.reporting.writing import write_report, write_sweep
 from quantlab.results.reading import MixedTrialsError
 from quantlab.tasks.sampling import held_out
 
@@ -27,7 +27,7 @@ MB_8 = 8 * 2**20
 
 def told(folder: Path, limit: float = 0.5) -> tuple[str, str]:
     study = from_folders([folder])
-    found = answer(study, rows(study), limit)
+    found = recommend(study, compared_trials(study), limit)
     return found.deploy, found.worst
 
 
@@ -71,7 +71,10 @@ def test_what_is_recommended_is_measured_on_rows_that_did_not_choose_it(tmp_path
     assert "measured on 200 rows, chosen on 200 others" in deploy and "measured on 200 rows" in worst
     study = from_folders([folder])
     lost = HELD_OUT & (wrong_on(np.ones(400, bool), 100).argmax(axis=1) != FP32)
-    assert f"bad failed worst: it loses {lost.sum() / 2:.2f} points" in answer(study, rows(study), 0.6).worst
+    assert (
+        f"bad failed worst: it loses {lost.sum() / 2:.2f} points"
+        in recommend(study, compared_trials(study), 0.6).worst
+    )
 
 
 def test_rows_that_did_not_choose_a_trial_may_not_bear_it_out(tmp_path: Path) -> None:
@@ -90,20 +93,20 @@ def test_rows_that_did_not_choose_a_trial_may_not_bear_it_out(tmp_path: Path) ->
     )
     assert "loses 10.00 points" in deploy
     study = from_folders([folder])
-    assert not answer(study, rows(study), 0.5).within
+    assert not recommend(study, compared_trials(study), 0.5).within
 
 
 def test_without_a_split_it_says_that_the_rows_flatter(tmp_path: Path) -> None:
     assert "measured on the 400 rows that chose it, which flatters it" in told(sweep(tmp_path, ROWS))[0]
     alone = from_folders([trial(tmp_path / "one", wrong=1)])
     assert (
-        "measured on 400 rows;" in answer(alone, rows(alone), 0.5).deploy
+        "measured on 400 rows;" in recommend(alone, compared_trials(alone), 0.5).deploy
     )  # there is nothing to choose from
 
 
 def test_no_interval_contradicts_the_verdict_beside_it(tmp_path: Path) -> None:
     folder = sweep(tmp_path, [{"name": str(wrong), "wrong": wrong} for wrong in range(5, 16)])
-    for row in rows(from_folders([folder])):
+    for row in compared_trials(from_folders([folder])):
         assert row.comparison is not None
         assert (row.verdict == "worse") == (row.comparison.high < 0)
 
@@ -155,7 +158,7 @@ def test_one_class_is_never_recommended(tmp_path: Path) -> None:
 
 
 def test_rows_agree_with_scipy_and_bonferroni(tmp_path: Path) -> None:
-    found = rows(from_folders([sweep(tmp_path, ROWS)]))
+    found = compared_trials(from_folders([sweep(tmp_path, ROWS)]))
     shy = [
         stats.binomtest(0, wrong, 0.5).pvalue for wrong in (1, 40, 160)
     ]  # exact McNemar: only losses differ
@@ -167,7 +170,7 @@ def test_rows_agree_with_scipy_and_bonferroni(tmp_path: Path) -> None:
 
 def test_the_levels_that_outliers_leave_are_a_finding(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, ROWS)])
-    (section,) = (part for part in content(study, None, 0.5).values["sections"] if part.id == "errors")
+    (section,) = (part for part in page_content(study, None, 0.5).values["sections"] if part.id == "errors")
     (table,) = section.tables
     assert [row[:4] for row in table.rows] == [
         ["0.ffn.out", "activation", "5 of 255", "98.7"],
@@ -178,7 +181,7 @@ def test_the_levels_that_outliers_leave_are_a_finding(tmp_path: Path) -> None:
 
 def test_pairs_are_compared_once_each_and_signed(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, ROWS)])
-    pairs = matrix(study, rows(study))
+    pairs = pair_matrix(study, compared_trials(study))
     assert pairs is not None and len(pairs.comparisons) == 6
     assert pairs.comparisons[1, 2].difference == pytest.approx(39 / 400)  # good less poor
 
@@ -193,11 +196,11 @@ def test_seeds_are_repeats(tmp_path: Path) -> None:
         ],
     )
     study = from_folders([folder])
-    (group,) = repeats(study, rows(study))
+    (group,) = repeats(study, compared_trials(study))
     values = [0.9 - lost / 400 for lost in wrong]
     assert group.name == "a" and group.over == ("calibration.seed",)
     assert (group.mean, group.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert not [plot for plot in content(study, None, 0.5).plots if plot.id.startswith("axis")]
+    assert not [plot for plot in page_content(study, None, 0.5).plots if plot.id.startswith("axis")]
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -215,7 +218,7 @@ def test_the_front_is_what_nothing_beats() -> None:
 def test_a_missing_answers_file_leaves_the_row(tmp_path: Path) -> None:
     folder = sweep(tmp_path, ROWS)
     (tmp_path / "trials" / f"{3:064x}" / "answers.parquet").unlink()
-    row = rows(from_folders([folder]))[2]
+    row = compared_trials(from_folders([folder]))[2]
     assert row.verdict == "no answers file" and np.isnan(row.p)
     assert row.difference == pytest.approx(-0.1)
 
@@ -224,7 +227,7 @@ def test_nan_logits_are_told_and_not_recommended(tmp_path: Path) -> None:
     given = logits(losing(0)).astype(float)
     given[:7] = np.nan
     folder = sweep(tmp_path, [REFERENCE, {"name": "broken", "given": given}])
-    row = rows(from_folders([folder]))[1]
+    row = compared_trials(from_folders([folder]))[1]
     assert row.verdict == "NaN or infinite logits in 7 of 400 answers"
     assert told(folder)[0].startswith("Deploy none")
 
@@ -322,7 +325,7 @@ def test_every_plot_is_one_that_plotly_takes(tmp_path: Path) -> None:
     from plotly.graph_objects import Figure
 
     study = from_folders([sweep(tmp_path, ROWS)])
-    plots = content(study, None, 0.5).plots
+    plots = page_content(study, None, 0.5).plots
     assert {"pareto", "kurtosis", "energy", "noise"} <= {plot.id for plot in plots}
     for plot in plots:
         Figure(data=plot.traces, layout=plot.layout)
@@ -356,21 +359,21 @@ def analysed(root: Path, fingerprint: str = "c1", name: str = "o") -> Path:
 
 def test_the_analysis_of_the_same_checkpoint_is_found(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, ROWS)])
-    assert of_study(study, None) is None
+    assert analysis_of(study, None) is None
     analysed(tmp_path, "c2", "other")
-    assert of_study(study, None) is None
+    assert analysis_of(study, None) is None
     mine = analysed(tmp_path)
-    analysis = of_study(study, None)
+    analysis = analysis_of(study, None)
     assert analysis is not None and analysis.folder == mine
-    assert {"attribution", "protection"} <= {plot.id for plot in content(study, analysis, 0.5).plots}
+    assert {"attribution", "protection"} <= {plot.id for plot in page_content(study, analysis, 0.5).plots}
 
 
 def test_an_analysis_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, ROWS)])
     with pytest.raises(ValueError, match="of another checkpoint: checkpoint_fingerprint c2, the trials' c1"):
-        of_study(study, analysed(tmp_path, "c2"))
+        analysis_of(study, analysed(tmp_path, "c2"))
     with pytest.raises(ValueError, match="holds no finished analysis"):
-        of_study(study, tmp_path)
+        analysis_of(study, tmp_path)
 
 
 def test_a_run_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,5 +383,5 @@ def test_a_run_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_writing_leaves_no_half_file(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, ROWS)])
-    write(study, None, tmp_path / "r.html", "html", max_drop=0.5)
+    write_report(study, None, tmp_path / "r.html", "html", max_drop=0.5)
     assert (tmp_path / "r.html").stat().st_size < MB_8

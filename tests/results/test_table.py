@@ -13,10 +13,10 @@ from faked import answers, changed, crossed, faked
 from quantlab.results.table import (
     Results,
     concise,
+    drop_text,
     latex,
     markdown,
     ordered,
-    points,
     short_names,
     write_tables,
 )
@@ -192,4 +192,4 @@ def test_ordered(values: list[str], levels: list[str]) -> None:
     ],
 )
 def test_points(numbers: tuple[float, float, float], text: str) -> None:
-    assert points(*numbers) == text
+    assert drop_text(*numbers) == text

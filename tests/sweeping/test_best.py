@@ -5,7 +5,7 @@ import pytest
 from faked import answers, changed, faked
 
 from quantlab.evaluation.answering import Evaluation
-from quantlab.results.answers import Answers
+from quantlab.results.answers import SavedAnswers
 from quantlab.sweeping.best import Best, best_of
 
 SETTINGS = [{"method.k": str(k)} for k in (1, 2, 16)]
@@ -45,7 +45,9 @@ def luckiest(seed: int, evaluation: Evaluation, **more: object) -> tuple[Best, n
     labels = np.arange(1000) % 2
     right = np.eye(2)[labels]
     given = {
-        f"{index:08x}": Answers(labels=labels, logits=np.where(row[:, None], right, 1 - right), fp32=right)
+        f"{index:08x}": SavedAnswers(
+            labels=labels, logits=np.where(row[:, None], right, 1 - right), fp32=right
+        )
         for index, row in enumerate(luck)
     }
     results = faked([{"calibration.seed": str(seed)} for seed in range(20)], luck)

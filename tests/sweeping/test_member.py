@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from quantlab.cli.catalogue import files, register
 from quantlab.cli.conf_dir import CONF
 from quantlab.evaluation.answering import Evaluation
-from quantlab.results.reading import Trial
-from quantlab.results.store import Store, finished, held, key_in
+from quantlab.results.reading import TrialRecord
+from quantlab.results.store import TrialStore, finished_summary, key_in, locked_folder
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.member import entry, run_member, run_single
 from quantlab.sweeping.prepare import Trial as Prepared
@@ -53,17 +53,17 @@ def member(key: str) -> Member:
 def test_the_key_is_known_before_the_trial_runs(config: RunConfig, tmp_path: Path) -> None:
     key = trial_key(config, Memo())
     result = run_single(config, "alone", tmp_path, Memo())
-    assert result.tags["key"] == key and finished(tmp_path, key) is not None
+    assert result.tags["key"] == key and finished_summary(tmp_path, key) is not None
 
 
 def test_a_result_of_another_key_is_not_reused(config: RunConfig, tmp_path: Path) -> None:
     run_single(config, "alone", tmp_path, Memo())
-    assert finished(tmp_path, "another") is None
+    assert finished_summary(tmp_path, "another") is None
 
 
 def test_what_another_process_finished_is_taken(config: RunConfig, tmp_path: Path) -> None:
     key, memo = trial_key(config, Memo()), Memo()
-    folder = Store(tmp_path).folder(key)
+    folder = TrialStore(tmp_path).folder(key)
     first = run_member(config, member(key), folder, memo)
     written = (folder / "result.json").stat().st_mtime_ns
     assert run_member(config, member(key), folder, memo)["metrics"] == first["metrics"]
@@ -73,7 +73,7 @@ def test_what_another_process_finished_is_taken(config: RunConfig, tmp_path: Pat
 @pytest.mark.parametrize("content", ["", "\0\0", "{", "[]", "{}"])
 def test_a_result_that_a_power_failure_emptied_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.json").write_text(content)
-    assert finished(tmp_path, "key") is None
+    assert finished_summary(tmp_path, "key") is None
 
 
 @pytest.mark.parametrize(("method", "reference"), [("fp32", True), ("uniform", False)])
@@ -88,7 +88,7 @@ def test_a_trial_says_itself_whether_it_is_fp32(
     assert (
         is_reference(result.tags)
         == reference
-        == Trial(number=1, name="", folder=tmp_path, summary=result.summary()).reference
+        == TrialRecord(number=1, name="", folder=tmp_path, summary=result.summary()).reference
     )
 
 
@@ -117,13 +117,13 @@ def test_what_was_timed_elsewhere_is_run_again(config: RunConfig, tmp_path: Path
     """A result with another timing key is none for a sweep that times, and one for a sweep that does not."""
     run_single(config, "alone", tmp_path, Memo())
     key = trial_key(config, Memo())
-    assert finished(tmp_path, key, "of this processor") is None
+    assert finished_summary(tmp_path, key, "of this processor") is None
     path = tmp_path / "result.json"
     summary = json.loads(path.read_text())
     assert summary["tags"]["timing_key"] == ""
     path.write_text(json.dumps(summary | {"tags": summary["tags"] | {"timing_key": "of this processor"}}))
     for timing, there in (("of this processor", True), ("of another", False), ("", True)):
-        assert (finished(tmp_path, key, timing) is not None) is there
+        assert (finished_summary(tmp_path, key, timing) is not None) is there
 
 
 def test_a_sweep_without_m_is_refused(tmp_path: Path) -> None:
@@ -140,12 +140,12 @@ def test_what_the_tracker_is_told() -> None:
 def test_a_held_folder_is_held(tmp_path: Path) -> None:
     sweep = "sweep x"
     with (
-        held(tmp_path, sweep, wait=False),
+        locked_folder(tmp_path, sweep, wait=False),
         pytest.raises(BlockingIOError, match="sweep x is being run by another process"),
-        held(tmp_path, sweep, wait=False),
+        locked_folder(tmp_path, sweep, wait=False),
     ):
         pass
-    with held(tmp_path, sweep, wait=False):
+    with locked_folder(tmp_path, sweep, wait=False):
         pass
 
 

@@ -17,7 +17,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from typed import Typed
 
 from quantlab.reporting.sources import from_folders
-from quantlab.results.store import held
+from quantlab.results.store import locked_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -101,7 +101,7 @@ def test_the_commands_of_a_report_run_as_they_stand(typed: Typed, tiny_glue: Pat
 
 def test_two_single_trials_never_share_a_folder(typed: Typed) -> None:
     folder = typed.cwd / "same"
-    with held(folder, "another", wait=False):
+    with locked_folder(folder, "another", wait=False):
         said = typed.run("hydra.run.dir=same", status=1)
     assert (
         said

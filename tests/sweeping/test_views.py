@@ -60,7 +60,7 @@ def without_intervals(results: Results) -> Results:
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures that a view saves, by file."""
     found: dict[str, Figure] = {}
-    save = plots.save
+    save = plots.save_figure
 
     def keeping(figure: Figure, title: str, file: Path) -> Path:
         found[file.name] = figure
@@ -151,7 +151,7 @@ def test_many_lines_look_different() -> None:
     ],
 )
 def test_positions(values: list[str], expected: dict[str, float]) -> None:
-    found = plots.positions(values)
+    found = plots.axis_positions(values)
     assert found == expected
     assert list(found) == list(expected)
 

@@ -22,7 +22,7 @@ from searches import search_of, space_named
 from servers import Postgres, mlflow_server
 
 from quantlab.cli.conf_dir import CONF
-from quantlab.report import parsed
+from quantlab.report import parse_arguments
 from quantlab.searching.study import open_study, storage_url
 from quantlab.sweeping.run_config import RunConfig, run_name
 from quantlab.sync import main as sync
@@ -390,7 +390,7 @@ def test_mlflow_optuna_and_the_report_find_the_same_files_in_any_folder(
     with tracker.start(entry(), folder) as run:
         finish(run, folder)
     assert run.problem is None and run.id is not None
-    fetched = fetch(parsed([run.id]).tracking_uri, run.id, tmp_path / "fetched")
+    fetched = fetch(parse_arguments([run.id]).tracking_uri, run.id, tmp_path / "fetched")
     assert (fetched / "note").read_text() == "kept"
     with sqlite3.connect(folder / "mlflow.db") as connection:
         assert connection.execute("select count(*) from runs").fetchone() == (1,)

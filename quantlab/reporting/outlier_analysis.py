@@ -33,7 +33,7 @@ class Analysis:
         return self.tables.get(name)
 
 
-def read(folder: Path) -> Analysis:
+def read_analysis(folder: Path) -> Analysis:
     """Raises ValueError where the folder holds no finished analysis."""
     path = folder / SUMMARY
     if not path.is_file():
@@ -43,7 +43,7 @@ def read(folder: Path) -> Analysis:
     return Analysis(folder=folder, summary=json.loads(path.read_text(encoding="utf-8")))
 
 
-def of_study(study: Study, folder: Path | None) -> Analysis | None:
+def analysis_of(study: Study, folder: Path | None) -> Analysis | None:
     """The analysis in ``folder``, else the newest beside the trials on their checkpoint; None where there is
     none.
 
@@ -51,7 +51,7 @@ def of_study(study: Study, folder: Path | None) -> Analysis | None:
     """
     own = study.finished[0].tags.get(FINGERPRINT)
     if folder is not None:
-        found = read(folder)
+        found = read_analysis(folder)
         if (theirs := found.summary["tags"].get(FINGERPRINT)) != own:
             raise ValueError(
                 f"the analysis {folder} is of another checkpoint: {FINGERPRINT} {theirs}, the trials' {own}"
@@ -62,7 +62,7 @@ def of_study(study: Study, folder: Path | None) -> Analysis | None:
     places = sorted(
         study.root.glob(f"outliers/*/{SUMMARY}"), key=lambda path: path.stat().st_mtime, reverse=True
     )
-    analyses = (read(path.parent) for path in places)
+    analyses = (read_analysis(path.parent) for path in places)
     return next((found for found in analyses if found.summary["tags"].get(FINGERPRINT) == own), None)
 
 

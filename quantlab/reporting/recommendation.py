@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from quantlab.evaluation.significance import Comparison
-from quantlab.reporting.comparing import NO_FILE, Row, held_out
-from quantlab.results.answers import told
-from quantlab.results.reading import Study, Trial
+from quantlab.reporting.comparing import NO_FILE, ComparedTrial, study_measuring_rows
+from quantlab.results.answers import measured_where
+from quantlab.results.reading import Study, TrialRecord
 
 NO_ANSWERS = (
     "constant_prediction",
@@ -24,13 +24,13 @@ SAME_SIZE = 1.01  # ranges and group indices make trials of equal bits differ by
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
+class Recommendation:
     """``deploy`` and ``worst`` are sentences; the trials they are about may be None."""
 
-    chosen: Row | None
+    chosen: ComparedTrial | None
     within: bool  # whether ``chosen`` is within the limit, or only the closest to it
     deploy: str
-    failed: Row | None
+    failed: ComparedTrial | None
     worst: str
 
 
@@ -38,7 +38,7 @@ class Answer:
 class Candidate:
     """A quantized trial, judged on the rows that choose, and measured on those that are held out."""
 
-    row: Row
+    row: ComparedTrial
     metric: str
     held_out: np.ndarray | None  # bool (N,); None where the same rows choose and measure
     among: int  # candidates
@@ -58,7 +58,7 @@ class Candidate:
     def rows(self) -> str:
         """Which rows chose and measured it."""
         answers = self.row.trial.answers
-        return told(self.held_out, len(answers.labels) if answers else 0, self.among)
+        return measured_where(self.held_out, len(answers.labels) if answers else 0, self.among)
 
     def _compared(self, rows: np.ndarray | None) -> Comparison:
         answers = self.row.trial.answers
@@ -68,7 +68,7 @@ class Candidate:
         return (answers if rows is None else answers.where(rows)).against_fp32(self.metric)
 
 
-def answer(study: Study, rows: Sequence[Row], limit: float) -> Answer:
+def recommend(study: Study, rows: Sequence[ComparedTrial], limit: float) -> Recommendation:
     """The smallest quantized trial, then fastest, then best, that loses at most ``limit`` points; else the
     closest.
 
@@ -76,7 +76,7 @@ def answer(study: Study, rows: Sequence[Row], limit: float) -> Answer:
     """
     metric = study.primary
     quantized = [row for row in rows if not row.trial.reference and math.isfinite(row.difference)]
-    mask = held_out(study, quantized)
+    mask = study_measuring_rows(study, quantized)
     candidates = [Candidate(row=row, metric=metric, held_out=mask, among=len(quantized)) for row in quantized]
     sound = [one for one in candidates if not _unsound(one.row)]
     within = [one for one in sound if one.judged <= limit + SLACK]
@@ -92,7 +92,7 @@ def answer(study: Study, rows: Sequence[Row], limit: float) -> Answer:
         chosen = min(sound, key=lambda one: one.judged, default=None)
         deploy = _closest(chosen, limit, any_quantized=bool(quantized))
     borne_out = chosen is not None and _loss(chosen.measured) <= limit + SLACK
-    return Answer(
+    return Recommendation(
         chosen=None if chosen is None else chosen.row,
         within=bool(within) and borne_out,
         deploy=deploy,
@@ -101,7 +101,7 @@ def answer(study: Study, rows: Sequence[Row], limit: float) -> Answer:
     )
 
 
-def _unsound(row: Row) -> bool:
+def _unsound(row: ComparedTrial) -> bool:
     """Whether its answers are none: one class, no better than one class, or not numbers."""
     names = {alarm["name"] for alarm in row.trial.alarms}
     answers = row.trial.answers
@@ -113,7 +113,7 @@ def _loss(comparison: Comparison) -> float:
     return -100 * comparison.difference
 
 
-def _speed(trial: Trial) -> tuple[float, float, float, str]:
+def _speed(trial: TrialRecord) -> tuple[float, float, float, str]:
     """Times FP32's speed, its interval, and where it was measured; zeros where only a simulation was
     timed."""
     for prefix, where in (("deployed_", trial.tags.get("runtime", "")), ("", "torch")):
@@ -130,7 +130,7 @@ def signed(value: float) -> str:
     return f"{value:+z.2f}".replace("-", "−")
 
 
-def points(value: float) -> str:
+def points_text(value: float) -> str:
     """``0.40 points``."""
     return f"{abs(value):.2f} points"
 
@@ -143,7 +143,7 @@ def _change(one: Candidate) -> str:
     sign = 1 if loss < 0 else -1
     ends = sorted(100 * sign * end for end in (comparison.low, comparison.high))
     interval = "" if math.isnan(ends[0]) else f" (95 % interval {signed(ends[0])} to {signed(ends[1])})"
-    return f"{verb} {points(loss)} of {one.metric.replace('_', ' ')}{interval}, {one.rows}"
+    return f"{verb} {points_text(loss)} of {one.metric.replace('_', ' ')}{interval}, {one.rows}"
 
 
 def _recommendation(one: Candidate, limit: float) -> str:
@@ -163,7 +163,7 @@ def _recommendation(one: Candidate, limit: float) -> str:
     return f"{words}{_speed_words(trial)}{_caveats(one.row)}."
 
 
-def _speed_words(trial: Trial) -> str:
+def _speed_words(trial: TrialRecord) -> str:
     value, low, high, where = _speed(trial)
     if value:
         return f"; it runs at {value:.2f} times FP32's speed ({low:.2f} to {high:.2f}; {where})"
@@ -171,7 +171,7 @@ def _speed_words(trial: Trial) -> str:
     return "; its speed was only simulated, which says nothing" if timed else "; its speed was not measured"
 
 
-def _caveats(row: Row) -> str:
+def _caveats(row: ComparedTrial) -> str:
     names = list(dict.fromkeys(alarm["name"] for alarm in row.trial.alarms))
     untested = f"; {NO_FILE}, so nothing was tested" if row.verdict == NO_FILE else ""
     return untested + (f"; look at its alarms first: {', '.join(names)}" if names else "")
