@@ -68,7 +68,7 @@ def search_of(**settings: object) -> Search:
 
 def space_named(names: Sequence[str], choices: Sequence[Precision]) -> Space:
     """A space of one site a variable, without a model."""
-    sites = [Site(name=name, channels=4, tap=Tap(name, "output")) for name in names]
+    sites = [Site(name=name, channels=4, made_at=Tap(name, "output")) for name in names]
     return Space(
         variables=tuple(Variable(name=s.name, sites=(s,)) for s in sites), choices=tuple(choices), fixed=()
     )

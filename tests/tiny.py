@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from quantlab.calibration.estimators import MinMax, observe
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, plan_weights
-from quantlab.network.architecture import places
+from quantlab.network.architecture import all_sites
 from quantlab.network.attention import TAPS
 from quantlab.network.sites import Placement, Site
 from quantlab.plan.plan import QuantPlan
@@ -71,7 +71,7 @@ def logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def sites_of(model: PreTrainedModel, placement: Placement = ALL) -> list[Site]:
     """The sites that a placement finds."""
-    return placement.select(places(model))
+    return placement.select(all_sites(model))
 
 
 def planned(model: PreTrainedModel, placement: Placement, method: Method, **bits: object) -> QuantPlan:

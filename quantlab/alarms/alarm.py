@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantlab.network.sites import Place
+from quantlab.network.sites import Site
 from quantlab.plan.coverage import Coverage, of_site, of_weight
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sketch import Sketch
@@ -34,7 +34,7 @@ class Evidence:
 
     config: Mapping[str, Any]  # the trial's, as plain data
     plan: QuantPlan
-    places: Sequence[Place]  # all of the model's
+    sites: Sequence[Site]  # all of the model's
     sketches: Mapping[str, Sketch]  # by site, as the ranges saw them
     model: PreTrainedModel  # in FP32
     tags: Mapping[str, str]

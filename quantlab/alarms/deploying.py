@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from quantlab.alarms.alarm import Alarm, Evidence, worst
 from quantlab.kernels import native
-from quantlab.network.sites import Place, Tap
+from quantlab.network.sites import Site, Tap
 from quantlab.plan.plan import QuantPlan
 
 BUSY = 1.25  # runnable threads a processor: the trial itself makes at most one
@@ -18,7 +18,7 @@ def products_in_float(evidence: Evidence) -> Iterator[Alarm]:
     """Some activations are quantized, but not all that enter matrix products: a runtime computes these in
     float."""
     taps = {item.tap for item in evidence.plan.activations}
-    operands = _operands(evidence.places)
+    operands = _operands(evidence.sites)
     left = [name for name, its_taps in operands if not taps & its_taps]
     if taps and left:
         roles = Counter(name.split(".", 1)[1] for name in left)
@@ -93,15 +93,15 @@ def runtime_saturates(evidence: Evidence) -> Iterator[Alarm]:
         )
 
 
-def _operands(places: Sequence[Place]) -> list[tuple[str, set[Tap]]]:
+def _operands(sites: Sequence[Site]) -> list[tuple[str, set[Tap]]]:
     """The inputs of matrix products, each with the taps that put it on a grid.
 
-    A place that has only an operand is the tensor before it: the input of layer 1's attention is layer 0's
-    output.
+    A site without ``made_at`` is the same tensor as the site before it: the input of layer 1's attention is
+    layer 0's output.
     """
     found, before = [], None
-    for place in places:
-        if place.operand:
-            found.append((place.name, {tap for tap in (place.operand, place.tensor or before) if tap}))
-        before = place.tensor or before
+    for site in sites:
+        if site.read_at:
+            found.append((site.name, {tap for tap in (site.read_at, site.made_at or before) if tap}))
+        before = site.made_at or before
     return found

@@ -119,7 +119,7 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
     yield "tokens", tokens
     worst = _worst(material, sites)
     yield "token_channels", token_channels(material, batches[0], worst, sketches[worst.name])
-    yield "weights", weight_table(material.model, material.places, sketches, config.outliers.sigmas)
+    yield "weights", weight_table(material.model, material.sites, sketches, config.outliers.sigmas)
     with bench(config, memo) as ready:
         attribution, accumulation = attribution_table(ready)
         if config.search.group_by == "site":
@@ -156,15 +156,13 @@ def _worst(material: Material, sites: pd.DataFrame) -> Site:
     """The site of tokens with the largest kurtosis among those as wide as the residual stream."""
     width = stream_sites(material)[-1].channels
     tokens = [
-        p
-        for p in material.places
-        if p.tensor and p.tensor.at not in ("scores", "probs") and p.name[:4] != "head"
+        site
+        for site in material.sites
+        if site.made_at and site.made_at.at not in ("scores", "probs") and site.name[:4] != "head"
     ]
-    by_name = {place.name: place for place in tokens if place.channels == width}
+    by_name = {site.name: site for site in tokens if site.channels == width}
     wide = sites[sites["site"].isin(by_name)]
-    place = by_name[str(wide["site"].iloc[int(wide["kurtosis"].argmax())])]
-    assert place.tensor is not None
-    return Site(name=place.name, channels=place.channels, tap=place.tensor)
+    return by_name[str(wide["site"].iloc[int(wide["kurtosis"].argmax())])]
 
 
 def _metrics(tables: dict[str, pd.DataFrame], weights: int) -> dict[str, float]:

@@ -24,24 +24,23 @@ DRAWN = 32  # channels in the heat map
 
 def stream_sites(material: Material) -> list[Site]:
     """The hidden states by depth: the embeddings' output and every layer's."""
-    return _sites(material, hidden_states(material.places))
+    return _sites(material, hidden_states(material.sites))
 
 
 def sum_sites(material: Material) -> list[Site]:
     """The residual sums by depth, before their LayerNorm scales every channel anew: where outlier channels
     stand out. Where an architecture has none, the hidden state."""
-    known = {place.name for place in material.places}
+    known = {site.name for site in material.sites}
     names = [
         (name, name.replace("embed.out", "embed.sum").replace("layer.out", "ffn.sum"))
-        for name in hidden_states(material.places)
+        for name in hidden_states(material.sites)
     ]
     return _sites(material, [summed if summed in known else name for name, summed in names])
 
 
 def _sites(material: Material, names: Sequence[str]) -> list[Site]:
-    by_name = {place.name: place for place in material.places}
-    found = (by_name[name] for name in names)
-    return [Site(name=p.name, channels=p.channels, tap=p.tensor) for p in found if p.tensor is not None]
+    by_name = {site.name: site for site in material.sites}
+    return [by_name[name] for name in names if by_name[name].made_at is not None]
 
 
 def layer_table(material: Material, calibration: Calibration, sketches: Sketches, draws: int) -> pd.DataFrame:

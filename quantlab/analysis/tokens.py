@@ -104,7 +104,7 @@ def token_table(
         return probs
 
     taps: dict[Tap, Function] = {s.tap: partial(look, s, t) for s, t in zip(sites, tallies, strict=True)}
-    by_name = {place.name: place.tensor for place in material.places}
+    by_name = {site.name: site.made_at for site in material.sites}
     for layer, tally in enumerate(tallies[:-1]):
         if (tap := by_name.get(f"{layer}.attn.probs")) is not None:
             taps[tap] = partial(attend, tally)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from quantlab.analysis.channels import mean_square
 from quantlab.calibration.outlier_statistics import dominant_channels
 from quantlab.methods.bits import weight_of, weighted_modules
-from quantlab.network.sites import Place, Tap
+from quantlab.network.sites import Site, Tap
 from quantlab.quant.sketch import Sketch
 
 LISTED = 200
@@ -34,24 +34,24 @@ class Ends:
 
 
 def weight_table(
-    model: PreTrainedModel, places: Sequence[Place], sketches: Mapping[str, Sketch], sigmas: float
+    model: PreTrainedModel, sites: Sequence[Site], sketches: Mapping[str, Sketch], sigmas: float
 ) -> pd.DataFrame:
     """Every weight of a Linear beyond ``sigmas`` standard deviations of its matrix, largest first, up to
     :data:`LISTED`.
 
-    ``row`` is the output's channel, ``column`` the input's; ``site`` the place of the Linear's output,
+    ``row`` is the output's channel, ``column`` the input's; ``site`` that of the Linear's output,
     ``dominant`` whether that channel is a dominant one there. ``energy`` is the share of the channel's sum x²
     that the product of this one weight with its input makes by itself, w² E[in²] / E[out²]: over 1 where
-    others cancel it. Where only the tensor after an activation function has a place, that is ``site``, and
+    others cancel it. Where only the tensor after an activation function is a site, that is ``site``, and
     there is no ``energy``.
     """
-    taps = {tap: place.name for place in places for tap in (place.operand, place.tensor) if tap is not None}
+    taps = {tap: site.name for site in sites for tap in (site.read_at, site.made_at) if tap is not None}
     rows = []
     for parameter, module in weighted_modules(model).items():
         if isinstance(module, nn.Linear):
             path = parameter.removesuffix(".weight")
             source, site = _input(path, taps), taps.get(Tap(path, "output"))
-            made = site or _after_activation(source, module.out_features, places)
+            made = site or _after_activation(source, module.out_features, sites)
             ends = Ends(
                 inputs=sketches.get(source or ""), outputs=sketches.get(made or ""), linear=site is not None
             )
@@ -79,19 +79,17 @@ def outlier_weights(model: PreTrainedModel, sigmas: float) -> int:
 
 
 def _input(path: str, taps: Mapping[Tap, str]) -> str | None:
-    """The place of what a Linear reads; queries, keys and values read what the module around them is
+    """The site that a Linear reads; queries, keys and values read what the module around them is
     handed."""
     return taps.get(Tap(path, "input")) or taps.get(Tap(path.rpartition(".")[0], "input"))
 
 
-def _after_activation(source: str | None, channels: int, places: Sequence[Place]) -> str | None:
-    """The next place of so many channels in the layer of the place that a Linear reads."""
-    names = [place.name for place in places]
-    after = places[names.index(source) + 1 :] if source else []
+def _after_activation(source: str | None, channels: int, sites: Sequence[Site]) -> str | None:
+    """The next site with so many channels, in the layer of the site ``source`` that a Linear reads."""
+    names = [site.name for site in sites]
+    after = sites[names.index(source) + 1 :] if source else []
     scope = source.split(".")[0] if source else ""
-    found = (
-        place.name for place in after if place.channels == channels and place.name.split(".")[0] == scope
-    )
+    found = (site.name for site in after if site.channels == channels and site.name.split(".")[0] == scope)
     return next(found, None)
 
 

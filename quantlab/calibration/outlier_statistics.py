@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quantlab.network.sites import Place
+from quantlab.network.sites import Site
 from quantlab.quant.sketch import Sketch
 
 DOMINANT = 6.0  # times the median channel's largest magnitude
 LAYER_METRICS = ("kurtosis", "variance", "top1pct_energy_channels", "top1pct_energy_elements")
 
 
-def hidden_states(places: Sequence[Place]) -> list[str]:
+def hidden_states(sites: Sequence[Site]) -> list[str]:
     """The residual stream by depth: the embeddings' output, then every layer's, as in arXiv 2603.04308."""
-    return ["embed.out"] + [place.name for place in places if place.name.endswith(".layer.out")]
+    return ["embed.out"] + [site.name for site in sites if site.name.endswith(".layer.out")]
 
 
 def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, list[float]]:

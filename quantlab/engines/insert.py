@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quantlab.engines.integer import Carrying, LinearExecution, gelus, integer_linears, integer_weights
 from quantlab.kernels.products import BITS, Weight
 from quantlab.kernels.snapper import Snapper
-from quantlab.network.architecture import places
+from quantlab.network.architecture import all_sites
 from quantlab.network.attention import Counted, Function, tapped_attention
 from quantlab.network.sites import Tap
 from quantlab.plan.plan import ActivationQuant, QuantPlan, Ranges, WeightQuant, weight_ranges
@@ -104,7 +104,7 @@ def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
 
 def _check_activations(model: PreTrainedModel, activations: Iterable[ActivationQuant]) -> None:
     channels = {
-        tap: place.channels for place in places(model) for tap in (place.tensor, place.operand) if tap
+        tap: site.channels for site in all_sites(model) for tap in (site.made_at, site.read_at) if tap
     }
     modules = {path for path, _ in model.named_modules()}
     strange: list[str] = []

@@ -1,4 +1,4 @@
-"""How a model family's table of places is written, and how it unfolds over a model of any depth."""
+"""Site tables: how a model family lists its sites, and how the list unfolds over a model of any depth."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from torch import nn
 
 import quantlab.network.families
 from quantlab.config.checks import nearest
-from quantlab.network.sites import Place, Tap
+from quantlab.network.sites import Site, Tap
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Row:
-    """Taps of one role, module names relative to the layer (or to the model). ``optional``: where the module
-    exists."""
+class Taps:
+    """The taps of one role: where its tensor is made, and where a matrix product reads it.
 
-    tensor: Tap | None = None
-    operand: Tap | None = None
+    Module names are relative to the layer, or to the model outside the layers. ``optional``: a model without
+    the module has no such site, instead of raising an error.
+    """
+
+    made_at: Tap | None = None
+    read_at: Tap | None = None
     optional: bool = False
 
 
-def both(module: str, at: str) -> Row:
-    """A tensor that has one consumer, a matrix product: both taps are the same."""
-    return Row(tensor=Tap(module, at), operand=Tap(module, at))
+def one_tap(module: str, at: str) -> Taps:
+    """The taps of a tensor whose one consumer is a matrix product: both are the same."""
+    return Taps(made_at=Tap(module, at), read_at=Tap(module, at))
 
 
 @dataclass(frozen=True)
@@ -46,34 +49,34 @@ class FeedForward:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The table of one model family: its layers' module path and the rows before, in and after each layer."""
+    """The site table of one model family: the module path of its layers, and the taps of every role before,
+    in and after a layer."""
 
     layers: str
-    embed: Mapping[str, Row]
-    layer: Mapping[str, Row]
-    head: Mapping[str, Row]
+    embed: Mapping[str, Taps]
+    layer: Mapping[str, Taps]
+    head: Mapping[str, Taps]
     feed_forward: FeedForward | None = None  # where an engine may compute it in one go
 
-    def places(self, model: PreTrainedModel) -> list[Place]:
-        """Every place of the model, in the network's order. Raises ValueError where two places share a
-        tap."""
+    def sites(self, model: PreTrainedModel) -> list[Site]:
+        """Every site of the model, in the network's order.
+
+        Raises ValueError if a module of the table is missing, or if two sites share a tap.
+        """
         modules = dict(model.named_modules())
         depth = sum(1 for _ in modules[self.layers].children())
         tables = [("", "embed", self.embed)]
         tables += [(f"{self.layers}.{index}.", str(index), self.layer) for index in range(depth)]
         tables += [("", "head", self.head)]
-        found = [
-            place
+        sites = [
+            site
             for prefix, scope, table in tables
-            for role, row in table.items()
-            if (place := _place(f"{scope}.{role}", row, prefix, modules, model.config)) is not None
+            for role, taps in table.items()
+            if (site := _site(f"{scope}.{role}", taps, prefix, modules, model.config)) is not None
         ]
-        for taps in (
-            [(place.tensor, place.name) for place in found],
-            [(place.operand, place.name) for place in found],
-        ):
-            _check_distinct(taps)
-        return found
+        _check_distinct((site.made_at, site.name) for site in sites)
+        _check_distinct((site.read_at, site.name) for site in sites)
+        return sites
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -102,9 +105,9 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
     ]
 
 
-def places(model: PreTrainedModel) -> list[Place]:
-    """Every named place of a model. It may be on the meta device: no weight is read."""
-    return family_of(model.config).places(model)
+def all_sites(model: PreTrainedModel) -> list[Site]:
+    """Every site of a model, in the network's order. The model may be on the meta device."""
+    return family_of(model.config).sites(model)
 
 
 def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
@@ -131,14 +134,16 @@ def _check_distinct(taps: Iterable[tuple[Tap | None, str]]) -> None:
             )
 
 
-def _place(
-    name: str, row: Row, prefix: str, modules: Mapping[str, nn.Module], config: PretrainedConfig
-) -> Place | None:
-    tensor, operand = (_absolute(tap, prefix, modules, row.optional) for tap in (row.tensor, row.operand))
-    known = tensor or operand
-    if known is None:
+def _site(
+    name: str, taps: Taps, prefix: str, modules: Mapping[str, nn.Module], config: PretrainedConfig
+) -> Site | None:
+    made_at, read_at = (
+        _absolute(tap, prefix, modules, taps.optional) for tap in (taps.made_at, taps.read_at)
+    )
+    either = made_at or read_at
+    if either is None:
         return None
-    return Place(name=name, channels=_channels(known, modules, config), tensor=tensor, operand=operand)
+    return Site(name=name, channels=_channels(either, modules, config), made_at=made_at, read_at=read_at)
 
 
 def _absolute(tap: Tap | None, prefix: str, modules: Mapping[str, nn.Module], optional: bool) -> Tap | None:

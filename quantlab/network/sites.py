@@ -1,47 +1,43 @@
-"""Sites: the named places that an activation passes, ``"{layer}.{role}"``, and which of them a placement
-quantizes."""
+"""Sites: the named places of a network where an activation can be quantized, and which of them a placement
+picks."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantlab.config.checks import freeze, nearest, one_of
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a tensor can be got hold of: a module's first input or its output, or inside its attention
-    function."""
+    """How a tensor is reached: as a module's first input or output, or inside its attention function."""
 
     module: str
     at: str  # "input", "output", "scores" or "probs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """One row of an architecture's table: a named tensor and its taps.
-
-    ``tensor`` reaches every consumer of the tensor, the residual path included. ``operand`` reaches only the
-    matrix product that reads it, as integer runtimes quantize it. A place that has only an operand is the
-    same tensor as another place's (``1.attn.in`` is ``0.layer.out``).
-    """
-
-    name: str
-    channels: int
-    tensor: Tap | None
-    operand: Tap | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Site:
-    """A place as one placement quantizes it: its name, the tap, and the size of its channel dimension.
+    """A named activation, ``"{layer}.{role}"``, and the taps that reach it: one or both.
+
+    The tap ``made_at`` reaches every consumer of the tensor, the residual path included. ``read_at`` reaches
+    only the matrix product that reads it, as integer runtimes quantize it. A site with ``read_at`` alone is
+    the same tensor as an earlier site (``1.attn.in`` is ``0.layer.out``).
 
     Channels are the last dimension of the tensor; for attention scores and probabilities they are the heads.
     """
 
     name: str
     channels: int
-    tap: Tap
+    made_at: Tap | None = None
+    read_at: Tap | None = None
+
+    @property
+    def tap(self) -> Tap:
+        """The tap to use: where the tensor is made, or else where a product reads it."""
+        tap = self.made_at or self.read_at
+        assert tap is not None, f"{self.name} has no tap"
+        return tap
 
     def matches(self, patterns: Iterable[str]) -> bool:
         """Whether any of the globs matches the site's name."""
@@ -50,8 +46,10 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Which places are quantized at all: globs of names, less other globs, at their tensors or only as
-    operands."""
+    """Which sites are quantized: those that match ``sites`` and not ``exclude`` (globs of names).
+
+    ``at="tensor"`` quantizes them where they are made, ``at="operand"`` where a matrix product reads them.
+    """
 
     at: str
     sites: tuple[str, ...] = ("*",)
@@ -61,23 +59,28 @@ class Placement:
         freeze(self)
         one_of("placement.at", self.at, ("tensor", "operand"))
 
-    def select(self, places: Iterable[Place]) -> list[Site]:
-        """The sites, in the network's order. Raises ValueError where a glob matches nothing."""
-        tapped = [
-            Site(name=place.name, channels=place.channels, tap=tap)
-            for place in places
-            if (tap := place.tensor if self.at == "tensor" else place.operand) is not None
-        ]
-        names = [site.name for site in tapped]
-        kept = matching(self.sites, names, "placement.sites") - matching(
+    def select(self, sites: Iterable[Site]) -> list[Site]:
+        """The picked sites in the network's order, each with the one tap that ``at`` names. Sites without
+        that tap are left out.
+
+        Raises ValueError if a glob matches nothing.
+        """
+        if self.at == "tensor":
+            reachable = [replace(site, read_at=None) for site in sites if site.made_at is not None]
+        else:
+            reachable = [replace(site, made_at=None) for site in sites if site.read_at is not None]
+        names = [site.name for site in reachable]
+        picked = matching(self.sites, names, "placement.sites") - matching(
             self.exclude, names, "placement.exclude"
         )
-        return [site for site in tapped if site.name in kept]
+        return [site for site in reachable if site.name in picked]
 
 
 def matching(patterns: Sequence[str], names: Sequence[str], field: str) -> set[str]:
-    """The names that any glob matches. Raises ValueError for a glob that matches none, with the nearest
-    names."""
+    """The names that any of the globs matches.
+
+    Raises ValueError for a glob that matches none, with the nearest names.
+    """
     if isinstance(patterns, str):  # its letters would pass for globs
         raise ValueError(f"{field} must be a list of globs, got {patterns!r}")
     matched: set[str] = set()

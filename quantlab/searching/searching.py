@@ -67,7 +67,7 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
             config=config,
             space=ready.space,
             cost=worker.cost,
-            places=ready.material.places,
+            sites=ready.material.sites,
             total=worker.whole,
             choosing=len(worker.judge.labels),
             folder=folder,

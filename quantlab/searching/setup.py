@@ -47,7 +47,7 @@ class Bench:
     table: Table
     fixed: dict[str, ActivationQuant]  # sites that are not decided, by name
     insert_activations: InsertActivations
-    sketches: Mapping[str, Sketch]  # of every place in the FP32 network
+    sketches: Mapping[str, Sketch]  # of every site in the FP32 network
     fp32: (
         np.ndarray | None
     )  # the FP32 model's logits where they are the reference; now its weights are others

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from quantlab.cli.catalogue import FOUND
 from quantlab.methods.bits import Precision
-from quantlab.network.sites import Place
+from quantlab.network.sites import Site
 from quantlab.results.plots import COLOURS
 from quantlab.searching.costs import Cost
 from quantlab.searching.history import Found, HeldOut, History
@@ -44,7 +44,7 @@ class Reporter:
     config: SearchConfig
     space: Space
     cost: Cost
-    places: Sequence[Place]
+    sites: Sequence[Site]  # all of the model's
     total: int  # rows of the whole set
     choosing: int  # of these, the rows that candidates are judged on
     folder: Path
@@ -168,7 +168,7 @@ class Reporter:
             of_sites = {site.name: wide if site.matches(patterns) else narrow for site in self.space.sites}
             if wide in of_sites.values():
                 found[name] = self.cost.of(self.space, self.space.chosen(of_sites))
-        operands = {place.name for place in self.places if place.operand}
+        operands = {site.name for site in self.sites if site.read_at}
         inside = {s.name: narrow if s.name in operands else wide for s in self.space.sites}
         if wide in inside.values() and narrow in inside.values():
             found["placement gemm (what enters no product)"] = self.cost.of(

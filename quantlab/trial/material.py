@@ -9,9 +9,9 @@ import numpy as np
 
 from quantlab.calibration.estimators import Calibration, observe
 from quantlab.evaluation.answering import Evaluation, Predictions, predict
-from quantlab.network.architecture import places
+from quantlab.network.architecture import all_sites
 from quantlab.network.models import Loaded, ModelSpec, Resolved
-from quantlab.network.sites import Place, Site
+from quantlab.network.sites import Site
 from quantlab.quant.sketch import Sketch
 from quantlab.storage.files import cache_dir, code_digest, digest, whole_folder
 from quantlab.storage.memo import Memo
@@ -32,7 +32,7 @@ class Material:
     train: Examples
     rows: Tokenized
     batches: list[Batch]
-    places: list[Place]
+    sites: list[Site]
     data_fingerprint: str  # of the rows that calibrate and the rows that are answered
     key: str  # names checkpoint, data, how they are batched, environment and code
 
@@ -82,7 +82,7 @@ def _load(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> M
         train=train,
         rows=rows,
         batches=by_length(rows, loaded.tokenizer, evaluation.batch_size),
-        places=places(loaded.model),
+        sites=all_sites(loaded.model),
         data_fingerprint=data_fingerprint,
         key=digest([loaded.fingerprint, data_fingerprint, *setting, code_digest()]),
     )
@@ -122,12 +122,7 @@ def fp32_predictions(material: Material) -> Predictions:
 
 
 def fp32_sketches(material: Material, calibration: Calibration) -> dict[str, Sketch]:
-    """Sketches of every place in the FP32 network: they serve every placement, method, estimator and bit
+    """Sketches of every site in the FP32 network: they serve every placement, method, estimator and bit
     width."""
-    sites = [
-        Site(name=place.name, channels=place.channels, tap=tap)
-        for place in material.places
-        if (tap := place.tensor or place.operand) is not None
-    ]
     batches = material.calibration_batches(calibration)
-    return observe(material.model, sites, batches, calibration.counts_padding)
+    return observe(material.model, material.sites, batches, calibration.counts_padding)

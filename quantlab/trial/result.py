@@ -35,7 +35,7 @@ class TrialResult:
     plan: QuantPlan
     linears: Mapping[str, LinearExecution]  # what each Linear ran on, by path
     sites: pd.DataFrame
-    outliers: pd.DataFrame  # of every place in the FP32 network
+    outliers: pd.DataFrame  # of every site in the FP32 network
     labels: np.ndarray
     logits: np.ndarray  # (N, classes)
     reference: np.ndarray  # the FP32 logits, (N, classes)

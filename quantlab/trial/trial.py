@@ -18,7 +18,7 @@ from quantlab.evaluation.answering import Evaluation, Predictions, score
 from quantlab.machine.provenance import machine_tags
 from quantlab.methods.bits import Bits, weighted_modules
 from quantlab.methods.method import Method, check_weight_ranges
-from quantlab.network.architecture import places
+from quantlab.network.architecture import all_sites
 from quantlab.network.models import ModelSpec, check_token_types
 from quantlab.network.sites import Placement, Site
 from quantlab.plan.coverage import beside
@@ -70,7 +70,7 @@ class Outcome:
     """What a trial's steps found."""
 
     plan: QuantPlan
-    fp32: Sketches  # of every place, seen in the FP32 network
+    fp32: Sketches  # of every site, seen in the FP32 network
     calibrated: Sketches  # of the trial's sites, as its ranges saw them
     answers: Predictions
     reference: Predictions
@@ -134,7 +134,7 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
         tokenized_rows(config.model, config.task, config.evaluation, memo),
     ):
         check_token_types(rows, skeleton, found.folder)
-    sites = config.placement.select(places(skeleton))
+    sites = config.placement.select(all_sites(skeleton))
     config.method.check(sites)
     modules = weighted_modules(skeleton)
     config.bits.check_rules([*(site.name for site in sites), *modules])
@@ -180,7 +180,7 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
     evidence = Evidence(
         config=data,
         plan=outcome.plan,
-        places=material.places,
+        sites=material.sites,
         sketches=outcome.calibrated,
         model=material.model,
         tags=material.loaded.tags | measured,
@@ -268,7 +268,7 @@ def engine_tags(plan: QuantPlan, linears: Mapping[str, LinearExecution]) -> dict
 
 def metrics(config: TrialConfig, material: Material, outcome: Outcome) -> dict[str, Metric]:
     """Every number of the trial, under the names that MLflow and ``result.json`` share."""
-    layers = by_depth(outcome.fp32, hidden_states(material.places))
+    layers = by_depth(outcome.fp32, hidden_states(material.sites))
     scores = score(config.task, material.rows.labels, outcome.answers.logits, outcome.reference.logits)
     numbers = {
         **scores,

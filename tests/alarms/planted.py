@@ -48,7 +48,7 @@ def evidence(**changes: Any) -> Evidence:
         **{
             "config": calibrated(),
             "plan": activation(),
-            "places": (),
+            "sites": (),
             "sketches": {SITE: sketched(heavy_tailed(500, 4))},
             "model": tiny_model(),
             "tags": {"label_order": "matched"},

@@ -10,7 +10,7 @@ from properties import heavy_tailed, sketched
 from tiny import FAMILIES, tiny_model
 
 from quantlab.kernels import native
-from quantlab.network.architecture import places
+from quantlab.network.architecture import all_sites
 from quantlab.network.sites import Placement
 from quantlab.plan.plan import ActivationQuant, QuantPlan
 from quantlab.quant.grid import AffineGrid, FloatGrid
@@ -55,21 +55,21 @@ PUBLISHED = Placement(at="tensor", exclude=("*.attn.scores", "*.attn.probs", "*.
 def floating(family: str, placement: Placement | None, dropped: str = "") -> str:
     """What is said where a placement's sites are quantized, less those whose name ends so."""
     model = tiny_model(family)
-    found = places(model)
-    sites = (
-        [site for site in placement.select(found) if not (dropped and site.name.endswith(dropped))]
+    sites = all_sites(model)
+    picked = (
+        [site for site in placement.select(sites) if not (dropped and site.name.endswith(dropped))]
         if placement
         else []
     )
     items = [
         ActivationQuant(site=site.name, tap=site.tap, grid=ASYMMETRIC, lo=(-9.0,), hi=(9.0,))
-        for site in sites
+        for site in picked
     ]
-    sketches = {site.name: sketched(heavy_tailed(50, 4)) for site in sites}
+    sketches = {site.name: sketched(heavy_tailed(50, 4)) for site in picked}
     return message(
         "products_in_float",
         plan=QuantPlan(activations=tuple(items)),
-        places=found,
+        sites=sites,
         sketches=sketches,
         model=model,
     )

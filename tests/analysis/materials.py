@@ -9,7 +9,7 @@ from conftest import SPECIAL, WORDS
 from transformers import BertTokenizerFast, PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax
-from quantlab.network.architecture import places
+from quantlab.network.architecture import all_sites
 from quantlab.network.models import Loaded
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, by_length, tokenize
@@ -66,14 +66,14 @@ def material_of(model: PreTrainedModel) -> Material:
         train=texts(ROWS),
         rows=rows,
         batches=by_length(rows, tokenizer, 8),
-        places=places(model),
+        sites=all_sites(model),
         data_fingerprint="",
         key="",
     )
 
 
 def seen(material: Material) -> tuple[list[Batch], dict[str, Sketch]]:
-    """The calibrating batches, and what the FP32 network's places look like on them."""
+    """The calibrating batches, and what the FP32 network's sites look like on them."""
     return material.calibration_batches(CALIBRATION), fp32_sketches(material, CALIBRATION)
 
 

@@ -20,7 +20,7 @@ from quantlab.quant.sketch import Sketch
 from quantlab.searching.setup import Bench
 
 CHANNELS, ROWS, TOKENS, STEP = 8, 40, 25, 10.0
-SITE = Site(name="s", channels=CHANNELS, tap=Tap("module", "output"))
+SITE = Site(name="s", channels=CHANNELS, made_at=Tap("module", "output"))
 SYMMETRIC = AffineGrid(bits=8, symmetric=True)
 LARGEST = 127 * STEP
 FLAT_GAIN = 1 - 1 / (4 * 127**2)  # uniform numbers in +-a: s² / 12 for s = a / 127, by a² / 3

@@ -28,7 +28,7 @@ def planted() -> PreTrainedModel:
 
 def table_of(model: PreTrainedModel, sigmas: float = 5.5) -> pd.DataFrame:
     material = material_of(model)
-    return weight_table(model, material.places, seen(material)[1], sigmas)
+    return weight_table(model, material.sites, seen(material)[1], sigmas)
 
 
 def test_planted_weights_come_first() -> None:
@@ -73,9 +73,7 @@ def test_energy_is_of_the_products_input_and_output() -> None:
         for side in (0, 1)
     )
     expected = float(dense.weight[3, 5]) ** 2 * (sent**2).mean() / (made**2).mean()
-    assert weight_table(model, material.places, sketches, 20)["energy"][0] == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert weight_table(model, material.sites, sketches, 20)["energy"][0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -30,7 +30,7 @@ from quantlab.machine.allocator import keep_freed_memory
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
-from quantlab.network.architecture import places
+from quantlab.network.architecture import all_sites
 from quantlab.network.sites import Placement
 from quantlab.plan.plan import QuantPlan
 from quantlab.profiling.profile import TimedProfile, Turns, speedup
@@ -180,7 +180,7 @@ def one_batch() -> Batch:
 
 def w8a8(model: PreTrainedModel, batch: Batch, at: str, granularity: str = "tensor") -> QuantPlan:
     bits, calibration = Bits(symmetric=True, weight_granularity=granularity), MinMax()
-    sites = Placement(at=at).select(places(model))
+    sites = Placement(at=at).select(all_sites(model))
     weights = plan_weights(model, Uniform(), bits, calibration)
     return Uniform().plan(sites, observe(model, sites, [batch]), weights, bits, calibration)
 

@@ -91,11 +91,11 @@ def test_padding_counts_only_where_asked(family: str) -> None:
 def test_flat_drops_padded_queries_and_keys() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     scores = torch.arange(2 * 4 * 3 * 3).reshape(2, 4, 3, 3).float()
-    site = Site(name="s", channels=4, tap=Tap("m", "scores"))
+    site = Site(name="s", channels=4, made_at=Tap("m", "scores"))
     expected = torch.cat([scores[0, :, :2, :2].flatten(1).T, scores[1, :, :1, :1].flatten(1).T])
     assert torch.equal(flat(scores, mask, site), expected)
     hidden = torch.arange(2 * 3 * 5).reshape(2, 3, 5).float()
-    site = Site(name="s", channels=5, tap=Tap("m", "output"))
+    site = Site(name="s", channels=5, made_at=Tap("m", "output"))
     assert torch.equal(flat(hidden, mask, site), torch.stack([hidden[0, 0], hidden[0, 1], hidden[1, 0]]))
     assert torch.equal(flat(hidden, None, site), hidden.reshape(6, 5))
     assert torch.equal(flat(hidden[:, 0], mask, site), hidden[:, 0])

@@ -26,7 +26,7 @@ from quantlab.calibration.outlier_statistics import (
     plot_by_depth,
     statistics,
 )
-from quantlab.network.architecture import places, skeleton_of
+from quantlab.network.architecture import all_sites, skeleton_of
 from quantlab.quant.sketch import Sketch
 
 CHANNELS = 20
@@ -35,7 +35,7 @@ CHANNELS = 20
 @pytest.mark.parametrize("family", FAMILIES)
 def test_by_depth(family: str) -> None:
     model, batch = tiny_model(family, layers=3), padded()
-    names = hidden_states(places(model))
+    names = hidden_states(all_sites(model))
     depths = by_depth(observe(model, sites_of(model), [batch]), names)
     with torch.inference_mode():
         states = model(**batch.inputs, output_hidden_states=True).hidden_states
@@ -131,7 +131,7 @@ def test_jaccard_of_nothing_is_unknown() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_hidden_states(layers: int) -> None:
-    names = hidden_states(places(skeleton_of(tiny_config(layers=layers))))
+    names = hidden_states(all_sites(skeleton_of(tiny_config(layers=layers))))
     assert names == ["embed.out"] + [f"{layer}.layer.out" for layer in range(layers)]
 
 

@@ -6,14 +6,14 @@ from tiny import FAMILIES, LENGTHS, logits, padded, tiny_model
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from quantlab.network.architecture import places
+from quantlab.network.architecture import all_sites
 from quantlab.network.attention import NAME, TAPS, attention, tapped_attention
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
 def attention_modules(model: PreTrainedModel) -> list[str]:
-    return [place.tensor.module for place in places(model) if place.tensor and place.tensor.at == "scores"]
+    return [site.made_at.module for site in all_sites(model) if site.made_at and site.made_at.at == "scores"]
 
 
 @families

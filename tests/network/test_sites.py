@@ -13,8 +13,8 @@ from transformers import GPT2Config, PretrainedConfig
 
 from quantlab.cli.conf_dir import CONF
 from quantlab.engines.insert import tapped
-from quantlab.network.architecture import Family, Row, both, family_of, places, skeleton_of
-from quantlab.network.sites import Place, Placement, Tap
+from quantlab.network.architecture import Family, Taps, all_sites, family_of, one_tap, skeleton_of
+from quantlab.network.sites import Placement, Site, Tap
 
 # Tensors of one layer: q, k, v, scores, probs, context, g, u, x, mid, h, y, out. Operands: attn.in, q, k, v,
 # probs, context, x, mid. Before and after the layers: the embeddings' sum and LayerNorm, P and C; the head's
@@ -49,8 +49,8 @@ def test_names_of_berts_sites() -> None:
 
 
 @families
-def test_skeleton_has_the_models_places(family: str) -> None:
-    assert places(skeleton_of(tiny_config(family))) == places(tiny_model(family))
+def test_skeleton_has_the_models_sites(family: str) -> None:
+    assert all_sites(skeleton_of(tiny_config(family))) == all_sites(tiny_model(family))
 
 
 @families
@@ -133,14 +133,14 @@ def test_residual_paths_belong_to_tensors_alone(family: str) -> None:
         sums[name] = x.clone()
         return x
 
-    by_name = {place.name: place for place in places(model)}
+    by_name = {site.name: site for site in all_sites(model)}
     ffn_in, ffn_out, ffn_sum = (by_name[f"0.ffn.{role}"] for role in ("in", "out", "sum"))
-    assert ffn_in.tensor and ffn_in.operand and ffn_out.tensor and ffn_sum.tensor
-    for tap in (ffn_in.tensor, ffn_in.operand):
+    assert ffn_in.made_at and ffn_in.read_at and ffn_out.made_at and ffn_sum.made_at
+    for tap in (ffn_in.made_at, ffn_in.read_at):
         taps = {
             tap: torch.zeros_like,
-            ffn_out.tensor: partial(keep, "h"),
-            ffn_sum.tensor: partial(keep, tap.at),
+            ffn_out.made_at: partial(keep, "h"),
+            ffn_sum.made_at: partial(keep, tap.at),
         }
         with tapped(model, taps):
             logits(model, batch)
@@ -230,19 +230,19 @@ def test_unknown_architecture(config: PretrainedConfig, message: str) -> None:
 
 
 def test_table_that_does_not_fit_the_model() -> None:
-    missing = Row(tensor=Tap("bert.embeddings.LayerNom", "output"))
+    missing = Taps(made_at=Tap("bert.embeddings.LayerNom", "output"))
     family = Family(layers="bert.encoder.layer", embed={"out": missing}, layer={}, head={})
     with pytest.raises(
         ValueError, match=r"module 'bert.embeddings.LayerNom' that this model lacks.*LayerNorm'"
     ):
-        family.places(tiny_model())
+        family.sites(tiny_model())
 
 
 def test_table_row_of_an_optional_module() -> None:
     rows = {
-        "out": Row(tensor=Tap("bert.adapter", "output"), optional=True),
-        "mid": both("classifier", "input"),
+        "out": Taps(made_at=Tap("bert.adapter", "output"), optional=True),
+        "mid": one_tap("classifier", "input"),
     }
     family = Family(layers="bert.encoder.layer", embed={}, layer={}, head=rows)
     tap = Tap("classifier", "input")
-    assert family.places(tiny_model()) == [Place(name="head.mid", channels=32, tensor=tap, operand=tap)]
+    assert family.sites(tiny_model()) == [Site(name="head.mid", channels=32, made_at=tap, read_at=tap)]
