@@ -27,7 +27,8 @@ from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share, predict
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.network import checkpoint
 from quantlab.network.architecture import skeleton_of
-from quantlab.network.models import FineTuned, ModelSpec, check_fit, check_token_types
+from quantlab.network.compatibility import check_fit, check_token_types
+from quantlab.network.models import FineTuned, ModelSpec
 from quantlab.storage.files import whole_folder
 from quantlab.tasks import metrics
 from quantlab.tasks.batching import by_length, tokenize

@@ -16,7 +16,8 @@ from tiny import ALL, padded, sites_of, tiny_model
 from transformers import AutoConfig, AutoTokenizer
 
 import quantlab.export
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform

@@ -18,8 +18,9 @@ import torch
 from tiny import logits, padded, sites_of, tiny_model
 from transformers import PreTrainedModel
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.outlier_statistics import by_depth
+from quantlab.calibration.probe import observe
 from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, plan_weights

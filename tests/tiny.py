@@ -10,7 +10,8 @@ from conftest import SPECIAL, WORDS, family_config
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, plan_weights
 from quantlab.network.architecture import all_sites

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from quantlab.analysis.channels import stream_sites
-from quantlab.calibration.estimators import flat
 from quantlab.cli.progress import progress
-from quantlab.engines.insert import tapped
+from quantlab.network.taps import tapped, valid_elements
 from quantlab.searching.scores import combinations_of, divergence, first_order_of, noise_of
 from quantlab.searching.setup import Bench
 from quantlab.searching.space import Choices
@@ -85,7 +84,7 @@ def answered(ready: Bench, chosen: Choices, batches: Sequence[Batch]) -> Seen:
     mask = torch.empty(0)
 
     def look(index: int, x: Tensor) -> Tensor:
-        seen.stream[-1].append(flat(x, mask, sites[index]).float().clone())
+        seen.stream[-1].append(valid_elements(x, mask, sites[index]).float().clone())
         return x
 
     taps = {site.tap: partial(look, index) for index, site in enumerate(sites)}

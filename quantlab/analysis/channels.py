@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quantlab.calibration.estimators import Calibration, observe
+from quantlab.calibration.estimators import Calibration
 from quantlab.calibration.outlier_statistics import dominant_channels, hidden_states, jaccard, statistics
-from quantlab.engines.insert import tapped
+from quantlab.calibration.probe import observe
 from quantlab.network.sites import Site
+from quantlab.network.taps import tapped
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, on_device
 from quantlab.trial.material import Material

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quantlab.calibration.estimators import flat
 from quantlab.calibration.outlier_statistics import dominant_channels
-from quantlab.engines.insert import quantizer, tapped
+from quantlab.engines.insert import quantizer
 from quantlab.network.sites import Site
+from quantlab.network.taps import tapped, valid_elements
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
@@ -104,8 +104,8 @@ class Observer:
     def look(self, x: Tensor, mask: Tensor) -> None:
         """Adds one batch."""
         values = x.float().cpu()
-        kept = flat(values, mask, self.site)
-        error = flat(values - self.snap(values), mask, self.site).double().square()
+        kept = valid_elements(values, mask, self.site)
+        error = valid_elements(values - self.snap(values), mask, self.site).double().square()
         outlying = {
             "sigma": (kept < self.bounds[0]) | (kept > self.bounds[1]),
             "channels": torch.zeros_like(kept).bool(),
@@ -113,7 +113,7 @@ class Observer:
         outlying["channels"][:, self.channels] = True
         self.errors.total += float(error.sum())
         for kind, chosen in outlying.items():
-            rest = flat(values - self.without[kind](values), mask, self.site).double().square()
+            rest = valid_elements(values - self.without[kind](values), mask, self.site).double().square()
             self.errors.inside[kind] += float(error[chosen].sum())
             self.errors.without[kind] += float(rest[~chosen].sum())
 

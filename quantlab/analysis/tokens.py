@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from quantlab.analysis.channels import run_all, sum_sites
 from quantlab.calibration.outlier_statistics import dominant_channels, jaccard
-from quantlab.engines.insert import tapped
 from quantlab.network.attention import Function
 from quantlab.network.sites import Site, Tap
+from quantlab.network.taps import tapped
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch
 from quantlab.trial.material import Material

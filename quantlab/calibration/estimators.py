@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from quantlab.cli.progress import progress
 from quantlab.config.checks import one_of, whole
-from quantlab.engines.insert import tapped
-from quantlab.machine.parallel import side_by_side
-from quantlab.network.sites import Site
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
-from quantlab.tasks.batching import Batch, in_file_order, on_device, tokenize
+from quantlab.tasks.batching import Batch, in_file_order, tokenize
 from quantlab.tasks.task import Examples
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Requantize = Callable[[Site, Sketch], Callable[[Tensor], Tensor] | None]
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,66 +157,3 @@ def check_percentile(p: float) -> None:
     if isinstance(p, bool) or not isinstance(p, int | float) or not 50 < p <= 100:
         hint = " (did you mean 99.9?)" if p == 0.1 else ""
         raise ValueError(f"percentile must be in (50, 100], got {p!r}{hint}")
-
-
-def observe(
-    model: PreTrainedModel,
-    sites: Sequence[Site],
-    batches: Sequence[Batch],
-    count_padding: bool = False,
-    requantize: Requantize | None = None,
-) -> dict[str, Sketch]:
-    """One pass over the batches: a sketch for every site, by name. The number of threads changes no bit of
-    it.
-
-    Batches run side by side, each with sketches of its own that are merged in the batches' order.
-    ``requantize`` gives, from a site's sketch so far, the function that its tensor then passes on through; so
-    later sites see earlier ones quantized, as in Bondarenko's code, and batches run one after another. Raises
-    ValueError, naming the site, on NaN or infinity.
-    """
-    sketches = {site.name: Sketch(channels=site.channels) for site in sites}
-    running = threading.local()
-
-    def look(site: Site, x: Tensor) -> Tensor:
-        sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels))
-        try:
-            sketch.update(flat(x, None if count_padding else running.mask, site))
-        except ValueError as error:
-            raise ValueError(f"calibration, site {site.name}: {error}") from None
-        function = requantize(site, sketch) if requantize else None
-        return function(x) if function else x
-
-    @torch.inference_mode()
-    def run(batch: Batch) -> dict[str, Sketch]:
-        inputs = on_device(batch, model.device)
-        running.mask = inputs["attention_mask"].bool()
-        running.seen = sketches if requantize else {}
-        model(**inputs)
-        seen: dict[str, Sketch] = running.seen
-        return seen
-
-    functions = {site.tap: partial(look, site) for site in sites}
-    passes = side_by_side(run, batches, model.device, most=1 if requantize else None)
-    with tapped(model, functions), closing(passes):
-        for _ in progress(batches, "calibrating"):
-            seen = next(passes)
-            if seen is not sketches:
-                sketches |= {name: sketches[name].merge(sketch) for name, sketch in seen.items()}
-    return sketches
-
-
-def flat(x: Tensor, mask: Tensor | None, site: Site) -> Tensor:
-    """A site's tensor as (elements, channels), without the padding that ``mask`` (batch, tokens) marks with
-    False.
-
-    Scores and probabilities (batch, heads, tokens, tokens) lose padded queries and padded keys. Tensors
-    without a token dimension (the head's) have no padding.
-    """
-    if site.tap.at in ("scores", "probs"):
-        x = x.permute(0, 2, 3, 1)
-        kept = None if mask is None else mask[:, :, None] & mask[:, None, :]
-    else:
-        kept = mask if x.ndim == 3 else None
-    if kept is None or bool(kept.all()):
-        return x.reshape(-1, x.shape[-1])
-    return x[kept]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from quantlab.engines.integer import Carrying, LinearExecution, gelus, integer_linears, integer_weights
 from quantlab.kernels.products import BITS, Weight
 from quantlab.kernels.snapper import Snapper
-from quantlab.network.architecture import all_sites
-from quantlab.network.attention import Counted, Function, tapped_attention
+from quantlab.network.attention import Counted, Function
 from quantlab.network.sites import Tap
-from quantlab.plan.plan import ActivationQuant, QuantPlan, Ranges, WeightQuant, weight_ranges
+from quantlab.network.taps import tapped
+from quantlab.plan.fit import check_activations_fit, check_weights_fit
+from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
 from quantlab.quant.grid import AffineGrid, FloatGrid
 
 if TYPE_CHECKING:
@@ -40,21 +40,6 @@ InsertActivations = Callable[[Iterable[ActivationQuant]], AbstractContextManager
 
 
 @contextmanager
-def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
-    """Passes each tapped tensor through its function until the exit. The function's result is what the model
-    goes on with. Raises AttributeError where a module does not exist."""
-    inside: dict[str, dict[str, Function]] = defaultdict(dict)
-    with ExitStack() as stack:
-        for tap, function in functions.items():
-            if tap.at in ("scores", "probs"):
-                inside[tap.module][tap.at] = function
-            else:
-                stack.enter_context(_hooked(model.get_submodule(tap.module), tap.at, function))
-        stack.enter_context(tapped_attention(model, inside))
-        yield
-
-
-@contextmanager
 def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -> Iterator[Inserted]:
     """Runs the model as the plan says until the exit: ``simulated`` in FP32 arithmetic on quantized values,
     ``integer`` with integer matrix products wherever a kernel is exact and fast. Raises ValueError, before
@@ -71,7 +56,7 @@ def insert_weights(
     after another on the same weights. Either raises ValueError where its part of the plan does not fit the
     model."""
     weights = tuple(weights)
-    _check_weights(model, weights)
+    check_weights_fit(model, weights)
     integers = integer_weights(model, weights) if engine == "integer" else {}
     only_products = {Tap(path, "input") for path, weight in integers.items() if isinstance(weight, Weight)}
     make = partial(carrying, only_products) if engine == "integer" else quantizer
@@ -80,7 +65,7 @@ def insert_weights(
     @contextmanager
     def insert_activations(activations: Iterable[ActivationQuant]) -> Iterator[Inserted]:
         activations = tuple(activations)
-        _check_activations(model, activations)
+        check_activations_fit(model, activations)
         inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
         functions = {
             # What a module returns, and what attention computes, nothing but the tap has seen: it may be
@@ -93,71 +78,6 @@ def insert_weights(
 
     with quantized_weights(model, weights), integer_linears(model, integers, linears):
         yield insert_activations
-
-
-def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
-    """Raises ValueError where a plan names modules, channels or parameters that the model lacks, where the
-    ranges of an item are not as many as its groups or slices, or where two items quantize one tensor."""
-    _check_weights(model, plan.weights)
-    _check_activations(model, plan.activations)
-
-
-def _check_activations(model: PreTrainedModel, activations: Iterable[ActivationQuant]) -> None:
-    channels = {
-        tap: site.channels for site in all_sites(model) for tap in (site.made_at, site.read_at) if tap
-    }
-    modules = {path for path, _ in model.named_modules()}
-    strange: list[str] = []
-    sites: dict[Tap, str] = {}
-    for item in activations:
-        known = item.tap.module in modules and len(item.groups) in (0, channels.get(item.tap, 0))
-        if not known:
-            strange.append(item.site)
-        elif isinstance(item.grid, AffineGrid):
-            _check_ranges(item.site, item.lo, item.hi, max(item.groups, default=0) + 1)
-        if item.tap in sites:
-            raise ValueError(
-                f"the plan quantizes the {item.tap.at} of {item.tap.module} twice, as "
-                f"{sites[item.tap]} and as "
-                f"{item.site}: keep one of them"
-            )
-        sites[item.tap] = item.site
-    _check_known(strange)
-
-
-def _check_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> None:
-    shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
-    strange: list[str] = []
-    seen: set[str] = set()
-    for weight in weights:
-        shape = shapes.get(weight.parameter)
-        if shape is None or (weight.axis is not None and _slices(weight, shape) != len(weight.lo)):
-            strange.append(weight.parameter)
-        elif isinstance(weight.grid, AffineGrid):
-            _check_ranges(
-                weight.parameter, weight.lo, weight.hi, 1 if weight.axis is None else len(weight.lo)
-            )
-        if weight.parameter in seen:
-            raise ValueError(f"the plan quantizes {weight.parameter} twice: keep one of them")
-        seen.add(weight.parameter)
-    _check_known(strange)
-
-
-def _slices(weight: WeightQuant, shape: torch.Size) -> int | None:
-    return shape[weight.axis] if weight.axis is not None and -len(shape) <= weight.axis < len(shape) else None
-
-
-def _check_ranges(name: str, lo: Ranges, hi: Ranges, needed: int) -> None:
-    if not len(lo) == len(hi) == needed:
-        raise ValueError(
-            f"the plan has {len(lo)} lower and {len(hi)} upper ends of ranges for {name}, not {needed}"
-        )
-
-
-def _check_known(strange: Sequence[str]) -> None:
-    if strange:
-        names = ", ".join(strange[:3])
-        raise ValueError(f"the plan is of another model: this one has no {names} as the plan has it")
 
 
 @contextmanager
@@ -228,24 +148,3 @@ def carrying(
 def activation_parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:
     """Scale and zero point of each of a site's ranges, shape (ranges,)."""
     return grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))
-
-
-@contextmanager
-def _hooked(module: nn.Module, at: str, function: Function) -> Iterator[None]:
-    hook: Callable[..., Any]
-    if at == "input":
-
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (function(inputs[0]), *inputs[1:])
-
-        handle = module.register_forward_pre_hook(hook)
-    else:
-
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-            return function(output)
-
-        handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quantlab.calibration.estimators import flat
-from quantlab.engines.insert import quantizer, snap_weight, tapped
+from quantlab.engines.insert import quantizer, snap_weight
 from quantlab.machine.parallel import side_by_side
 from quantlab.network.attention import Function
 from quantlab.network.sites import Site
+from quantlab.network.taps import tapped, valid_elements
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
@@ -85,7 +85,7 @@ def site_sqnr_db(
 def unpadded_energy(x: Tensor, mask: Tensor, site: Site) -> float:
     """Sum of squares of a site's tensor without its padding, in float64."""
     if x.ndim != 3 or site.tap.at in ("scores", "probs"):
-        return energy(flat(x, mask, site))
+        return energy(valid_elements(x, mask, site))
     return float(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square()[mask].sum())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,128 +11,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import logging
 
 from quantlab.config.checks import refuse_pointer
-from quantlab.storage.files import digest, file_digest
+from quantlab.network.checkpoint_files import (
+    ADAPTERS,
+    CONFIG,
+    INDEX,
+    NAMED,
+    TOKENIZER,
+    VOCABULARIES,
+    clear_errors,
+    matching,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIG, INDEX = "config.json", ".index.json"
-SAFETENSORS = ("model.safetensors", f"model.safetensors{INDEX}")
-PICKLES = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-WEIGHTS = (*SAFETENSORS, *PICKLES)  # in the order in which transformers looks for them
-OTHER_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".onnx",
-    ".pt",
-    ".pth",
-    ".ckpt",
-)  # none are read
-DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"  # transformers prefers these to all others
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+SILENT = 50  # the level CRITICAL
 # Tensors that no answer depends on: buffers of old versions, a pooler that the head does not use,
 # pretraining's and other tasks' heads.
 HARMLESS = re.compile(
     r"^(\w+\.)?(embeddings\.(position_ids|token_type_ids)$|pooler\.dense\.|cls\.(predictions|seq_relationship)\.|lm_head\."
     r"|generator_(predictions|lm_head)\.|discriminator_predictions\.|vocab_(transform|layer_norm|projector)\.|qa_outputs\.)"
 )
-NAMED = 5  # tensors in a message
-VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-TOKENIZER = (
-    *VOCABULARIES,
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-SILENT = 50  # the level CRITICAL
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-
-
-def require_path(path: object) -> None:
-    """Raises ValueError where a model's path is no text."""
-    if not isinstance(path, str) or not path:
-        raise ValueError(f"model path must be a folder or a name on the hub, got {path!r}")
-
-
-def locate(path: str, revision: str | None) -> Path:
-    """The folder of a local path or a hub name; of the hub, only the files that are read are downloaded.
-
-    Raises FileNotFoundError for a path that is not there, and OSError where the hub or its cache has no such
-    model.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if (
-        not HUB_NAME.fullmatch(path)
-        or folder.exists()
-        or (folder.parent != Path() and folder.parent.is_dir())
-    ):
-        raise FileNotFoundError(f"model path {path!r} is no folder, and no name on the hub")
-    try:
-        fetched = _downloaded(path, revision, (CONFIG, ADAPTERS[0], *TOKENIZER, *SAFETENSORS))
-        if not _matching(fetched, SAFETENSORS):
-            _downloaded(path, revision, PICKLES)
-        found = next((fetched / name for name in WEIGHTS if (fetched / name).is_file()), None)
-        if found is not None and found.name.endswith(INDEX):
-            _downloaded(path, revision, _listed(found))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # no network, offline mode, or no such name; all of the hub's errors
-        raise OSError(
-            f"model path {path!r} is no folder here, and the Hugging Face Hub did not give it: {error}"
-        ) from error
-    return fetched
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers reads: the first of ``WEIGHTS`` that is there; of an index, also its
-    shards.
-
-    Raises FileNotFoundError where there is none or a shard is missing, and ValueError where transformers
-    would read others or the files are Git LFS pointers.
-    """
-    if distributed := _matching(folder, (DISTRIBUTED,)):
-        raise ValueError(
-            f"{folder} holds parts of a distributed checkpoint ({distributed[0].name}): save it as one"
-        )
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        others = [path.name for path in sorted(folder.iterdir()) if path.suffix in OTHER_WEIGHTS]
-        hint = f"; a variant or another format is not read: {', '.join(others[:NAMED])}" if others else ""
-        raise FileNotFoundError(
-            f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin{hint}"
-        )
-    refuse_pointer(found)
-    files = [found, *_shards(found)] if found.name.endswith(INDEX) else [found]
-    for path in files:
-        refuse_pointer(path)
-    return files
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all that is read: config, weights and tokenizer."""
-    files = [folder / CONFIG, *weight_files(folder), *_matching(folder, TOKENIZER)]
-    return digest(part for path in files for part in (path.name, file_digest(path)))
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -156,7 +60,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         hint = f"; these folders in it have one: {inside}" if inside else ""
         raise FileNotFoundError(f"{folder} holds no config.json: it is no Hugging Face checkpoint{hint}")
     refuse_pointer(path)
-    with _clear_errors(path):
+    with clear_errors(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, got {type(content).__name__}")
@@ -175,12 +79,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    files = _matching(folder, VOCABULARIES)
+    files = matching(folder, VOCABULARIES)
     if not files:
         raise FileNotFoundError(f"{folder} holds no tokenizer: expected one of {', '.join(VOCABULARIES)}")
-    for path in _matching(folder, TOKENIZER):
+    for path in matching(folder, TOKENIZER):
         refuse_pointer(path)
-    with quiet(), _clear_errors(files[0]):
+    with quiet(), clear_errors(files[0]):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
@@ -199,7 +103,7 @@ def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:
     """
     files, network = weight_files(folder), cast("Any", type(skeleton))
     blanks = {name: torch.empty(()).expand(shape) for name, shape in _shapes(files)}
-    with quiet(), _clear_errors(files[0]), torch.random.fork_rng([]):
+    with quiet(), clear_errors(files[0]), torch.random.fork_rng([]):
         model, info = network.from_pretrained(
             None,
             config=skeleton.config,
@@ -230,7 +134,7 @@ def read_model(folder: Path, **config: Any) -> tuple[PreTrainedModel, set[str]]:
     from transformers import AutoModelForSequenceClassification
 
     files = weight_files(folder)
-    with quiet(), _clear_errors(files[0]):
+    with quiet(), clear_errors(files[0]):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -261,60 +165,12 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        # torch's message goes on to advise unpickling it anyway
-        reason = str(error).partition("source.")[2].strip().partition("\n\n")[0]
-        raise ValueError(
-            f"{path} is corrupt, or holds code, which is never run: {reason or error}"
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        EOFError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def _downloaded(path: str, revision: str | None, files: Sequence[str]) -> Path:
-    """The hub's snapshot of a model, with those of ``files`` that it has."""
-    return Path(snapshot_download(path, revision=revision, allow_patterns=list(files)))
-
-
-def _shards(index: Path) -> list[Path]:
-    """The weight files that an index lists. Raises FileNotFoundError where one is missing."""
-    names = _listed(index)
-    if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise FileNotFoundError(f"{index} lists shards that are not there: {', '.join(missing[:NAMED])}")
-    return [index.parent / name for name in names]
-
-
-def _listed(index: Path) -> list[str]:
-    """The names of the weight files in an index. Raises ValueError where it is broken or names files
-    elsewhere."""
-    with _clear_errors(index):
-        content = json.loads(index.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not {"weight_map", "metadata"} <= content.keys():
-            raise ValueError("expected an object with weight_map and metadata")
-        names = sorted({str(name) for name in content["weight_map"].values()})
-        if outside := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{outside[0]!r} is no file beside it")
-    return names
-
-
 def _shapes(files: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every tensor's name and shape in weight files; nothing else of them is read."""
     for path in files:
         if path.name.endswith(INDEX):
             continue
-        with _clear_errors(path):
+        with clear_errors(path):
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as file:
                     yield from [(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
@@ -395,7 +251,3 @@ def _require_finite(model: PreTrainedModel, missing: set[str]) -> None:
     tensors = ((name, tensor) for name, tensor in model.state_dict().items() if name not in missing)
     if wrong := [name for name, tensor in tensors if not torch.isfinite(tensor).all()]:
         raise ValueError("; ".join(f"{name} holds NaN or infinity" for name in wrong[:NAMED]))
-
-
-def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in folder.glob(pattern)})

@@ -4,28 +4,26 @@ fine-tuning."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from quantlab.config.checks import at_least, folder_name, one_of, whole
-from quantlab.network import checkpoint
+from quantlab.network import checkpoint, checkpoint_files
 from quantlab.network.architecture import skeleton_of
+from quantlab.network.compatibility import check_fit, require_whole, tokenizer_tags
 from quantlab.network.labels import label_columns
 from quantlab.storage.files import cache_dir, digest
-from quantlab.tasks.batching import Tokenized
 from quantlab.tasks.task import Splits, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEVICES = ("auto", "cpu", "cuda")
-CAPITALS = 0.01  # of a vocabulary's words: an uncased one has next to none
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +93,7 @@ class ModelSpec(ABC):
         require_whole(folder, skeleton, checkpoint.missing_tensors(folder, skeleton))
         return Resolved(
             folder=folder,
-            fingerprint=checkpoint.fingerprint(folder),
+            fingerprint=checkpoint_files.fingerprint(folder),
             skeleton=skeleton,
             tokenizer=tokenizer,
             label_columns=columns,
@@ -131,11 +129,11 @@ class Checkpoint(ModelSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checkpoint.require_path(self.path)
+        checkpoint_files.require_path(self.path)
 
     def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
         """The folder itself, or the hub's files in its local cache."""
-        return checkpoint.locate(self.path, self.revision)
+        return checkpoint_files.locate(self.path, self.revision)
 
     def title(self, folder: Path) -> str:
         """The path or name, with its revision."""
@@ -158,11 +156,11 @@ class Pretrained(Base):
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        checkpoint.require_path(self.path)
+        checkpoint_files.require_path(self.path)
 
     def folder(self) -> Path:
         """The folder itself, or the hub's files in its local cache."""
-        return checkpoint.locate(self.path, self.revision)
+        return checkpoint_files.locate(self.path, self.revision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,89 +233,6 @@ class FineTuned(ModelSpec):
 
     def target(self, task: Task, splits: Splits, base: Path) -> Path:
         """Its place in the cache, named by all that decides its weights; ``base`` is the base's folder."""
-        content = (checkpoint.fingerprint(base), splits.train.fingerprint, *task.labels)
+        content = (checkpoint_files.fingerprint(base), splits.train.fingerprint, *task.labels)
         settings = (repr(sorted(asdict(self.recipe).items())), str(task.max_length))
         return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"
-
-
-def check_fit(
-    skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path
-) -> None:
-    """Raises ValueError where the tokenizer's ids or the task's length exceed the model's embeddings."""
-    vocabulary = skeleton.config.vocab_size
-    if len(tokenizer) > vocabulary:
-        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
-    most = min(token_limit(skeleton), tokenizer.model_max_length)
-    if task.max_length > most:
-        raise ValueError(f"task.max_length={task.max_length}, but the model takes at most {most} tokens")
-
-
-def check_token_types(rows: Tokenized, skeleton: PreTrainedModel, folder: Path) -> None:
-    """Raises ValueError where the tokenizer marks the second text of a pair with a type that the model
-    lacks."""
-    types, marked = (
-        _embedding(skeleton, "token_type_embeddings"),
-        (row.get("token_type_ids") for row in rows.rows),
-    )
-    most = max((max(ids) for ids in marked if ids), default=0)
-    if types is not None and most >= types.num_embeddings:
-        raise ValueError(
-            f"{folder}: the tokenizer gives the second text of a pair token type {most}, but the model has "
-            f"type_vocab_size={types.num_embeddings}: leave token_type_ids out of model_input_names in "
-            f"tokenizer_config.json, or take a task of single texts"
-        )
-
-
-def token_limit(skeleton: PreTrainedModel) -> int:
-    """How many tokens have a position. RoBERTa's begin behind padding's: of 66, pad id 1 leaves 64."""
-    positions = _embedding(skeleton, "position_embeddings")
-    if positions is None:
-        return int(skeleton.config.max_position_embeddings)
-    return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
-
-
-def tokenizer_tags(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What the tokenizer does that its vocabulary or the model does not expect, as the tag
-    ``tokenizer_mismatch``."""
-    found = [*_case_mismatch(tokenizer)]
-    positions = _embedding(skeleton, "position_embeddings")
-    if positions is not None and positions.padding_idx not in (None, tokenizer.pad_token_id):
-        token = tokenizer.convert_ids_to_tokens(positions.padding_idx)
-        found.append(
-            f"it pads with id {tokenizer.pad_token_id}, the model takes {positions.padding_idx} "
-            f"({token}) for padding"
-        )
-    return {"tokenizer_mismatch": "; ".join(found)} if found else {}
-
-
-def require_whole(folder: Path, model: PreTrainedModel, missing: set[str]) -> None:
-    """Raises ValueError where tensors are missing. Training helps only where they are all the head's."""
-    if lost := checkpoint.of_encoder(missing, model):
-        raise ValueError(f"{folder} lacks {', '.join(lost[:8])}: the encoder is not whole")
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {', '.join(sorted(missing)[:8])}: its head was never trained for a task; "
-            f"`python -m quantlab.finetune` trains one"
-        )
-
-
-def _embedding(skeleton: PreTrainedModel, name: str) -> nn.Embedding | None:
-    named = (module for path, module in skeleton.named_modules() if path.endswith(f"embeddings.{name}"))
-    return next((module for module in named if isinstance(module, nn.Embedding)), None)
-
-
-def _case_mismatch(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Whether the tokenizer and its vocabulary disagree on capitals."""
-    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    lowers = normalizer is not None and normalizer.normalize_str("A") == "a"
-    pieces = (
-        piece.removeprefix("##") for piece in tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
-    )
-    words = [piece for piece in pieces if piece.isascii() and piece.isalpha()]
-    capitals = sum(word != word.lower() for word in words)
-    if lowers and capitals > CAPITALS * len(words):
-        yield (
-            f"it lower-cases texts, but {capitals:,} of {len(words):,} words of its vocabulary have capitals"
-        )
-    if not lowers and words and not capitals:
-        yield f"it keeps capitals, but none of {len(words):,} words of its vocabulary has one"

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quantlab.engines.insert import activation_parameters, check_fits, quantized_weights, tapped
+from quantlab.engines.insert import activation_parameters, quantized_weights
 from quantlab.engines.integer import members, signed_integers
 from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.attention import Function
+from quantlab.network.taps import tapped
+from quantlab.plan.fit import check_fits
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid
 

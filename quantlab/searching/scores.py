@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantlab.engines.insert import quantizer, tapped
+from quantlab.engines.insert import quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db
 from quantlab.evaluation.significance import accuracy_drop_error, spearman_ci95
 from quantlab.methods.bits import Precision
 from quantlab.network.attention import Function
 from quantlab.network.sites import Site
+from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant, QuantPlan
 from quantlab.searching.evaluate import Judge, Runner, evaluate
 from quantlab.searching.space import Choices, Space

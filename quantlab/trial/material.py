@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantlab.calibration.estimators import Calibration, observe
+from quantlab.calibration.estimators import Calibration
+from quantlab.calibration.probe import observe
 from quantlab.evaluation.answering import Evaluation, Predictions, predict
 from quantlab.network.architecture import all_sites
 from quantlab.network.models import Loaded, ModelSpec, Resolved

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import pandas as pd
 
-from quantlab.calibration.estimators import Calibration, Requantize, observe
+from quantlab.calibration.estimators import Calibration
+from quantlab.calibration.probe import Requantize, observe
 from quantlab.engines.insert import clipped_weights, quantized_weights, quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
 from quantlab.methods.bits import Bits

@@ -19,7 +19,8 @@ from quantlab.machine.provenance import machine_tags
 from quantlab.methods.bits import Bits, weighted_modules
 from quantlab.methods.method import Method, check_weight_ranges
 from quantlab.network.architecture import all_sites
-from quantlab.network.models import ModelSpec, check_token_types
+from quantlab.network.compatibility import check_token_types
+from quantlab.network.models import ModelSpec
 from quantlab.network.sites import Placement, Site
 from quantlab.plan.coverage import beside
 from quantlab.plan.plan import QuantPlan

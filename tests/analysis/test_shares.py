@@ -11,9 +11,9 @@ from torch import Tensor
 
 from quantlab.analysis.attribution import answered
 from quantlab.analysis.shares import SHARES, Errors, Observer, error_shares
-from quantlab.calibration.estimators import flat
 from quantlab.engines.insert import quantizer
 from quantlab.network.sites import Site, Tap
+from quantlab.network.taps import valid_elements
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
@@ -40,7 +40,7 @@ def shares(x: Tensor, item: ActivationQuant, mask: Tensor | None = None) -> dict
     """The shares of one site's tensor, in two batches."""
     mask = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
     sketch, errors = Sketch(channels=CHANNELS), Errors()
-    sketch.update(flat(x, mask, SITE))
+    sketch.update(valid_elements(x, mask, SITE))
     observer = Observer.of(SITE, item, sketch, errors)
     for rows in (slice(15), slice(15, None)):
         observer.look(x[rows], mask[rows])

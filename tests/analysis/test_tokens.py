@@ -22,8 +22,8 @@ from quantlab.analysis.tokens import (
     token_channels,
     token_table,
 )
-from quantlab.engines.insert import tapped
 from quantlab.network.sites import Site
+from quantlab.network.taps import tapped
 from quantlab.tasks.batching import Batch
 
 SEP, CHANNEL = VOCABULARY.index("[SEP]"), 5

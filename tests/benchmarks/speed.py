@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.engines.insert import insert
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.methods.bits import Bits

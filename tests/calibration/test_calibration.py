@@ -21,14 +21,14 @@ from quantlab.calibration.estimators import (
     Percentile,
     PublishedPercentile,
     RunningMinMax,
-    flat,
-    observe,
 )
-from quantlab.engines.insert import quantized_weights, quantizer, tapped
+from quantlab.calibration.probe import observe
+from quantlab.engines.insert import quantized_weights, quantizer
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.peg import Peg
 from quantlab.network.sites import Site, Tap
+from quantlab.network.taps import tapped, valid_elements
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
@@ -93,12 +93,14 @@ def test_flat_drops_padded_queries_and_keys() -> None:
     scores = torch.arange(2 * 4 * 3 * 3).reshape(2, 4, 3, 3).float()
     site = Site(name="s", channels=4, made_at=Tap("m", "scores"))
     expected = torch.cat([scores[0, :, :2, :2].flatten(1).T, scores[1, :, :1, :1].flatten(1).T])
-    assert torch.equal(flat(scores, mask, site), expected)
+    assert torch.equal(valid_elements(scores, mask, site), expected)
     hidden = torch.arange(2 * 3 * 5).reshape(2, 3, 5).float()
     site = Site(name="s", channels=5, made_at=Tap("m", "output"))
-    assert torch.equal(flat(hidden, mask, site), torch.stack([hidden[0, 0], hidden[0, 1], hidden[1, 0]]))
-    assert torch.equal(flat(hidden, None, site), hidden.reshape(6, 5))
-    assert torch.equal(flat(hidden[:, 0], mask, site), hidden[:, 0])
+    assert torch.equal(
+        valid_elements(hidden, mask, site), torch.stack([hidden[0, 0], hidden[0, 1], hidden[1, 0]])
+    )
+    assert torch.equal(valid_elements(hidden, None, site), hidden.reshape(6, 5))
+    assert torch.equal(valid_elements(hidden[:, 0], mask, site), hidden[:, 0])
 
 
 def test_observing_changes_no_answer() -> None:
@@ -147,7 +149,7 @@ def test_through_quantized_is_site_by_site() -> None:
     mask, quantizers = batch.inputs["attention_mask"].bool(), {}
 
     def keep(site: Site, x: Tensor) -> Tensor:
-        by_hand[site.name] = sketched(flat(x, mask, site))
+        by_hand[site.name] = sketched(valid_elements(x, mask, site))
         return x
 
     with quantized_weights(model, plan_weights(model, METHOD, BITS, CALIBRATION)):

@@ -14,7 +14,6 @@ from scipy import stats
 from test_planted_outlier import CALIBRATING, OUTLIERS, residual
 from tiny import FAMILIES, padded, sites_of, tiny_config, tiny_model
 
-from quantlab.calibration.estimators import observe
 from quantlab.calibration.outlier_statistics import (
     DOMINANT,
     LAYER_METRICS,
@@ -26,6 +25,7 @@ from quantlab.calibration.outlier_statistics import (
     plot_by_depth,
     statistics,
 )
+from quantlab.calibration.probe import observe
 from quantlab.network.architecture import all_sites, skeleton_of
 from quantlab.quant.sketch import Sketch
 

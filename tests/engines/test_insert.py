@@ -9,12 +9,14 @@ from tiny import ALL, FAMILIES, GEMM, logits, padded, sites_of, state, tiny_mode
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantlab.calibration.estimators import MinMax, observe
-from quantlab.engines.insert import ENGINES, insert, quantized_weights, quantizer, snap_weight, tapped
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
+from quantlab.engines.insert import ENGINES, insert, quantized_weights, quantizer, snap_weight
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
 from quantlab.network.sites import Placement, Tap
+from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid, FloatGrid
 

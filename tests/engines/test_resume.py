@@ -8,7 +8,8 @@ import torch
 from searches import SearchLab, answers, candidates
 from tiny import FAMILIES, LENGTHS, logits, padded, sites_of, tiny_model
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.engines.insert import ENGINES, insert
 from quantlab.engines.resume import first_layer, layers_of, recorded, resumed
 from quantlab.methods.bits import Bits
@@ -164,7 +165,7 @@ def hidden(output: Any) -> torch.Tensor:
 
 
 def zeroed(model: Any, tap: Any) -> Any:
-    from quantlab.engines.insert import tapped
+    from quantlab.network.taps import tapped
 
     return tapped(model, {tap: torch.zeros_like})
 

@@ -9,7 +9,8 @@ import torch
 from tiny import FAMILIES, GEMM, logits, padded, sites_of, tiny_model
 from torch import Tensor
 
-from quantlab.calibration.estimators import MinMax, Percentile, observe
+from quantlab.calibration.estimators import MinMax, Percentile
+from quantlab.calibration.probe import observe
 from quantlab.engines.insert import insert, quantizer, snap_weight
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
 from quantlab.methods.bits import Bits

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tiny import logits, padded, sites_of, tiny_model
 from transformers import PreTrainedModel
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.engines.insert import clipped_weights, insert, quantized_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers, limits

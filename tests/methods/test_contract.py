@@ -16,8 +16,8 @@ from quantlab.calibration.estimators import (
     Percentile,
     PublishedPercentile,
     RunningMinMax,
-    observe,
 )
+from quantlab.calibration.probe import observe
 from quantlab.cli.conf_dir import CONF
 from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits

@@ -3,7 +3,8 @@
 import pytest
 from tiny import ALL, GEMM, padded, sites_of, tiny_model
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.methods.bits import Bits
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.uniform import Uniform

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import GEMM, LENGTHS, logits, padded, sites_of, tiny_model
 
-from quantlab.calibration.estimators import MinMax, Percentile, observe
+from quantlab.calibration.estimators import MinMax, Percentile
+from quantlab.calibration.probe import observe
 from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits
 from quantlab.methods.peg import Peg

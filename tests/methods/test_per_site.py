@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import padded, sites_of, tiny_model
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.mixed_precision import MixedPrecision

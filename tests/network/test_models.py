@@ -15,17 +15,10 @@ from conftest import SPECIAL, WORDS, MakeModel
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
-from quantlab.network import checkpoint
+from quantlab.network import checkpoint, checkpoint_files
+from quantlab.network.compatibility import check_token_types
 from quantlab.network.labels import label_columns
-from quantlab.network.models import (
-    Checkpoint,
-    FineTuned,
-    Loaded,
-    Packaged,
-    Pretrained,
-    Recipe,
-    check_token_types,
-)
+from quantlab.network.models import Checkpoint, FineTuned, Loaded, Packaged, Pretrained, Recipe
 from quantlab.tasks.batching import tokenize
 from quantlab.tasks.glue import Glue
 from quantlab.tasks.task import Examples, Task
@@ -91,12 +84,12 @@ def test_half_precision_files_run_in_fp32(copy: Path) -> None:
 def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(
     tiny_bert: Path, copy: Path
 ) -> None:
-    seen = [checkpoint.fingerprint(tiny_bert)]
-    assert checkpoint.fingerprint(copy) == seen[0]
+    seen = [checkpoint_files.fingerprint(tiny_bert)]
+    assert checkpoint_files.fingerprint(copy) == seen[0]
     for change in ("config.json", "model.safetensors", "tokenizer.json"):
         with (copy / change).open("ab") as file:
             file.write(b" ")
-        seen.append(checkpoint.fingerprint(copy))
+        seen.append(checkpoint_files.fingerprint(copy))
     assert len(set(seen)) == 4
 
 
@@ -322,7 +315,7 @@ def test_what_is_fingerprinted_is_what_is_read(copy: Path, form: str) -> None:
     if form == "bin":
         as_pickle(copy)
         (copy / "saved").rename(copy / "pytorch_model.bin")
-    files, alone = checkpoint.weight_files(copy), checkpoint.fingerprint(copy)
+    files, alone = checkpoint_files.weight_files(copy), checkpoint_files.fingerprint(copy)
     plain = load(copy).model.state_dict()
     for name in (
         "model.fp16.safetensors",
@@ -330,14 +323,14 @@ def test_what_is_fingerprinted_is_what_is_read(copy: Path, form: str) -> None:
         "pytorch_model-00001-of-00002.bin",
     ):
         (copy / name).write_bytes(b"not read")
-    assert checkpoint.weight_files(copy) == files
-    assert checkpoint.fingerprint(copy) == alone
+    assert checkpoint_files.weight_files(copy) == files
+    assert checkpoint_files.fingerprint(copy) == alone
     read = load(copy).model.state_dict()
     assert all(torch.equal(read[name], tensor) for name, tensor in plain.items())
     for path in files:
         before = path.read_bytes()
         path.write_bytes(before + b" ")
-        assert checkpoint.fingerprint(copy) != alone
+        assert checkpoint_files.fingerprint(copy) != alone
         path.write_bytes(before)
 
 
@@ -505,7 +498,7 @@ def test_a_pair_needs_two_token_types(make_model: MakeModel, family: str) -> Non
 
 def tokenizer_of(folder: Path, words: Sequence[str], **settings: object) -> None:
     """Replaces the folder's tokenizer by one of these words."""
-    for name in checkpoint.TOKENIZER:
+    for name in checkpoint_files.TOKENIZER:
         (folder / name).unlink(missing_ok=True)
     (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *words]) + "\n")
     (folder / "tokenizer_config.json").write_text(
@@ -552,7 +545,7 @@ def test_a_tokenizer_without_a_pad_token_is_refused(copy: Path) -> None:
 def test_a_missing_folder_is_never_looked_up_on_the_hub(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     monkeypatch.chdir(tmp_path.parent)
     with pytest.raises(FileNotFoundError, match="is no folder"):
         load(path.format(parent=tmp_path.name))
@@ -589,14 +582,14 @@ def test_of_the_hub_only_what_is_read_is_downloaded(
     if weights.endswith("bin"):
         as_pickle(copy)
         (copy / "saved").rename(copy / weights)
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", download)
     loaded = load("owner/name", revision="v1")
     assert loaded.tags["checkpoint"] == "owner/name@v1"
     pickles = [pattern for patterns in asked for pattern in patterns if ".bin" in pattern]
     assert bool(pickles) == weights.endswith("bin")
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert asked[1:] == (
-        [shards] if weights.endswith("json") else [list(checkpoint.PICKLES)] if pickles else []
+        [shards] if weights.endswith("json") else [list(checkpoint_files.PICKLES)] if pickles else []
     )
 
 

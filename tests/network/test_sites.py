@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, PretrainedConfig
 
 from quantlab.cli.conf_dir import CONF
-from quantlab.engines.insert import tapped
 from quantlab.network.architecture import Family, Taps, all_sites, family_of, one_tap, skeleton_of
 from quantlab.network.sites import Placement, Site, Tap
+from quantlab.network.taps import tapped
 
 # Tensors of one layer: q, k, v, scores, probs, context, g, u, x, mid, h, y, out. Operands: attn.in, q, k, v,
 # probs, context, x, mid. Before and after the layers: the embeddings' sum and LayerNorm, P and C; the head's

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from properties import floats, properties
 from tiny import ALL, logits, padded, sites_of, tiny_model
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights

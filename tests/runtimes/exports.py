@@ -17,7 +17,8 @@ from tiny import ALL, GEMM, logits, padded, sites_of, state, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantlab.calibration.estimators import MinMax, observe
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
 from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, plan_weights

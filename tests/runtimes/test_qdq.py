@@ -31,10 +31,11 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from quantlab.engines import choice
-from quantlab.engines.insert import activation_parameters, check_fits, insert, snap_weight
+from quantlab.engines.insert import activation_parameters, insert, snap_weight
 from quantlab.methods.method import Method
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
+from quantlab.plan.fit import check_fits
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.grid import AffineGrid
 from quantlab.runtimes import qdq

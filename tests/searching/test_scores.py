@@ -11,10 +11,12 @@ import torch
 from searches import PLANTED, ROWS, MakeLab, SearchLab
 from tiny import padded, sites_of, tiny_model
 
-from quantlab.calibration.estimators import MinMax, observe
-from quantlab.engines.insert import insert, tapped
+from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.probe import observe
+from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits
 from quantlab.methods.uniform import Uniform
+from quantlab.network.taps import tapped
 from quantlab.plan.plan import QuantPlan
 from quantlab.searching.evaluate import evaluate
 from quantlab.searching.scores import MEASURED, SCORES, Scores, combinations_of, measured, score_sites

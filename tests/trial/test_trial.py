@@ -16,7 +16,7 @@ from processes import Python
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from quantlab.network import checkpoint
+from quantlab.network import checkpoint, checkpoint_files
 from quantlab.network.models import FineTuned, Pretrained, Recipe
 from quantlab.plan.plan import QuantPlan
 from quantlab.storage.memo import Memo
@@ -124,7 +124,7 @@ def test_a_trial_finds_its_checkpoint_and_its_data_once(
     """The hub is asked once and the data are read once, from the key to the profile."""
     config, asked, read, load = lab.config(), [], [], Glue.load
     monkeypatch.setattr(
-        checkpoint, "snapshot_download", lambda name, **_: asked.append(name) or str(tiny_bert)
+        checkpoint_files, "snapshot_download", lambda name, **_: asked.append(name) or str(tiny_bert)
     )
     monkeypatch.setattr(Glue, "load", lambda task: read.append(task) or load(task))
     model = FineTuned(name="tiny", base=Pretrained(path="owner/name"), recipe=Recipe())

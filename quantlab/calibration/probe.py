@@ -1,0 +1,70 @@
+"""The calibration pass: what every site's values look like, as sketches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from quantlab.cli.progress import progress
+from quantlab.machine.parallel import side_by_side
+from quantlab.network.sites import Site
+from quantlab.network.taps import tapped, valid_elements
+from quantlab.quant.sketch import Sketch
+from quantlab.tasks.batching import Batch, on_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Requantize = Callable[[Site, Sketch], Callable[[Tensor], Tensor] | None]
+
+
+def observe(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    count_padding: bool = False,
+    requantize: Requantize | None = None,
+) -> dict[str, Sketch]:
+    """One pass over the batches: a sketch for every site, by name. The number of threads changes no bit of
+    it.
+
+    Batches run side by side, each with sketches of its own that are merged in the batches' order.
+    ``requantize`` gives, from a site's sketch so far, the function that its tensor then passes on through; so
+    later sites see earlier ones quantized, as in Bondarenko's code, and batches run one after another. Raises
+    ValueError, naming the site, on NaN or infinity.
+    """
+    sketches = {site.name: Sketch(channels=site.channels) for site in sites}
+    running = threading.local()
+
+    def look(site: Site, x: Tensor) -> Tensor:
+        sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels))
+        try:
+            sketch.update(valid_elements(x, None if count_padding else running.mask, site))
+        except ValueError as error:
+            raise ValueError(f"calibration, site {site.name}: {error}") from None
+        function = requantize(site, sketch) if requantize else None
+        return function(x) if function else x
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> dict[str, Sketch]:
+        inputs = on_device(batch, model.device)
+        running.mask = inputs["attention_mask"].bool()
+        running.seen = sketches if requantize else {}
+        model(**inputs)
+        seen: dict[str, Sketch] = running.seen
+        return seen
+
+    functions = {site.tap: partial(look, site) for site in sites}
+    passes = side_by_side(run, batches, model.device, most=1 if requantize else None)
+    with tapped(model, functions), closing(passes):
+        for _ in progress(batches, "calibrating"):
+            seen = next(passes)
+            if seen is not sketches:
+                sketches |= {name: sketches[name].merge(sketch) for name, sketch in seen.items()}
+    return sketches

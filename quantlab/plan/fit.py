@@ -1,0 +1,81 @@
+"""Whether a plan fits a model: its modules, parameters, channels and numbers of ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from quantlab.network.architecture import all_sites
+from quantlab.network.sites import Tap
+from quantlab.plan.plan import ActivationQuant, QuantPlan, Ranges, WeightQuant
+from quantlab.quant.grid import AffineGrid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
+    """Raises ValueError where a plan names modules, channels or parameters that the model lacks, where the
+    ranges of an item are not as many as its groups or slices, or where two items quantize one tensor."""
+    check_weights_fit(model, plan.weights)
+    check_activations_fit(model, plan.activations)
+
+
+def check_activations_fit(model: PreTrainedModel, activations: Iterable[ActivationQuant]) -> None:
+    channels = {
+        tap: site.channels for site in all_sites(model) for tap in (site.made_at, site.read_at) if tap
+    }
+    modules = {path for path, _ in model.named_modules()}
+    strange: list[str] = []
+    sites: dict[Tap, str] = {}
+    for item in activations:
+        known = item.tap.module in modules and len(item.groups) in (0, channels.get(item.tap, 0))
+        if not known:
+            strange.append(item.site)
+        elif isinstance(item.grid, AffineGrid):
+            _check_ranges(item.site, item.lo, item.hi, max(item.groups, default=0) + 1)
+        if item.tap in sites:
+            raise ValueError(
+                f"the plan quantizes the {item.tap.at} of {item.tap.module} twice, as "
+                f"{sites[item.tap]} and as "
+                f"{item.site}: keep one of them"
+            )
+        sites[item.tap] = item.site
+    _check_known(strange)
+
+
+def check_weights_fit(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> None:
+    shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
+    strange: list[str] = []
+    seen: set[str] = set()
+    for weight in weights:
+        shape = shapes.get(weight.parameter)
+        if shape is None or (weight.axis is not None and _slices(weight, shape) != len(weight.lo)):
+            strange.append(weight.parameter)
+        elif isinstance(weight.grid, AffineGrid):
+            _check_ranges(
+                weight.parameter, weight.lo, weight.hi, 1 if weight.axis is None else len(weight.lo)
+            )
+        if weight.parameter in seen:
+            raise ValueError(f"the plan quantizes {weight.parameter} twice: keep one of them")
+        seen.add(weight.parameter)
+    _check_known(strange)
+
+
+def _slices(weight: WeightQuant, shape: torch.Size) -> int | None:
+    return shape[weight.axis] if weight.axis is not None and -len(shape) <= weight.axis < len(shape) else None
+
+
+def _check_ranges(name: str, lo: Ranges, hi: Ranges, needed: int) -> None:
+    if not len(lo) == len(hi) == needed:
+        raise ValueError(
+            f"the plan has {len(lo)} lower and {len(hi)} upper ends of ranges for {name}, not {needed}"
+        )
+
+
+def _check_known(strange: Sequence[str]) -> None:
+    if strange:
+        names = ", ".join(strange[:3])
+        raise ValueError(f"the plan is of another model: this one has no {names} as the plan has it")
