@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from quantlab.analysis.analysis import analyse
+from quantlab.analysis.outlier_analysis import analyse_outliers
 from quantlab.analysis.outliers_config import OutliersConfig
 from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
@@ -39,7 +39,7 @@ def main(settings: DictConfig) -> None:
         command = without_password(
             shlex.join(["python", "-m", "quantlab.outliers", *composed.overrides.task])
         )
-        analyse(config, Path(composed.sweep.dir).absolute() / "outliers", command, MEMO)
+        analyse_outliers(config, Path(composed.sweep.dir).absolute() / "outliers", command, MEMO)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from quantlab.cli.errors import compact_errors
 from quantlab.cli.signals import end_on_sigterm
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.searching.search_config import SearchConfig
-from quantlab.searching.searching import run_search
+from quantlab.searching.search_run import run_search
 from quantlab.storage.memo import Memo
 
 MEMO = Memo()

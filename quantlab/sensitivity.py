@@ -23,7 +23,7 @@ from quantlab.cli.signals import end_on_sigterm
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.searching.scores import MEASURED, MEASURED_ERROR
 from quantlab.searching.search_config import SearchConfig
-from quantlab.searching.searching import measure_sensitivity
+from quantlab.searching.search_run import measure_sensitivity
 from quantlab.storage.memo import Memo
 
 MEMO = Memo()

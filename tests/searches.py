@@ -24,9 +24,10 @@ from quantlab.network.checkpoint import quiet
 from quantlab.network.sites import Site, Tap
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Runner
-from quantlab.searching.history import Found
+from quantlab.searching.history import EvaluatedCandidate
+from quantlab.searching.judge import Measurement
 from quantlab.searching.search_config import Search, SearchConfig
-from quantlab.searching.setup import Bench, bench
+from quantlab.searching.setup import PreparedModel, prepared_model
 from quantlab.searching.space import Choices, Space, Variable
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
@@ -79,20 +80,26 @@ def site_costs(space: Space) -> Cost:
     return cost_of("sites16", space)
 
 
-def found(
-    space: Space, chosen: Choices, cost: float, feasible: bool, number: int = 0, **more: object
-) -> Found:
-    """A candidate that was evaluated in full."""
-    plain = {"complete": True, "rows": 8, "metric": 0.5, "drop": 0.0, "low": 0.0, "high": 0.0, "upper95": 0.0}
-    return Found(
+def evaluated_candidate(
+    chosen: Choices,
+    cost: float,
+    feasible: bool,
+    number: int = 0,
+    complete: bool = True,
+    drop: float = 0.0,
+    rows: int = 8,
+) -> EvaluatedCandidate:
+    """A candidate with invented measurements."""
+    return EvaluatedCandidate(
         number=number,
         chosen=chosen,
         cost=cost,
         feasible=feasible,
+        complete=complete,
+        measured=Measurement(rows=rows, metric=0.5, drop=drop, low=0.0, high=0.0, upper95=0.0),
         right="ff",
         origin="here",
-        **{**plain, **more},
-    )  # type: ignore[arg-type]
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class SearchLab:
     def config(self, *more: str) -> SearchConfig:
         return self._composed("search", *more)  # type: ignore[return-value]
 
-    def bench(self, *more: str) -> "Opened":
+    def prepared(self, *more: str) -> "Opened":
         return Opened(self.config(*more))
 
     def trial(self, *more: str) -> TrialResult:
@@ -120,15 +127,15 @@ class SearchLab:
 
 
 class Opened(ExitStack):
-    """A bench while the block lasts."""
+    """The prepared model while the block lasts."""
 
     def __init__(self, config: SearchConfig):
         super().__init__()
         self.config = config
 
-    def __enter__(self) -> Bench:  # type: ignore[override]
+    def __enter__(self) -> PreparedModel:  # type: ignore[override]
         super().__enter__()
-        return self.enter_context(bench(self.config, Memo()))
+        return self.enter_context(prepared_model(self.config, Memo()))
 
 
 def candidates(space: Space, count: int, seed: int = 0) -> list[Choices]:

@@ -1,2 +1,1 @@
-"""Why quantization fails: outliers, the errors they cause, the weights behind them, and what removing them
-gains."""
+"""Explains why a quantization fails: outliers, the errors they cause, the weights behind them, what helps."""

@@ -1,4 +1,4 @@
-"""Which channels stand out along the residual stream, how much, and how stably."""
+"""Outlier channels along the residual stream: which ones, how strong, and how stable."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,13 +24,15 @@ DRAWN = 32  # channels in the heat map
 
 
 def stream_sites(material: Material) -> list[Site]:
-    """The hidden states by depth: the embeddings' output and every layer's."""
+    """The hidden states by depth: the embeddings' output, then every layer's output."""
     return _sites(material, hidden_states(material.sites))
 
 
 def sum_sites(material: Material) -> list[Site]:
-    """The residual sums by depth, before their LayerNorm scales every channel anew: where outlier channels
-    stand out. Where an architecture has none, the hidden state."""
+    """The residual sums by depth; the hidden state where an architecture has no sum.
+
+    Outlier channels stand out there: the LayerNorm after the sum rescales every channel.
+    """
     known = {site.name for site in material.sites}
     names = [
         (name, name.replace("embed.out", "embed.sum").replace("layer.out", "ffn.sum"))
@@ -45,9 +47,11 @@ def _sites(material: Material, names: Sequence[str]) -> list[Site]:
 
 
 def layer_table(material: Material, calibration: Calibration, sketches: Sketches, draws: int) -> pd.DataFrame:
-    """One row a depth: statistics of the hidden state, those of arXiv 2603.04308 beside them; of the residual
-    sum that leads to it kurtosis, root mean square, largest magnitude and dominant channels; and how stable
-    these channels are.
+    """One row a depth.
+
+    Statistics of the hidden state, with those of arXiv 2603.04308 beside them; ``sum_*`` and ``dominant`` are
+    of the residual sum that leads to it. ``jaccard_previous`` compares the dominant channels with the
+    previous depth's, ``jaccard_draws`` over draws of calibration rows.
     """
     sites, sums = stream_sites(material), sum_sites(material)
     rows = [{"depth": d, "site": s.name, **statistics(sketches[s.name])} for d, s in enumerate(sites)]
@@ -71,9 +75,9 @@ def mean_square(sketch: Sketch) -> np.ndarray:
 
 
 def channel_table(material: Material, sketches: Sketches) -> pd.DataFrame:
-    """The strongest channels of the residual sums at every depth: largest magnitude and root mean square."""
+    """The strongest channels of the residual sums: largest magnitude and root mean square at every depth."""
     sites = sum_sites(material)
-    width = sites[-1].channels  # not a narrower embedding's
+    width = sites[-1].channels  # leaves out an embedding that is narrower
     names = {depth: site.name for depth, site in enumerate(sites) if site.channels == width}
     largest = np.stack([sketches[name].magnitudes() for name in names.values()])
     strength = (largest / np.median(largest, axis=1, keepdims=True)).max(axis=0)
@@ -90,20 +94,20 @@ def channel_table(material: Material, sketches: Sketches) -> pd.DataFrame:
 
 @torch.inference_mode()
 def published_statistics(material: Material, calibration: Calibration, sites: Sequence[Site]) -> pd.DataFrame:
-    """Kurtosis and top-1 % energy as arXiv 2603.04308 took them: of the flattened batch, padding to the
-    task's full length counted, the mean over batches; "channels" there are elements."""
-    found: dict[str, list[tuple[float, float]]] = {site.name: [] for site in sites}
+    """Kurtosis and top-1 % energy as arXiv 2603.04308 computes them: over the flattened batch, padding to the
+    task's full length included, as the mean over batches. What the paper calls channels are elements."""
+    by_batch: dict[str, list[tuple[float, float]]] = {site.name: [] for site in sites}
 
     def look(site: Site, x: Tensor) -> Tensor:
         sketch = Sketch(channels=site.channels)
         sketch.update(x.reshape(-1, x.shape[-1]))
-        found[site.name].append((sketch.kurtosis(), sketch.energy_top_elements()))
+        by_batch[site.name].append((sketch.kurtosis(), sketch.energy_top_elements()))
         return x
 
     batches = material.calibration_batches(replace(calibration, padding="included"))
     with tapped(material.model, {site.tap: partial(look, site) for site in sites}):
         run_all(material, batches)
-    means = {name: np.mean(values, axis=0) for name, values in found.items()}
+    means = {name: np.mean(values, axis=0) for name, values in by_batch.items()}
     return pd.DataFrame(
         [
             {"site": name, "kurtosis_published": mean[0], "top1pct_energy_published": mean[1]}
@@ -115,7 +119,7 @@ def published_statistics(material: Material, calibration: Calibration, sites: Se
 def run_all(
     material: Material, batches: Sequence[Batch], before: Callable[[Batch], None] | None = None
 ) -> None:
-    """Runs the model over batches for what its taps see; ``before`` is told of each."""
+    """Runs the model over batches, discarding its answers; ``before`` is called with each batch first."""
     for batch in batches:
         if before is not None:
             before(batch)
@@ -125,12 +129,18 @@ def run_all(
 def _stability(
     material: Material, calibration: Calibration, sites: Sequence[Site], draws: int
 ) -> list[float]:
-    """Mean Jaccard index of the dominant channels over pairs of calibration draws, by site; pairs that both
-    have none say nothing. NaN where there is no other pair."""
+    """Mean Jaccard index of the dominant channels over pairs of calibration draws, by site.
+
+    Pairs without any dominant channel are left out; NaN if no pair is left.
+    """
     seeds = [replace(calibration, seed=seed) for seed in range(draws)]
     counted = calibration.counts_padding
-    seen = [observe(material.model, sites, material.calibration_batches(drawn), counted) for drawn in seeds]
-    found = {site.name: [dominant_channels(sketches[site.name]) for sketches in seen] for site in sites}
-    pairs = {name: [jaccard(a, b) for a, b in combinations(sets, 2)] for name, sets in found.items()}
+    observed = [
+        observe(material.model, sites, material.calibration_batches(drawn), counted) for drawn in seeds
+    ]
+    dominant = {
+        site.name: [dominant_channels(sketches[site.name]) for sketches in observed] for site in sites
+    }
+    pairs = {name: [jaccard(a, b) for a, b in combinations(sets, 2)] for name, sets in dominant.items()}
     known = [[value for value in values if not np.isnan(value)] for values in pairs.values()]
     return [float(np.mean(values)) if values else np.nan for values in known]

@@ -1,4 +1,4 @@
-"""What an analysis found, in sentences: the most important first."""
+"""The findings of an analysis in sentences, the most important first."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,14 +7,14 @@ import pandas as pd
 
 Tables = Mapping[str, pd.DataFrame]
 
-NEAR = 0.005  # of the best: fewer weights that come so near are the finding
-MATTERS = 0.5  # of all divergence: how many sites make it
+NEAR = 0.005  # of the metric: the fewest clipped weights within this of the best are reported
+MATTERS = 0.5  # the worst sites that make this share of all divergence are reported
 RESIDUAL = (".attn.out", ".ffn.out")  # what is added to the residual stream
-REMARKABLE = 2.0  # times its share of tokens: a kind of token that carries outliers
+REMARKABLE = 2.0  # a kind of token is reported if it has this many times its share of tokens in outliers
 
 
 def findings(tables: Tables, primary: str) -> list[str]:
-    """Sentences about what the tables of an analysis show. A table that is missing is passed over."""
+    """Sentences about an analysis's tables; skips missing and empty ones. ``primary`` is the metric."""
     parts = (
         (_clipping, "clipping"),
         (_protection, "protection"),
@@ -160,5 +160,5 @@ def _accumulation(table: pd.DataFrame, primary: str) -> Iterator[str]:
 
 
 def _largest(column: pd.Series) -> int:
-    """The place of the largest number; NaN is none."""
+    """The position of the largest number, NaN left out."""
     return int(column.fillna(-np.inf).argmax())

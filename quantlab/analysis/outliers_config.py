@@ -1,4 +1,4 @@
-"""What is analysed: ``outliers.*`` of ``conf/outliers.yaml``."""
+"""Settings of an outlier analysis: ``outliers.*`` of ``conf/outliers.yaml``."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from quantlab.searching.search_config import SearchConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Outliers:
-    """One analysis. ``search.*`` says which sites are looked at, narrow against wide, on how many rows."""
+    """One analysis. ``search.*`` sets its sites, their narrow and wide choices, and the number of rows."""
 
     name: str
-    draws: int  # of calibration rows, to see how stable the dominant channels are
-    rank_by: str  # the score by which sites are protected
-    random_draws: int  # of as many sites, to compare with; 0: none
-    clip: tuple[int, ...]  # numbers of weights to clip; none: the trial with clipped weights is not run
-    sigmas: float  # a weight is an outlier beyond so many standard deviations of its matrix
+    draws: int  # draws of calibration rows that the stability of dominant channels is measured over
+    rank_by: str  # the score by which sites are ranked and protected
+    random_draws: int  # random sets of equally many protected sites, for comparison; 0: none
+    clip: tuple[int, ...]  # numbers of largest weights to clip, one trial each; empty: no clipping
+    sigmas: float  # a weight is an outlier if it lies beyond this many standard deviations of its matrix
 
     def __post_init__(self) -> None:
         freeze(self)
@@ -33,6 +33,6 @@ class Outliers:
 
 @dataclass(frozen=True, kw_only=True)
 class OutliersConfig(SearchConfig):
-    """What ``conf/outliers.yaml`` builds."""
+    """All settings of ``conf/outliers.yaml``."""
 
     outliers: Outliers

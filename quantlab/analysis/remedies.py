@@ -1,5 +1,4 @@
-"""What brings the answers back: the worst sites in 16 bits, and the few weights behind the outliers
-clipped."""
+"""Tries two remedies: the worst sites in 16 bits, and the largest weights clipped."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,8 +16,9 @@ from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
 from quantlab.profiling.profile import NoProfile
 from quantlab.quant.grid import AffineGrid
 from quantlab.runtimes.runtime import TorchOnly
-from quantlab.searching.evaluate import Judge, evaluate
-from quantlab.searching.setup import Bench
+from quantlab.searching.evaluate import evaluate_candidate
+from quantlab.searching.judge import Judge
+from quantlab.searching.setup import PreparedModel
 from quantlab.searching.space import Choices
 from quantlab.storage.memo import Memo
 from quantlab.tasks import metrics
@@ -27,16 +27,20 @@ from quantlab.trial.result import TrialResult
 from quantlab.trial.trial import run_trial
 
 
-def protection_table(ready: Bench, ranked: Sequence[str], random_draws: int, seed: int) -> pd.DataFrame:
-    """The metric on all rows with the first 0, 1, 2, 3, 5, 8, ... of the ranked variables at their widest and
-    the rest narrow, until it is within ``search.max_drop`` of the reference; then with as many variables
-    drawn at random."""
-    runner, space = ready.runner(), ready.space
-    judge, _ = ready.judge(runner)
+def protection_table(
+    prepared: PreparedModel, ranked: Sequence[str], random_draws: int, seed: int
+) -> pd.DataFrame:
+    """Measures the metric on all rows with the worst variables at their widest and the rest narrow.
+
+    Protects the first 0, 1, 2, 3, 5, 8, ... of ``ranked`` until the drop is at most ``search.max_drop``; then
+    ``random_draws`` random sets of equally many variables. ``kind`` is reference, top or random.
+    """
+    runner, space = prepared.runner(), prepared.space
+    judge, _ = prepared.judge(runner)
     rows: list[dict[str, object]] = []
 
     def measure(kind: str, names: Sequence[str], draw: int = 0) -> float:
-        outcome = evaluate(runner, protected(ready, names), ready.material.loaded.label_columns, None)
+        outcome = evaluate_candidate(runner, protected(prepared, names), prepared.label_columns, None)
         drop, (low, high, _) = judge.drop(outcome), judge.interval(outcome)
         rows.append(
             {
@@ -56,7 +60,7 @@ def protection_table(ready: Bench, ranked: Sequence[str], random_draws: int, see
     rows.append(_reference(judge, len(space.variables)))
     enough = None
     for count in fibonacci(len(ranked)):
-        if measure("top", ranked[:count]) <= ready.config.search.max_drop:
+        if measure("top", ranked[:count]) <= prepared.config.search.max_drop:
             enough = count
             break
     if enough:
@@ -66,14 +70,14 @@ def protection_table(ready: Bench, ranked: Sequence[str], random_draws: int, see
     return pd.DataFrame(rows)
 
 
-def protected(ready: Bench, names: Sequence[str]) -> Choices:
+def protected(prepared: PreparedModel, names: Sequence[str]) -> Choices:
     """These variables at their widest, the rest at their narrowest."""
-    narrow, wide = ready.space.choices[0], ready.space.choices[-1]
-    return tuple(wide if variable.name in set(names) else narrow for variable in ready.space.variables)
+    narrow, wide = prepared.space.choices[0], prepared.space.choices[-1]
+    return tuple(wide if variable.name in set(names) else narrow for variable in prepared.space.variables)
 
 
 def fibonacci(most: int) -> Iterator[int]:
-    """0, 1, 2, 3, 5, 8, ... up to ``most``, which comes last."""
+    """Yields 0, 1, 2, 3, 5, 8, ... below ``most``, then ``most``."""
     one, other = 0, 1
     while one < most:
         yield one
@@ -82,7 +86,7 @@ def fibonacci(most: int) -> Iterator[int]:
 
 
 def check_clipping(config: OutliersConfig, memo: Memo) -> None:
-    """Raises ValueError where no matrix is on a grid, whose range is what clips it; no weight is read."""
+    """Raises ValueError if no weight matrix has a grid, whose range is what clips. Reads no weights."""
     skeleton = resolve_checkpoint(config.model, config.task, memo).skeleton
     linears = {
         name: module for name, module in weighted_modules(skeleton).items() if isinstance(module, nn.Linear)
@@ -93,15 +97,16 @@ def check_clipping(config: OutliersConfig, memo: Memo) -> None:
     if config.outliers.clip and not any(on_grids):
         raise ValueError(
             f"outliers.clip clips weights by the range of their grid: bits.weights must be 2 to 16, got "
-            f"{config.bits.weights!r}; outliers.clip=[] leaves the clipping out"
+            f"{config.bits.weights!r}; outliers.clip=[] skips the clipping"
         )
 
 
 def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
-    """The trial, per tensor everywhere, with 0, then each number of ``outliers.clip`` weights clipped.
+    """Runs the trial, per tensor everywhere, with 0 and then each of ``outliers.clip`` weights clipped.
 
-    The metric of the quantized network and of the clipped one in FP32, and the paired difference from the
-    trial without clipping."""
+    Columns: the quantized network's metric, the clipped network's metric in FP32, and the paired difference
+    from the trial without clipping.
+    """
     rows, primary, without = [], config.task.metrics[0], None
     for count in progress([0, *config.outliers.clip], "clipping weights"):
         method = ClipWeightOutliers(sigmas=config.outliers.sigmas, count=count)
@@ -129,7 +134,7 @@ def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
 def _fp32_clipped(
     config: OutliersConfig, method: ClipWeightOutliers, memo: Memo, result: TrialResult
 ) -> tuple[float, int]:
-    """The clipped network's metric in FP32, and how many weights its Linears have."""
+    """The clipped network's metric in FP32, and the number of weights in its Linears."""
     material = load_material(config.model, config.task, config.evaluation, memo)
     with clipped_weights(material.model, method.weight_limits(material.model, config.bits)):
         logits = material.predict("FP32, clipped").logits

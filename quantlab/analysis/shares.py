@@ -1,8 +1,8 @@
-"""What part of a site's quantization error outliers make: where it lies, and what would go away without them.
+"""The share of a site's quantization error that is due to outliers.
 
-Outliers that a min-max range covers are no worse rounded than the rest; what they do is widen the range, and
-with it the step of all other elements. So there are two numbers: the error that lies in outliers, and the
-error due to them.
+A min-max range rounds outliers no worse than the other elements, but it is wide because of them, and with it
+the step for all elements. So there are two numbers: the error in the outliers themselves, and the error of
+the other elements that a range without the outliers would avoid.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +21,18 @@ from quantlab.network.taps import tapped, valid_elements
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
-from quantlab.searching.setup import Bench
+from quantlab.searching.setup import PreparedModel
 from quantlab.tasks.batching import Batch, on_device
 
 SIGMAS = 6.0
-WIDER = 1 + 2.0**-8  # a bucket's end by its midpoint, at most: a sketch knows values by their buckets
+WIDER = 1 + 2.0**-8  # a sketch keeps midpoints of buckets; the end of a bucket is at most this factor away
 SHARES = ("in_beyond_6_sigma", "due_to_beyond_6_sigma", "in_dominant_channels", "due_to_dominant_channels")
 
 Snap = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Errors:
+class SquaredErrors:
     """Sums of squared errors at one site."""
 
     total: float = 0.0
@@ -52,32 +52,39 @@ class Errors:
 
 
 @torch.inference_mode()
-def error_shares(ready: Bench) -> pd.DataFrame:
-    """One row a decided site at its narrowest: shares of its squared error (:data:`SHARES`), the network
-    otherwise at full precision but for its weights. ``due_to``: 1 less the error of the other elements on a
-    range that only they set, by all error."""
-    batches, _ = ready.scored_rows()
-    items = {site.name: ready.table[site.name, ready.space.choices[0]] for site in ready.space.sites}
-    sites = {site.name: site for site in ready.space.sites}
-    found = {name: Errors() for name, item in items.items() if not isinstance(item.grid, FloatGrid)}
-    _observe(ready, batches, [Observer.of(sites[n], items[n], ready.sketches[n], found[n]) for n in found])
+def error_shares(prepared: PreparedModel) -> pd.DataFrame:
+    """Shares of the squared error (:data:`SHARES`) of each decided site at its narrowest, all other sites
+    unquantized.
+
+    ``in_*``: error of the outliers / error of all elements. ``due_to_*``: 1 - error of the other elements on
+    their own range / error of all elements.
+    """
+    batches, _ = prepared.scored_rows()
+    items = {site.name: prepared.table[site.name, prepared.space.choices[0]] for site in prepared.space.sites}
+    sites = {site.name: site for site in prepared.space.sites}
+    found = {name: SquaredErrors() for name, item in items.items() if not isinstance(item.grid, FloatGrid)}
+    _observe(
+        prepared,
+        batches,
+        [ErrorObserver.of(sites[n], items[n], prepared.sketches[n], found[n]) for n in found],
+    )
     return pd.DataFrame([{"site": name, **errors.shares()} for name, errors in found.items()])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Observer:
-    """Adds up a site's errors while batches pass."""
+class ErrorObserver:
+    """Adds up the errors of one site, batch by batch."""
 
     site: Site
     snap: Snap
-    without: dict[str, Snap]  # on the range of the other elements
+    without: dict[str, Snap]  # the same grid on the range of the other elements, by kind of outlier
     bounds: tuple[float, float]
     channels: list[int]
-    errors: Errors
+    errors: SquaredErrors
 
     @classmethod
-    def of(cls, site: Site, item: ActivationQuant, sketch: Sketch, errors: Errors) -> "Observer":
-        """``item`` says how the site is quantized, ``sketch`` what it looks like."""
+    def of(cls, site: Site, item: ActivationQuant, sketch: Sketch, errors: SquaredErrors) -> "ErrorObserver":
+        """``item`` quantizes the site; ``sketch`` has its values in FP32."""
         mean, variance, _ = sketch.moments()
         bounds = (mean - SIGMAS * variance**0.5, mean + SIGMAS * variance**0.5)
         values = sketch.values()[0]
@@ -119,20 +126,19 @@ class Observer:
 
 
 def _within(item: ActivationQuant, lo: float, hi: float) -> ActivationQuant:
-    """The same grid on the part of its ranges that lies between two bounds."""
+    """The same grid with its ranges cut to the bounds."""
     return replace(item, lo=tuple(max(end, lo) for end in item.lo), hi=tuple(min(end, hi) for end in item.hi))
 
 
-def _observe(ready: Bench, batches: Sequence[Batch], observers: Sequence[Observer]) -> None:
-    mask = torch.empty(0)
+def _observe(prepared: PreparedModel, batches: Sequence[Batch], observers: Sequence[ErrorObserver]) -> None:
+    """Runs the model over batches, with each observer at its site."""
 
-    def look(observer: Observer, x: Tensor) -> Tensor:
+    def look(observer: ErrorObserver, mask: Tensor, x: Tensor) -> Tensor:
         observer.look(x, mask)
         return x
 
-    model = ready.material.model
-    with tapped(model, {one.site.tap: partial(look, one) for one in observers}):
-        for batch in batches:
-            inputs = on_device(batch, model.device)
-            mask = batch.inputs["attention_mask"].bool()
-            model(**inputs)
+    model = prepared.material.model
+    for batch in batches:
+        mask = batch.inputs["attention_mask"].bool()
+        with tapped(model, {one.site.tap: partial(look, one, mask) for one in observers}):
+            model(**on_device(batch, model.device))

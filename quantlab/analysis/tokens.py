@@ -1,4 +1,4 @@
-"""Which tokens carry the outliers, and how much attention they get (Bondarenko et al. 2021, section 3)."""
+"""Outliers and attention by kind of token (Bondarenko et al. 2021, section 3)."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -27,15 +27,15 @@ DRAWN_CHANNELS, DRAWN_TOKENS = 16, 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kinds:
-    """The kinds of tokens: each special token by its own name, punctuation, words, and padding last."""
+class TokenKinds:
+    """Kinds of tokens: each special token is a kind of its own; then punctuation, words, and padding last."""
 
     names: tuple[str, ...]
-    of_id: np.ndarray  # (vocabulary,)
+    of_id: np.ndarray  # (vocabulary,), the number of each token's kind
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Kinds":
-        """Reads a tokenizer's vocabulary; byte-level pieces are decoded first."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "TokenKinds":
+        """The kinds of a tokenizer's vocabulary; byte-level pieces are decoded first."""
         special = [token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token]
         names = (*special, PUNCTUATION, WORD, PADDING)
         vocabulary = tokenizer.get_vocab()
@@ -48,32 +48,34 @@ class Kinds:
         return cls(names=names, of_id=of_id)
 
     def one_hot(self, batch: Batch) -> Tensor:
-        """Which kind each of a batch's tokens is, (rows, tokens, kinds), float."""
+        """The kinds of a batch's tokens, one-hot, (rows, tokens, kinds), float."""
         kinds = self.of_id[batch.inputs["input_ids"].numpy()]
         kinds[~batch.inputs["attention_mask"].bool().numpy()] = self.names.index(PADDING)
         return torch.from_numpy(np.eye(len(self.names), dtype=np.float32)[kinds])
 
 
 def is_punctuation(text: str) -> bool:
-    """Whether a token's text is signs only, by Unicode's categories. The mark of a word piece (``##``),
-    spaces and parts of a character's bytes are no signs."""
+    """True if a token's text consists of punctuation and symbols (Unicode categories P and S).
+
+    The mark of a word piece (``##``), spaces and undecodable bytes do not count as such.
+    """
     signs = text.strip().removeprefix("##")
     return bool(signs) and all(unicodedata.category(sign)[0] in "PS" and sign != UNDECODED for sign in signs)
 
 
 @dataclass
-class Tally:
-    """What one depth's tokens have shown so far, by kind."""
+class KindTally:
+    """Sums over the tokens at one depth, by kind."""
 
     tokens: np.ndarray
     outliers: np.ndarray
     energy: np.ndarray
-    attention: np.ndarray | None = None  # mass that the next layer's valid queries pay, summed over heads
-    jaccard: float = 0.0
+    attention: np.ndarray | None = None  # probability from the next layer's valid queries, over all heads
+    jaccard: float = 0.0  # sum over tokens
 
     @classmethod
-    def of(cls, kinds: int) -> "Tally":
-        """Nothing seen yet."""
+    def of(cls, kinds: int) -> "KindTally":
+        """All sums zero."""
         return cls(tokens=np.zeros(kinds), outliers=np.zeros(kinds), energy=np.zeros(kinds))
 
 
@@ -81,22 +83,22 @@ class Tally:
 def token_table(
     material: Material, batches: Sequence[Batch], sketches: Mapping[str, Sketch]
 ) -> tuple[pd.DataFrame, list[float]]:
-    """One row a depth (its residual sum) and kind of token, and each depth's mean Jaccard index between a
-    token's strongest channels and the dominant ones (NaN where there is none).
+    """One row a depth (its residual sum) and kind of token; and, by depth, the mean Jaccard index between a
+    token's strongest channels and the dominant channels, NaN without dominant channels.
 
-    Outliers are elements beyond 6 standard deviations of all of a depth's elements; ``rate`` is their share
-    of the kind's elements, ``outliers``, ``energy`` and ``tokens`` are the kind's shares of all, padding left
-    out.
+    Outliers are elements beyond 6 standard deviations of the depth's elements. ``rate`` is their share of the
+    kind's elements; ``outliers``, ``energy``, ``attention`` and ``tokens`` are the kind's shares of the
+    depth's total without padding.
     """
-    kinds, sites = Kinds.of(material.loaded.tokenizer), sum_sites(material)
-    tallies = [Tally.of(len(kinds.names)) for _ in sites]
-    now: dict[str, Tensor] = {}
+    kinds, sites = TokenKinds.of(material.loaded.tokenizer), sum_sites(material)
+    tallies = [KindTally.of(len(kinds.names)) for _ in sites]
+    now: dict[str, Tensor] = {}  # the kinds in the batch that runs, for the hooks
 
-    def look(site: Site, tally: Tally, x: Tensor) -> Tensor:
+    def look(site: Site, tally: KindTally, x: Tensor) -> Tensor:
         _count(tally, x.float().cpu(), now["kinds"], sketches[site.name])
         return x
 
-    def attend(tally: Tally, probs: Tensor) -> Tensor:
+    def attend(tally: KindTally, probs: Tensor) -> Tensor:
         one_hot = now["kinds"]
         queries = 1 - one_hot[..., -1]
         paid = torch.einsum("bhqk,bq,bkn->n", probs.float().cpu(), queries, one_hot).numpy()
@@ -120,11 +122,11 @@ def token_table(
 
 @torch.inference_mode()
 def token_channels(material: Material, batch: Batch, site: Site, sketch: Sketch) -> pd.DataFrame:
-    """The first row of a batch at one site: the values of its strongest channels at every token."""
-    seen: list[Tensor] = []
+    """Values of a site's strongest channels at every token of a batch's first row."""
+    first_rows: list[Tensor] = []
 
     def look(x: Tensor) -> Tensor:
-        seen.append(x[0].float().cpu())
+        first_rows.append(x[0].float().cpu())
         return x
 
     with tapped(material.model, {site.tap: look}):
@@ -139,7 +141,7 @@ def token_channels(material: Material, batch: Batch, site: Site, sketch: Sketch)
                 "position": p,
                 "token": token,
                 "channel": int(c),
-                "value": float(seen[0][p, c]),
+                "value": float(first_rows[0][p, c]),
             }
             for p, token in enumerate(tokens)
             for c in strongest
@@ -147,7 +149,7 @@ def token_channels(material: Material, batch: Batch, site: Site, sketch: Sketch)
     )
 
 
-def _count(tally: Tally, x: Tensor, one_hot: Tensor, sketch: Sketch) -> None:
+def _count(tally: KindTally, x: Tensor, one_hot: Tensor, sketch: Sketch) -> None:
     mean, variance, _ = sketch.moments()
     beyond = ((x - mean).abs() > SIGMAS * variance**0.5).sum(-1).float()
     tally.tokens += one_hot.sum((0, 1)).numpy()
@@ -161,7 +163,7 @@ def _count(tally: Tally, x: Tensor, one_hot: Tensor, sketch: Sketch) -> None:
         tally.jaccard = np.nan
 
 
-def _rows(depth: int, site: Site, tally: Tally, names: Sequence[str]) -> list[dict[str, object]]:
+def _rows(depth: int, site: Site, tally: KindTally, names: Sequence[str]) -> list[dict[str, object]]:
     valid = np.array([name != PADDING for name in names])
 
     def share(values: np.ndarray) -> np.ndarray:

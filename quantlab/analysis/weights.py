@@ -1,4 +1,4 @@
-"""The weights that make the outliers: the last step back."""
+"""Finds the outlying weights of Linears and the part of a channel's energy that they make."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,31 +19,28 @@ LISTED = 200
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ends:
-    """What calibration saw of what enters a Linear, and of what it makes: its own output, or an activation of
-    it."""
+class LinearSketches:
+    """Calibration's sketches of a Linear's input and output."""
 
     inputs: Sketch | None
-    outputs: Sketch | None
-    linear: bool
+    outputs: Sketch | None  # of the Linear's output, or of the activation function after it
+    linear: bool  # True: of the Linear's own output
 
     @property
     def products(self) -> Sketch | None:
-        """The Linear's own output."""
+        """The sketch of the Linear's own output, if there is one."""
         return self.outputs if self.linear else None
 
 
 def weight_table(
     model: PreTrainedModel, sites: Sequence[Site], sketches: Mapping[str, Sketch], sigmas: float
 ) -> pd.DataFrame:
-    """Every weight of a Linear beyond ``sigmas`` standard deviations of its matrix, largest first, up to
-    :data:`LISTED`.
+    """Weights of Linears beyond ``sigmas`` standard deviations of their matrix, the largest :data:`LISTED`.
 
-    ``row`` is the output's channel, ``column`` the input's; ``site`` that of the Linear's output,
-    ``dominant`` whether that channel is a dominant one there. ``energy`` is the share of the channel's sum x²
-    that the product of this one weight with its input makes by itself, w² E[in²] / E[out²]: over 1 where
-    others cancel it. Where only the tensor after an activation function is a site, that is ``site``, and
-    there is no ``energy``.
+    ``row`` is the channel of the output, ``column`` of the input; ``site`` is that of the Linear's output,
+    ``dominant`` whether the channel is a dominant one there. ``energy`` = w² E[in²] / E[out²], the energy of
+    this weight's product alone over that of the channel; above 1 where other products cancel it. If only the
+    tensor after an activation function is a site, that is ``site``, and ``energy`` is NaN.
     """
     taps = {tap: site.name for site in sites for tap in (site.read_at, site.made_at) if tap is not None}
     rows = []
@@ -52,10 +49,10 @@ def weight_table(
             path = parameter.removesuffix(".weight")
             source, site = _input(path, taps), taps.get(Tap(path, "output"))
             made = site or _after_activation(source, module.out_features, sites)
-            ends = Ends(
+            around = LinearSketches(
                 inputs=sketches.get(source or ""), outputs=sketches.get(made or ""), linear=site is not None
             )
-            rows += _rows(parameter, weight_of(module), ends, made, sigmas)
+            rows += _rows(parameter, weight_of(module), around, made, sigmas)
     columns = [
         "parameter",
         "layer",
@@ -73,41 +70,40 @@ def weight_table(
 
 
 def outlier_weights(model: PreTrainedModel, sigmas: float) -> int:
-    """How many weights of Linears are beyond, listed or not."""
+    """The number of weights of Linears beyond ``sigmas`` standard deviations of their matrix."""
     weights = [weight_of(m) for m in weighted_modules(model).values() if isinstance(m, nn.Linear)]
     return sum(int((weight.abs() > sigmas * weight.std()).sum()) for weight in weights)
 
 
 def _input(path: str, taps: Mapping[Tap, str]) -> str | None:
-    """The site that a Linear reads; queries, keys and values read what the module around them is
-    handed."""
+    """The site that a Linear reads. Queries, keys and values read the input of the module around them."""
     return taps.get(Tap(path, "input")) or taps.get(Tap(path.rpartition(".")[0], "input"))
 
 
 def _after_activation(source: str | None, channels: int, sites: Sequence[Site]) -> str | None:
-    """The next site with so many channels, in the layer of the site ``source`` that a Linear reads."""
+    """The next site after ``source`` in its layer that has this many channels."""
     names = [site.name for site in sites]
     after = sites[names.index(source) + 1 :] if source else []
     scope = source.split(".")[0] if source else ""
-    found = (site.name for site in after if site.channels == channels and site.name.split(".")[0] == scope)
-    return next(found, None)
+    fitting = (site.name for site in after if site.channels == channels and site.name.split(".")[0] == scope)
+    return next(fitting, None)
 
 
 def _rows(
-    parameter: str, weight: torch.Tensor, ends: Ends, site: str | None, sigmas: float
+    parameter: str, weight: torch.Tensor, around: LinearSketches, site: str | None, sigmas: float
 ) -> list[dict[str, object]]:
     deviation = float(weight.std())
-    dominant = set(dominant_channels(ends.outputs)) if ends.outputs else set()
+    dominant = set(dominant_channels(around.outputs)) if around.outputs else set()
     layers = [part for part in parameter.split(".") if part.isdigit()]
-    sketches = ((ends.products, weight.shape[0]), (ends.inputs, weight.shape[1]))
-    received, sent = (np.full(size, np.nan) if seen is None else mean_square(seen) for seen, size in sketches)
-    found = []
+    sketches = ((around.products, weight.shape[0]), (around.inputs, weight.shape[1]))
+    received, sent = (np.full(size, np.nan) if one is None else mean_square(one) for one, size in sketches)
+    table = []
     magnitudes, indices = weight.abs().flatten().topk(min(LISTED, weight.numel()))
     for index in indices[magnitudes > sigmas * deviation].tolist():
         row, column = divmod(index, weight.shape[1])
         value = float(weight[row, column])
         energy = value**2 * sent[column] / received[row]
-        found.append(
+        table.append(
             {
                 "parameter": parameter,
                 "layer": layers[0] if layers else "",
@@ -121,4 +117,4 @@ def _rows(
                 "energy": energy,
             }
         )
-    return found
+    return table

@@ -10,7 +10,7 @@ from quantlab.searching.space import Choices, Space
 
 UNITS = {"sites16": "16-bit sites", "average_bits": "bits", "bytes": "bytes a token", "latency": "ms"}
 
-Table = Mapping[tuple[str, Precision], float]
+CostTable = Mapping[tuple[str, Precision], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Cost:
 
     name: str
     base: float
-    table: Table  # by variable's name and choice
+    table: CostTable  # by variable's name and choice
 
     def of(self, space: Space, chosen: Choices) -> float:
         """A candidate's cost."""
@@ -34,7 +34,7 @@ class Cost:
         return UNITS[self.name]
 
 
-def cost_of(name: str, space: Space, latencies: Table | None = None) -> Cost:
+def cost_of(name: str, space: Space, latencies: CostTable | None = None) -> Cost:
     """``sites16``: decided sites of 16 bits. ``average_bits``: mean over decided sites. ``bytes``: what the
     decided sites' tensors take a token, one value a channel. ``latency``: ``latencies``, measured on the
     runtime."""

@@ -1,4 +1,4 @@
-"""Answers of candidates, no more of them than a decision needs, and no layer computed twice for nothing."""
+"""Runs candidates: stops as soon as a decision is possible, and reuses layers that two candidates share."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
@@ -12,28 +12,27 @@ from transformers import PreTrainedModel
 
 from quantlab.engines.insert import InsertActivations
 from quantlab.engines.resume import first_layer, layers_of, recorded, resumed
-from quantlab.evaluation.significance import accuracy_drop_ci95, accuracy_drop_upper95, exceeds_drop_p
 from quantlab.plan.plan import ActivationQuant
 from quantlab.searching.space import Choices, Space
-from quantlab.tasks import metrics
 from quantlab.tasks.batching import Batch, on_device, total_rows
-from quantlab.tasks.task import Task
 
-PREFIXES = (
-    1 / 16,
-    1 / 8,
-    1 / 4,
-    1 / 2,
-    1.0,
-)  # of the batches, after each of which a candidate may be given up
+# Shares of the batches after each of which a candidate may be given up.
+PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 MB = 1 << 20
 
 Activations = Callable[[Choices], tuple[ActivationQuant, ...]]
 
 
 class Runner:
-    """Runs candidates over batches. Of one of them, the kept one, the layers' outputs stay in memory, up to
-    ``reuse_mb``; another begins where it first differs from that one."""
+    """Runs candidates over batches.
+
+    One candidate is kept: the outputs of its layers stay in memory, up to ``reuse_mb``. Every other candidate
+    starts at the first layer whose sites it decides differently.
+
+    Batches run one after the other, each on all of torch's threads. A trial runs batches side by side, one
+    thread each; here that would mix batches up, since ``recorded`` and ``resumed`` change the model's layers
+    for one batch at a time.
+    """
 
     def __init__(
         self,
@@ -51,11 +50,11 @@ class Runner:
         self.most_bytes = reuse_mb * MB
         self.kept: Choices | None = None
         self.states: dict[tuple[int, int], Any] = {}  # of the kept candidate, by batch and layer
-        self.latest: dict[tuple[int, int], Any] = {}  # of the one that ran last
+        self.latest: dict[tuple[int, int], Any] = {}  # of the candidate that ran last
 
     @torch.inference_mode()
     def run(self, chosen: Choices, order: Sequence[int]) -> Generator[tuple[int, np.ndarray]]:
-        """For each of these batches, its number and the candidate's logits, (rows, the model's classes)."""
+        """Yields each batch's number and logits, (rows, the model's classes), in ``order``."""
         last = self._last_shared(chosen)
         self.latest, room = {}, self.most_bytes
         with self.insert_activations(self.activations(chosen)):
@@ -76,11 +75,11 @@ class Runner:
                 yield number, logits.float().cpu().numpy()
 
     def keep(self, chosen: Choices) -> None:
-        """From now on ``chosen``, which ran last, is the candidate that others begin from."""
+        """Keeps ``chosen``, which must be the candidate that ran last, for the next ones to start from."""
         self.kept, self.states, self.latest = chosen, self.latest, {}
 
     def _last_shared(self, chosen: Choices) -> int:
-        """The last layer up to which a candidate is the kept one; -1 where there is none."""
+        """The last layer up to which ``chosen`` decides all sites as the kept candidate does; -1 if none."""
         if self.kept is None:
             return -1
         mine, theirs = self.space.by_site(chosen), self.space.by_site(self.kept)
@@ -89,8 +88,8 @@ class Runner:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
-    """Logits of shape (N, classes) in the task's order, NaN where a row was not answered."""
+class CandidateOutcomes:
+    """A candidate's logits, (N, classes in the task's order); NaN in rows that are not answered."""
 
     logits: np.ndarray
     answered: np.ndarray  # bool, (N,)
@@ -104,15 +103,19 @@ class Outcome:
         return bool(self.answered.all())
 
 
-def evaluate(
-    runner: Runner, chosen: Choices, columns: Sequence[int], hopeless: Callable[[Outcome], bool] | None
-) -> Outcome:
-    """A candidate's answers to growing prefixes of the rows, until ``hopeless`` or all are answered.
+def evaluate_candidate(
+    runner: Runner,
+    chosen: Choices,
+    columns: Sequence[int],
+    hopeless: Callable[[CandidateOutcomes], bool] | None,
+) -> CandidateOutcomes:
+    """Answers growing prefixes of the rows until ``hopeless`` returns True or all rows are answered.
 
-    Batches hold rows of like length; each prefix takes them evenly from all lengths.
+    Batches hold rows of similar length; every prefix holds batches of all lengths. ``columns`` puts the
+    model's classes into the task's order.
     """
     count = total_rows(runner.batches)
-    outcome = Outcome(
+    outcomes = CandidateOutcomes(
         logits=np.full((count, len(columns)), np.nan, np.float32), answered=np.zeros(count, bool)
     )
     order = spread(len(runner.batches))
@@ -123,75 +126,28 @@ def evaluate(
         for start, end in pairwise(cuts):
             for number, logits in islice(answers, end - start):
                 indices = runner.batches[number].indices
-                outcome.logits[indices], outcome.answered[indices] = logits[:, list(columns)], True
-            if hopeless is not None and not outcome.complete and hopeless(outcome):
+                outcomes.logits[indices], outcomes.answered[indices] = logits[:, list(columns)], True
+            if hopeless is not None and not outcomes.complete and hopeless(outcomes):
                 break
-    return outcome
+    return outcomes
 
 
 def spread(count: int) -> list[int]:
-    """0 to ``count - 1`` in van der Corput's order: every prefix lies evenly over all."""
-    bits = max(1, (count - 1).bit_length())
-    return [k for k in (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits)) if k < count]
+    """0 to ``count - 1`` in van der Corput's order, so that every prefix is spread evenly over the whole.
+
+    The order counts upwards in numbers whose bits are read backwards: 0, 4, 2, 6, 1, 5, 3, 7 for eight.
+    """
+    width = max(1, (count - 1).bit_length())
+    return [k for k in (_reversed_bits(i, width) for i in range(1 << width)) if k < count]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Judge:
-    """Compares candidates with the reference's logits on the same rows."""
-
-    task: Task
-    labels: np.ndarray
-    reference: np.ndarray
-
-    @property
-    def counts_right(self) -> bool:
-        """Whether the task's first metric is a mean of right and wrong answers, which pairs can test."""
-        return self.task.metrics[0] == "accuracy"
-
-    def right(self, outcome: Outcome) -> np.ndarray:
-        """Which of the answered rows are right. NaN is wrong."""
-        logits = outcome.logits[outcome.answered]
-        answers = np.where(np.isnan(logits).any(1), -1, logits.argmax(-1))
-        right: np.ndarray = answers == self.labels[outcome.answered]
-        return right
-
-    def drop(self, outcome: Outcome) -> float:
-        """The reference's metric less the candidate's on the answered rows, in points."""
-        if self.counts_right:
-            return float(100 * (self.reference_right(outcome).mean() - self.right(outcome).mean()))
-        rows, primary = outcome.answered, self.task.metrics[0]
-        reference = metrics.compute([primary], self.reference[rows], self.labels[rows])[primary]
-        return 100 * (reference - self.metric(outcome))
-
-    def metric(self, outcome: Outcome) -> float:
-        """The task's first metric on the answered rows."""
-        if self.counts_right:
-            return float(self.right(outcome).mean())
-        rows, primary = outcome.answered, self.task.metrics[0]
-        logits = np.nan_to_num(outcome.logits[rows])
-        return metrics.compute([primary], logits, self.labels[rows])[primary]
-
-    def reference_right(self, outcome: Outcome) -> np.ndarray:
-        """Which of the same rows the reference has right."""
-        right: np.ndarray = (self.reference.argmax(-1) == self.labels)[outcome.answered]
-        return right
-
-    def interval(self, outcome: Outcome) -> tuple[float, float, float]:
-        """95 % interval of the drop, and its one-sided 95 % upper bound, in points; NaN where outcomes do not
-        pair."""
-        if not self.counts_right:
-            return (np.nan,) * 3
-        pair = (self.reference_right(outcome), self.right(outcome))
-        low, high = accuracy_drop_ci95(*pair)
-        return 100 * low, 100 * high, 100 * accuracy_drop_upper95(*pair)
-
-    def exceeds_p(self, outcome: Outcome, limit: float) -> float:
-        """P-value of a drop beyond ``limit`` points."""
-        return exceeds_drop_p(self.reference_right(outcome), self.right(outcome), limit / 100)
-
-    def behind_p(self, outcome: Outcome, best: np.ndarray) -> float:
-        """P-value of being behind another candidate, which has ``best`` right of all rows."""
-        return exceeds_drop_p(best[outcome.answered], self.right(outcome), 0.0)
+def _reversed_bits(number: int, width: int) -> int:
+    """``number``'s ``width`` bits in reverse: 0b001 -> 0b100 for a width of 3."""
+    result = 0
+    for _ in range(width):
+        result = (result << 1) | (number & 1)
+        number >>= 1
+    return result
 
 
 def _bytes(output: Any) -> int:

@@ -1,4 +1,4 @@
-"""A study read as candidates and what became of them: the best, the closest, the front, the rows spent."""
+"""Reads a study: its evaluated candidates, the best, the closest, the front, and the rows spent."""
 
 import json
 from collections.abc import Mapping
@@ -9,75 +9,58 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from quantlab.searching.judge import Measurement
 from quantlab.searching.space import Choices, Space
-from quantlab.searching.study import HELD_OUT, SETUP_ROWS
+from quantlab.searching.study import CANDIDATE, HELD_OUT, SETUP_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What became of a candidate that was evaluated. Drops are points of the task's metric below the
-    reference."""
+class EvaluatedCandidate:
+    """A candidate and what its evaluation gave."""
 
-    number: int
+    number: int  # of its Optuna trial
     chosen: Choices
     cost: float
-    feasible: bool
-    complete: bool  # all rows were answered; otherwise it was given up, and the rest is of those that were
-    rows: int
-    metric: float
-    drop: float
-    low: float
-    high: float
-    upper95: float
-    right: str  # which rows are right, packed as hexadecimal; of complete ones
-    origin: str
+    feasible: bool  # complete and within the search's limit
+    complete: bool  # False: it was given up after some rows
+    measured: Measurement  # on the rows that it answered
+    right: str  # which rows it has right, as packed by pack_rows; empty unless complete
+    origin: str  # which proposal it came from
 
     @property
-    def outcomes(self) -> np.ndarray:
-        """Which rows are right, bool."""
+    def right_rows(self) -> np.ndarray:
+        """Which rows the candidate has right, bool, (rows,)."""
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.right), np.uint8))
-        return bits[: self.rows].astype(bool)
-
-    @staticmethod
-    def packed(right: np.ndarray) -> str:
-        """Outcomes as text."""
-        return np.packbits(right).tobytes().hex()
+        return bits[: self.measured.rows].astype(bool)
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """A candidate on the rows that did not choose it. Drops as :class:`Found` has them."""
-
-    rows: int
-    metric: float
-    drop: float
-    low: float
-    high: float
-    upper95: float
+def pack_rows(right: np.ndarray) -> str:
+    """Packs a bool for each row into hexadecimal text."""
+    return np.packbits(right).tobytes().hex()
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """A study as it is now."""
+    """A snapshot of a study."""
 
     space: Space
     mode: str
     trials: tuple[FrozenTrial, ...]
-    setup_rows: int
-    measured: Mapping[int, HeldOut] = field(default_factory=dict)  # by candidate's number
+    setup_rows: int  # answered for scores, reference and held-out measurement
+    held_out: Mapping[int, Measurement] = field(default_factory=dict)  # by candidate's number
 
     @classmethod
     def of(cls, study: Study, space: Space, mode: str) -> "History":
         """Reads a study."""
         rows = sum(study.user_attrs.get(SETUP_ROWS, {}).values())
-        measured = {int(number): HeldOut(**one) for number, one in study.user_attrs.get(HELD_OUT, {}).items()}
+        held_out = {int(key): Measurement(**one) for key, one in study.user_attrs.get(HELD_OUT, {}).items()}
         trials = tuple(study.get_trials(deepcopy=False))
-        return cls(space=space, mode=mode, trials=trials, setup_rows=rows, measured=measured)
+        return cls(space=space, mode=mode, trials=trials, setup_rows=rows, held_out=held_out)
 
     @cached_property
-    def found(self) -> list[Found]:
+    def evaluated(self) -> list[EvaluatedCandidate]:
         """Every evaluated candidate, in order."""
-        return [self._found(trial) for trial in self.trials if trial.state == TrialState.COMPLETE]
+        return [self._candidate(trial) for trial in self.trials if trial.state == TrialState.COMPLETE]
 
     @property
     def running(self) -> int:
@@ -86,7 +69,7 @@ class History:
 
     @cached_property
     def pending(self) -> set[Choices]:
-        """Candidates that are being evaluated, or wait for it."""
+        """Candidates that are being evaluated or are queued."""
         unfinished = [t for t in self.trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
         parameters = [{**t.params, **t.system_attrs.get("fixed_params", {})} for t in unfinished]
         names = [v.name for v in self.space.variables]
@@ -94,42 +77,41 @@ class History:
 
     @property
     def rows(self) -> int:
-        """Rows that were answered so far, reference and scores included."""
+        """Rows answered so far, those for reference and scores included."""
         return self.setup_rows + sum(int(trial.user_attrs.get("rows", 0)) for trial in self.trials)
 
     @property
-    def best(self) -> Found | None:
-        """The best answer so far: evaluated in full, and feasible. Ties go to the smaller drop, then to the
-        earlier."""
-        answers = [one for one in self.found if one.complete and one.feasible]
+    def best(self) -> EvaluatedCandidate | None:
+        """The cheapest feasible candidate; in ``accuracy`` mode the most accurate one. Of equals, the
+        one with the smaller drop (cost), then the earlier one."""
+        answers = [one for one in self.evaluated if one.complete and one.feasible]
         if self.mode == "accuracy":
-            return min(answers, key=lambda one: (one.drop, one.cost, one.number), default=None)
-        return min(answers, key=lambda one: (one.cost, one.drop, one.number), default=None)
+            return min(answers, key=lambda one: (one.measured.drop, one.cost, one.number), default=None)
+        return min(answers, key=lambda one: (one.cost, one.measured.drop, one.number), default=None)
 
     @property
-    def answer(self) -> Found | None:
-        """The best, or where there is none the closest."""
+    def answer(self) -> EvaluatedCandidate | None:
+        """The best candidate, or the closest where none is feasible."""
         return self.best or self.closest
 
     @property
     def decided_nothing(self) -> bool:
-        """Whether the answer is everything at its widest: what there is without a search."""
+        """True if the answer is every variable at its widest, which needs no search."""
         return self.answer is not None and self.answer.chosen == self.space.wide
 
     @property
-    def closest(self) -> Found | None:
-        """Of all evaluated in full, the one with the least drop: what there is where no candidate is
-        feasible."""
-        return min(
-            (one for one in self.found if one.complete), key=lambda one: (one.drop, one.cost), default=None
-        )
+    def closest(self) -> EvaluatedCandidate | None:
+        """The complete candidate with the smallest drop."""
+        complete = (one for one in self.evaluated if one.complete)
+        return min(complete, key=lambda one: (one.measured.drop, one.cost), default=None)
 
     @property
-    def front(self) -> list[Found]:
-        """The candidates evaluated in full that none beats in both cost and drop, cheapest first."""
-        front: list[Found] = []
-        for one in sorted((one for one in self.found if one.complete), key=lambda one: (one.cost, one.drop)):
-            if not front or one.drop < front[-1].drop:
+    def front(self) -> list[EvaluatedCandidate]:
+        """The complete candidates that no other beats in both cost and drop, cheapest first."""
+        front: list[EvaluatedCandidate] = []
+        complete = (one for one in self.evaluated if one.complete)
+        for one in sorted(complete, key=lambda one: (one.cost, one.measured.drop)):
+            if not front or one.measured.drop < front[-1].measured.drop:
                 front.append(one)
         return front
 
@@ -137,5 +119,7 @@ class History:
         """A trial's candidate."""
         return tuple(trial.params[v.name] for v in self.space.variables)
 
-    def _found(self, trial: FrozenTrial) -> Found:
-        return Found(number=trial.number, chosen=self.chosen(trial), **json.loads(trial.user_attrs["found"]))
+    def _candidate(self, trial: FrozenTrial) -> EvaluatedCandidate:
+        record = json.loads(trial.user_attrs[CANDIDATE])
+        measured = Measurement(**record.pop("measured"))
+        return EvaluatedCandidate(number=trial.number, chosen=self.chosen(trial), measured=measured, **record)

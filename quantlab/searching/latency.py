@@ -45,9 +45,9 @@ def measured_latencies(
     )
     folder = cache_dir() / "latencies" / digest([*setting, repr(space)])
     if not folder.is_dir():
-        found = _measure(config, profile, material, space, plan)
+        latencies = _measure(config, profile, material, space, plan)
         with whole_folder(folder) as scratch:
-            (scratch / FILE).write_text(json.dumps(found), encoding="utf-8")
+            (scratch / FILE).write_text(json.dumps(latencies), encoding="utf-8")
     base, added = json.loads((folder / FILE).read_text(encoding="utf-8"))
     return Cost(
         name="latency", base=base, table={(variable, choice): value for variable, choice, value in added}

@@ -1,12 +1,11 @@
-"""Candidates that the scores speak for, before a sampler is asked: a ladder of best guesses, then the best
-one thinned.
+"""Proposals by predicted losses: ladders of candidates from cheap to dear, bisection on them, and thinning of
+the best candidate.
 
-Each function is pure: what comes next follows from what is known, so several workers and resumed studies
-agree.
+Each function is pure: the next proposal follows from the study alone, so that several workers and a resumed
+study agree on it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -15,37 +14,32 @@ from quantlab.methods.bits import Precision
 from quantlab.searching.costs import Cost
 from quantlab.searching.space import Choices, Space
 
-STEPS = 33  # of a ladder whose costs are no small whole numbers
+STEPS = 33  # of a ladder whose costs are not whole numbers, or span more than MOST_STEPS
 MOST_STEPS = 512
 EPSILON = 1e-9
 
 Losses = Mapping[tuple[str, Precision], float]  # by variable and choice; the widest choice loses nothing
+Feasibility = Mapping[Choices, bool | None]  # of candidates: within the limit or not; None: not evaluated yet
 
 
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What became of a candidate: whether it keeps within the limit, or None while it is being tried."""
-
-    feasible: bool | None
-
-
-def ladder(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
-    """The candidates with the least predicted loss within more and more cost, cheapest first."""
+def optimal_ladder(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
+    """For rising limits of cost, the candidate with the least predicted loss within each; cheapest first."""
     price = _prices(space, cost)
     limits = _limits(price, price.min(1).sum(), price.max(1).sum())
-    found = (least_loss(space, cost, losses, cost.base + limit) for limit in limits)
-    rungs = dict.fromkeys(chosen for chosen in found if chosen is not None)
+    best_within = (least_loss(space, cost, losses, cost.base + limit) for limit in limits)
+    rungs = dict.fromkeys(chosen for chosen in best_within if chosen is not None)
     return sorted(rungs, key=lambda chosen: cost.of(space, chosen))
 
 
 def least_loss(
     space: Space, cost: Cost, losses: Losses, limit: float, without: Iterable[Choices] = ()
 ) -> Choices | None:
-    """The candidate with the least predicted loss that costs at most ``limit`` and is none of ``without``; of
-    equals, the cheapest. None where there is none.
+    """The candidate with the least predicted loss that costs at most ``limit`` and is not in ``without``; the
+    cheapest of equals. None if there is no such candidate.
 
-    The predicted loss is the sum of the variables' own. A 0-1 linear program with one unknown for each
-    variable and choice; each candidate that is left out is a cut: not all of its choices at once.
+    The predicted loss is the sum over variables. A 0-1 linear program with one unknown x[v, c] for each
+    variable and choice: minimize sum x loss, with sum_c x[v, c] = 1 for every v and sum x price <= limit.
+    Each candidate in ``without`` adds the cut sum_v x[v, chosen_v] <= variables - 1.
     """
     names, choices = [v.name for v in space.variables], space.choices
     loss = np.array([[max(losses.get((name, choice), 0.0), 0.0) for choice in choices] for name in names])
@@ -53,21 +47,21 @@ def least_loss(
     one_each = LinearConstraint(np.kron(np.eye(len(names)), np.ones(len(choices))), 1, 1)
     affordable = LinearConstraint(price.ravel()[None], -np.inf, limit - cost.base + EPSILON)
     cuts = [[choice == other for choice in chosen for other in choices] for chosen in without]
-    left = [LinearConstraint(np.array(cuts, float), -np.inf, len(names) - 1)] if cuts else []
-    least = _minimum(_shares(loss), [one_each, affordable, *left])
+    excluded = [LinearConstraint(np.array(cuts, float), -np.inf, len(names) - 1)] if cuts else []
+    least = _minimum(_shares(loss), [one_each, affordable, *excluded])
     if least is None:
         return None
     as_good = LinearConstraint(_shares(loss).ravel()[None], -np.inf, (_shares(loss) * least).sum() + EPSILON)
-    cheapest = _minimum(_shares(price), [one_each, affordable, as_good, *left])
+    cheapest = _minimum(_shares(price), [one_each, affordable, as_good, *excluded])
     picks = (least if cheapest is None else cheapest).argmax(1)
     return tuple(choices[pick] for pick in picks)
 
 
-def greedy(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
-    """From everything at its narrowest, the widening that saves most predicted loss for its cost, again and
-    again."""
+def greedy_ladder(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
+    """Starts with everything at its narrowest; each step widens the variable that saves most predicted loss
+    for its cost."""
     current = list(space.narrow)
-    found = [tuple(current)]
+    rungs = [tuple(current)]
     while True:
         best: tuple[float, int, Precision] | None = None
         for index, v in enumerate(space.variables):
@@ -78,31 +72,31 @@ def greedy(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
                 if best is None or gain > best[0]:
                     best = (gain, index, choice)
         if best is None:
-            return found
+            return rungs
         current[best[1]] = best[2]
-        found.append(tuple(current))
+        rungs.append(tuple(current))
 
 
-def bisect(rungs: Sequence[Choices], known: Mapping[Choices, Known]) -> Choices | None:
-    """The rung halfway between the dearest that fails and the cheapest that keeps the answers; None where
-    they meet, or where the one that is asked for is being tried."""
+def bisect(rungs: Sequence[Choices], known: Feasibility) -> Choices | None:
+    """The rung halfway between the dearest infeasible and the cheapest feasible one. None if they are
+    neighbours, or if the rung between is being evaluated."""
     low, high = -1, len(rungs)
     for index, rung in enumerate(rungs):
-        if rung in known and known[rung].feasible:
+        if known.get(rung):
             high = min(high, index)
     for index, rung in enumerate(rungs[:high]):
-        if rung in known and known[rung].feasible is False:
+        if known.get(rung) is False:
             low = index
     middle = (low + high) // 2
     return rungs[middle] if low < middle < high and rungs[middle] not in known else None
 
 
-def thinner(
-    space: Space, cost: Cost, losses: Losses, best: Choices, known: Mapping[Choices, Known]
-) -> Choices | None:
-    """The best candidate with some of its wide variables narrowed to the next choice that costs less, those
-    of least predicted loss first: half of them, a quarter, and so on to each alone. None where all of these
-    are known."""
+def thinner(space: Space, cost: Cost, losses: Losses, best: Choices, known: Feasibility) -> Choices | None:
+    """The best candidate with some variables narrowed to the next choice that costs less.
+
+    Variables of the least predicted loss come first: half of them at once, then a quarter, and so on to each
+    alone. None if all of these candidates are known.
+    """
     steps = [
         (index, cheaper[-1])
         for index, (variable, choice) in enumerate(zip(space.variables, best, strict=True))
@@ -124,13 +118,13 @@ def thinner(
 
 
 def _cheaper(space: Space, cost: Cost, variable: str, choice: Precision) -> list[Precision]:
-    """The narrower choices that cost less, narrowest first; by latency, two choices can cost the same."""
+    """The narrower choices that cost less, narrowest first. Two choices can have the same latency."""
     narrower = space.choices[: space.choices.index(choice)]
     return [one for one in narrower if cost.table[variable, one] < cost.table[variable, choice]]
 
 
 def _minimum(objective: np.ndarray, constraints: Sequence[LinearConstraint]) -> np.ndarray | None:
-    """Ones where variables (rows) take choices (columns); None where nothing satisfies the constraints."""
+    """The solution as 0 and 1, (variables, choices); None if nothing satisfies the constraints."""
     solved = milp(
         objective.ravel(),
         integrality=np.ones(objective.size, dtype=int),
@@ -142,7 +136,7 @@ def _minimum(objective: np.ndarray, constraints: Sequence[LinearConstraint]) -> 
 
 
 def _shares(x: np.ndarray) -> np.ndarray:
-    """Shares of the largest: the solver's tolerances are absolute."""
+    """``x`` divided by its largest magnitude, since the solver's tolerances are absolute."""
     return np.asarray(x / max(np.abs(x).max(), np.finfo(float).tiny))
 
 

@@ -1,4 +1,5 @@
-"""How much each site's quantization matters: four scores, from nearly free to dear."""
+"""Sensitivity scores: how much quantizing one variable's sites changes the answers. Four scores, cheap to
+expensive."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,45 +19,48 @@ from quantlab.network.attention import Function
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant, QuantPlan
-from quantlab.searching.evaluate import Judge, Runner, evaluate
+from quantlab.searching.evaluate import Runner, evaluate_candidate
+from quantlab.searching.judge import Judge
 from quantlab.searching.space import Choices, Space
 from quantlab.tasks.batching import Batch, on_device, total_rows
 
-SCORES = ("noise_db", "first_order", "kl")  # the more, the worse
+SCORES = ("noise_db", "first_order", "kl")  # of each, more is worse
 MEASURED = "accuracy_drop_points"
 MEASURED_ERROR = "accuracy_drop_error_points"  # its standard error, paired over rows
-DIVERGED = 1e3  # stands for the divergence of answers that are NaN
+DIVERGED = 1e3  # nats: the divergence of answers that are NaN
 
-Table = dict[tuple[str, Precision], ActivationQuant]
+ActivationTable = dict[tuple[str, Precision], ActivationQuant]  # by site and precision
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
-    """One row a variable and choice, and what each score cost."""
+    """Scores of each variable at each choice but the widest, and what they cost."""
 
-    table: pd.DataFrame  # variable, choice, noise_db, first_order, kl, and what was measured
-    rows: dict[str, int]  # rows that were answered for each score, a backward pass counting as two
+    table: (
+        pd.DataFrame
+    )  # columns variable, choice, SCORES, and with_measured_loss adds MEASURED and its error
+    rows: dict[str, int]  # answered for each score; a backward pass counts as two
     seconds: dict[str, float]
 
     def of(self, score: str) -> dict[tuple[str, Precision], float]:
-        """One score by variable and choice; the widest choice, which nothing is compared with, is not in
-        it."""
+        """One score by variable and choice. The widest choice has none: it is what the others are compared
+        with."""
         columns = self.table[["variable", "choice", score]].itertuples(index=False)
         return {(variable, choice): float(value) for variable, choice, value in columns}
 
     def correlations(self) -> pd.DataFrame:
-        """Spearman's rank correlation of each score with the measured one, and its 95 % interval over the
+        """Spearman's rank correlation of each score with the measured loss, and its 95 % interval over the
         variables.
 
-        NaN where one of the two is constant, or there are fewer than four variables.
+        NaN if one of the two is constant or there are fewer than four variables.
         """
         rows = []
         for score in SCORES:
-            found, low, high = spearman_ci95(self.table[score].to_numpy(), self.table[MEASURED].to_numpy())
+            rho, low, high = spearman_ci95(self.table[score].to_numpy(), self.table[MEASURED].to_numpy())
             rows.append(
                 {
                     "score": score,
-                    "spearman": found,
+                    "spearman": rho,
                     "ci95_low": low,
                     "ci95_high": high,
                     "rows": self.rows[score],
@@ -69,15 +73,19 @@ class Scores:
 def score_sites(
     model: PreTrainedModel,
     space: Space,
-    table: Table,
+    table: ActivationTable,
     batches: Sequence[Batch],
     labels: np.ndarray,
     runner: Runner,
 ) -> Scores:
-    """Noise, first-order effect and divergence of every variable at every choice but the widest, it alone.
+    """Scores each variable at each choice but the widest, all other variables at their widest.
 
-    ``batches`` and ``labels`` (in the model's classes) are calibration rows; ``runner`` runs candidates on
-    them. The model has its weights on their grids.
+    ``noise_db``: minus the SQNR of the site's own tensor, dB; the worst site of the variable.
+    ``first_order``: :func:`first_order_of`, summed over the variable's sites. ``kl``: mean divergence of the
+    answers, nats (:func:`divergence`).
+
+    ``batches`` and ``labels`` (the model's class numbers) are calibration rows; ``runner`` runs candidates on
+    the same rows. The model's weights are quantized already.
     """
     rows, seconds = {}, {}
     combinations = [(v, choice) for choice in space.choices[:-1] for v in space.variables]
@@ -102,14 +110,15 @@ def score_sites(
 
     timed("noise_db", count * len(narrower), noise)
     timed("first_order", 3 * count * len(narrower), first_order)
-    timed("kl", count * (len(combinations) + 1), lambda: _divergences(runner, space, combinations_of(space)))
+    candidates = single_narrowings(space)
+    timed("kl", count * (len(combinations) + 1), lambda: _divergences(runner, space, candidates))
     named = {"variable": [v.name for v, _ in combinations], "choice": [choice for _, choice in combinations]}
     return Scores(table=pd.DataFrame({**named, **columns}), rows=rows, seconds=seconds)
 
 
-def combinations_of(space: Space) -> list[Choices]:
-    """For each narrower choice and each variable, the candidate that has it alone; the rest is at its
-    widest."""
+def single_narrowings(space: Space) -> list[Choices]:
+    """For each narrower choice and each variable: the candidate with this variable at this choice and all
+    others at their widest. Variables vary fastest."""
     wide = space.wide
     return [
         (*wide[:index], choice, *wide[index + 1 :])
@@ -118,18 +127,21 @@ def combinations_of(space: Space) -> list[Choices]:
     ]
 
 
-def measured(scores: Scores, space: Space, runner: Runner, columns: Sequence[int], judge: Judge) -> Scores:
-    """The same with the measured loss of accuracy, one at a time, on all of the runner's rows."""
+def with_measured_loss(
+    scores: Scores, space: Space, runner: Runner, columns: Sequence[int], judge: Judge
+) -> Scores:
+    """Adds the measured drop of each narrowing against everything at its widest, on all of the runner's
+    rows."""
     start = time.perf_counter()
-    wide = evaluate(runner, space.wide, columns, None)
+    wide = evaluate_candidate(runner, space.wide, columns, None)
     runner.keep(space.wide)
     base = judge.drop(wide)
-    found = [evaluate(runner, chosen, columns, None) for chosen in combinations_of(space)]
-    drops = [judge.drop(outcome) - base for outcome in found]
+    narrowed = [evaluate_candidate(runner, chosen, columns, None) for chosen in single_narrowings(space)]
+    drops = [judge.drop(outcomes) - base for outcomes in narrowed]
     right = judge.right(wide)
     errors = [
-        100 * accuracy_drop_error(right, judge.right(outcome)) if judge.counts_right else np.nan
-        for outcome in found
+        100 * accuracy_drop_error(right, judge.right(outcomes)) if judge.counts_right else np.nan
+        for outcomes in narrowed
     ]
     return Scores(
         table=scores.table.assign(**{MEASURED: drops, MEASURED_ERROR: errors}),
@@ -139,9 +151,9 @@ def measured(scores: Scores, space: Space, runner: Runner, columns: Sequence[int
 
 
 def noise_of(
-    model: PreTrainedModel, space: Space, table: Table, choice: Precision, batches: Sequence[Batch]
+    model: PreTrainedModel, space: Space, table: ActivationTable, choice: Precision, batches: Sequence[Batch]
 ) -> dict[str, float]:
-    """Minus the SQNR of each site's tensor in dB."""
+    """Minus the SQNR of each site's tensor at this choice, dB."""
     plan = QuantPlan(activations=tuple(table[site.name, choice] for site in space.sites))
     return {name: -value for name, value in site_sqnr_db(model, plan, space.sites, batches).items()}
 
@@ -149,25 +161,25 @@ def noise_of(
 def first_order_of(
     model: PreTrainedModel,
     sites: Sequence[Site],
-    table: Table,
+    table: ActivationTable,
     choice: Precision,
     batches: Sequence[Batch],
     labels: np.ndarray,
 ) -> dict[str, float]:
-    """Mean over rows of ``|sum of gradient x error|``: what a site's error changes of each row's loss, to
-    first order.
+    """What each site's quantization error changes of a row's loss, to first order.
 
-    One forward and one backward pass a batch, in FP32 arithmetic.
+    Mean over rows of ``|sum(dL/dx * (Q(x) - x))|``, with the row's loss L and the site's tensor x. One
+    forward and one backward pass a batch, in FP32.
     """
     effect = {site.name: 0.0 for site in sites}
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    passed: dict[str, tuple[Tensor, Tensor]] = {}  # this batch's tensor and its error, by site
 
     def look(name: str, snap: Function) -> Function:
         def keep(x: Tensor) -> Tensor:
             if not x.requires_grad:
                 x = x.detach().requires_grad_()
             x.retain_grad()
-            seen[name] = (x, snap(x.detach()) - x.detach())
+            passed[name] = (x, snap(x.detach()) - x.detach())
             return x
 
         return keep
@@ -177,23 +189,22 @@ def first_order_of(
         for batch in batches:
             logits = model(**on_device(batch, model.device)).logits
             torch.autograd.backward(_loss(logits, torch.from_numpy(labels[batch.indices]).to(model.device)))
-            for name, (x, error) in seen.items():
+            for name, (x, error) in passed.items():
                 if x.grad is not None:
                     effect[name] += float((x.grad * error).flatten(1).sum(1).abs().sum())
-            seen.clear()
+            passed.clear()
     return {name: total / total_rows(batches) for name, total in effect.items()}
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum of the rows' losses: each row's gradient is then its own."""
+    """The sum of the rows' losses: the gradient with respect to a row's tensor is then that row's own."""
     if logits.shape[-1] == 1:
         return (logits[:, 0] - labels.to(logits.dtype)).square().sum()
     return torch.nn.functional.cross_entropy(logits, labels.long(), reduction="sum")
 
 
 def _divergences(runner: Runner, space: Space, candidates: Sequence[Choices]) -> list[float]:
-    """Mean KL divergence of the answers' distribution from that of everything at its widest, row by row; of a
-    regression, the mean squared difference."""
+    """Mean over rows of each candidate's divergence from everything at its widest."""
     order = range(len(runner.batches))
     base = dict(runner.run(space.wide, order))
     runner.keep(space.wide)
@@ -208,8 +219,7 @@ def _divergences(runner: Runner, space: Space, candidates: Sequence[Choices]) ->
 
 
 def divergence(base: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """KL divergence of each row's answer from the base's, in nats; the squared difference for a
-    regression."""
+    """KL(base || candidate) of each row's softmax, nats, (rows,); for a regression the squared difference."""
     if base.shape[1] == 1:
         return np.asarray((base - logits)[:, 0].astype(np.float64) ** 2)
     p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (base, logits))

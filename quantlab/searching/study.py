@@ -1,4 +1,4 @@
-"""Optuna's study of a search: opened or continued, and shared by workers that may die."""
+"""The Optuna study of a search: opens or continues it, and frees the candidates of workers that died."""
 
 import time
 import warnings
@@ -32,8 +32,9 @@ from quantlab.tracking.liveness import Owner
 IDENTITY = "identity"
 OWNER = "owner"
 SETUP_ROWS = "rows of reference and scores"
+CANDIDATE = "candidate"
 HELD_OUT = "on the rows that did not choose"
-FEW_VARIABLES, FEW_EVALUATIONS = 20, 100  # within which a Gaussian process is worth its own time
+FEW_VARIABLES, FEW_EVALUATIONS = 20, 100  # up to these a Gaussian process is worth its own time
 SQLITE_WAIT_S = 60
 CHANCES = 5
 
@@ -41,10 +42,10 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def open_study(search: Search, space: Space, folder: Path, identity: Mapping[str, str]) -> Study:
-    """Makes the study, or goes on with it. ``identity`` is what its numbers depend on.
+    """Creates the study or continues it. ``identity``: fingerprints of what its numbers depend on.
 
-    Raises ValueError, saying what differs, where the study of this name is another one's, and ConnectionError
-    where the storage cannot be reached.
+    Raises ValueError naming what differs if a study of this name has another identity, and ConnectionError if
+    the storage cannot be reached.
     """
     url = storage_url(search.storage, folder)
     study = _created(url, search, space, folder)
@@ -54,15 +55,15 @@ def open_study(search: Search, space: Space, folder: Path, identity: Mapping[str
     elif differing := [name for name in identity if known.get(name) != identity[name]]:
         raise ValueError(
             f"the study {search.name!r} in {without_password(url)} is of another "
-            f"{', another '.join(differing)}: its "
-            f"results say nothing here. Give this search another search.name"
+            f"{', another '.join(differing)}: its results are not comparable. Give this search another "
+            f"search.name"
         )
     return study
 
 
 def storage_url(storage: str | None, folder: Path) -> str:
-    """The URL of a study's database, or a journal's path: ``search.storage``, or study.db in the search's
-    folder."""
+    """The URL of the study's database or the path of its journal; without ``search.storage``, of study.db in
+    ``folder``."""
     if storage is None or (storage.startswith("/") and not storage.endswith(".log")):
         return sqlite_url(Path(storage or folder / "study.db"))
     return storage
@@ -80,7 +81,7 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
                     storage=_storage(url, search.heartbeat_s),
                     study_name=search.name,
                     directions=directions,
-                    sampler=sampler(search, space),
+                    sampler=make_sampler(search, space),
                     load_if_exists=True,
                 )
                 study.set_metric_names(metric_names(search))
@@ -104,7 +105,7 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
 
 
 def metric_names(search: Search) -> list[str]:
-    """What optuna-dashboard calls the study's values."""
+    """Names of the study's objective values, for optuna-dashboard."""
     unit = UNITS[search.cost]
     penalized = f"{unit} (beyond max_drop: the most of these, and the points beyond)"
     return {"cost": [penalized], "accuracy": ["metric"], "pareto": [unit, "metric"]}[search.mode]
@@ -113,7 +114,7 @@ def metric_names(search: Search) -> list[str]:
 def identity_of(
     search: Search, space: Space, checkpoint: str, data: str, code: str, trial: str
 ) -> dict[str, str]:
-    """What a study's numbers depend on, each as a fingerprint."""
+    """Fingerprints of what a study's numbers depend on."""
     layout = [(v.name, [site.name for site in v.sites]) for v in space.variables]
     goal = (search.mode, search.max_drop, search.max_cost, search.decide, search.reference, search.cost)
     return {
@@ -127,15 +128,18 @@ def identity_of(
 
 
 def retry_stale(study: Study) -> None:
-    """Workers that have been silent for too long are taken for dead, and their candidates tried again."""
+    """Queues the candidates of workers whose heartbeat has stopped."""
     with _experimental():
         fail_stale_trials(study)
 
 
 def retry_dead(study: Study, width: int, silent_s: float) -> None:
-    """What a worker that is gone from this machine was evaluating is tried again, at once and on any storage;
-    workers on other machines are known by their heartbeats. One that was killed before it could sign has
-    neither."""
+    """Queues the candidates of this machine's dead workers at once, whatever the storage.
+
+    Dead workers on other machines are found by their heartbeats (:func:`retry_stale`). A worker that was
+    killed before it wrote its owner has no heartbeat either: its trial fails after ``silent_s``. ``width`` is
+    the number of variables.
+    """
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         owner, started = trial.user_attrs.get(OWNER), trial.datetime_start
         unsigned = (
@@ -143,7 +147,7 @@ def retry_dead(study: Study, width: int, silent_s: float) -> None:
         )
         if not unsigned and (owner is None or not Owner(**owner).gone()):
             continue
-        with suppress(ValueError):  # another worker has seen it as well
+        with suppress(ValueError):  # another worker has told Optuna already
             study.tell(trial.number, state=TrialState.FAIL)
             if len(trial.params) == width:
                 study.enqueue_trial(
@@ -152,25 +156,25 @@ def retry_dead(study: Study, width: int, silent_s: float) -> None:
 
 
 def count_setup(study: Study, what: str, rows: int) -> None:
-    """Notes the rows that were answered before the first candidate, once however many workers answer them."""
+    """Records rows that were answered besides candidates, by purpose: several workers count once."""
     study.set_user_attr(SETUP_ROWS, {**study.user_attrs.get(SETUP_ROWS, {}), what: rows})
 
 
-def keep_measured(study: Study, number: int, measured: Mapping[str, Any]) -> None:
-    """Notes what a candidate is on the rows that did not choose it."""
+def keep_held_out(study: Study, number: int, measured: Mapping[str, Any]) -> None:
+    """Records a candidate's measurement on the rows that did not choose it."""
     study.set_user_attr(HELD_OUT, {**study.user_attrs.get(HELD_OUT, {}), str(number): dict(measured)})
 
 
 @contextmanager
 def _experimental() -> Iterator[None]:
-    """Optuna has called heartbeats experimental since its version 2.8."""
+    """Hides the warning that Optuna's heartbeats are experimental, as they have been since version 2.8."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
 
 
-def sampler(search: Search, space: Space) -> BaseSampler:
-    """The sampler that is asked where no score speaks for a candidate. Each worker draws other numbers."""
+def make_sampler(search: Search, space: Space) -> BaseSampler:
+    """The sampler of candidates that no score proposes. Each worker has another seed."""
     seed = search.seed + 1000 * search.worker
     few = len(space.variables) <= FEW_VARIABLES and (search.trials or search.budget) <= FEW_EVALUATIONS
     automatic = "nsga2" if search.mode == "pareto" else "gp" if few else "tpe"
@@ -182,19 +186,18 @@ def sampler(search: Search, space: Space) -> BaseSampler:
     return RandomSampler(seed=seed) if name == "random" else TPESampler(seed=seed)
 
 
-def distributions(space: Space) -> dict[str, Any]:
-    """The space as Optuna's."""
+def distributions_of(space: Space) -> dict[str, Any]:
+    """The space as Optuna's distributions, by variable."""
     return {v.name: CategoricalDistribution(space.choices) for v in space.variables}
 
 
-def params(space: Space, chosen: Choices) -> dict[str, Any]:
+def candidate_params(space: Space, chosen: Choices) -> dict[str, Any]:
     """A candidate as Optuna's parameters."""
     return {v.name: choice for v, choice in zip(space.variables, chosen, strict=True)}
 
 
-def earlier(trials: Iterable[FrozenTrial], number: int) -> list[FrozenTrial]:
-    """Trials before this one that run or have been evaluated: of two that claim the same, the first has
-    it."""
+def earlier_claims(trials: Iterable[FrozenTrial], number: int) -> list[FrozenTrial]:
+    """Trials before ``number`` that run or are complete. Of two with one candidate, the first has it."""
     taken = (TrialState.RUNNING, TrialState.COMPLETE)
     return [trial for trial in trials if trial.number < number and trial.state in taken]
 
@@ -205,10 +208,10 @@ def _storage(url: str, heartbeat_s: int) -> BaseStorage:
     waiting = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite") else {}
     if RUNS in inspect(create_engine(url, poolclass=NullPool, **waiting)).get_table_names():
         raise ValueError(
-            f"{without_password(url)} is MLflow's database: give the study another search.storage"
+            f"{without_password(url)} is MLflow's database: the study needs another search.storage"
         )
     return RDBStorage(
-        url.replace("{", "{{").replace("}", "}}"),  # Optuna takes braces for fields
+        url.replace("{", "{{").replace("}", "}}"),  # Optuna formats the URL
         engine_kwargs=waiting,
         heartbeat_interval=heartbeat_s,
         grace_period=2 * heartbeat_s,

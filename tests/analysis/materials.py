@@ -26,7 +26,7 @@ CALIBRATION = MinMax(samples=SAMPLES, batch_size=8)
 class Made(Task):
     """A task whose rows are handed over."""
 
-    def load(self) -> Splits:
+    def load_material(self) -> Splits:
         raise NotImplementedError
 
 

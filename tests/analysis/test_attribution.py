@@ -10,12 +10,18 @@ import torch
 from searches import PLANTED, MakeLab, SearchLab
 from torch import Tensor
 
-from quantlab.analysis.attribution import answered, attribution_table, error_power, kl, logit_error
+from quantlab.analysis.attribution import (
+    attribution_table,
+    error_power,
+    logit_error,
+    mean_divergence,
+    record_forward,
+)
 from quantlab.engines.insert import insert
 from quantlab.evaluation.diagnosis import site_sqnr_db
 from quantlab.plan.plan import QuantPlan
-from quantlab.searching.scores import combinations_of
-from quantlab.searching.setup import Bench
+from quantlab.searching.scores import single_narrowings
+from quantlab.searching.setup import PreparedModel
 from quantlab.searching.space import Choices
 from quantlab.tasks.batching import Batch
 
@@ -26,17 +32,17 @@ class Direct:
     """A bench's candidates by the plain way in: the whole plan inserted into the FP32 model, hidden states
     taken from transformers."""
 
-    def __init__(self, ready: Bench):
-        self.ready, self.model, self.batches = ready, ready.material.model, ready.scored_rows()[0]
-        candidates = [ready.space.wide, ready.space.narrow, *combinations_of(ready.space)]
+    def __init__(self, prepared: PreparedModel):
+        self.prepared, self.model, self.batches = prepared, prepared.material.model, prepared.scored_rows()[0]
+        candidates = [prepared.space.wide, prepared.space.narrow, *single_narrowings(prepared.space)]
         self.plans = {
-            c: QuantPlan(activations=ready.activations(c), weights=ready.weights) for c in candidates
+            c: QuantPlan(activations=prepared.activations(c), weights=prepared.weights) for c in candidates
         }
 
     def run(self, chosen: Choices) -> tuple[Tensor, list[Tensor]]:
         """Logits, and hidden states by depth without padding."""
         logits, hidden = [], []
-        with insert(self.model, self.plans[chosen], self.ready.config.engine), torch.inference_mode():
+        with insert(self.model, self.plans[chosen], self.prepared.config.engine), torch.inference_mode():
             for batch in self.batches:
                 output = self.model(**batch.inputs, output_hidden_states=True)
                 logits.append(output.logits.double())
@@ -53,8 +59,8 @@ def found(
     request: pytest.FixtureRequest, make_lab: MakeLab
 ) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, Direct]]:
     """Both tables of a model with one culprit, then the same model in FP32 again."""
-    with make_lab((1,)).bench(f"engine={request.param}") as ready:
-        tables, direct = attribution_table(ready), Direct(ready)
+    with make_lab((1,)).prepared(f"engine={request.param}") as prepared:
+        tables, direct = attribution_table(prepared), Direct(prepared)
     return *tables, direct  # type: ignore[return-value]
 
 
@@ -79,9 +85,9 @@ def test_layer_and_role_are_the_sites(found: Found) -> None:
 
 def test_changes_of_the_answers_are_those_of_direct_runs(found: Found) -> None:
     table, _, direct = found
-    rows, space = table.set_index("site"), direct.ready.space
+    rows, space = table.set_index("site"), direct.prepared.space
     base = direct.run(space.wide)[0]
-    for variable, chosen in zip(space.variables, combinations_of(space), strict=True):
+    for variable, chosen in zip(space.variables, single_narrowings(space), strict=True):
         logits, row = direct.run(chosen)[0], rows.loc[variable.name]
         expected = float((logits - base).square().mean().sqrt())
         assert row["logit_error"] == pytest.approx(expected, rel=1e-3, abs=1e-7), variable.name
@@ -93,9 +99,9 @@ def test_changes_of_the_answers_are_those_of_direct_runs(found: Found) -> None:
 def test_noise_is_the_sites_own(found: Found) -> None:
     """In the network with quantized weights and nothing else."""
     table, _, direct = found
-    space, ready = direct.ready.space, direct.ready
-    narrow = QuantPlan(activations=ready.activations(space.narrow))
-    with insert(direct.model, QuantPlan(weights=ready.weights)):
+    space, prepared = direct.prepared.space, direct.prepared
+    narrow = QuantPlan(activations=prepared.activations(space.narrow))
+    with insert(direct.model, QuantPlan(weights=prepared.weights)):
         expected = site_sqnr_db(direct.model, narrow, space.sites, direct.batches)
     for row in table.itertuples():
         assert row.sqnr_db == pytest.approx(expected[row.site], rel=1e-4), row.site
@@ -104,7 +110,7 @@ def test_noise_is_the_sites_own(found: Found) -> None:
 def test_errors_accumulate_as_direct_runs_say(found: Found) -> None:
     """Measured: everything narrow. Additive: each site alone, summed. Signal: everything wide."""
     _, table, direct = found
-    space = direct.ready.space
+    space = direct.prepared.space
     base = direct.run(space.wide)[1]
 
     def power(chosen: Choices) -> np.ndarray:
@@ -118,28 +124,29 @@ def test_errors_accumulate_as_direct_runs_say(found: Found) -> None:
     ]
     np.testing.assert_allclose(table["signal"], [float(x.square().sum()) for x in base], rtol=1e-4)
     np.testing.assert_allclose(table["measured"], power(space.narrow), rtol=1e-3)
-    np.testing.assert_allclose(table["additive"], sum(map(power, combinations_of(space))), rtol=1e-3)
+    np.testing.assert_allclose(table["additive"], sum(map(power, single_narrowings(space))), rtol=1e-3)
     assert (table["additive"] > 0).all() and (table["measured"] > 0).all()
 
 
 def test_a_site_changes_nothing_before_it(found: Found) -> None:
     direct = found[2]
-    space, ready = direct.ready.space, direct.ready
+    space, prepared = direct.prepared.space, direct.prepared
     last = [v.name for v in space.variables].index("1.layer.out")
-    with insert_again(ready):
+    with insert_again(prepared):
         base, alone = (
-            answered(ready, chosen, direct.batches) for chosen in (space.wide, combinations_of(space)[last])
+            record_forward(prepared, chosen, direct.batches)
+            for chosen in (space.wide, single_narrowings(space)[last])
         )
     power = error_power(base, alone)
     assert power[0] == power[1] == 0 < power[2]
-    assert logit_error(base, base) == kl(base, base) == 0
+    assert logit_error(base, base) == mean_divergence(base, base) == 0
 
 
-def insert_again(ready: Bench) -> object:
+def insert_again(prepared: PreparedModel) -> object:
     """The weights in place once more, after the bench has ended."""
     from quantlab.engines.insert import quantized_weights
 
-    return quantized_weights(ready.material.model, ready.weights)
+    return quantized_weights(prepared.material.model, prepared.weights)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +154,9 @@ def insert_again(ready: Bench) -> object:
     [("layer", "1.*", "*"), ("role", "*.ffn.mid", "ffn.mid"), ("layer_role", "1.ffn.*", "ffn.*")],
 )
 def test_sites_decided_together(make_lab: MakeLab, group: str, worst: str, role: str) -> None:
-    with make_lab((1,)).bench(f"search.group_by={group}") as ready:
-        table, accumulation = attribution_table(ready)
-        names = [variable.name for variable in ready.space.variables]
+    with make_lab((1,)).prepared(f"search.group_by={group}") as prepared:
+        table, accumulation = attribution_table(prepared)
+        names = [variable.name for variable in prepared.space.variables]
     assert set(table["site"]) == set(names)
     first = table.iloc[0]
     assert (first["site"], first["role"]) == (worst, role) and first["layer"] == worst[0]
@@ -157,10 +164,10 @@ def test_sites_decided_together(make_lab: MakeLab, group: str, worst: str, role:
 
 
 def test_two_culprits_come_first_and_the_model_stays_as_it_was(planted: SearchLab) -> None:
-    with planted.bench() as ready:
-        model = ready.material.model
+    with planted.prepared() as prepared:
+        model = prepared.material.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        table = attribution_table(ready)[0]
+        table = attribution_table(prepared)[0]
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         assert not any(value.requires_grad or value.grad is not None for value in model.parameters())
@@ -169,7 +176,7 @@ def test_two_culprits_come_first_and_the_model_stays_as_it_was(planted: SearchLa
 
 
 def test_sites_behind_the_stream_leave_it_alone(make_lab: MakeLab) -> None:
-    with make_lab((1,)).bench("search.sites=['head.*']", "bits.activations=fp16") as ready:
-        table, accumulation = attribution_table(ready)
+    with make_lab((1,)).prepared("search.sites=['head.*']", "bits.activations=fp16") as prepared:
+        table, accumulation = attribution_table(prepared)
     assert set(table["layer"]) == {"head"}
     assert (accumulation[["additive", "measured"]] == 0).all(axis=None)

@@ -17,7 +17,7 @@ from hydra.errors import CompactHydraException, InstantiationException
 from searches import PLANTED, MakeLab
 
 from quantlab import outliers
-from quantlab.analysis import analysis as running
+from quantlab.analysis import outlier_analysis as running
 from quantlab.analysis.outliers_config import Outliers
 from quantlab.storage.memo import Memo
 
@@ -199,7 +199,7 @@ def test_another_start_writes_the_folder_again_and_one_that_fails_leaves_no_summ
     assert {path.name: path.read_bytes() for path in again.folder.glob("*.csv")} == contents
     assert analyse(*small, "outliers.draws=3").folder != first.folder
     monkeypatch.setattr(
-        running, "attribution_table", lambda ready: (_ for _ in ()).throw(OSError("disk full"))
+        running, "attribution_table", lambda prepared: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(CompactHydraException, match="disk full"):
         analyse(*small)
@@ -284,7 +284,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(
     override: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr(running, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(running, "load_material", lambda *_: pytest.fail("loaded"))
     with pytest.raises((CompactHydraException, InstantiationException), match=re.escape(message)):
         analyse(*small, override)
     assert not (tmp_path / "multirun" / "outliers").exists()
@@ -293,6 +293,6 @@ def test_bad_settings_are_refused_before_anything_is_loaded(
 def test_clipping_needs_weights_on_grids(
     analyse: Analyse, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(running, "load_material", lambda *_: pytest.fail("loaded"))
     with pytest.raises(CompactHydraException, match="outliers.clip clips weights by the range of their grid"):
         analyse(*small, "bits.weights=fp16", "outliers.clip=[1]")

@@ -16,7 +16,7 @@ from quantlab.analysis.remedies import check_clipping, clipping_table, fibonacci
 from quantlab.engines.insert import insert
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan
-from quantlab.searching.setup import Bench
+from quantlab.searching.setup import PreparedModel
 from quantlab.storage.memo import Memo
 from quantlab.trial.trial import run_trial
 
@@ -28,15 +28,15 @@ def config(lab: SearchLab, *more: str) -> OutliersConfig:
     return lab._composed("outliers", *settings)  # type: ignore[return-value]
 
 
-def ranked(ready: Bench) -> list[str]:
+def ranked(prepared: PreparedModel) -> list[str]:
     """The planted sites first, the rest of those that are decided in the network's order."""
-    names = [variable.name for variable in ready.space.variables]
+    names = [variable.name for variable in prepared.space.variables]
     return [*PLANTED, *(name for name in names if name not in PLANTED)]
 
 
 def protecting(lab: SearchLab, draws: int, *more: str) -> pd.DataFrame:
-    with Opened(config(lab, *more)) as ready:
-        return protection_table(ready, ranked(ready), draws, 0)
+    with Opened(config(lab, *more)) as prepared:
+        return protection_table(prepared, ranked(prepared), draws, 0)
 
 
 @properties
@@ -47,9 +47,9 @@ def test_fibonacci(most: int) -> None:
 
 
 def test_the_worst_sites_are_enough_and_random_ones_are_not(planted: SearchLab) -> None:
-    with Opened(config(planted)) as ready:
-        order = ranked(ready)
-        table = protection_table(ready, order, 5, 0)
+    with Opened(config(planted)) as prepared:
+        order = ranked(prepared)
+        table = protection_table(prepared, order, 5, 0)
         names = set(order)
     reference, top, random = (table[table["kind"] == kind] for kind in ("reference", "top", "random"))
     assert reference[["sites", "accuracy", "drop_points", "n"]].to_numpy().tolist() == [[30, 1, 0, ROWS]]
@@ -68,10 +68,10 @@ def test_the_worst_sites_are_enough_and_random_ones_are_not(planted: SearchLab) 
 
 
 def test_random_sites_are_seeded_and_can_be_left_out(planted: SearchLab) -> None:
-    with Opened(config(planted, "search.sites=['*.ffn.*']")) as ready:
-        order = ranked(ready)
+    with Opened(config(planted, "search.sites=['*.ffn.*']")) as prepared:
+        order = ranked(prepared)
         first, again, other, none = (
-            protection_table(ready, order, draws, seed) for draws, seed in ((2, 0), (2, 0), (2, 1), (0, 0))
+            protection_table(prepared, order, draws, seed) for draws, seed in ((2, 0), (2, 0), (2, 1), (0, 0))
         )
     pd.testing.assert_frame_equal(first, again)
     assert list(first["protected"]) != list(other["protected"])
@@ -86,20 +86,20 @@ def test_a_draw_has_no_site_twice(planted: SearchLab) -> None:
 
 
 def test_the_numbers_are_those_of_the_protected_plan(planted: SearchLab) -> None:
-    with Opened(config(planted)) as ready:
-        table = protection_table(ready, ranked(ready), 1, 0)
+    with Opened(config(planted)) as prepared:
+        table = protection_table(prepared, ranked(prepared), 1, 0)
         plans = {
-            row.protected: QuantPlan(activations=ready.activations(chosen), weights=ready.weights)
+            row.protected: QuantPlan(activations=prepared.activations(chosen), weights=prepared.weights)
             for row in table.itertuples()
             if row.kind != "reference"
-            for chosen in [protected(ready, row.protected.split())]
+            for chosen in [protected(prepared, row.protected.split())]
         }
         items = {item.site: str(item.grid) for item in plans[" ".join(PLANTED)].activations}
         assert {name for name, grid in items.items() if grid == "fp16"} == set(PLANTED)
     for row in table[table["kind"] != "reference"].itertuples():
-        with insert(ready.material.model, plans[row.protected], "integer"):
-            logits = ready.material.predict("directly").logits
-        assert row.accuracy == (logits.argmax(-1) == ready.material.rows.labels).mean()
+        with insert(prepared.material.model, plans[row.protected], "integer"):
+            logits = prepared.material.predict("directly").logits
+        assert row.accuracy == (logits.argmax(-1) == prepared.material.rows.labels).mean()
 
 
 def test_nothing_needs_protection_where_the_loss_is_allowed(planted: SearchLab) -> None:
@@ -110,9 +110,9 @@ def test_nothing_needs_protection_where_the_loss_is_allowed(planted: SearchLab) 
 def test_all_are_tried_where_none_is_enough(planted: SearchLab) -> None:
     """Weights of 2 bits against FP32: not even everything wide is within it."""
     harsh = ("search.reference=fp32", "bits.weights=2", "search.max_drop=0", "search.group_by=layer")
-    with Opened(config(planted, *harsh)) as ready:
-        names = [variable.name for variable in ready.space.variables]
-        table = protection_table(ready, names, 3, 0)
+    with Opened(config(planted, *harsh)) as prepared:
+        names = [variable.name for variable in prepared.space.variables]
+        table = protection_table(prepared, names, 3, 0)
     assert list(table["kind"]) == ["reference"] + ["top"] * 5
     assert list(table["sites"][1:]) == [0, 1, 2, 3, 4] and (table["drop_points"][1:] > 0).all()
 

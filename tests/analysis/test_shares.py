@@ -9,15 +9,15 @@ import torch
 from searches import SearchLab
 from torch import Tensor
 
-from quantlab.analysis.attribution import answered
-from quantlab.analysis.shares import SHARES, Errors, Observer, error_shares
+from quantlab.analysis.attribution import record_forward
+from quantlab.analysis.shares import SHARES, ErrorObserver, SquaredErrors, error_shares
 from quantlab.engines.insert import quantizer
 from quantlab.network.sites import Site, Tap
 from quantlab.network.taps import valid_elements
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
-from quantlab.searching.setup import Bench
+from quantlab.searching.setup import PreparedModel
 
 CHANNELS, ROWS, TOKENS, STEP = 8, 40, 25, 10.0
 SITE = Site(name="s", channels=CHANNELS, made_at=Tap("module", "output"))
@@ -39,9 +39,9 @@ def on_grid(lo: float, hi: float, grid: AffineGrid = SYMMETRIC, **groups: tuple[
 def shares(x: Tensor, item: ActivationQuant, mask: Tensor | None = None) -> dict[str, float]:
     """The shares of one site's tensor, in two batches."""
     mask = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-    sketch, errors = Sketch(channels=CHANNELS), Errors()
+    sketch, errors = Sketch(channels=CHANNELS), SquaredErrors()
     sketch.update(valid_elements(x, mask, SITE))
-    observer = Observer.of(SITE, item, sketch, errors)
+    observer = ErrorObserver.of(SITE, item, sketch, errors)
     for rows in (slice(15), slice(15, None)):
         observer.look(x[rows], mask[rows])
     return errors.shares()
@@ -121,34 +121,36 @@ def test_equal_elements_have_no_outliers() -> None:
 
 
 @pytest.fixture(scope="module", params=["integer", "simulated"])
-def ready(request: pytest.FixtureRequest, make_lab: object) -> Iterator[Bench]:
+def prepared(request: pytest.FixtureRequest, make_lab: object) -> Iterator[PreparedModel]:
     lab: SearchLab = make_lab((1,))  # type: ignore[operator]
-    with lab.bench(f"engine={request.param}", "search.choices=[int8,int16]") as bench:
-        yield bench
+    with lab.prepared(f"engine={request.param}", "search.choices=[int8,int16]") as prepared:
+        yield prepared
 
 
-def test_every_decided_site_has_shares_of_its_own_error(ready: Bench) -> None:
-    table = error_shares(ready).set_index("site")
-    assert list(table.index) == [site.name for site in ready.space.sites]
-    batches, _ = ready.scored_rows()
-    model = ready.material.model
+def test_every_decided_site_has_shares_of_its_own_error(prepared: PreparedModel) -> None:
+    table = error_shares(prepared).set_index("site")
+    assert list(table.index) == [site.name for site in prepared.space.sites]
+    batches, _ = prepared.scored_rows()
+    model = prepared.material.model
     with torch.inference_mode():
         hidden = [model(**batch.inputs, output_hidden_states=True).hidden_states[1] for batch in batches]
-    item = ready.table["0.layer.out", "int8"]
+    item = prepared.table["0.layer.out", "int8"]
     kept = [x[batch.inputs["attention_mask"].bool()] for x, batch in zip(hidden, batches, strict=True)]
     assert table["error_power"]["0.layer.out"] == pytest.approx(direct(torch.cat(kept), item), rel=1e-4)
     inside, due = table[list(SHARES[::2])], table[list(SHARES[1::2])]
     assert ((inside >= 0) & (inside <= 1)).all(axis=None) and (due <= 1).all(axis=None)
 
 
-def test_the_planted_sites_error_is_due_to_its_outliers(ready: Bench) -> None:
-    planted = error_shares(ready).set_index("site").loc["1.ffn.mid"]
+def test_the_planted_sites_error_is_due_to_its_outliers(prepared: PreparedModel) -> None:
+    planted = error_shares(prepared).set_index("site").loc["1.ffn.mid"]
     assert planted["due_to_dominant_channels"] > 0.99 > 0.5 > planted["in_dominant_channels"]
 
 
-def test_measuring_leaves_the_answers_as_they_were(ready: Bench) -> None:
-    batches, _ = ready.scored_rows()
-    before = answered(ready, ready.space.narrow, batches).logits
-    error_shares(ready)
-    for one, other in zip(before, answered(ready, ready.space.narrow, batches).logits, strict=True):
+def test_measuring_leaves_the_answers_as_they_were(prepared: PreparedModel) -> None:
+    batches, _ = prepared.scored_rows()
+    before = record_forward(prepared, prepared.space.narrow, batches).logits
+    error_shares(prepared)
+    for one, other in zip(
+        before, record_forward(prepared, prepared.space.narrow, batches).logits, strict=True
+    ):
         np.testing.assert_array_equal(one, other)

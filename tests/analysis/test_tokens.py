@@ -17,7 +17,7 @@ from quantlab.analysis.tokens import (
     PUNCTUATION,
     SIGMAS,
     WORD,
-    Kinds,
+    TokenKinds,
     is_punctuation,
     token_channels,
     token_table,
@@ -43,12 +43,12 @@ def test_words_digits_spaces_and_broken_bytes_are_not(text: str) -> None:
     assert not is_punctuation(text)
 
 
-def kinds_of(vocabulary: dict[str, int], kinds: Kinds) -> dict[str, str]:
+def kinds_of(vocabulary: dict[str, int], kinds: TokenKinds) -> dict[str, str]:
     return {token: kinds.names[kinds.of_id[number]] for token, number in vocabulary.items()}
 
 
 def test_kinds_of_word_pieces() -> None:
-    kinds = Kinds.of(made_tokenizer())
+    kinds = TokenKinds.of(made_tokenizer())
     assert kinds.names[-3:] == (PUNCTUATION, WORD, PADDING)
     found = kinds_of(made_tokenizer().get_vocab(), kinds)
     special = {name: name for name in ("[UNK]", "[CLS]", "[SEP]", "[MASK]")}
@@ -69,7 +69,7 @@ def test_kinds_of_byte_level_pieces() -> None:
     }
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", *pieces)
     tokenizer = RobertaTokenizerFast(vocab={name: index for index, name in enumerate(names)}, merges=[])
-    kinds = Kinds.of(tokenizer)
+    kinds = TokenKinds.of(tokenizer)
     assert len(set(kinds.names)) == len(kinds.names)  # <s> is two special tokens at once
     found = kinds_of(tokenizer.get_vocab(), kinds)
     assert {name: found[name] for name in pieces} == pieces
@@ -77,7 +77,7 @@ def test_kinds_of_byte_level_pieces() -> None:
 
 
 def test_padding_is_what_the_mask_leaves_out() -> None:
-    kinds, tokenizer = Kinds.of(made_tokenizer()), made_tokenizer()
+    kinds, tokenizer = TokenKinds.of(made_tokenizer()), made_tokenizer()
     ids = torch.tensor([tokenizer.convert_tokens_to_ids(["[CLS]", "cat", ",", "[SEP]", "[PAD]", "cat"])])
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
     one_hot = kinds.one_hot(Batch(inputs={"input_ids": ids, "attention_mask": mask}, indices=np.arange(1)))

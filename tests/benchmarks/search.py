@@ -37,12 +37,13 @@ from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.results.plots import COLOURS
-from quantlab.searching.evaluate import Judge, Runner, evaluate
+from quantlab.searching.evaluate import Runner, evaluate_candidate
+from quantlab.searching.judge import Judge
 from quantlab.searching.proposals import least_loss
 from quantlab.searching.search_config import SearchConfig
-from quantlab.searching.searching import made
-from quantlab.searching.setup import Bench, bench
-from quantlab.searching.solution import progress_of
+from quantlab.searching.search_pictures import best_cost_over_time
+from quantlab.searching.search_run import make_worker
+from quantlab.searching.setup import PreparedModel, prepared_model
 from quantlab.searching.study import open_study
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.sweep import in_hydra
@@ -74,11 +75,14 @@ def main() -> None:
     if arguments.shared is None:
         parser.error("it needs --shared, the folder of models/minilm-qnli and data/glue/qnli")
     config = configured(arguments.shared.absolute(), arguments.rows)
-    with bench(config, Memo()) as ready, tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
+    with (
+        prepared_model(config, Memo()) as prepared,
+        tempfile.TemporaryDirectory(prefix="quantlab-") as folder,
+    ):
         if arguments.measurement == "compare":
-            compare(ready, Path(folder), arguments.budget, arguments.seeds)
+            compare(prepared, Path(folder), arguments.budget, arguments.seeds)
         else:
-            reuse(ready)
+            reuse(prepared)
 
 
 def configured(shared: Path, rows: int) -> SearchConfig:
@@ -102,7 +106,7 @@ def configured(shared: Path, rows: int) -> SearchConfig:
         )
 
 
-def compare(ready: Bench, folder: Path, budget: int, seeds: int) -> None:
+def compare(prepared: PreparedModel, folder: Path, budget: int, seeds: int) -> None:
     """Every search on the same budget rules: rows that were answered, of whatever candidate, by the whole
     set's."""
     curves: dict[str, list[tuple[list[float], list[float]]]] = {"quantlab": [], "TPE": [], "random": []}
@@ -112,12 +116,12 @@ def compare(ready: Bench, folder: Path, budget: int, seeds: int) -> None:
             "TPE": {**PLAIN, "sampler": "tpe", "budget": budget + 1, "seed": seed},
             "random": {**PLAIN, "sampler": "random", "budget": budget + 1, "seed": seed},
         }.items():
-            curves[name].append(searched(ready, folder / f"{name}-{seed}", changes))
+            curves[name].append(searched(prepared, folder / f"{name}-{seed}", changes))
             spent, best = curves[name][-1]
             print(
                 f"{name}, seed {seed}: best {np.nanmin(best):g} after {spent[-1]:.1f} evaluations", flush=True
             )
-    curves["greedy one at a time"] = [greedy_by_accuracy(ready, budget)]
+    curves["greedy one at a time"] = [greedy_by_accuracy(prepared, budget)]
     spent, best = curves["greedy one at a time"][0]
     print(f"greedy one at a time: best {np.nanmin(best):g} after {spent[-1]:.1f} evaluations", flush=True)
     draw(curves).savefig("search_compare.png", dpi=150)
@@ -128,29 +132,31 @@ def compare(ready: Bench, folder: Path, budget: int, seeds: int) -> None:
     ).to_csv("search_compare.csv", index=False)
 
 
-def searched(ready: Bench, folder: Path, changes: dict[str, object]) -> tuple[list[float], list[float]]:
+def searched(
+    prepared: PreparedModel, folder: Path, changes: dict[str, object]
+) -> tuple[list[float], list[float]]:
     folder.mkdir()
-    search = replace(ready.config.search, **changes)
-    config = replace(ready.config, search=search)
-    seeded = replace(ready, config=config)
-    study = open_study(search, ready.space, folder, {})
-    worker = made(seeded, study, folder)
+    search = replace(prepared.config.search, **changes)
+    config = replace(prepared.config, search=search)
+    seeded = replace(prepared, config=config)
+    study = open_study(search, prepared.space, folder, {})
+    worker = make_worker(seeded, study, folder)
     worker.work(study, lambda *_: None)
-    return progress_of(worker.history(study), len(worker.judge.labels))
+    return best_cost_over_time(worker.history(study), len(worker.judge.labels))
 
 
-def greedy_by_accuracy(ready: Bench, budget: int) -> tuple[list[float], list[float]]:
+def greedy_by_accuracy(prepared: PreparedModel, budget: int) -> tuple[list[float], list[float]]:
     """From everything at 16 bits: each site's own measured loss first, then narrowed one after another, least
     first, each kept if the answers are."""
-    runner, space = replace_reuse(ready, 0).runner(), ready.space
-    judge, _ = ready.judge(runner)
-    columns, limit = ready.material.loaded.label_columns, ready.config.search.max_drop
+    runner, space = replace_reuse(prepared, 0).runner(), prepared.space
+    judge, _ = prepared.judge(runner)
+    columns, limit = prepared.label_columns, prepared.config.search.max_drop
     spent, best, count = [1.0], [float(len(space.variables))], 1
 
     def drop(chosen: tuple) -> float:
         nonlocal count
         count += 1
-        return judge.drop(evaluate(runner, chosen, columns, None))
+        return judge.drop(evaluate_candidate(runner, chosen, columns, None))
 
     alone = {}
     for index in range(len(space.variables)):
@@ -182,18 +188,18 @@ def draw(curves: dict[str, list[tuple[list[float], list[float]]]]) -> Figure:
     return figure
 
 
-def reuse(ready: Bench) -> None:
+def reuse(prepared: PreparedModel) -> None:
     """One step of thinning: each 16-bit site of the ladder's plan of ``BASE`` sites in 8 bits, alone."""
-    space, columns = ready.space, ready.material.loaded.label_columns
-    base = least_loss(space, ready.cost(), ready.scores().of("kl"), BASE)
+    space, columns = prepared.space, prepared.label_columns
+    base = least_loss(space, prepared.cost(), prepared.scores().of("kl"), BASE)
     assert base is not None
     wide = [index for index, choice in enumerate(base) if choice != space.choices[0]]
     candidates = [(*base[:index], space.choices[0], *base[index + 1 :]) for index in wide]
     for reused in (0, 4096):
         for prunes in (False, True):
-            runner = replace_reuse(ready, reused).runner()
-            judge, _ = ready.judge(runner)
-            evaluate(runner, base, columns, None)
+            runner = replace_reuse(prepared, reused).runner()
+            judge, _ = prepared.judge(runner)
+            evaluate_candidate(runner, base, columns, None)
             runner.keep(base)
             taken, answered = decide(runner, judge, candidates, list(columns), prunes)
             whole = len(judge.labels) * len(candidates)
@@ -211,13 +217,16 @@ def decide(
         return judge.exceeds_p(outcome, 0.5) < 0.02
 
     start = time.perf_counter()
-    rows = sum(evaluate(runner, chosen, columns, hopeless if prunes else None).rows for chosen in candidates)
+    rows = sum(
+        evaluate_candidate(runner, chosen, columns, hopeless if prunes else None).rows
+        for chosen in candidates
+    )
     return time.perf_counter() - start, rows
 
 
-def replace_reuse(ready: Bench, reuse_mb: float) -> Bench:
+def replace_reuse(prepared: PreparedModel, reuse_mb: float) -> PreparedModel:
     return replace(
-        ready, config=replace(ready.config, search=replace(ready.config.search, reuse_mb=reuse_mb))
+        prepared, config=replace(prepared.config, search=replace(prepared.config.search, reuse_mb=reuse_mb))
     )
 
 

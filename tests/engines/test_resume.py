@@ -92,11 +92,16 @@ def test_a_site_changes_no_layer_before_its_first(family: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("placement", ["all", "gemm"])
 def test_reuse_changes_no_bit(planted: SearchLab, engine: str, placement: str) -> None:
-    with planted.bench(f"engine={engine}", f"placement={placement}") as ready:
-        reusing, plain = ready.runner(), ready.runner()
+    with planted.prepared(f"engine={engine}", f"placement={placement}") as prepared:
+        reusing, plain = prepared.runner(), prepared.runner()
         plain.most_bytes = 0.0
-        drawn = [ready.space.wide, *candidates(ready.space, 4), ready.space.narrow, late(ready.space, 5)]
-        first = ready.material.model.bert.encoder.layer[0]
+        drawn = [
+            prepared.space.wide,
+            *candidates(prepared.space, 4),
+            prepared.space.narrow,
+            late(prepared.space, 5),
+        ]
+        first = prepared.material.model.bert.encoder.layer[0]
         ran: list[int] = []
         first.attention.register_forward_hook(lambda *_: ran.append(1))
         for index, chosen in enumerate(drawn):
@@ -111,25 +116,25 @@ def test_reuse_changes_no_bit(planted: SearchLab, engine: str, placement: str) -
 
 
 def test_layers_that_are_shared_are_skipped(planted: SearchLab) -> None:
-    with planted.bench() as ready:
-        runner, space = ready.runner(), ready.space
-        calls = counted(ready.material.model)
+    with planted.prepared() as prepared:
+        runner, space = prepared.runner(), prepared.space
+        calls = counted(prepared.material.model)
         answers(runner, space.wide)
         runner.keep(space.wide)
         assert calls() == [0, 1] * len(runner.batches)
         for sites, ran in [(1, [1]), (3, [1]), (30, [0, 1])]:  # the head's, the last layer's too, all
-            calls = counted(ready.material.model)
+            calls = counted(prepared.material.model)
             answers(runner, late(space, sites))
             assert calls() == ([] if sites == 1 else ran) * len(runner.batches), sites
-        calls = counted(ready.material.model)
+        calls = counted(prepared.material.model)
         answers(runner, space.wide)
         assert calls() == []
 
 
 def test_a_candidate_that_resumed_can_be_the_one_that_others_begin_from(planted: SearchLab) -> None:
-    with planted.bench() as ready:
-        runner, space = ready.runner(), ready.space
-        fresh = ready.runner()
+    with planted.prepared() as prepared:
+        runner, space = prepared.runner(), prepared.space
+        fresh = prepared.runner()
         fresh.most_bytes = 0.0
         for sites in (0, 1, 8, 14, 16, 20, 30, 3):
             chosen = late(space, sites)
@@ -140,9 +145,9 @@ def test_a_candidate_that_resumed_can_be_the_one_that_others_begin_from(planted:
 
 
 def test_no_more_memory_than_allowed(planted: SearchLab) -> None:
-    with planted.bench("search.reuse_mb=0.05") as ready:
-        runner = ready.runner()
-        chosen = ready.space.wide
+    with planted.prepared("search.reuse_mb=0.05") as prepared:
+        runner = prepared.runner()
+        chosen = prepared.space.wide
         expected = answers(runner, chosen)
         runner.keep(chosen)
         largest = max(output.nbytes for output in map(hidden, runner.states.values()))
@@ -189,10 +194,12 @@ def counted(model: Any) -> Any:
 
 
 def test_a_runner_without_room_keeps_nothing(planted: SearchLab) -> None:
-    with planted.bench("search.reuse_mb=0") as ready:
-        runner = ready.runner()
+    with planted.prepared("search.reuse_mb=0") as prepared:
+        runner = prepared.runner()
         assert isinstance(runner, Runner)
-        first = answers(runner, ready.space.wide)
-        runner.keep(ready.space.wide)
+        first = answers(runner, prepared.space.wide)
+        runner.keep(prepared.space.wide)
         assert not runner.states
-        assert all(torch.equal(x, y) for x, y in zip(first, answers(runner, ready.space.wide), strict=True))
+        assert all(
+            torch.equal(x, y) for x, y in zip(first, answers(runner, prepared.space.wide), strict=True)
+        )

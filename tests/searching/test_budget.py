@@ -7,7 +7,7 @@ import pytest
 from searches import SearchLab, search_of, space_named
 
 from quantlab.searching.budget import Budget
-from quantlab.searching.searching import opened
+from quantlab.searching.search_run import open_checked_study
 from quantlab.storage.memo import Memo
 
 PAPER = space_named([f"{layer}.x" for layer in range(82)], ("int8", "fp16"))
@@ -56,4 +56,4 @@ def test_it_is_refused_before_the_weights_are_read(planted: SearchLab, tmp_path:
     with pytest.raises(
         ValueError, match=r"search.budget=2 evaluations of 64 rows: 8.75 for the scores, 1 for the "
     ):
-        opened(planted.config("search.budget=2"), tmp_path, Memo())  # type: ignore[arg-type]
+        open_checked_study(planted.config("search.budget=2"), tmp_path, Memo())  # type: ignore[arg-type]

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from searches import found, search_of, site_costs, space_named
+from searches import evaluated_candidate, search_of, site_costs, space_named
 
 from quantlab.methods.bits import Precision
 from quantlab.searching.costs import Cost, cost_of
-from quantlab.searching.proposals import Known, bisect, greedy, ladder, least_loss, thinner
+from quantlab.searching.proposals import bisect, greedy_ladder, least_loss, optimal_ladder, thinner
 from quantlab.searching.search_config import bits_of
 from quantlab.searching.space import Choices, Space
-from quantlab.searching.worker import Worker
+from quantlab.searching.worker import SearchWorker
 
 CHOICES = (("int8", "fp16"), ("int4", "int8", "fp16"))
 
@@ -61,7 +61,7 @@ def test_every_rung_loses_the_least_within_its_cost_and_costs_the_least_for_its_
     problem: tuple[Space, Cost, Losses],
 ) -> None:
     space, cost, losses = problem
-    rungs = ladder(space, cost, losses)
+    rungs = optimal_ladder(space, cost, losses)
     prices = {one: cost.of(space, one) for one in every(space)}
     for rung in rungs:
         loss = loss_of(space, losses, rung)
@@ -81,7 +81,7 @@ def test_every_rung_loses_the_least_within_its_cost_and_costs_the_least_for_its_
 def test_a_ladder_of_whole_costs_has_the_best_of_every_cost(problem: tuple[Space, Cost, Losses]) -> None:
     space, cost, losses = problem
     cost = site_costs(space)
-    rungs = ladder(space, cost, losses)
+    rungs = optimal_ladder(space, cost, losses)
     for limit in range(len(space.variables) + 1):
         least = min(loss_of(space, losses, one) for one in every(space) if cost.of(space, one) <= limit)
         assert any(
@@ -115,7 +115,7 @@ def test_greedy_widens_one_variable_a_rung_from_all_narrow_to_all_wide(
     problem: tuple[Space, Cost, Losses],
 ) -> None:
     space, cost, losses = problem
-    rungs = greedy(space, cost, losses)
+    rungs = greedy_ladder(space, cost, losses)
     assert rungs[0] == space.narrow and rungs[-1] == space.wide
     assert len(space.variables) < len(rungs) <= (len(space.choices) - 1) * len(space.variables) + 1
     for one, other in pairwise(rungs):
@@ -127,7 +127,7 @@ def test_greedy_widens_one_variable_a_rung_from_all_narrow_to_all_wide(
 def test_greedy_takes_what_saves_most_first(saved: list[int]) -> None:
     space = space_named([f"{index}.x" for index in range(len(saved))], ("int8", "fp16"))
     losses = {(v.name, "int8"): float(value) for v, value in zip(space.variables, saved, strict=True)}
-    rungs = greedy(space, site_costs(space), losses)
+    rungs = greedy_ladder(space, site_costs(space), losses)
     widened = [
         next(index for index in range(len(saved)) if one[index] != other[index])
         for one, other in pairwise(rungs)
@@ -141,11 +141,11 @@ def test_bisection_finds_the_cheapest_that_keeps_the_answers(rungs: int, first: 
     names, known, asked = [(f"int{index}",) for index in range(rungs)], {}, 0
     while (rung := bisect(names, known)) is not None:
         assert rung not in known
-        known[rung] = Known(feasible=None)
+        known[rung] = None
         assert bisect(names, known) is None  # while it is tried
-        known[rung] = Known(feasible=names.index(rung) >= first)
+        known[rung] = names.index(rung) >= first
         asked += 1
-    feasible = [names.index(rung) for rung, became in known.items() if became.feasible]
+    feasible = [names.index(rung) for rung, became in known.items() if became]
     assert min(feasible, default=None) == (first if first < rungs else None)
     assert asked <= math.ceil(math.log2(rungs)) + 1
 
@@ -189,9 +189,9 @@ def test_thinning_is_quick_where_the_scores_are_right() -> None:
 def test_thinner_asks_for_halves_then_quarters_then_each_alone(size: int) -> None:
     space = space_named([f"{index}.x" for index in range(size)], ("int8", "fp16"))
     losses = {(v.name, "int8"): float(index) for index, v in enumerate(space.variables)}
-    known, widths = {space.wide: Known(feasible=True)}, []
+    known, widths = {space.wide: True}, []
     while (candidate := thinner(space, site_costs(space), losses, space.wide, known)) is not None:
-        known[candidate] = Known(feasible=False)
+        known[candidate] = False
         widths.append(candidate.count("int8"))
     assert widths == sorted(widths, reverse=True) and widths[0] == max(1, size // 2)
     assert {one.index("int8") for one in known if one.count("int8") == 1} == set(range(size))
@@ -204,9 +204,9 @@ def test_thinner_keeps_what_narrowing_makes_no_cheaper() -> None:
         space,
         {("0.x", "int8"): 1.0, ("0.x", "fp16"): 1.0, ("1.x", "int8"): 1.0, ("1.x", "fp16"): 2.0},
     )
-    known = {space.wide: Known(feasible=True)}
+    known = {space.wide: True}
     assert thinner(space, cost, {}, space.wide, known) == ("fp16", "int8")
-    assert thinner(space, cost, {}, space.wide, {**known, ("fp16", "int8"): Known(feasible=False)}) is None
+    assert thinner(space, cost, {}, space.wide, {**known, ("fp16", "int8"): False}) is None
 
 
 @pytest.mark.parametrize("mode", ["accuracy", "pareto"])
@@ -232,7 +232,7 @@ def driven(
     **settings: object,
 ) -> tuple[Choices, Sequence[Choices]]:
     """What a worker asks for, one after the other, until its proposals end; the first is the reference."""
-    worker = Worker(
+    worker = SearchWorker(
         search=search_of(choices=space.choices, **{"cost": "average_bits", **settings}),
         space=space,
         cost=cost,
@@ -242,18 +242,18 @@ def driven(
         judge=None,
         whole=0,  # type: ignore[arg-type]
     )
-    all_found, tried = [found(space, space.wide, cost.of(space, space.wide), feasible=True)], []
+    evaluated, tried = [evaluated_candidate(space.wide, cost.of(space, space.wide), feasible=True)], []
     for _ in range(1000):
-        best = min((one for one in all_found if one.feasible), key=lambda one: one.cost)
+        best = min((one for one in evaluated if one.feasible), key=lambda one: one.cost)
         # One trial, an odd number: it is not the sampler's turn.
-        history = SimpleNamespace(found=all_found, pending=set(), best=best, closest=best, trials=[best])
+        history = SimpleNamespace(evaluated=evaluated, pending=set(), best=best, closest=best, trials=[best])
         proposal = worker.propose(history)  # type: ignore[arg-type]
         if proposal is None:
             return best.chosen, tried
         origin, chosen = proposal
         assert origin.split(":")[0] in ("integer program", "greedy", "thinner")
         tried.append(chosen)
-        all_found.append(
-            found(space, chosen, cost.of(space, chosen), feasible(chosen), number=len(all_found))
+        evaluated.append(
+            evaluated_candidate(chosen, cost.of(space, chosen), feasible(chosen), number=len(evaluated))
         )
     raise AssertionError("the proposals do not end")

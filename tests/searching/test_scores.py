@@ -18,9 +18,16 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.uniform import Uniform
 from quantlab.network.taps import tapped
 from quantlab.plan.plan import QuantPlan
-from quantlab.searching.evaluate import evaluate
-from quantlab.searching.scores import MEASURED, SCORES, Scores, combinations_of, measured, score_sites
-from quantlab.searching.setup import Bench
+from quantlab.searching.evaluate import evaluate_candidate
+from quantlab.searching.scores import (
+    MEASURED,
+    SCORES,
+    Scores,
+    score_sites,
+    single_narrowings,
+    with_measured_loss,
+)
+from quantlab.searching.setup import PreparedModel
 from quantlab.searching.space import activation_table, space_of
 from quantlab.tasks.batching import Batch, total_rows
 
@@ -28,17 +35,17 @@ SAMPLES = 16
 
 
 @pytest.fixture(scope="module")
-def ready(make_lab: MakeLab) -> Iterator[Bench]:
+def prepared(make_lab: MakeLab) -> Iterator[PreparedModel]:
     """One layer has an outlier channel: its FFN's middle is to blame for all that is lost."""
-    with make_lab((1,)).bench() as bench:
-        yield bench
+    with make_lab((1,)).prepared() as prepared:
+        yield prepared
 
 
 @pytest.fixture(scope="module")
-def scores(ready: Bench) -> Scores:
-    runner = ready.runner()
-    judge, _ = ready.judge(runner)
-    return measured(ready.scores(), ready.space, runner, ready.material.loaded.label_columns, judge)
+def scores(prepared: PreparedModel) -> Scores:
+    runner = prepared.runner()
+    judge, _ = prepared.judge(runner)
+    return with_measured_loss(prepared.scores(), prepared.space, runner, prepared.label_columns, judge)
 
 
 @pytest.mark.parametrize("score", [*SCORES, MEASURED])
@@ -53,17 +60,19 @@ def test_the_planted_site_is_the_worst_by_far(scores: Scores, score: str) -> Non
         assert worst[score][0] > 5 * worst[score][1] > 0
 
 
-def test_there_is_a_row_for_every_variable_and_narrower_choice(ready: Bench, scores: Scores) -> None:
-    assert list(scores.table["variable"]) == [v.name for v in ready.space.variables]
-    assert scores.of("kl").keys() == {(v.name, "int8") for v in ready.space.variables}
+def test_there_is_a_row_for_every_variable_and_narrower_choice(
+    prepared: PreparedModel, scores: Scores
+) -> None:
+    assert list(scores.table["variable"]) == [v.name for v in prepared.space.variables]
+    assert scores.of("kl").keys() == {(v.name, "int8") for v in prepared.space.variables}
     assert np.isfinite(scores.table[[*SCORES, MEASURED]].to_numpy()).all()
 
 
 def test_rows_are_those_that_were_answered(make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted by the rows that enter the model; a backward pass counts as two."""
-    with make_lab((1,)).bench("search.group_by=layer_role", "search.choices=[int4,int8,fp16]") as ready:
+    with make_lab((1,)).prepared("search.group_by=layer_role", "search.choices=[int4,int8,fp16]") as prepared:
         answered, backward, marks = [0], [0], {}
-        ready.material.model.register_forward_pre_hook(
+        prepared.material.model.register_forward_pre_hook(
             lambda _, __, inputs: answered.__setitem__(0, answered[0] + len(inputs["input_ids"])),
             with_kwargs=True,
         )
@@ -71,50 +80,54 @@ def test_rows_are_those_that_were_answered(make_lab: MakeLab, monkeypatch: pytes
         monkeypatch.setattr(
             torch.autograd, "backward", lambda *a: (backward.__setitem__(0, backward[0] + 1), plain(*a))
         )
-        scores = ready.scores()
+        scores = prepared.scores()
         marks["scores"] = answered[0]
-        batches = ready.material.calibration_batches(replace(ready.config.calibration, samples=SAMPLES))
+        batches = prepared.material.calibration_batches(replace(prepared.config.calibration, samples=SAMPLES))
         assert sum(scores.rows.values()) == marks["scores"] + 2 * 2 * SAMPLES
         assert backward[0] == 2 * len(batches) and total_rows(batches) == SAMPLES
-        variables = len(ready.space.variables)
+        variables = len(prepared.space.variables)
         assert scores.rows == {
             "noise_db": 2 * SAMPLES,
             "first_order": 3 * 2 * SAMPLES,
             "kl": (2 * variables + 1) * SAMPLES,
         }
         assert set(scores.seconds) == set(SCORES) and min(scores.seconds.values()) > 0
-        runner = ready.runner()
-        judge, _ = ready.judge(runner)
+        runner = prepared.runner()
+        judge, _ = prepared.judge(runner)
         answered[0] = 0
-        full = measured(scores, ready.space, runner, ready.material.loaded.label_columns, judge)
+        full = with_measured_loss(scores, prepared.space, runner, prepared.label_columns, judge)
         assert full.rows[MEASURED] == answered[0] == (2 * variables + 1) * ROWS
 
 
-def test_each_combination_narrows_one_variable(ready: Bench) -> None:
-    one_each = combinations_of(ready.space)
-    assert len(set(one_each)) == len(ready.space.variables)
+def test_each_combination_narrows_one_variable(prepared: PreparedModel) -> None:
+    one_each = single_narrowings(prepared.space)
+    assert len(set(one_each)) == len(prepared.space.variables)
     assert all(chosen.count("int8") == 1 for chosen in one_each)
 
 
-def test_the_measured_loss_is_that_of_the_one_narrow_site(ready: Bench, scores: Scores) -> None:
-    runner, columns = ready.runner(), ready.material.loaded.label_columns
-    judge, _ = ready.judge(runner)
+def test_the_measured_loss_is_that_of_the_one_narrow_site(prepared: PreparedModel, scores: Scores) -> None:
+    runner, columns = prepared.runner(), prepared.label_columns
+    judge, _ = prepared.judge(runner)
     losses = scores.of(MEASURED)
     for name in (PLANTED[1], "0.ffn.in", "head.out"):
-        chosen = ready.space.chosen({s.name: "int8" if s.name == name else "fp16" for s in ready.space.sites})
-        assert losses[name, "int8"] == pytest.approx(judge.drop(evaluate(runner, chosen, columns, None)))
+        chosen = prepared.space.chosen(
+            {s.name: "int8" if s.name == name else "fp16" for s in prepared.space.sites}
+        )
+        assert losses[name, "int8"] == pytest.approx(
+            judge.drop(evaluate_candidate(runner, chosen, columns, None))
+        )
 
 
 def test_a_narrower_choice_scores_worse(make_lab: MakeLab) -> None:
-    with make_lab((1,)).bench("search.group_by=layer_role", "search.choices=[int3,int6,fp16]") as ready:
-        table = ready.scores().table.pivot(index="variable", columns="choice")
+    with make_lab((1,)).prepared("search.group_by=layer_role", "search.choices=[int3,int6,fp16]") as prepared:
+        table = prepared.scores().table.pivot(index="variable", columns="choice")
     for score in SCORES:
         assert (table[score]["int3"] > table[score]["int6"]).mean() > 0.9, score
 
 
-def test_a_variable_has_its_worst_sites_noise(ready: Bench, make_lab: MakeLab) -> None:
-    alone = ready.scores().of("noise_db")
-    with make_lab((1,)).bench("search.group_by=layer_role") as grouped:
+def test_a_variable_has_its_worst_sites_noise(prepared: PreparedModel, make_lab: MakeLab) -> None:
+    alone = prepared.scores().of("noise_db")
+    with make_lab((1,)).prepared("search.group_by=layer_role") as grouped:
         together = grouped.scores().of("noise_db")
         for v in grouped.space.variables:
             assert together[v.name, "int8"] == pytest.approx(
@@ -209,17 +222,17 @@ def scored(model: torch.nn.Module, batch: Batch, labels: np.ndarray, sites: list
 
 def test_the_divergence_is_that_of_the_answers(planted: SearchLab) -> None:
     """By hand, from logits that the inserted plans give."""
-    with planted.bench("engine=simulated", "search.group_by=layer") as ready:
-        scores = ready.scores()
-        space, model, weights = ready.space, ready.material.model, ready.weights
-        batches = ready.material.calibration_batches(replace(ready.config.calibration, samples=SAMPLES))
-        plans = {chosen: ready.activations(chosen) for chosen in [space.wide, *combinations_of(space)]}
+    with planted.prepared("engine=simulated", "search.group_by=layer") as prepared:
+        scores = prepared.scores()
+        space, model, weights = prepared.space, prepared.material.model, prepared.weights
+        batches = prepared.material.calibration_batches(replace(prepared.config.calibration, samples=SAMPLES))
+        plans = {chosen: prepared.activations(chosen) for chosen in [space.wide, *single_narrowings(space)]}
     found = []
     for activations in plans.values():
         with insert(model, QuantPlan(activations=activations, weights=weights)), torch.inference_mode():
             rows = torch.cat([model(**batch.inputs).logits for batch in batches])
             found.append(rows.double().softmax(-1))
-    for p, chosen in zip(found[1:], combinations_of(space), strict=True):
+    for p, chosen in zip(found[1:], single_narrowings(space), strict=True):
         (narrow,) = [v.name for v, c in zip(space.variables, chosen, strict=True) if c == "int8"]
         expected = (found[0] * (found[0].log() - p.log())).sum(-1).mean()
         assert scores.of("kl")[narrow, "int8"] == pytest.approx(float(expected), rel=1e-6, abs=1e-12)

@@ -16,10 +16,10 @@ from searches import PLANTED, ROWS, MakeLab, SearchLab
 
 from quantlab.methods.per_site import PerSite
 from quantlab.searching import worker as worker_module
-from quantlab.searching.evaluate import evaluate
+from quantlab.searching.evaluate import evaluate_candidate
 from quantlab.searching.scores import MEASURED, MEASURED_ERROR, SCORES
-from quantlab.searching.searching import measure_sensitivity, run_search
-from quantlab.searching.setup import bench
+from quantlab.searching.search_run import measure_sensitivity, run_search
+from quantlab.searching.setup import prepared_model
 from quantlab.searching.space import Choices
 from quantlab.storage.memo import Memo
 
@@ -62,19 +62,19 @@ class Searching:
         self.evaluated: list[Choices] = []
         self.interrupt_at: int | None = None
         patch.chdir(folder)
-        patch.setattr(worker_module, "evaluate", self.evaluate)
+        patch.setattr(worker_module, "evaluate_candidate", self.evaluate)
 
     def evaluate(self, runner: object, chosen: Choices, *more: object) -> object:
         self.evaluated.append(chosen)
         if len(self.evaluated) == self.interrupt_at:
             raise KeyboardInterrupt
-        return evaluate(runner, chosen, *more)  # type: ignore[arg-type]
+        return evaluate_candidate(runner, chosen, *more)  # type: ignore[arg-type]
 
     def __call__(self, *more: str) -> Finished:
         self.evaluated.clear()
         self.said.readouterr()
         cost = run_search(self.lab.config(*more), self.folder, Memo())
-        return Finished(self.folder, self.said.readouterr().out, cost, list(self.evaluated))
+        return Finished(self.folder, " ".join(self.said.readouterr().out.split()), cost, list(self.evaluated))
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_an_interrupt_leaves_the_best_and_the_search_goes_on_later(searching: Se
     searching.interrupt_at = 3
     with pytest.raises(KeyboardInterrupt):
         searching(GROUPED, "search.trials=8")
-    said, cut = searching.said.readouterr().out, list(searching.evaluated)
+    said, cut = " ".join(searching.said.readouterr().out.split()), list(searching.evaluated)
     left = Finished(searching.folder, said, None, cut)
     assert {path.name for path in left.folder.iterdir()} >= FILES
     assert left.best["met"] and left.best["candidates"] == 3  # the reference and two
@@ -200,7 +200,7 @@ def test_the_front_of_cost_and_accuracy(searching: Searching) -> None:
     assert table["complete"].all() and len(front) >= 2
     for one in table.itertuples():  # nothing beats the front
         assert ((front["cost"] <= one.cost) & (front["drop_points"] <= one.drop_points)).any()
-    assert done.said.count("  front: ") == len(front)
+    assert done.said.count("front: ") == len(front)
 
 
 @pytest.mark.slow
@@ -299,11 +299,11 @@ def test_the_answer_is_measured_on_rows_that_did_not_choose_it(
     assert again.best == done.best and again.best["rows"] == answered and not again.evaluated
 
     config = searching.lab.config(GROUPED)
-    with bench(config, Memo()) as ready:
-        chosen = ready.space.chosen(done.best["answer"]["sites"])
-        logits = evaluate(ready.runner(), chosen, ready.material.loaded.label_columns, None).logits
-        right = logits.argmax(1) == ready.material.rows.labels
-        mask = config.evaluation.held_out(ready.material.rows.labels)
+    with prepared_model(config, Memo()) as prepared:
+        chosen = prepared.space.chosen(done.best["answer"]["sites"])
+        logits = evaluate_candidate(prepared.runner(), chosen, prepared.label_columns, None).logits
+        right = logits.argmax(1) == prepared.material.rows.labels
+        mask = config.evaluation.held_out(prepared.material.rows.labels)
     assert (right[mask].mean(), right[~mask].mean()) == (measured["metric"], done.best["answer"]["metric"])
 
 
@@ -352,8 +352,8 @@ def test_a_killed_search_goes_on_to_the_same_answer_which_a_trial_repeats(
     assert best["answer"]["sites"] == whole.best["answer"]["sites"]
 
     trial = [o for o in planted.overrides if not o.startswith("search.")]
-    found = ("method=found/tiny", f"hydra.run.dir={tmp_path}/trial")
-    done = python.run("-m", "quantlab.run", *trial, *found, cwd=killed)
+    answer = ("method=found/tiny", f"hydra.run.dir={tmp_path}/trial")
+    done = python.run("-m", "quantlab.run", *trial, *answer, cwd=killed)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "trial" / "result.json").read_text())
     assert result["metrics"]["accuracy"] == best["answer"]["metric"]

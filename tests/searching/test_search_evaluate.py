@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from searches import PLANTED, ROWS, SearchLab, candidates
 
 from quantlab.engines.insert import ENGINES, insert
-from quantlab.searching.evaluate import Judge, Outcome, evaluate, spread
+from quantlab.searching.evaluate import CandidateOutcomes, evaluate_candidate, spread
+from quantlab.searching.judge import Judge
 from quantlab.tasks.glue import Glue
 
 ALL_ROWS = np.ones(ROWS, bool)
@@ -42,13 +43,17 @@ def test_of_a_power_of_two_every_prefix_is_as_even_as_can_be(power: int) -> None
 def test_complete_answers_are_those_of_the_inserted_plan(planted: SearchLab, engine: str) -> None:
     """Bit for bit, reused layers or not, ``insert`` called after the weights' half was taken out."""
     config = planted.config(f"engine={engine}")
-    with planted.bench(f"engine={engine}") as ready:
-        runner, columns, material = ready.runner(), ready.material.loaded.label_columns, ready.material
-        drawn = [ready.space.wide, *candidates(ready.space, 2), ready.space.narrow]
-        plans = [ready.plan(chosen) for chosen in drawn]
+    with planted.prepared(f"engine={engine}") as prepared:
+        runner, columns, material = (
+            prepared.runner(),
+            prepared.label_columns,
+            prepared.material,
+        )
+        drawn = [prepared.space.wide, *candidates(prepared.space, 2), prepared.space.narrow]
+        plans = [prepared.plan(chosen) for chosen in drawn]
         found = []
         for chosen in drawn:
-            found.append(evaluate(runner, chosen, columns, None))
+            found.append(evaluate_candidate(runner, chosen, columns, None))
             runner.keep(chosen)
     assert len({plan.fingerprint for plan in plans}) == len(plans)
     for outcome, plan in zip(found, plans, strict=True):
@@ -60,25 +65,25 @@ def test_complete_answers_are_those_of_the_inserted_plan(planted: SearchLab, eng
 def test_a_hopeless_candidate_is_given_up_after_the_first_prefix_and_a_sound_one_never(
     planted: SearchLab,
 ) -> None:
-    with planted.bench("evaluation.batch_size=16") as ready:
-        runner, columns = ready.runner(), ready.material.loaded.label_columns
-        judge, rows = ready.judge(runner)
+    with planted.prepared("evaluation.batch_size=16") as prepared:
+        runner, columns = prepared.runner(), prepared.label_columns
+        judge, rows = prepared.judge(runner)
         assert rows == ROWS
         asked: list[int] = []
 
-        def hopeless(outcome: Outcome) -> bool:
+        def hopeless(outcome: CandidateOutcomes) -> bool:
             asked.append(outcome.rows)
             return judge.exceeds_p(outcome, 2.0) < 0.05
 
-        outcome = evaluate(runner, ready.space.narrow, columns, hopeless)
+        outcome = evaluate_candidate(runner, prepared.space.narrow, columns, hopeless)
         assert asked == [16] == [outcome.rows] and not outcome.complete
         assert np.isnan(outcome.logits[~outcome.answered]).all()
         assert np.isfinite(outcome.logits[outcome.answered]).all()
         asked.clear()
-        sound = tuple("fp16" if v.name in PLANTED else "int8" for v in ready.space.variables)
-        assert evaluate(runner, sound, columns, hopeless).complete
+        sound = tuple("fp16" if v.name in PLANTED else "int8" for v in prepared.space.variables)
+        assert evaluate_candidate(runner, sound, columns, hopeless).complete
         assert asked == [16, 32]  # the last prefix is all: there is nothing left to give up
-        in_full = evaluate(runner, ready.space.narrow, columns, None)
+        in_full = evaluate_candidate(runner, prepared.space.narrow, columns, None)
         np.testing.assert_array_equal(in_full.logits[outcome.answered], outcome.logits[outcome.answered])
 
 
@@ -86,21 +91,23 @@ def test_a_hopeless_candidate_is_given_up_after_the_first_prefix_and_a_sound_one
     "batch_size, prefixes", [(4, [4, 8, 16, 32]), (1, [4, 8, 16, 32]), (16, [16, 32]), (64, [])]
 )
 def test_prefixes_grow_twofold(planted: SearchLab, batch_size: int, prefixes: list[int]) -> None:
-    with planted.bench(f"evaluation.batch_size={batch_size}") as ready:
+    with planted.prepared(f"evaluation.batch_size={batch_size}") as prepared:
         asked: list[int] = []
-        runner, columns = ready.runner(), ready.material.loaded.label_columns
-        assert evaluate(runner, ready.space.wide, columns, lambda o: bool(asked.append(o.rows))).complete
+        runner, columns = prepared.runner(), prepared.label_columns
+        assert evaluate_candidate(
+            runner, prepared.space.wide, columns, lambda o: bool(asked.append(o.rows))
+        ).complete
         assert asked == prefixes
 
 
-def judged(right: np.ndarray, reference_right: np.ndarray) -> tuple[Judge, Outcome]:
+def judged(right: np.ndarray, reference_right: np.ndarray) -> tuple[Judge, CandidateOutcomes]:
     """A judge, and a candidate that has these of the rows right."""
     labels = np.arange(len(right)) % 2
     logits = np.eye(2, dtype=np.float32)
     task = Glue(name="x", labels=("a", "b"), metrics=("accuracy",), config="qnli", text=("s",), data_dir=".")
     judge = Judge(task=task, labels=labels, reference=logits[np.where(reference_right, labels, 1 - labels)])
     answered = np.ones(len(right), bool)
-    return judge, Outcome(logits=logits[np.where(right, labels, 1 - labels)], answered=answered)
+    return judge, CandidateOutcomes(logits=logits[np.where(right, labels, 1 - labels)], answered=answered)
 
 
 def test_drops_are_points_on_the_answered_rows() -> None:
@@ -108,7 +115,7 @@ def test_drops_are_points_on_the_answered_rows() -> None:
     reference, right = random.random(40) < 0.9, random.random(40) < 0.6
     judge, outcome = judged(right, reference)
     answered = random.random(40) < 0.5
-    part = Outcome(logits=np.where(answered[:, None], outcome.logits, np.nan), answered=answered)
+    part = CandidateOutcomes(logits=np.where(answered[:, None], outcome.logits, np.nan), answered=answered)
     for rows, one in ((slice(None), outcome), (answered, part)):
         np.testing.assert_array_equal(judge.right(one), right[rows])
         assert judge.metric(one) == pytest.approx(right[rows].mean())

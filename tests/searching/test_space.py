@@ -16,7 +16,7 @@ from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.searching.costs import cost_of
 from quantlab.searching.search_config import GROUPINGS, bits_of
-from quantlab.searching.setup import bench, checked
+from quantlab.searching.setup import checked_space, prepared_model
 from quantlab.searching.space import Space, space_of
 from quantlab.storage.memo import Memo
 from quantlab.trial.material import fp32_sketches
@@ -137,10 +137,10 @@ PLANS: dict[str, list[str]] = {
 @pytest.mark.parametrize("setting", PLANS)
 def test_a_candidates_plan_is_its_methods_plan(planted: SearchLab, setting: str) -> None:
     config = planted.config(*PLANS[setting])
-    with bench(config, Memo()) as ready:
-        drawn = [*candidates(ready.space, 2), ready.space.narrow, ready.space.wide]
-        plans = {chosen: ready.plan(chosen) for chosen in drawn}
-        material, space = ready.material, ready.space
+    with prepared_model(config, Memo()) as prepared:
+        drawn = [*candidates(prepared.space, 2), prepared.space.narrow, prepared.space.wide]
+        plans = {chosen: prepared.plan(chosen) for chosen in drawn}
+        material, space = prepared.material, prepared.space
     assert len({plan.fingerprint for plan in plans.values()}) == len(set(drawn)) > 2
     sketches = fp32_sketches(material, config.calibration)
     for chosen, plan in plans.items():
@@ -219,11 +219,11 @@ def test_no_site() -> None:
 def test_what_cannot_be_searched_is_found_before_anything_is_loaded(
     planted: SearchLab, overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantlab.searching.setup.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("quantlab.searching.setup.load_material", lambda *_: pytest.fail("loaded"))
     config = planted.config(*overrides)
     with pytest.raises(ValueError, match=message):
-        checked(config, Memo())
-    with pytest.raises(ValueError, match=message), bench(config, Memo()):
+        checked_space(config, Memo())
+    with pytest.raises(ValueError, match=message), prepared_model(config, Memo()):
         pass
 
 

@@ -13,23 +13,24 @@ import pytest
 from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
-from searches import SearchLab, found, search_of, site_costs, space_named
+from searches import SearchLab, evaluated_candidate, search_of, site_costs, space_named
 
-from quantlab.searching.evaluate import Outcome
-from quantlab.searching.history import Found, History
+from quantlab.searching.evaluate import CandidateOutcomes
+from quantlab.searching.history import EvaluatedCandidate, History, pack_rows
+from quantlab.searching.judge import Measurement
 from quantlab.searching.search_config import MODES
-from quantlab.searching.searching import made, opened
-from quantlab.searching.setup import bench
+from quantlab.searching.search_run import make_worker, open_checked_study
+from quantlab.searching.setup import prepared_model
 from quantlab.searching.space import Choices
 from quantlab.searching.study import (
-    distributions,
-    earlier,
+    candidate_params,
+    distributions_of,
+    earlier_claims,
     identity_of,
+    make_sampler,
     open_study,
-    params,
-    sampler,
 )
-from quantlab.searching.worker import TakenError, Worker
+from quantlab.searching.worker import CandidateTakenError, SearchWorker
 from quantlab.storage.memo import Memo
 from quantlab.tracking.mlflow import MLflow
 
@@ -42,19 +43,19 @@ def study_in(folder: Path, **settings: object) -> Study:
     return open_study(search_of(**settings), SPACE, folder, IDENTITY)
 
 
-def finish(study: Study, one: Found, **attributes: object) -> None:
+def finish(study: Study, one: EvaluatedCandidate, **attributes: object) -> None:
     """Adds a candidate as a worker leaves it."""
     text = json.dumps(
         {name: value for name, value in asdict(one).items() if name not in ("number", "chosen")}
     )
-    values = [one.cost, one.metric] if len(study.directions) == 2 else [one.cost]
+    values = [one.cost, one.measured.metric] if len(study.directions) == 2 else [one.cost]
     study.add_trial(
         create_trial(
             state=TrialState.COMPLETE,
-            params=params(SPACE, one.chosen),
-            distributions=distributions(SPACE),
+            params=candidate_params(SPACE, one.chosen),
+            distributions=distributions_of(SPACE),
             values=values,
-            user_attrs={"rows": one.rows, "found": text, **attributes},
+            user_attrs={"rows": one.measured.rows, "candidate": text, **attributes},
         )
     )
 
@@ -64,8 +65,8 @@ def running(study: Study, chosen: Choices, **attributes: object) -> None:
     study.add_trial(
         create_trial(
             state=TrialState.RUNNING,
-            params=params(SPACE, chosen),
-            distributions=distributions(SPACE),
+            params=candidate_params(SPACE, chosen),
+            distributions=distributions_of(SPACE),
             user_attrs=attributes,
         )
     )
@@ -77,11 +78,11 @@ def test_a_study_goes_on_where_it_was_left(tmp_path: Path, storage: str) -> None
     for count in range(3):
         study = study_in(tmp_path, storage=urls[storage])
         assert len(study.trials) == count
-        finish(study, found(SPACE, ("int8", "fp16", "int8"), 1.0, feasible=True, drop=float(count)))
+        finish(study, evaluated_candidate(("int8", "fp16", "int8"), 1.0, feasible=True, drop=float(count)))
     assert (
         tmp_path / {"study.db": "study.db", "sqlite": "other.db", "journal": "study.log"}[storage]
     ).is_file()
-    assert [one.drop for one in History.of(study, SPACE, "cost").found] == [0, 1, 2]
+    assert [one.measured.drop for one in History.of(study, SPACE, "cost").evaluated] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -112,14 +113,14 @@ DIFFERENT = {
 def test_each_difference_is_found_in_the_config(
     planted: SearchLab, make_lab: object, tmp_path: Path, differing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened(planted.config(), tmp_path, Memo())
+    open_checked_study(planted.config(), tmp_path, Memo())
     if differing == "checkpoint":
         (path,) = [o for o in make_lab((1,)).overrides if o.startswith("model.path")]  # type: ignore[operator]
         DIFFERENT["checkpoint"].append(path)
     if differing == "code":
-        monkeypatch.setattr("quantlab.searching.searching.code_digest", lambda: "other code")
+        monkeypatch.setattr("quantlab.searching.search_run.code_digest", lambda: "other code")
     with pytest.raises(ValueError, match=f"of another .*{differing}"):
-        opened(planted.config(*DIFFERENT[differing]), tmp_path, Memo())
+        open_checked_study(planted.config(*DIFFERENT[differing]), tmp_path, Memo())
     monkeypatch.undo()
 
 
@@ -131,8 +132,8 @@ def test_what_changes_no_number_is_no_other_study(planted: SearchLab, tmp_path: 
         "search.seed=9",
         "search.reuse_mb=0",
     ]
-    opened(planted.config(), tmp_path, Memo())
-    opened(
+    open_checked_study(planted.config(), tmp_path, Memo())
+    open_checked_study(
         planted.config(*more, "search.worker=2", "search.prune_p=0", "search.seeded=false"), tmp_path, Memo()
     )
 
@@ -171,12 +172,12 @@ def test_a_journal_that_was_cut_short_goes_on(tmp_path: Path, cut: int) -> None:
     os.symlink("nowhere", f"{journal}.lock")  # what a killed process leaves of Optuna's own lock
     study = study_in(tmp_path, storage=str(journal))
     for drop in (0.0, 1.0):
-        finish(study, found(SPACE, SPACE.wide, 1.0, feasible=True, drop=drop))
+        finish(study, evaluated_candidate(SPACE.wide, 1.0, feasible=True, drop=drop))
     os.truncate(journal, journal.stat().st_size - cut)
     for drop in (2.0, 3.0):  # a third start, too, reads what the second has written
         study = study_in(tmp_path, storage=str(journal))
-        finish(study, found(SPACE, SPACE.wide, 1.0, feasible=True, drop=drop))
-    assert [one.drop for one in History.of(study, SPACE, "cost").found] == [0, 2, 3]
+        finish(study, evaluated_candidate(SPACE.wide, 1.0, feasible=True, drop=drop))
+    assert [one.measured.drop for one in History.of(study, SPACE, "cost").evaluated] == [0, 2, 3]
 
 
 def test_a_broken_line_of_a_journal_is_named(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_one_database_for_runs_and_study_is_refused_before_it_is_made(
     with pytest.raises(
         ValueError, match="search.storage and tracking.uri are one database, .*: give them two$"
     ):
-        opened(replace(config, tracking=tracking), tmp_path, Memo())
+        open_checked_study(replace(config, tracking=tracking), tmp_path, Memo())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,8 +229,8 @@ def test_workers_draw_different_candidates_and_the_same_worker_the_same() -> Non
     space = space_named([f"{index}.x" for index in range(20)], ("int8", "fp16"))
 
     def drawn(worker: int) -> list[object]:
-        study = optuna.create_study(sampler=sampler(search_of(worker=worker, sampler="random"), space))
-        return [tuple(study.ask(distributions(space)).params.values()) for _ in range(3)]
+        study = optuna.create_study(sampler=make_sampler(search_of(worker=worker, sampler="random"), space))
+        return [tuple(study.ask(distributions_of(space)).params.values()) for _ in range(3)]
 
     assert drawn(1) == drawn(1) != drawn(2)
 
@@ -237,8 +238,8 @@ def test_workers_draw_different_candidates_and_the_same_worker_the_same() -> Non
 @pytest.mark.parametrize("count", [1, 7, 8, 64, 1001])
 def test_outcomes_are_packed_and_unpacked(count: int) -> None:
     right = np.random.default_rng(count).random(count) < 0.5
-    one = found(SPACE, SPACE.wide, 3.0, feasible=True, rows=count)
-    assert (Found(**{**asdict(one), "right": Found.packed(right)}).outcomes == right).all()
+    one = evaluated_candidate(SPACE.wide, 3.0, feasible=True, rows=count)
+    assert (replace(one, right=pack_rows(right)).right_rows == right).all()
 
 
 def test_what_is_best_closest_and_in_front(tmp_path: Path) -> None:
@@ -254,26 +255,35 @@ def test_what_is_best_closest_and_in_front(tmp_path: Path) -> None:
         (3.0, 0.2, True, True),
     ]
     for cost, drop, feasible, complete in rows:
-        finish(study, found(SPACE, SPACE.wide, cost, feasible, drop=drop, complete=complete))
+        finish(study, evaluated_candidate(SPACE.wide, cost, feasible, drop=drop, complete=complete))
     histories = {mode: History.of(study, SPACE, mode) for mode in MODES}
     assert histories["cost"].best.number == 2  # type: ignore[union-attr]
     assert histories["accuracy"].best.number == 0  # type: ignore[union-attr]
     assert histories["cost"].closest.number == 0  # type: ignore[union-attr]
-    assert [(one.cost, one.drop) for one in histories["cost"].front] == [(1.0, 3.0), (2.0, 0.5), (3.0, 0.0)]
+    assert [(one.cost, one.measured.drop) for one in histories["cost"].front] == [
+        (1.0, 3.0),
+        (2.0, 0.5),
+        (3.0, 0.0),
+    ]
     assert histories["cost"].rows == 8 * len(rows)
 
 
 def test_what_runs_or_waits_is_pending(tmp_path: Path) -> None:
     study = study_in(tmp_path)
-    finish(study, found(SPACE, SPACE.wide, 3.0, feasible=True))
-    study.enqueue_trial(params(SPACE, ("int8", "fp16", "fp16")))
+    finish(study, evaluated_candidate(SPACE.wide, 3.0, feasible=True))
+    study.enqueue_trial(candidate_params(SPACE, ("int8", "fp16", "fp16")))
     assert History.of(study, SPACE, "cost").pending == {("int8", "fp16", "fp16")}
     running(study, SPACE.narrow)
     assert History.of(study, SPACE, "cost").pending == {("int8", "fp16", "fp16"), SPACE.narrow}
     assert History.of(study, SPACE, "cost").running == 1
 
 
-def worker(**settings: object) -> Worker:
+def measurement(drop: float, metric: float | None = None) -> Measurement:
+    metric = 1 - drop / 100 if metric is None else metric
+    return Measurement(rows=8, metric=metric, drop=drop, low=40.0, high=60.0, upper95=58.0)
+
+
+def worker(**settings: object) -> SearchWorker:
     class NoRunner:
         kept: Choices | None = None
 
@@ -284,13 +294,11 @@ def worker(**settings: object) -> Worker:
         """Four of eight rows are right; the reference has all."""
 
         labels, counts_right = np.zeros(8), True
-        drop = staticmethod(lambda _: 50.0)
-        metric = staticmethod(lambda _: 0.5)
-        interval = staticmethod(lambda _: (40.0, 60.0, 58.0))
+        measure = staticmethod(lambda _: measurement(50.0, 0.5))
         right = staticmethod(lambda _: np.arange(8) < 4)
         exceeds_p = staticmethod(lambda *_: 0.001)
 
-    return Worker(
+    return SearchWorker(
         search=search_of(**{"reference": "fp32", "seeded": False, "trials": 3, **settings}),
         space=SPACE,
         cost=COST,
@@ -307,31 +315,31 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Choices]:
     """What is evaluated; all rows are answered."""
     seen: list[Choices] = []
 
-    def evaluate(_: object, chosen: Choices, *__: object) -> Outcome:
+    def evaluate(_: object, chosen: Choices, *__: object) -> CandidateOutcomes:
         seen.append(chosen)
-        return Outcome(logits=np.zeros((8, 2), np.float32), answered=np.ones(8, bool))
+        return CandidateOutcomes(logits=np.zeros((8, 2), np.float32), answered=np.ones(8, bool))
 
-    monkeypatch.setattr("quantlab.searching.worker.evaluate", evaluate)
+    monkeypatch.setattr("quantlab.searching.worker.evaluate_candidate", evaluate)
     return seen
 
 
 def test_of_two_workers_with_one_candidate_the_first_has_it(tmp_path: Path, evaluated: list[Choices]) -> None:
     study, chosen = study_in(tmp_path), ("int8", "fp16", "int8")
     running(study, chosen)
-    study.enqueue_trial(params(SPACE, chosen))
-    study.optimize(worker()._objective(study, []), n_trials=1, catch=(TakenError,))
+    study.enqueue_trial(candidate_params(SPACE, chosen))
+    study.optimize(worker()._evaluating(study, []), n_trials=1, catch=(CandidateTakenError,))
     assert not evaluated and study.trials[1].state == TrialState.FAIL
-    study.enqueue_trial(params(SPACE, ("fp16", "fp16", "int8")))
-    study.optimize(worker()._objective(study, []), n_trials=1, catch=(TakenError,))
+    study.enqueue_trial(candidate_params(SPACE, ("fp16", "fp16", "int8")))
+    study.optimize(worker()._evaluating(study, []), n_trials=1, catch=(CandidateTakenError,))
     assert evaluated == [("fp16", "fp16", "int8")]
-    assert [trial.number for trial in earlier(study.trials, 2)] == [0]
+    assert [trial.number for trial in earlier_claims(study.trials, 2)] == [0]
 
 
 def test_a_later_one_takes_nothing_from_the_first(tmp_path: Path) -> None:
     study = study_in(tmp_path)
 
     def objective(trial: optuna.Trial) -> float:
-        for name, distribution in distributions(SPACE).items():
+        for name, distribution in distributions_of(SPACE).items():
             trial.suggest_categorical(name, distribution.choices)
         for _ in range(2):
             running(study, tuple(trial.params.values()))
@@ -346,7 +354,7 @@ def test_no_more_candidates_than_places(tmp_path: Path, evaluated: list[Choices]
     study = study_in(tmp_path)
     for _ in range(3):
         running(study, SPACE.wide)
-    study.optimize(worker(trials=3)._objective(study, []), n_trials=1, catch=(TakenError,))
+    study.optimize(worker(trials=3)._evaluating(study, []), n_trials=1, catch=(CandidateTakenError,))
     assert not evaluated and study.trials[-1].state == TrialState.FAIL
 
 
@@ -380,13 +388,14 @@ def test_the_best_trial_of_the_study_is_the_best_answer_for_other_tools_too(
         SPACE.narrow: 50.0,
     }
     object.__setattr__(one.judge, "reference", np.zeros((8, 2)))
-    object.__setattr__(one.judge, "drop", lambda _: drops[evaluated[-1]] if evaluated else 0.0)
-    object.__setattr__(one.judge, "metric", lambda _: 1 - drops[evaluated[-1]] / 100 if evaluated else 1.0)
+    object.__setattr__(
+        one.judge, "measure", lambda _: measurement(drops[evaluated[-1]] if evaluated else 0.0)
+    )
     study = study_in(tmp_path, mode=mode, **limits)
     one.enter_reference(study)
     for chosen in list(drops)[1:]:
-        study.enqueue_trial(params(SPACE, chosen))
-        study.optimize(one._objective(study, []), n_trials=1)
+        study.enqueue_trial(candidate_params(SPACE, chosen))
+        study.optimize(one._evaluating(study, []), n_trials=1)
     best = study._storage.get_best_trial(study._study_id)
     assert tuple(best.params.values()) == ("int8", "fp16", "fp16")
     assert best.number == study.best_trial.number == one.history(study).best.number  # type: ignore[union-attr]
@@ -416,7 +425,7 @@ def test_an_interrupted_candidate_is_tried_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("quantlab.searching.worker.evaluate", interrupt)
+        patched.setattr("quantlab.searching.worker.evaluate_candidate", interrupt)
         seeded.work(study, lambda *_: None)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL]
     seeded.work(study_in(tmp_path), lambda *_: None)
@@ -459,13 +468,13 @@ def test_rows_of_the_setup_are_counted_once_however_many_workers_there_are(
     config = planted.config("search.group_by=layer")
     rows = []
     for _ in range(2):
-        study = opened(config, tmp_path, Memo())
-        with bench(config, Memo()) as ready:
-            made(ready, study, tmp_path)
-        rows.append(History.of(study, ready.space, "cost").rows)
+        study = open_checked_study(config, tmp_path, Memo())
+        with prepared_model(config, Memo()) as prepared:
+            make_worker(prepared, study, tmp_path)
+        rows.append(History.of(study, prepared.space, "cost").rows)
     (reference,) = study.get_trials()
     assert (
         reference.user_attrs["rows"] == 0
-        and json.loads(reference.user_attrs["found"])["origin"] == "reference"
+        and json.loads(reference.user_attrs["candidate"])["origin"] == "reference"
     )
-    assert rows[0] == rows[1] == 64 + 16 * (1 + 3 + 1 + len(ready.space.variables))
+    assert rows[0] == rows[1] == 64 + 16 * (1 + 3 + 1 + len(prepared.space.variables))

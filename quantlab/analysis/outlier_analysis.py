@@ -1,4 +1,4 @@
-"""An analysis from its config to its files and its record."""
+"""Runs an outlier analysis from its config to its files and its record in the tracker."""
 
 import json
 import uuid
@@ -14,7 +14,7 @@ from quantlab.analysis.attribution import attribution_table
 from quantlab.analysis.channels import channel_table, layer_table, stream_sites
 from quantlab.analysis.findings import findings
 from quantlab.analysis.outliers_config import Outliers, OutliersConfig
-from quantlab.analysis.pictures import draw
+from quantlab.analysis.pictures import draw_attribution
 from quantlab.analysis.remedies import check_clipping, clipping_table, protection_table
 from quantlab.analysis.shares import error_shares
 from quantlab.analysis.tokens import token_channels, token_table
@@ -23,7 +23,7 @@ from quantlab.calibration.outlier_statistics import by_site
 from quantlab.cli.console import plain_console
 from quantlab.machine.provenance import machine_tags
 from quantlab.network.sites import Site
-from quantlab.searching.setup import bench, checked
+from quantlab.searching.setup import checked_space, prepared_model
 from quantlab.storage.files import code_digest, digest, write_whole
 from quantlab.storage.memo import Memo
 from quantlab.tracking.tracker import Entry, Outcome
@@ -32,7 +32,8 @@ from quantlab.trial.material import Material, fp32_sketches, load_material, reso
 from quantlab.trial.result import plain_data
 from quantlab.trial.trial import plain_config
 
-SUMMARY = "summary.json"  # written last: where it is, everything is
+SUMMARY = "summary.json"  # written last, so a folder that has it is complete
+# Settings of search.* that an analysis reads.
 SEARCH = (
     "sites",
     "choices",
@@ -41,16 +42,16 @@ SEARCH = (
     "reference",
     "sensitivity_rows",
     "seed",
-)  # what decides numbers
+)
 
 
-def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Path:
-    """Writes tables, pictures and ``summary.json`` into a folder under ``root``, and records them; returns
-    the folder.
+def analyse_outliers(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Path:
+    """Writes tables, pictures and ``summary.json`` into a folder under ``root`` and records them; returns the
+    folder.
 
-    Raises ValueError or OSError, before anything is loaded where that is possible, on what cannot be right.
+    Raises ValueError or OSError for wrong settings, as far as possible before anything is loaded.
     """
-    checked(config, memo)
+    checked_space(config, memo)
     check_clipping(config, memo)
     train, _, data_fingerprint = select_rows(config.task, config.evaluation, memo)
     check_rows(config, len(train))
@@ -78,7 +79,7 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
         for name, table in _tables(config, memo):
             tables[name] = table
             table.to_csv(folder / f"{name}.csv", index=False)
-        pictures = draw(tables, folder)
+        pictures = draw_attribution(tables, folder)
         weights = outlier_weights(_material(config, memo).model, config.outliers.sigmas)
         sentences, numbers = findings(tables, config.task.metrics[0]), _metrics(tables, weights)
         tags = _tags(config, memo) | fingerprints
@@ -93,7 +94,7 @@ def analyse(config: OutliersConfig, root: Path, command: str, memo: Memo) -> Pat
 
 
 def check_rows(config: OutliersConfig, train: int) -> None:
-    """Raises ValueError where fewer rows can calibrate than are asked for."""
+    """Raises ValueError if the training split has fewer rows than calibration or scores need."""
     for name, rows in (
         ("calibration.samples", config.calibration.samples),
         ("search.sensitivity_rows", config.search.sensitivity_rows),
@@ -103,10 +104,10 @@ def check_rows(config: OutliersConfig, train: int) -> None:
 
 
 def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Every table with its name, as it is made."""
+    """Yields each table with its name as soon as it is computed."""
     material = _material(config, memo)
-    seen = (config.model, config.task, config.evaluation, *config.calibration.data)
-    sketches = memo.get("sketches", seen, lambda: fp32_sketches(material, config.calibration))
+    key = (config.model, config.task, config.evaluation, *config.calibration.data)
+    sketches = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
     batches, calibration = material.calibration_batches(config.calibration), config.calibration
     tokens, stability = token_table(material, batches, sketches)
     layers = layer_table(material, calibration, sketches, config.outliers.draws).assign(
@@ -120,16 +121,16 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
     worst = _worst(material, sites)
     yield "token_channels", token_channels(material, batches[0], worst, sketches[worst.name])
     yield "weights", weight_table(material.model, material.sites, sketches, config.outliers.sigmas)
-    with bench(config, memo) as ready:
-        attribution, accumulation = attribution_table(ready)
+    with prepared_model(config, memo) as prepared:
+        attribution, accumulation = attribution_table(prepared)
         if config.search.group_by == "site":
-            attribution = attribution.merge(error_shares(ready), on="site", how="left")
+            attribution = attribution.merge(error_shares(prepared), on="site", how="left")
         yield "attribution", attribution
         yield "accumulation", accumulation
         ranked = attribution.sort_values(_column(config), ascending=_column(config) == "sqnr_db")["site"]
         yield (
             "protection",
-            protection_table(ready, list(ranked), config.outliers.random_draws, config.search.seed),
+            protection_table(prepared, list(ranked), config.outliers.random_draws, config.search.seed),
         )
     if config.outliers.clip:
         yield "clipping", clipping_table(config, memo)
@@ -153,7 +154,7 @@ def _column(config: OutliersConfig) -> str:
 
 
 def _worst(material: Material, sites: pd.DataFrame) -> Site:
-    """The site of tokens with the largest kurtosis among those as wide as the residual stream."""
+    """Of the sites as wide as the residual stream, the one with the largest kurtosis."""
     width = stream_sites(material)[-1].channels
     tokens = [
         site
@@ -166,7 +167,7 @@ def _worst(material: Material, sites: pd.DataFrame) -> Site:
 
 
 def _metrics(tables: dict[str, pd.DataFrame], weights: int) -> dict[str, float]:
-    """Single numbers for comparing analyses in MLflow."""
+    """The analysis in single numbers, to compare analyses in MLflow."""
     layers, accumulation = tables["layers"], tables["accumulation"]
     numbers = {
         "kurtosis_max": layers["kurtosis"].max(),
