@@ -147,6 +147,28 @@ def test_imports_point_down() -> None:
     assert not upwards
 
 
+def test_the_picture_of_the_folders_is_the_imports() -> None:
+    """It has every arrow but those that follow from others. The commands are one box."""
+    arrows: dict[str, set[str]] = {}
+    for module in MODULES:
+        start, *ends = (
+            "commands" if folder(name) in COMMANDS else folder(name) for name in (module, *ours(module))
+        )
+        arrows.setdefault(start, set()).update(set(ends) - {start, "quantlab"})
+
+    def reached_from(start: str) -> set[str]:
+        return set().union(arrows[start], *(reached_from(end) for end in arrows[start]))
+
+    drawn = {
+        f"{start} --> {end}"
+        for start, ends in arrows.items()
+        for end in ends
+        if not any(end in reached_from(other) for other in ends)
+    }
+    picture = (CODE.parent / "docs" / "architecture.md").read_text()
+    assert {line.strip() for line in picture.splitlines() if " --> " in line} == drawn
+
+
 def test_every_layer_exists() -> None:
     assert {name for names in LAYERS for name in names} == {folder(module) for module in MODULES}
 
