@@ -102,7 +102,7 @@ def with_head(base: Path, task: Task) -> PreTrainedModel:
     model, missing = checkpoint.read_model(
         base, num_labels=task.num_labels, id2label=names, label2id=ids, problem_type=kind
     )
-    if lost := checkpoint.of_encoder(missing, model):
+    if lost := checkpoint.encoder_tensors(missing, model):
         raise ValueError(f"{base} lacks {', '.join(lost[:8])}: the encoder is not whole")
     return model
 

@@ -24,7 +24,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from quantlab.engines.choice import arithmetic
+from quantlab.engines.kernel_choice import arithmetic
 from quantlab.network.checkpoint import quiet
 from quantlab.profiling import timing
 

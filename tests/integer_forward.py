@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear
 
-from quantlab.engines import choice
-from quantlab.kernels.products import OneDnn, OnGrid, Product, Weight, isa
+from quantlab.engines import kernel_choice
+from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, Product, isa
 from quantlab.kernels.snapper import Snapper
 from quantlab.quant.grid import AffineGrid
 
@@ -24,9 +24,14 @@ SETTINGS = {"symmetric": (True, True), "asymmetric": (False, True), "asymmetric 
 def main() -> None:
     torch.manual_seed(0)
     found = {name: compared(*setting) for name, setting in SETTINGS.items()}
-    kernels = {kind.name: (is_right(kind), choice.is_exact(kind, choice.CPU)) for kind in choice.KINDS}
+    kernels = {
+        kind.name: (is_right(kind), kernel_choice.is_exact(kind, kernel_choice.CPU))
+        for kind in kernel_choice.KINDS
+    }
     print(
-        json.dumps({"isa": isa(), "arithmetic": choice.arithmetic(), "kernels": kernels, "settings": found})
+        json.dumps(
+            {"isa": isa(), "arithmetic": kernel_choice.arithmetic(), "kernels": kernels, "settings": found}
+        )
     )
 
 
@@ -38,13 +43,16 @@ def compared(symmetric: bool, symmetric_weights: bool) -> dict[str, float]:
     exact = gelu(linear(onto[0](x).double(), values(first).double()))
     expected = linear(onto[1](exact.float()).double(), values(second).double())
     weights = [values(first), values(second)]
-    products = [None if choice.why_none(weight) else choice.product(weight) for weight in (first, second)]
+    products = [
+        None if kernel_choice.why_no_kernel(weight) else kernel_choice.product_of(weight)
+        for weight in (first, second)
+    ]
 
     def in_integers() -> Tensor:
         if products[0] is None or products[1] is None:
             return linear(onto[1](gelu(linear(onto[0](x), weights[0]))), weights[1])
         source = on_grid(onto[0], x)
-        if isinstance(products[0], OneDnn) and choice.fuses_gelu(products[0], onto[1]):
+        if isinstance(products[0], OneDnn) and kernel_choice.fuses_gelu(products[0], onto[1]):
             return products[1](products[0].gelu(source, None, onto[1]), None)
         return products[1](on_grid(onto[1], gelu(products[0](source, None))), None)
 
@@ -61,22 +69,22 @@ def compared(symmetric: bool, symmetric_weights: bool) -> dict[str, float]:
 def is_right(kind: type[Product]) -> bool:
     """Whether the largest sums come out right."""
     zeros = torch.zeros(32, dtype=torch.int32)
-    full = Weight(
+    full = IntegerWeight(
         integers=torch.full((32, 4096), 127, dtype=torch.int8), scale=torch.ones(32), zero_point=zeros
     )
-    x = OnGrid(integers=torch.full((32, 4096), 255, dtype=torch.uint8), scale=1.0, zero_point=0)
+    x = IntegerTensor(integers=torch.full((32, 4096), 255, dtype=torch.uint8), scale=1.0, zero_point=0)
     return bool(((kind(full)(x, None).double() / (255 * 127 * 4096) - 1).abs() < 1e-6).all())
 
 
-def made(outputs: int, inputs: int, symmetric: bool) -> Weight:
+def made(outputs: int, inputs: int, symmetric: bool) -> IntegerWeight:
     zeros = torch.zeros(outputs) if symmetric else torch.randint(-9, 10, (outputs,))
     integers = (40 * torch.randn(outputs, inputs)).round().clamp(-127, 127).to(torch.int8)
-    return Weight(
+    return IntegerWeight(
         integers=integers, scale=torch.full((outputs,), 1 / 40 / inputs**0.5), zero_point=zeros.int()
     )
 
 
-def values(weight: Weight) -> Tensor:
+def values(weight: IntegerWeight) -> Tensor:
     return (weight.integers.float() - weight.zero_point[:, None]) * weight.scale[:, None]
 
 
@@ -85,10 +93,10 @@ def snapper(symmetric: bool, x: Tensor) -> Snapper:
     return grid.snapper(*grid.parameters(*(extreme.reshape(1) for extreme in x.aminmax())))
 
 
-def on_grid(onto: Snapper, x: Tensor) -> OnGrid:
+def on_grid(onto: Snapper, x: Tensor) -> IntegerTensor:
     integers = onto.integers(x, values=False)[1]
     assert integers is not None
-    return OnGrid(integers=integers, scale=onto.scale.item(), zero_point=int(onto.byte_zero_point))
+    return IntegerTensor(integers=integers, scale=onto.scale.item(), zero_point=int(onto.byte_zero_point))
 
 
 def seconds(run: Callable[[], object]) -> float:

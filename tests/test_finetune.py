@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from quantlab import finetune
 from quantlab.finetune import FineTuning
 from quantlab.network import checkpoint
-from quantlab.network.models import Checkpoint, FineTuned, Pretrained, Recipe, Resolved
+from quantlab.network.models import Checkpoint, FineTuned, Pretrained, Recipe, ResolvedCheckpoint
 from quantlab.tasks.batching import tokenize
 from quantlab.tasks.glue import Glue
 from quantlab.training import recipe as training
@@ -41,7 +41,7 @@ def spec_of(base: Path, recipe: Recipe = RECIPE) -> FineTuned:
     return FineTuned(name="tiny", device="cpu", base=Pretrained(path=str(base)), recipe=recipe)
 
 
-def found(spec: FineTuned, task: Glue) -> Resolved:
+def found(spec: FineTuned, task: Glue) -> ResolvedCheckpoint:
     return spec.resolve(task, task.load)
 
 

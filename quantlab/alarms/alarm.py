@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantlab.network.sites import Site
-from quantlab.plan.coverage import Coverage, of_site, of_weight
+from quantlab.plan.coverage import Coverage, site_coverage, weight_coverage
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sketch import Sketch
 
@@ -51,9 +51,9 @@ class Evidence:
 
     def _covered(self) -> Iterator[Coverage | None]:
         for site in self.plan.activations:
-            yield of_site(site, self.sketches[site.site])
+            yield site_coverage(site, self.sketches[site.site])
         for weight in self.plan.weights:
-            yield of_weight(weight, self.model.get_parameter(weight.parameter).detach())
+            yield weight_coverage(weight, self.model.get_parameter(weight.parameter).detach())
 
 
 def worst(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantlab.calibration.estimators import Calibration
-from quantlab.calibration.outlier_statistics import dominant_channels, hidden_states, jaccard, statistics
+from quantlab.calibration.outlier_statistics import dominant_channels, hidden_states, jaccard, site_statistics
 from quantlab.calibration.probe import observe
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
@@ -54,7 +54,7 @@ def layer_table(material: Material, calibration: Calibration, sketches: Sketches
     previous depth's, ``jaccard_draws`` over draws of calibration rows.
     """
     sites, sums = stream_sites(material), sum_sites(material)
-    rows = [{"depth": d, "site": s.name, **statistics(sketches[s.name])} for d, s in enumerate(sites)]
+    rows = [{"depth": d, "site": s.name, **site_statistics(sketches[s.name])} for d, s in enumerate(sites)]
     table = pd.DataFrame(rows).drop(columns="dominant")
     table = table.merge(published_statistics(material, calibration, sites), on="site")
     dominant = [dominant_channels(sketches[site.name]) for site in sums]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quantlab.analysis.channels import run_all, sum_sites
 from quantlab.calibration.outlier_statistics import dominant_channels, jaccard
-from quantlab.network.attention import Function
+from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site, Tap
 from quantlab.network.taps import tapped
 from quantlab.quant.sketch import Sketch
@@ -105,7 +105,9 @@ def token_table(
         tally.attention = paid + (0 if tally.attention is None else tally.attention)
         return probs
 
-    taps: dict[Tap, Function] = {s.tap: partial(look, s, t) for s, t in zip(sites, tallies, strict=True)}
+    taps: dict[Tap, TensorFunction] = {
+        s.tap: partial(look, s, t) for s, t in zip(sites, tallies, strict=True)
+    }
     by_name = {site.name: site.made_at for site in material.sites}
     for layer, tally in enumerate(tallies[:-1]):
         if (tap := by_name.get(f"{layer}.attn.probs")) is not None:

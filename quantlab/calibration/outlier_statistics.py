@@ -32,13 +32,13 @@ def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, 
 
 
 def by_site(sketches: Mapping[str, Sketch]) -> pd.DataFrame:
-    """One row a site: :func:`statistics`."""
+    """One row a site: :func:`site_statistics`."""
     return pd.DataFrame(
-        [{"site": name, **statistics(sketch)} for name, sketch in sketches.items() if sketch.count]
+        [{"site": name, **site_statistics(sketch)} for name, sketch in sketches.items() if sketch.count]
     )
 
 
-def statistics(sketch: Sketch) -> dict[str, float | str]:
+def site_statistics(sketch: Sketch) -> dict[str, float | str]:
     """Kurtosis (Pearson's: of all elements, and of each channel, their median and largest), variance,
     extremes, energy of the top 1 %, and the dominant channels' numbers, strongest first."""
     by_channel = sketch.channel_kurtosis()

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from quantlab.engines.integer import Carrying, LinearExecution, gelus, integer_linears, integer_weights
-from quantlab.kernels.products import BITS, Weight
+from quantlab.engines.integer import (
+    EncodingQuantizer,
+    LinearExecution,
+    fused_gelus,
+    integer_linears,
+    integer_weights,
+)
+from quantlab.kernels.products import BITS, IntegerWeight
 from quantlab.kernels.snapper import Snapper
-from quantlab.network.attention import Counted, Function
+from quantlab.network.attention import CountedQuantizer, TensorFunction
 from quantlab.network.sites import Tap
 from quantlab.network.taps import tapped
 from quantlab.plan.fit import check_activations_fit, check_weights_fit
@@ -58,8 +64,10 @@ def insert_weights(
     weights = tuple(weights)
     check_weights_fit(model, weights)
     integers = integer_weights(model, weights) if engine == "integer" else {}
-    only_products = {Tap(path, "input") for path, weight in integers.items() if isinstance(weight, Weight)}
-    make = partial(carrying, only_products) if engine == "integer" else quantizer
+    only_products = {
+        Tap(path, "input") for path, weight in integers.items() if isinstance(weight, IntegerWeight)
+    }
+    make = partial(encoding_quantizer, only_products) if engine == "integer" else quantizer
     linears: dict[str, LinearExecution] = {}
 
     @contextmanager
@@ -70,10 +78,12 @@ def insert_weights(
         functions = {
             # What a module returns, and what attention computes, nothing but the tap has seen: it may be
             # overwritten.
-            item.tap: Counted(item.site, make(item, model.device, item.tap.at != "input"), inserted.calls)
+            item.tap: CountedQuantizer(
+                item.site, make(item, model.device, item.tap.at != "input"), inserted.calls
+            )
             for item in activations
         }
-        with tapped(model, functions), gelus(model, functions):
+        with tapped(model, functions), fused_gelus(model, functions):
             yield inserted
 
     with quantized_weights(model, weights), integer_linears(model, integers, linears):
@@ -118,7 +128,7 @@ def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
     return weight.grid.snap(value, scale, zero_point)
 
 
-def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool = False) -> Function:
+def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool = False) -> TensorFunction:
     """The function that puts a site's tensor on its grid; where it may overwrite the tensor, that takes less
     memory."""
     grid = activation.grid
@@ -133,16 +143,16 @@ def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool
     return grid.snapper(scale.to(device), zero_point.to(device), overwrite)
 
 
-def carrying(
+def encoding_quantizer(
     only_products: Container[Tap], activation: ActivationQuant, device: torch.device, overwrite: bool
-) -> Function:
+) -> TensorFunction:
     """:func:`quantizer`, and its results carry their integers where these fit into bytes and a Linear may
     read them."""
     function = quantizer(activation, device, overwrite)
     inside = activation.tap.at in ("scores", "probs")
     if inside or not isinstance(function, Snapper) or activation.grid.bits > BITS:
         return function
-    return Carrying(function, activation.groups, values=activation.tap not in only_products)
+    return EncodingQuantizer(function, activation.groups, values=activation.tap not in only_products)
 
 
 def activation_parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from quantlab.engines.choice import fuses_gelu, product, times_fp32, why_none
-from quantlab.kernels.products import BITS, OneDnn, OnGrid, Product, Weight
+from quantlab.engines.kernel_choice import fuses_gelu, product_of, times_fp32, why_no_kernel
+from quantlab.kernels.products import BITS, IntegerTensor, IntegerWeight, OneDnn, Product
 from quantlab.kernels.snapper import MIDDLE, Snapper
 from quantlab.network.architecture import feed_forwards
-from quantlab.network.attention import Counted, Function
+from quantlab.network.attention import CountedQuantizer, TensorFunction
 from quantlab.network.sites import Tap
 from quantlab.plan.plan import WeightQuant, weight_ranges
 from quantlab.quant.grid import AffineGrid
@@ -29,7 +29,7 @@ from quantlab.quant.grid import AffineGrid
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CARRIED, GELU_ONTO = "_quantlab_carried", "_quantlab_gelu_onto"
+ENCODED, GELU_ONTO = "_quantlab_encoded", "_quantlab_gelu_onto"
 
 Groups = tuple[int, ...]  # of each channel; empty: all are in one
 
@@ -53,7 +53,7 @@ class LinearExecution:
         return not self.on.startswith("fp32: ")
 
 
-class Carrying:
+class EncodingQuantizer:
     """A site's quantizer whose results carry their integers, or what makes them, once for all that read them.
 
     With ``values`` false the result's own values stay as they were: nothing but an integer product reads
@@ -63,13 +63,13 @@ class Carrying:
     def __init__(self, snapper: Snapper, groups: Groups, values: bool):
         self.snapper, self.groups, self.values = snapper, groups, values
         self.wanted = not values  # from the first time on that a Linear asks
-        self.channels = [channels.to(snapper.scale.device) for channels in members(groups)]
+        self.channels = [channels.to(snapper.scale.device) for channels in channels_by_group(groups)]
         firsts = [int(channels[0]) for channels in self.channels] or [0]
         self.scales = [snapper.scale.flatten()[first].item() for first in firsts]
         self.zero_points = [int(snapper.byte_zero_point.flatten()[first]) for first in firsts]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if (carried := getattr(x, CARRIED, None)) is not None and carried.by is self:
+        if (encoded := getattr(x, ENCODED, None)) is not None and encoded.by is self:
             return x
         if self.wanted:
             snapped, integers = self.snapper.integers(x, self.values)
@@ -78,43 +78,43 @@ class Carrying:
             y, parts = x.detach() if snapped is None else snapped, self._parts(integers)
         else:
             y, parts = self.snapper(x), None
-        setattr(y, CARRIED, _Carried(self, parts))
+        setattr(y, ENCODED, _Encoded(self, parts))
         return y
 
-    def encode(self, y: Tensor) -> list[OnGrid] | None:
+    def encode(self, y: Tensor) -> list[IntegerTensor] | None:
         """The integers of a tensor that lies on the grid, group by group; None where it holds NaN."""
         self.wanted = True
         integers = self.snapper.integers(y, values=False)[1]
         return None if integers is None else self._parts(integers)
 
-    def gelu(self, multiply: OneDnn, x: OnGrid, bias: Tensor | None) -> Tensor:
+    def gelu(self, multiply: OneDnn, x: IntegerTensor, bias: Tensor | None) -> Tensor:
         """GELU of a product as this would have it. The result has integers only: its own values are NaN."""
         onto = multiply.gelu(x, bias, self.snapper)
         y = torch.full((), torch.nan).expand(onto.integers.shape)
-        setattr(y, CARRIED, _Carried(self, [onto]))
+        setattr(y, ENCODED, _Encoded(self, [onto]))
         return y
 
-    def _parts(self, integers: Tensor) -> list[OnGrid]:
+    def _parts(self, integers: Tensor) -> list[IntegerTensor]:
         parts = [integers.index_select(-1, channels) for channels in self.channels] or [integers]
         return [
-            OnGrid(integers=part, scale=scale, zero_point=zero_point)
+            IntegerTensor(integers=part, scale=scale, zero_point=zero_point)
             for part, scale, zero_point in zip(parts, self.scales, self.zero_points, strict=True)
         ]
 
 
 @dataclass
-class _Carried:
-    by: Carrying
-    parts: list[OnGrid] | None
+class _Encoded:
+    by: EncodingQuantizer
+    parts: list[IntegerTensor] | None
 
-    def integers(self, y: Tensor) -> list[OnGrid] | None:
+    def integers(self, y: Tensor) -> list[IntegerTensor] | None:
         """What the tensor ``y``, which carries this, is in integers."""
         if self.parts is None:
             self.parts = self.by.encode(y)
         return self.parts
 
 
-def members(groups: Groups) -> list[Tensor]:
+def channels_by_group(groups: Groups) -> list[Tensor]:
     """The channels of each group; none where there are no groups."""
     index = torch.tensor(groups)
     return [(index == group).nonzero().flatten() for group in range(max(groups, default=-1) + 1)]
@@ -122,7 +122,7 @@ def members(groups: Groups) -> list[Tensor]:
 
 def integer_weights(
     model: PreTrainedModel, weights: Iterable[WeightQuant]
-) -> dict[str, Weight | LinearExecution]:
+) -> dict[str, IntegerWeight | LinearExecution]:
     """Every Linear's weight in integers, by path, or the reason why it has none. The model is in FP32."""
     planned = {weight.parameter: weight for weight in weights}
     linears = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear))
@@ -131,7 +131,9 @@ def integer_weights(
 
 @contextmanager
 def integer_linears(
-    model: PreTrainedModel, weights: Mapping[str, Weight | LinearExecution], ran: dict[str, LinearExecution]
+    model: PreTrainedModel,
+    weights: Mapping[str, IntegerWeight | LinearExecution],
+    ran: dict[str, LinearExecution],
 ) -> Iterator[None]:
     """Inside, Linears multiply integers where their input carries them and ``weights`` has theirs.
 
@@ -149,7 +151,7 @@ def integer_linears(
 
 
 @contextmanager
-def gelus(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
+def fused_gelus(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction]) -> Iterator[None]:
     """Inside, a Linear whose GELU nothing but the next product reads, in integers of one range, computes
     these at once: the widest tensor of a layer is never in memory."""
     from transformers.activations import GELUActivation
@@ -158,9 +160,9 @@ def gelus(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator
     for chain in feed_forwards(model):
         activation, linear = model.get_submodule(chain.activation), model.get_submodule(chain.first)
         tap = functions.get(Tap(chain.second, "input"))
-        onto = tap.function if isinstance(tap, Counted) else None
+        onto = tap.function if isinstance(tap, CountedQuantizer) else None
         plain = isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu
-        only = isinstance(onto, Carrying) and not onto.values and onto.snapper.numbers is not None
+        only = isinstance(onto, EncodingQuantizer) and not onto.values and onto.snapper.numbers is not None
         if plain and only and Tap(chain.first, "output") not in functions:
             found.append((linear, activation, onto))
     try:
@@ -175,29 +177,29 @@ def gelus(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator
 
 
 def _unless_done(forward: Callable[[nn.Module, Tensor], Tensor], activation: nn.Module, x: Tensor) -> Tensor:
-    return x if hasattr(x, CARRIED) else forward(activation, x)
+    return x if hasattr(x, ENCODED) else forward(activation, x)
 
 
 def _forward(
-    linear: nn.Linear, weight: Weight | LinearExecution, report: Callable[[LinearExecution], None]
+    linear: nn.Linear, weight: IntegerWeight | LinearExecution, report: Callable[[LinearExecution], None]
 ) -> Callable[[Tensor], Tensor]:
     ready: dict[Groups, list[Product]] = {}
 
     def forward(x: Tensor) -> Tensor:
-        carried: _Carried | None = getattr(x, CARRIED, None)
-        parts = None if isinstance(weight, LinearExecution) or carried is None else carried.integers(x)
-        if isinstance(weight, LinearExecution) or carried is None or parts is None:
+        encoded: _Encoded | None = getattr(x, ENCODED, None)
+        parts = None if isinstance(weight, LinearExecution) or encoded is None else encoded.integers(x)
+        if isinstance(weight, LinearExecution) or encoded is None or parts is None:
             report(
                 weight
                 if isinstance(weight, LinearExecution)
                 else LinearExecution.fp32("its input is not on an integer grid")
             )
             return nn.Linear.forward(linear, x)
-        groups = carried.by.groups
+        groups = encoded.by.groups
         if groups not in ready:
             ready[groups] = _products(weight, groups)
             report(_named(ready[groups], weight.scale.device))
-        onto: Carrying | None = getattr(linear, GELU_ONTO, None)
+        onto: EncodingQuantizer | None = getattr(linear, GELU_ONTO, None)
         first, *others = ready[groups]
         if onto is not None and not others and isinstance(first, OneDnn) and fuses_gelu(first, onto.snapper):
             return onto.gelu(first, parts[0], linear.bias)
@@ -215,8 +217,10 @@ def _named(products: list[Product], device: torch.device) -> LinearExecution:
     return LinearExecution(f"{count} x {kernel}" if count > 1 else kernel, times_fp32(kind, device))
 
 
-def _products(weight: Weight, groups: Groups) -> list[Product]:
-    return [product(weight.inputs(channels)) for channels in members(groups)] or [product(weight)]
+def _products(weight: IntegerWeight, groups: Groups) -> list[Product]:
+    return [product_of(weight.inputs(channels)) for channels in channels_by_group(groups)] or [
+        product_of(weight)
+    ]
 
 
 def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,16 +234,16 @@ def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor,
     return integers, scale.flatten(), (zero_point.flatten() - shift).to(torch.int8)
 
 
-def _integers(value: Tensor, weight: WeightQuant | None) -> Weight | LinearExecution:
+def _integers(value: Tensor, weight: WeightQuant | None) -> IntegerWeight | LinearExecution:
     if weight is None:
         return LinearExecution.fp32("its weight is not quantized")
     if not isinstance(weight.grid, AffineGrid) or weight.grid.bits > BITS:
         return LinearExecution.fp32(f"its weight is {weight.grid}")
     integers, scale, zero_point = signed_integers(value, weight)
-    found = Weight(
+    found = IntegerWeight(
         integers=integers,
         scale=scale.expand(len(value)).contiguous(),
         zero_point=zero_point.int().expand(len(value)).contiguous(),
     )
-    why = why_none(found)
+    why = why_no_kernel(found)
     return LinearExecution.fp32(why) if why else found

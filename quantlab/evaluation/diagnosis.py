@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantlab.engines.insert import quantizer, snap_weight
 from quantlab.machine.parallel import side_by_side
-from quantlab.network.attention import Function
+from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped, valid_elements
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
@@ -61,7 +61,7 @@ def site_sqnr_db(
     noise: dict[str, list[float]] = defaultdict(list)
     running = threading.local()  # batches run side by side, each with the mask of its padding
 
-    def compare(site: Site, snap: Function, x: Tensor) -> Tensor:
+    def compare(site: Site, snap: TensorFunction, x: Tensor) -> Tensor:
         signal[site.name].append(unpadded_energy(x, running.mask, site))
         snapped = snap(x)
         noise[site.name].append(unpadded_energy(x - snapped, running.mask, site))

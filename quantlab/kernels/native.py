@@ -27,7 +27,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-m
 _POINTER, _FLOAT, _COUNT, _INT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int
 
 
-class MissingError(Exception):
+class BuildError(Exception):
     """Why the functions cannot be built or loaded, in one line."""
 
 
@@ -68,13 +68,13 @@ def _built() -> ctypes.CDLL | str:
     """The functions, or why there are none."""
     try:
         return _declared(_load())
-    except (MissingError, OSError) as error:
+    except (BuildError, OSError) as error:
         warnings.warn(f"torch does the work of {SOURCE.name}, more slowly: {error}", stacklevel=2)
         return str(error)
 
 
 def _load() -> ctypes.CDLL:
-    """Raises MissingError, or OSError where the cache folder cannot be read, written or executed from."""
+    """Raises BuildError, or OSError where the cache folder cannot be read, written or executed from."""
     command = _compiler()
     version = subprocess.run([*command, "--version"], capture_output=True, check=False).stdout
     processor = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
@@ -98,10 +98,10 @@ def _compiler() -> list[str]:
     try:
         first, *others = shlex.split(wanted)
     except ValueError as error:
-        raise MissingError(f"CC={wanted!r} is no command") from error
+        raise BuildError(f"CC={wanted!r} is no command") from error
     found = shutil.which(first)
     if found is None:
-        raise MissingError(f"no C compiler: {first!r} is not on the path (set CC)")
+        raise BuildError(f"no C compiler: {first!r} is not on the path (set CC)")
     return [found, *others]
 
 
@@ -111,7 +111,7 @@ def _compile(command: list[str], to: Path) -> None:
     )
     if built.returncode:
         said = " ".join(built.stderr.split())[:300] or f"exit status {built.returncode}"
-        raise MissingError(f"{shlex.join(command)} could not build {SOURCE.name}: {said}")
+        raise BuildError(f"{shlex.join(command)} could not build {SOURCE.name}: {said}")
     to.chmod(0o700)
 
 
@@ -119,7 +119,7 @@ def _check_private(path: Path) -> None:
     """Code is loaded only from where nobody but this user, or root, can have put it."""
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode) or found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
-        raise MissingError(
+        raise BuildError(
             f"{path} must be this user's and writable by nobody else, it is "
             f"{stat.filemode(found.st_mode)} of user "
             f"{found.st_uid}: remove it"

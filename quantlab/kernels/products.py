@@ -4,7 +4,7 @@ For an input ``s_x (q_x - z_x)`` and a weight ``s_w (q_w - z_w)`` the product is
 whole numbers that 32 bits hold exactly (Jacob et al. 2018, section 2.2). Only the last multiplication and the
 bias are rounded, so the result is nearer to the true one than FP32's own sum.
 
-Which of these kernels runs, :mod:`quantlab.engines.choice` decides.
+Which of these kernels runs, :mod:`quantlab.engines.kernel_choice` decides.
 """
 
 import os
@@ -23,7 +23,7 @@ INT_MM_MULTIPLE, INT_MM_ROWS = 8, 32  # cuBLASLt takes more than 16 rows, and ot
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OnGrid:
+class IntegerTensor:
     """A tensor's values ``scale (integers - zero_point)``.
 
     The integers are unsigned, whatever the grid: products of signed bytes are a thousand times slower than
@@ -40,14 +40,14 @@ class OnGrid:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Weight:
+class IntegerWeight:
     """A Linear's weight ``scale (integers - zero_point)``."""
 
     integers: Tensor  # int8, (outputs, inputs)
     scale: Tensor  # FP32, (outputs,)
     zero_point: Tensor  # int32, (outputs,)
 
-    def inputs(self, channels: Tensor) -> "Weight":
+    def inputs(self, channels: Tensor) -> "IntegerWeight":
         """The weight's part for some of the input channels."""
         return replace(self, integers=self.integers[:, channels].contiguous())
 
@@ -58,10 +58,10 @@ class Product(ABC):
     name: str  # of the kernel
 
     @abstractmethod
-    def __init__(self, weight: Weight): ...
+    def __init__(self, weight: IntegerWeight): ...
 
     @abstractmethod
-    def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: IntegerTensor, bias: Tensor | None) -> Tensor:
         """``x @ weight.T + bias``, FP32, for integers of shape (..., inputs)."""
 
     @staticmethod
@@ -81,7 +81,7 @@ class OneDnn(Product):
 
     name = "onednn"
 
-    def __init__(self, weight: Weight):
+    def __init__(self, weight: IntegerWeight):
         self.packed = torch.ops.onednn.qlinear_prepack(weight.integers, None)
         self.scale, self.zero_point = weight.scale, torch.zeros_like(weight.scale, dtype=torch.long)
 
@@ -89,10 +89,10 @@ class OneDnn(Product):
     def fits(symmetric: bool, device: torch.device) -> bool:
         return symmetric and device.type == "cpu"
 
-    def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: IntegerTensor, bias: Tensor | None) -> Tensor:
         return self._run(x, bias, 1.0, 0, torch.float32, "none")
 
-    def gelu(self, x: OnGrid, bias: Tensor | None, onto: Snapper) -> OnGrid:
+    def gelu(self, x: IntegerTensor, bias: Tensor | None, onto: Snapper) -> IntegerTensor:
         """GELU of the product, on a grid of up to 8 bits with one range, without a number in FP32 that leaves
         the processor's registers.
 
@@ -107,10 +107,16 @@ class OneDnn(Product):
         integers.clamp_(onto.q_min, onto.q_max)
         if signed:
             integers, zero_point = integers.view(torch.uint8).bitwise_xor_(MIDDLE), zero_point + MIDDLE
-        return OnGrid(integers=integers, scale=scale, zero_point=zero_point)
+        return IntegerTensor(integers=integers, scale=scale, zero_point=zero_point)
 
     def _run(
-        self, x: OnGrid, bias: Tensor | None, scale: float, zero_point: int, dtype: torch.dtype, post: str
+        self,
+        x: IntegerTensor,
+        bias: Tensor | None,
+        scale: float,
+        zero_point: int,
+        dtype: torch.dtype,
+        post: str,
     ) -> Tensor:
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             x.integers,
@@ -139,16 +145,22 @@ class OneDnnInHalves(OneDnn):
 
     name = "onednn in halves"
 
-    def __init__(self, weight: Weight):
+    def __init__(self, weight: IntegerWeight):
         super().__init__(replace(weight, integers=torch.cat([weight.integers, weight.integers], dim=1)))
 
     def _run(
-        self, x: OnGrid, bias: Tensor | None, scale: float, zero_point: int, dtype: torch.dtype, post: str
+        self,
+        x: IntegerTensor,
+        bias: Tensor | None,
+        scale: float,
+        zero_point: int,
+        dtype: torch.dtype,
+        post: str,
     ) -> Tensor:
         return super()._run(in_halves(x), bias, scale, zero_point, dtype, post)
 
 
-def in_halves(x: OnGrid) -> OnGrid:
+def in_halves(x: IntegerTensor) -> IntegerTensor:
     """Integers of up to 128, of shape (..., 2 inputs): those of ``x`` are the sums of one from each half.
 
     The zero point is halved too. An odd one is raised by 1 before, and so are the sums.
@@ -160,7 +172,7 @@ def in_halves(x: OnGrid) -> OnGrid:
     torch.sub(x.integers, lower, out=upper)
     if odd:
         lower.add_(1)
-    return OnGrid(integers=halves, scale=x.scale, zero_point=(x.zero_point + odd) // 2)
+    return IntegerTensor(integers=halves, scale=x.scale, zero_point=(x.zero_point + odd) // 2)
 
 
 class IntMm(Product):
@@ -168,7 +180,7 @@ class IntMm(Product):
 
     name = "torch._int_mm"
 
-    def __init__(self, weight: Weight):
+    def __init__(self, weight: IntegerWeight):
         self.outputs, inputs = weight.integers.shape
         extra = (0, -inputs % INT_MM_MULTIPLE, 0, -self.outputs % INT_MM_MULTIPLE)
         self.inputs, self.extra_inputs = inputs, extra[1]
@@ -180,7 +192,7 @@ class IntMm(Product):
     def fits(symmetric: bool, device: torch.device) -> bool:
         return True
 
-    def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: IntegerTensor, bias: Tensor | None) -> Tensor:
         integers = x.integers.reshape(-1, self.inputs).bitwise_xor(MIDDLE).view(torch.int8)  # less 128
         zero = x.zero_point - MIDDLE
         rows = len(integers)

@@ -34,16 +34,16 @@ NO_ATTENTION = frozenset(
     }
 )
 
-Function = Callable[[Tensor], Tensor]
+TensorFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountedQuantizer:
     """A site's quantizer, and how often each site's has run: exactly if batches run one after another, at
     least once if they run side by side."""
 
     site: str
-    function: Function
+    function: TensorFunction
     calls: dict[str, int]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def attention(
             f"quantlab's attention "
             "does not compute: the network's answers would be another one's"
         )
-    taps: Mapping[str, Function] = getattr(module, TAPS, {})
+    taps: Mapping[str, TensorFunction] = getattr(module, TAPS, {})
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
     context = None if module.training else _on_grids(query, key, value, attention_mask, scaling, taps)
     if context is not None:
@@ -106,10 +106,10 @@ def _on_grids(
     value: Tensor,
     mask: Tensor | None,
     scaling: float,
-    taps: Mapping[str, Function],
+    taps: Mapping[str, TensorFunction],
 ) -> Tensor | None:
     """:func:`attention` in one pass, where what taps it are grids."""
-    counted = {at: tap for at, tap in taps.items() if isinstance(tap, Counted)}
+    counted = {at: tap for at, tap in taps.items() if isinstance(tap, CountedQuantizer)}
     grids = {at: tap.function for at, tap in counted.items() if isinstance(tap.function, Snapper)}
     if not grids or len(grids) < len(taps):
         return None
@@ -133,7 +133,9 @@ def _register() -> None:
 
 
 @contextmanager
-def tapped_attention(model: PreTrainedModel, taps: Mapping[str, Mapping[str, Function]]) -> Iterator[None]:
+def tapped_attention(
+    model: PreTrainedModel, taps: Mapping[str, Mapping[str, TensorFunction]]
+) -> Iterator[None]:
     """Runs the model's attention through :func:`attention`, with the functions for each module path, until
     the exit."""
     if not taps:

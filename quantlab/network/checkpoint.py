@@ -117,7 +117,7 @@ def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:
     return missing
 
 
-def of_encoder(names: Iterable[str], model: PreTrainedModel) -> list[str]:
+def encoder_tensors(names: Iterable[str], model: PreTrainedModel) -> list[str]:
     """Those of a classifier's tensors that no new head brings along; a pooler belongs to the head."""
     return sorted(
         name for name in names if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name

@@ -70,7 +70,7 @@ def tokenizer_tags(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 def require_whole(folder: Path, model: PreTrainedModel, missing: set[str]) -> None:
     """Raises ValueError where tensors are missing. Training helps only where they are all the head's."""
-    if lost := checkpoint.of_encoder(missing, model):
+    if lost := checkpoint.encoder_tensors(missing, model):
         raise ValueError(f"{folder} lacks {', '.join(lost[:8])}: the encoder is not whole")
     if missing:
         raise ValueError(

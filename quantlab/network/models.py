@@ -27,7 +27,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Resolved:
+class ResolvedCheckpoint:
     """A checkpoint that was found and fits its task; no weight has been read yet."""
 
     folder: Path  # of config.json, weights and tokenizer
@@ -41,7 +41,7 @@ class Resolved:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Loaded:
+class LoadedModel:
     """A model ready to answer, and what names it."""
 
     model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
@@ -78,7 +78,7 @@ class ModelSpec(ABC):
             raise ValueError("device is cuda, but torch sees no GPU here; use auto or cpu")
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
-    def resolve(self, task: Task, splits: Callable[[], Splits]) -> Resolved:
+    def resolve(self, task: Task, splits: Callable[[], Splits]) -> ResolvedCheckpoint:
         """Finds the checkpoint, once for all steps of a trial; ``splits`` loads the task's data where that
         names it.
 
@@ -91,7 +91,7 @@ class ModelSpec(ABC):
         tokenizer, skeleton = checkpoint.read_tokenizer(folder), skeleton_of(config)
         check_fit(skeleton, tokenizer, task, folder)
         require_whole(folder, skeleton, checkpoint.missing_tensors(folder, skeleton))
-        return Resolved(
+        return ResolvedCheckpoint(
             folder=folder,
             fingerprint=checkpoint_files.fingerprint(folder),
             skeleton=skeleton,
@@ -104,13 +104,13 @@ class ModelSpec(ABC):
             },
         )
 
-    def load(self, found: Resolved) -> Loaded:
+    def load(self, found: ResolvedCheckpoint) -> LoadedModel:
         """Reads the weights. Raises ValueError or OSError that names the file or tensor that is wrong."""
         device, folder = self.torch_device(), found.folder
         model, missing = checkpoint.read_model(folder)
         require_whole(folder, model, missing)
         model.requires_grad_(False).eval().to(device)  # type: ignore[no-untyped-call]
-        return Loaded(
+        return LoadedModel(
             model=model,
             folder=folder,
             tokenizer=found.tokenizer,
@@ -140,7 +140,7 @@ class Checkpoint(ModelSpec):
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
 
-class Base(ABC):
+class EncoderSource(ABC):
     """Where an encoder to fine-tune comes from."""
 
     @abstractmethod
@@ -149,7 +149,7 @@ class Base(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained(Base):
+class Pretrained(EncoderSource):
     """An encoder in a folder or on the hub."""
 
     path: str
@@ -164,7 +164,7 @@ class Pretrained(Base):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packaged(Base):
+class Packaged(EncoderSource):
     """An encoder whose files an installed Python package carries; the package is never imported."""
 
     package: str
@@ -212,7 +212,7 @@ class FineTuned(ModelSpec):
     """A classifier that ``python -m quantlab.finetune`` trains once and stores under the cache folder."""
 
     name: str  # of its YAML file
-    base: Base
+    base: EncoderSource
     recipe: Recipe
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from quantlab.network.attention import Function, tapped_attention
+from quantlab.network.attention import TensorFunction, tapped_attention
 from quantlab.network.sites import Site, Tap
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def tapped(model: PreTrainedModel, functions: Mapping[Tap, Function]) -> Iterator[None]:
+def tapped(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction]) -> Iterator[None]:
     """Passes each tapped tensor through its function until the exit. The function's result is what the model
     goes on with. Raises AttributeError where a module does not exist."""
-    inside: dict[str, dict[str, Function]] = defaultdict(dict)
+    inside: dict[str, dict[str, TensorFunction]] = defaultdict(dict)
     with ExitStack() as stack:
         for tap, function in functions.items():
             if tap.at in ("scores", "probs"):
@@ -49,7 +49,7 @@ def valid_elements(x: Tensor, mask: Tensor | None, site: Site) -> Tensor:
 
 
 @contextmanager
-def _hooked(module: nn.Module, at: str, function: Function) -> Iterator[None]:
+def _hooked(module: nn.Module, at: str, function: TensorFunction) -> Iterator[None]:
     hook: Callable[..., Any]
     if at == "input":
 

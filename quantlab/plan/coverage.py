@@ -34,7 +34,7 @@ class Coverage:
     cut: float  # share on the side of zero that the range leaves out altogether
 
 
-def of_site(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
+def site_coverage(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
     """From what calibration saw; None where there is no integer grid, or nothing but zero to put on it.
 
     A sketch has one histogram of all channels. Where groups have ranges of their own, the shares are judged
@@ -50,7 +50,7 @@ def of_site(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
     return covered if covered is None or len(item.lo) == 1 else replace(covered, used=None)
 
 
-def of_weight(item: WeightQuant, value: Tensor) -> Coverage | None:
+def weight_coverage(item: WeightQuant, value: Tensor) -> Coverage | None:
     """From a seeded draw of its elements, or all where there are few; None as for a site."""
     if not isinstance(item.grid, AffineGrid):
         return None
@@ -65,7 +65,7 @@ def of_weight(item: WeightQuant, value: Tensor) -> Coverage | None:
     return covered and replace(covered, weight=True)
 
 
-def beside(sites: pd.DataFrame, coverages: Sequence[Coverage]) -> pd.DataFrame:
+def with_coverage(sites: pd.DataFrame, coverages: Sequence[Coverage]) -> pd.DataFrame:
     """A table of sites with how each tensor lies on its grid: levels in all, levels of its bulk, share that
     becomes 0.
 

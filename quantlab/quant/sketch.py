@@ -64,7 +64,9 @@ class Sketch:
         self.min, self.max = torch.minimum(self.min, lo), torch.maximum(self.max, hi)
         self.batch_extremes.append((lo.min().item(), hi.max().item()))
         for part in torch.split(x, max(1, AT_ONCE // self.channels)):
-            self.moment_sums = joined(self.moment_sums, self.count, moment_sums(part.double()), len(part))
+            self.moment_sums = merged_moment_sums(
+                self.moment_sums, self.count, moment_sums(part.double()), len(part)
+            )
             self.count += len(part)
             self.histogram += histogram(part)
 
@@ -75,7 +77,7 @@ class Sketch:
             raise ValueError(f"cannot merge sketches of {self.channels} and {other.channels} channels")
         merged = Sketch(channels=self.channels, count=self.count + other.count)
         merged.min, merged.max = torch.minimum(self.min, other.min), torch.maximum(self.max, other.max)
-        merged.moment_sums = joined(self.moment_sums, self.count, other.moment_sums, other.count)
+        merged.moment_sums = merged_moment_sums(self.moment_sums, self.count, other.moment_sums, other.count)
         merged.histogram = self.histogram + other.histogram
         merged.batch_extremes = self.batch_extremes + other.batch_extremes
         return merged
@@ -177,7 +179,7 @@ def moment_sums(x: Tensor) -> Tensor:
     return torch.stack([mean, d2.sum(0), (d2 * d1).sum(0), (d2 * d2).sum(0)])
 
 
-def joined(a: Tensor, count_a: int, b: Tensor, count_b: int) -> Tensor:
+def merged_moment_sums(a: Tensor, count_a: int, b: Tensor, count_b: int) -> Tensor:
     """:func:`moment_sums` of two parts' elements together, from those of each (Pebay 2008, SAND2008-6212, eq.
     2.1)."""
     count = count_a + count_b

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quantlab.engines.insert import activation_parameters, quantized_weights
-from quantlab.engines.integer import members, signed_integers
+from quantlab.engines.integer import channels_by_group, signed_integers
 from quantlab.kernels.snapper import MIDDLE
-from quantlab.network.attention import Function
+from quantlab.network.attention import TensorFunction
 from quantlab.network.taps import tapped
 from quantlab.plan.fit import check_fits
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
@@ -190,7 +190,7 @@ class _Logits(nn.Module):
         return logits
 
 
-def _activation(item: ActivationQuant, signed: bool) -> Function:
+def _activation(item: ActivationQuant, signed: bool) -> TensorFunction:
     assert isinstance(item.grid, AffineGrid)
     scale, zero_point = activation_parameters(item, item.grid)
     if item.grid.symmetric:
@@ -200,7 +200,7 @@ def _activation(item: ActivationQuant, signed: bool) -> Function:
     if not item.groups:
         return lambda x: _qdq(x, scale[0], zeros[0])
     axis = 1 if item.tap.at in ("scores", "probs") else -1
-    channels = members(item.groups)
+    channels = channels_by_group(item.groups)
     back = torch.cat(channels).argsort()
 
     def grouped(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from quantlab.engines.insert import quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db
 from quantlab.evaluation.significance import accuracy_drop_error, spearman_ci95
 from quantlab.methods.bits import Precision
-from quantlab.network.attention import Function
+from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant, QuantPlan
@@ -174,7 +174,7 @@ def first_order_of(
     effect = {site.name: 0.0 for site in sites}
     passed: dict[str, tuple[Tensor, Tensor]] = {}  # this batch's tensor and its error, by site
 
-    def look(name: str, snap: Function) -> Function:
+    def look(name: str, snap: TensorFunction) -> TensorFunction:
         def keep(x: Tensor) -> Tensor:
             if not x.requires_grad:
                 x = x.detach().requires_grad_()

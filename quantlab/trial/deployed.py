@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quantlab.network.models import Loaded
+from quantlab.network.models import LoadedModel
 from quantlab.plan.plan import QuantPlan
 from quantlab.profiling.profile import Measurements, Profile
 from quantlab.profiling.timing import RuntimeSubject, TorchSubject
@@ -40,7 +40,7 @@ class DeployedResult:
 
 def write_model(
     runtime: FileRuntime,
-    loaded: Loaded,
+    loaded: LoadedModel,
     plan: QuantPlan,
     names: Collection[str],
     folder: Path,
@@ -82,7 +82,7 @@ def deployed_scores(
 
 def measure_deployed(
     runtime: FileRuntime,
-    loaded: Loaded,
+    loaded: LoadedModel,
     plan: QuantPlan,
     rows: Tokenized,
     batches: Sequence[Batch],

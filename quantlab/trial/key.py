@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from quantlab.engines.choice import arithmetic
+from quantlab.engines.kernel_choice import arithmetic
 from quantlab.kernels import native
 from quantlab.machine.provenance import cpu_vendor, device_name, processors
 from quantlab.storage.files import code_digest, digest, file_digest

@@ -11,7 +11,7 @@ from quantlab.calibration.estimators import Calibration
 from quantlab.calibration.probe import observe
 from quantlab.evaluation.answering import Evaluation, Predictions, predict
 from quantlab.network.architecture import all_sites
-from quantlab.network.models import Loaded, ModelSpec, Resolved
+from quantlab.network.models import LoadedModel, ModelSpec, ResolvedCheckpoint
 from quantlab.network.sites import Site
 from quantlab.quant.sketch import Sketch
 from quantlab.storage.files import cache_dir, code_digest, digest, whole_folder
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Material:
     """A loaded model with the task's rows, ready to answer and to calibrate."""
 
-    loaded: Loaded
+    loaded: LoadedModel
     task: Task
     train: Examples
     rows: Tokenized
@@ -55,7 +55,7 @@ def load_splits(task: Task, memo: Memo) -> Splits:
     return memo.get("splits", task, task.load)
 
 
-def resolve_checkpoint(model: ModelSpec, task: Task, memo: Memo) -> Resolved:
+def resolve_checkpoint(model: ModelSpec, task: Task, memo: Memo) -> ResolvedCheckpoint:
     """The model's checkpoint, found once: no step of a trial asks the hub or hashes files again.
 
     Raises ValueError or OSError that says what is wrong with it.

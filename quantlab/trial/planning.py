@@ -13,7 +13,7 @@ from quantlab.engines.insert import clipped_weights, quantized_weights, quantize
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, plan_site, plan_weights
-from quantlab.network.attention import Function
+from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan, WeightQuant
 from quantlab.quant.sketch import Sketch
@@ -85,7 +85,7 @@ def sketches_as_run(settings: Settings, material: Material, sites: Sequence[Site
     """Sketches of the sites in the model as it is, with earlier sites quantized where so set."""
     calibration = settings.calibration
 
-    def requantize(site: Site, sketch: Sketch) -> Function | None:
+    def requantize(site: Site, sketch: Sketch) -> TensorFunction | None:
         spec = settings.method.site_spec(site, settings.bits)
         return quantizer(plan_site(site, spec, sketch, calibration), material.model.device) if spec else None
 

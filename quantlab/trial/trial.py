@@ -22,7 +22,7 @@ from quantlab.network.architecture import all_sites
 from quantlab.network.compatibility import check_token_types
 from quantlab.network.models import ModelSpec
 from quantlab.network.sites import Placement, Site
-from quantlab.plan.coverage import beside
+from quantlab.plan.coverage import with_coverage
 from quantlab.plan.plan import QuantPlan
 from quantlab.plan.size import size_bytes, size_fp32_bytes
 from quantlab.profiling.profile import Measurements, NoProfile, Profile
@@ -211,7 +211,9 @@ def report(config: TrialConfig, material: Material, sites: Sequence[Site], outco
         alarms=alarms,
         plan=outcome.plan,
         linears=outcome.linears,
-        sites=beside(diagnose(config, material, sites, outcome.plan, outcome.calibrated), evidence.coverages),
+        sites=with_coverage(
+            diagnose(config, material, sites, outcome.plan, outcome.calibrated), evidence.coverages
+        ),
         outliers=by_site(outcome.fp32),
         labels=labels,
         logits=logits,

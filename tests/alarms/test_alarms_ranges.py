@@ -11,7 +11,7 @@ from properties import heavy_tailed, sketched
 from tiny import tiny_model
 from torch import Tensor
 
-from quantlab.plan.coverage import SAMPLE, beside, of_site, of_weight
+from quantlab.plan.coverage import SAMPLE, site_coverage, weight_coverage, with_coverage
 from quantlab.plan.plan import QuantPlan, WeightQuant
 from quantlab.quant.granularity import PerGroup
 from quantlab.quant.grid import AffineGrid, FloatGrid
@@ -107,7 +107,7 @@ def test_wasted_levels_of_an_activation(largest: float, used: int) -> None:
     """256 levels from -1 to the outliers, of which the numbers up to 1 use ``255 * 2 / (largest + 1) +
     1``."""
     seen, plan = {SITE: sketched(with_outliers(largest))}, activation(lo=(-1.0,), hi=(largest,))
-    covered = of_site(plan.activations[0], seen[SITE])
+    covered = site_coverage(plan.activations[0], seen[SITE])
     assert covered and covered.used == pytest.approx(used, abs=1) and covered.levels == 256
     found = message("wasted_levels", plan=plan, sketches=seen)
     assert bool(found) == (used < 16)
@@ -147,7 +147,7 @@ def test_zeroed_weights_of_one_huge_weight() -> None:
     values[99, 7] = 7.91
     plan = weight(-0.2, 7.91, SYMMETRIC)
     expected = ((values.abs() < 7.91 / 127 / 2) & (values != 0)).float().mean().item()
-    found = of_weight(plan.weights[0], values)
+    found = weight_coverage(plan.weights[0], values)
     assert found and found.zeroed == pytest.approx(expected, abs=0.01) and 0.5 < expected < 0.6
     assert names(plan=plan, **classifier(values)) == ["zeroed_weights"]
     assert f"classifier.weight ({found.zeroed:.1%})" in message(
@@ -176,9 +176,9 @@ def test_one_zeroed_weight_of_many_is_a_finding() -> None:
 
 def test_sites_have_their_levels_beside_them() -> None:
     seen = sketched(with_outliers(9.0))
-    covered = of_site(activation(lo=(-1.0,), hi=(9.0,)).activations[0], seen)
+    covered = site_coverage(activation(lo=(-1.0,), hi=(9.0,)).activations[0], seen)
     assert covered
-    table = beside(pd.DataFrame({"name": [SITE, "kept"], "sqnr_db": [9.0, np.inf]}), [covered])
+    table = with_coverage(pd.DataFrame({"name": [SITE, "kept"], "sqnr_db": [9.0, np.inf]}), [covered])
     assert table["levels_used"].tolist()[0] == covered.used and table["levels"].tolist()[0] == 256
     assert table["zeroed"].tolist()[0] == covered.zeroed and table.iloc[1, 2:].isna().all()
 
@@ -197,9 +197,9 @@ def test_slices_have_their_own_ranges(axis: int, symmetric: bool) -> None:
     lo, hi = values.quantile(0.2, 1 - axis), values.quantile(0.8, 1 - axis)
     grid = AffineGrid(bits=3, symmetric=symmetric)
     item = WeightQuant(parameter=WEIGHT, grid=grid, axis=axis, lo=tuple(lo.tolist()), hi=tuple(hi.tolist()))
-    found = of_weight(item, values)
+    found = weight_coverage(item, values)
     slices = [
-        of_weight(
+        weight_coverage(
             replace(item, axis=None, lo=(item.lo[index],), hi=(item.hi[index],)), values.select(axis, index)
         )
         for index in range(6)
@@ -214,8 +214,8 @@ def test_slices_have_their_own_ranges(axis: int, symmetric: bool) -> None:
 def test_a_large_weight_is_sampled_alike_every_time() -> None:
     values = heavy_tailed(3 * SAMPLE, 1)
     item = replace(weight(-1.0, 1.0).weights[0])
-    found = of_weight(item, values)
-    assert found == of_weight(item, values) and found
+    found = weight_coverage(item, values)
+    assert found == weight_coverage(item, values) and found
     assert found.outside == pytest.approx(float((values.abs() > 1 + 1 / 255).float().mean()), abs=0.01)
 
 
@@ -240,7 +240,7 @@ def test_saturation(beyond: float, raises: bool) -> None:
 def test_what_a_range_holds_is_not_outside(bits: int, symmetric: bool) -> None:
     x = heavy_tailed(2000, 3)
     plan = activation(AffineGrid(bits=bits, symmetric=symmetric), lo=(float(x.min()),), hi=(float(x.max()),))
-    covered = of_site(plan.activations[0], sketched(x))
+    covered = site_coverage(plan.activations[0], sketched(x))
     assert covered and covered.outside == 0 and covered.cut == 0
 
 

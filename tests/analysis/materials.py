@@ -10,7 +10,7 @@ from transformers import BertTokenizerFast, PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.network.architecture import all_sites
-from quantlab.network.models import Loaded
+from quantlab.network.models import LoadedModel
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, by_length, tokenize
 from quantlab.tasks.task import Examples, Splits, Task
@@ -54,7 +54,7 @@ def material_of(model: PreTrainedModel) -> Material:
     )
     rows = tokenize(texts(ROWS, seed=1), tokenizer, task.max_length)
     return Material(
-        loaded=Loaded(
+        loaded=LoadedModel(
             model=model,
             folder=Path("nowhere"),
             tokenizer=tokenizer,

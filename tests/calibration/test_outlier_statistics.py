@@ -23,7 +23,7 @@ from quantlab.calibration.outlier_statistics import (
     hidden_states,
     jaccard,
     plot_by_depth,
-    statistics,
+    site_statistics,
 )
 from quantlab.calibration.probe import observe
 from quantlab.network.architecture import all_sites, skeleton_of
@@ -64,7 +64,7 @@ def test_statistics() -> None:
     x = heavy_tailed(500, CHANNELS)
     x[:, 7] *= 100
     x[:, 3] = 2.0  # no kurtosis of its own
-    found, squares = statistics(sketched(*x.split(170))), x.double().numpy() ** 2
+    found, squares = site_statistics(sketched(*x.split(170))), x.double().numpy() ** 2
     by_channel = stats.kurtosis(np.delete(x.double().numpy(), 3, axis=1), fisher=False)
     elements, channels = np.sort(squares.ravel())[::-1], np.sort(squares.sum(0))[::-1]
     assert found == {
@@ -81,7 +81,7 @@ def test_statistics() -> None:
 
 
 def test_statistics_of_equal_elements() -> None:
-    found = statistics(sketched(torch.full((10, 3), -2.0)))
+    found = site_statistics(sketched(torch.full((10, 3), -2.0)))
     unknown = {name for name, value in found.items() if value != value}
     assert unknown == {"kurtosis", "channel_kurtosis_median", "channel_kurtosis_max"}
     assert (found["variance"], found["min"], found["max"], found["dominant"]) == (0, -2, -2, "")
@@ -90,7 +90,10 @@ def test_statistics_of_equal_elements() -> None:
 def test_by_site_has_the_sites_that_were_seen() -> None:
     seen, other = sketched(heavy_tailed(50, 4)), sketched(heavy_tailed(50, 3, seed=1))
     table = by_site({"a": seen, "never": Sketch(channels=4), "b": other})
-    assert table.to_dict("records") == [{"site": "a", **statistics(seen)}, {"site": "b", **statistics(other)}]
+    assert table.to_dict("records") == [
+        {"site": "a", **site_statistics(seen)},
+        {"site": "b", **site_statistics(other)},
+    ]
 
 
 @properties

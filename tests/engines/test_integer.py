@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tiny import ALL, FAMILIES, GEMM, logits, padded, planned, tiny_model
 from torch import Tensor, nn
 
-from quantlab.engines import choice
-from quantlab.engines.choice import CPU, KINDS, chosen, is_exact, product
+from quantlab.engines import kernel_choice
 from quantlab.engines.insert import insert
-from quantlab.engines.integer import CARRIED, LinearExecution, members
-from quantlab.kernels.products import OneDnn, OneDnnInHalves, OnGrid, Product, Weight, in_halves
+from quantlab.engines.integer import ENCODED, LinearExecution, channels_by_group
+from quantlab.engines.kernel_choice import CPU, KINDS, chosen_kernel, is_exact, product_of
+from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, OneDnnInHalves, Product, in_halves
 from quantlab.kernels.snapper import Snapper
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
@@ -30,18 +30,20 @@ XHY = ("*.ffn.in", "*.ffn.out", "*.ffn.sum")
 def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every exact kernel is fast enough: products here are tiny, and each processor runs as many kinds as it
     can."""
-    monkeypatch.setattr(choice, "SLOW", math.inf)
+    monkeypatch.setattr(kernel_choice, "SLOW", math.inf)
 
 
-def weight(outputs: int, inputs: int, zero_points: bool = False, fill: int | None = None) -> Weight:
+def weight(outputs: int, inputs: int, zero_points: bool = False, fill: int | None = None) -> IntegerWeight:
     integers = (
         torch.randint(-127, 128, (outputs, inputs)) if fill is None else torch.full((outputs, inputs), fill)
     )
     zeros = torch.randint(-128, 128, (outputs,)) if zero_points else torch.zeros(outputs)
-    return Weight(integers=integers.to(torch.int8), scale=torch.rand(outputs) + 0.01, zero_point=zeros.int())
+    return IntegerWeight(
+        integers=integers.to(torch.int8), scale=torch.rand(outputs) + 0.01, zero_point=zeros.int()
+    )
 
 
-def exactly(x: OnGrid, w: Weight, bias: Tensor | None) -> Tensor:
+def exactly(x: IntegerTensor, w: IntegerWeight, bias: Tensor | None) -> Tensor:
     values = (x.integers.double() - x.zero_point) * x.scale
     y = values @ ((w.integers.double() - w.zero_point[:, None]) * w.scale[:, None].double()).T
     return y if bias is None else y + bias
@@ -58,7 +60,7 @@ def test_products_are_the_sums(
     torch.manual_seed(seed)
     *rows, inputs, outputs = shape
     w, bias = weight(outputs, inputs, zero_points), torch.randn(outputs) if biased else None
-    x = OnGrid(
+    x = IntegerTensor(
         integers=torch.randint(0, 256, (*rows, inputs), dtype=torch.uint8), scale=scale, zero_point=zero_point
     )
     expected = exactly(x, w, bias)
@@ -72,7 +74,7 @@ def test_products_are_the_sums(
 
 @given(integers=st.lists(st.integers(0, 255), min_size=1, max_size=9), zero_point=st.integers(0, 255))
 def test_halves_are_the_whole_and_fit_into_pairs_of_16_bits(integers: list[int], zero_point: int) -> None:
-    x = OnGrid(integers=torch.tensor(integers, dtype=torch.uint8), scale=1.0, zero_point=zero_point)
+    x = IntegerTensor(integers=torch.tensor(integers, dtype=torch.uint8), scale=1.0, zero_point=zero_point)
     halves = in_halves(x)
     assert halves.integers.max() <= 128
     lower, upper = (half.int() - halves.zero_point for half in halves.integers.split(len(integers)))
@@ -86,19 +88,19 @@ def test_a_kernel_that_passes_for_exact_does_not_saturate(kind: type[Product], x
     if not is_exact(kind, CPU):
         pytest.skip(f"{kind.name} is not exact on this processor")
     full = weight(32, 4096, fill=w)
-    one = OnGrid(integers=torch.full((32, 4096), x, dtype=torch.uint8), scale=1.0, zero_point=128)
+    one = IntegerTensor(integers=torch.full((32, 4096), x, dtype=torch.uint8), scale=1.0, zero_point=128)
     torch.testing.assert_close(kind(full)(one, None).double(), exactly(one, full, None), rtol=1e-6, atol=0)
 
 
 def test_signed_integers_are_refused() -> None:
     with pytest.raises(TypeError, match=r"takes integers as torch\.uint8, got torch\.int8"):
-        OnGrid(integers=torch.zeros(2, 8, dtype=torch.int8), scale=1.0, zero_point=0)
+        IntegerTensor(integers=torch.zeros(2, 8, dtype=torch.int8), scale=1.0, zero_point=0)
 
 
 def test_without_a_kernel_there_is_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "KINDS", ())
+    monkeypatch.setattr(kernel_choice, "KINDS", ())
     with pytest.raises(ValueError, match="no integer kernel is exact and fast"):
-        product(weight(8, 8))
+        product_of(weight(8, 8))
     model = tiny_model()
     plan = planned(model, ALL, Uniform())
     with insert(model, plan) as _:
@@ -138,9 +140,9 @@ def test_every_linear_gives_what_the_simulation_gives(
         assert isinstance(linear, nn.Linear)
         bias = None if linear.bias is None else linear.bias.double()
         expected = nn.functional.linear(on_grid(inputs[0]), linear.weight.double(), bias)
-        if hasattr(y, CARRIED):  # GELU of the product, on the grid of the next one's input
+        if hasattr(y, ENCODED):  # GELU of the product, on the grid of the next one's input
             assert y.isnan().all()
-            onto = getattr(y, CARRIED).by
+            onto = getattr(y, ENCODED).by
             steps = (on_grid(y) - onto.snapper(nn.functional.gelu(expected).float())).abs() / onto.scales[0]
             assert steps.max() < 1.001 and (steps > 0.5).double().mean() < 2e-3
             compared.append(0.0)
@@ -163,13 +165,15 @@ def test_every_linear_gives_what_the_simulation_gives(
 
 def on_grid(x: Tensor) -> Tensor:
     """What a Linear's input stands for: its carried integers where it has some, else its values."""
-    carried = getattr(x, CARRIED, None)
+    carried = getattr(x, ENCODED, None)
     if carried is None:
         return x.double()
     if carried.by.values:
         assert torch.equal(carried.by.snapper(x), x)
     values = torch.empty(x.shape, dtype=torch.float64)
-    for channels, part in zip(members(carried.by.groups) or [slice(None)], carried.parts, strict=True):
+    for channels, part in zip(
+        channels_by_group(carried.by.groups) or [slice(None)], carried.parts, strict=True
+    ):
         values[..., channels] = (part.integers.double() - part.zero_point) * part.scale
     return values
 
@@ -203,7 +207,7 @@ def test_the_integers_of_a_tensor_are_made_once_for_all_who_read_them(
             logits(model, padded())
             # what q, k and v read, attention's output, the FFN's first (the second's come with GELU), the
             # classifier
-            kind = chosen(True, CPU)
+            kind = chosen_kernel(True, CPU)
             assert kind is not None and len(made) == (4 if issubclass(kind, OneDnn) else 5)
 
 
@@ -221,7 +225,7 @@ def test_gelu_with_a_product_is_gelu_after_it(
     grid = AffineGrid(bits=bits, symmetric=symmetric)
     w, bias = weight(48, 64), torch.randn(48)
     integers = torch.randint(0, 256, (40, 64), dtype=torch.uint8)
-    x = OnGrid(integers=integers, scale=float(1 / (w.scale.max() * 64 * 127)), zero_point=120)
+    x = IntegerTensor(integers=integers, scale=float(1 / (w.scale.max() * 64 * 127)), zero_point=120)
     apart = nn.functional.gelu(kind(w)(x, bias))
     snap = grid.snapper(*grid.parameters(*(wide * extreme for extreme in apart.aminmax())))
     onto = kind(w).gelu(x, bias, snap)

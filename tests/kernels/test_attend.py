@@ -12,7 +12,7 @@ from torch import Tensor
 from quantlab.kernels import native
 from quantlab.kernels.attend import attend
 from quantlab.kernels.snapper import Snapper
-from quantlab.network.attention import TAPS, Counted, attention
+from quantlab.network.attention import TAPS, CountedQuantizer, attention
 from quantlab.quant.grid import AffineGrid
 
 LOWEST = torch.finfo(torch.float32).min
@@ -152,7 +152,7 @@ def test_shapes_that_do_not_agree_are_left_to_torch(what: str) -> None:
     query, key, value = (random(0, *sizes[name]) for name in ("query", "key", "value"))
     mask = torch.zeros(sizes["mask"])
     assert attend(query, key, value, mask, 1.0, None, on(8, 0, 1)) is None
-    taps = {"probs": Counted("s", on(8, 0, 1), {"s": 0})}
+    taps = {"probs": CountedQuantizer("s", on(8, 0, 1), {"s": 0})}
     module = torch.nn.Module().eval()
     setattr(module, TAPS, taps)
     if what in ("another batch", "a mask for each head", "a mask without heads"):

@@ -18,7 +18,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 from quantlab.network import checkpoint, checkpoint_files
 from quantlab.network.compatibility import check_token_types
 from quantlab.network.labels import label_columns
-from quantlab.network.models import Checkpoint, FineTuned, Loaded, Packaged, Pretrained, Recipe
+from quantlab.network.models import Checkpoint, FineTuned, LoadedModel, Packaged, Pretrained, Recipe
 from quantlab.tasks.batching import tokenize
 from quantlab.tasks.glue import Glue
 from quantlab.tasks.task import Examples, Task
@@ -44,7 +44,7 @@ def copy(tiny_bert: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
 
 
-def load(path: Path | str, task: Task | None = None, **settings: str) -> Loaded:
+def load(path: Path | str, task: Task | None = None, **settings: str) -> LoadedModel:
     model, task = Checkpoint(path=str(path), **settings), task or task_of()
     return model.load(model.resolve(task, task.load))
 

@@ -30,7 +30,7 @@ from tiny import ALL, logits, tiny_config, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from quantlab.engines import choice
+from quantlab.engines import kernel_choice
 from quantlab.engines.insert import activation_parameters, insert, snap_weight
 from quantlab.methods.method import Method
 from quantlab.methods.peg import Peg
@@ -188,7 +188,7 @@ def in_order(value: np.ndarray) -> bytes:
 @every_plan
 def test_planned_products(made: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        choice, "SLOW", math.inf
+        kernel_choice, "SLOW", math.inf
     )  # weights with zero points have no fast kernel on some processors
     assert planned_products(made.path) == made.case.products
     with insert(made.model, made.plan, "integer") as inserted:

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from quantlab.cli.conf_dir import CONF
-from quantlab.engines import choice
+from quantlab.engines import kernel_choice
 from quantlab.methods.uniform import Uniform
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
@@ -98,7 +98,7 @@ CHANGES = {
     "capability": lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
     "oneDNN's limit": lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41"),
     "no compiler": lambda patch: patch.setattr(identity.native, "library", lambda: None),
-    "no exact product": lambda patch: patch.setattr(choice, "KINDS", ()),
+    "no exact product": lambda patch: patch.setattr(kernel_choice, "KINDS", ()),
     **{
         library: lambda patch, library=library: patch.setattr(
             identity, "version", lambda name: "0.0" if name == library else "1.0"

@@ -22,12 +22,12 @@ from quantlab.kernels import products as integer
 from quantlab.kernels.products import (
     BITS,
     INT_MM_ROWS,
+    IntegerTensor,
+    IntegerWeight,
     IntMm,
     OneDnn,
     OneDnnInHalves,
-    OnGrid,
     Product,
-    Weight,
 )
 from quantlab.kernels.snapper import Snapper
 from quantlab.machine.provenance import device_name
@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class KernelCheck:
     """What came of trying a kernel on a device."""
 
     exact: bool
@@ -60,47 +60,47 @@ class Trial:
         return self.exact and self.times.get(what, 0.0) <= SLOW
 
 
-def product(weight: Weight) -> Product:
+def product_of(weight: IntegerWeight) -> Product:
     """A weight made ready for the kernel that runs it. Raises ValueError where there is none, with
-    :func:`why_none`."""
-    kind = chosen(_is_symmetric(weight), weight.scale.device)
+    :func:`why_no_kernel`."""
+    kind = chosen_kernel(_is_symmetric(weight), weight.scale.device)
     if kind is None:
-        raise ValueError(why_none(weight))
+        raise ValueError(why_no_kernel(weight))
     return kind(weight)
 
 
-def why_none(weight: Weight) -> str:
+def why_no_kernel(weight: IntegerWeight) -> str:
     """Why no kernel multiplies a weight in integers here; empty where one does."""
     symmetric, device = _is_symmetric(weight), weight.scale.device
-    if chosen(symmetric, device) is not None:
+    if chosen_kernel(symmetric, device) is not None:
         return ""
     fitting = (kind for kind in KINDS if kind.fits(symmetric, device))
     reasons = (
         f"{kind.kernel(device)} takes {times_fp32(kind, device):.2g} times FP32's time"
-        if tried(kind, device).exact
+        if check_kernel(kind, device).exact
         else f"{kind.kernel(device)} is not exact"
         for kind in fitting
     )
     return f"no integer kernel is exact and fast on this processor ({', '.join(reasons)})"
 
 
-def chosen(symmetric: bool, device: torch.device) -> type[Product] | None:
+def chosen_kernel(symmetric: bool, device: torch.device) -> type[Product] | None:
     """The kernel for weights whose zero points are all 0 (``symmetric``), or not; None where FP32 has to do
     it."""
     return next(
-        (kind for kind in KINDS if kind.fits(symmetric, device) and tried(kind, device).usable()), None
+        (kind for kind in KINDS if kind.fits(symmetric, device) and check_kernel(kind, device).usable()), None
     )
 
 
 def fuses_gelu(multiply: Product, onto: Snapper) -> bool:
     """Whether a product puts its GELU on a grid better than operators of their own do."""
     what = GELU_SYMMETRIC if onto.q_min < 0 else GELU_ASYMMETRIC
-    return isinstance(multiply, OneDnn) and tried(type(multiply), CPU).usable(what)
+    return isinstance(multiply, OneDnn) and check_kernel(type(multiply), CPU).usable(what)
 
 
 def times_fp32(kind: type[Product], device: torch.device) -> float | None:
     """A kernel's time as a multiple of FP32's; None where it was not timed."""
-    return tried(kind, device).times.get(PRODUCT)
+    return check_kernel(kind, device).times.get(PRODUCT)
 
 
 def arithmetic() -> str:
@@ -111,12 +111,12 @@ def arithmetic() -> str:
     last bits. The first call tries the kernels (under a second, once a cache folder) and compiles
     ``kernels.c``.
     """
-    kinds = {what: chosen(what == "symmetric", CPU) for what in ("symmetric", "asymmetric")}
+    kinds = {what: chosen_kernel(what == "symmetric", CPU) for what in ("symmetric", "asymmetric")}
     weights = [f"{what} weights: {'fp32' if kind is None else kind.name}" for what, kind in kinds.items()]
     fused = [
         what
         for what in (GELU_SYMMETRIC, GELU_ASYMMETRIC)
-        if (kind := kinds["symmetric"]) and issubclass(kind, OneDnn) and tried(kind, CPU).usable(what)
+        if (kind := kinds["symmetric"]) and issubclass(kind, OneDnn) and check_kernel(kind, CPU).usable(what)
     ]
     return "; ".join(
         [integer.isa(), *weights, f"fused: {' and '.join(fused) or 'none'}", f"rest: {native.name()}"]
@@ -124,11 +124,11 @@ def arithmetic() -> str:
 
 
 @cache
-def tried(kind: type[Product], device: torch.device) -> Trial:
+def check_kernel(kind: type[Product], device: torch.device) -> KernelCheck:
     """What came of trying a kernel: on a GPU only whether it is exact, for a small product's time there is
     that of launching it."""
     exact = is_exact(kind, device)
-    return Trial(exact=exact, times=_remembered(kind) if exact and device.type == "cpu" else {})
+    return KernelCheck(exact=exact, times=_stored_time_ratios(kind) if exact and device.type == "cpu" else {})
 
 
 def is_exact(kind: type[Product], device: torch.device) -> bool:
@@ -139,14 +139,14 @@ def is_exact(kind: type[Product], device: torch.device) -> bool:
     """
     count = 64
     for x, w in ((255, 127), (255, -127), (0, 127), (128, -127)):
-        weight = Weight(
+        weight = IntegerWeight(
             integers=torch.full((16, count), w, dtype=torch.int8, device=device),
             scale=torch.ones(16, device=device),
             zero_point=torch.zeros(16, dtype=torch.int32, device=device),
         )
         same = torch.full((INT_MM_ROWS, count), x, dtype=torch.uint8, device=device)
         try:
-            y = kind(weight)(OnGrid(integers=same, scale=1.0, zero_point=1), None)
+            y = kind(weight)(IntegerTensor(integers=same, scale=1.0, zero_point=1), None)
         except (RuntimeError, AttributeError):  # a build of torch without this kernel
             return False
         if not bool((y == (x - 1) * w * count).all()):
@@ -154,15 +154,15 @@ def is_exact(kind: type[Product], device: torch.device) -> bool:
     return True
 
 
-def measured(kind: type[Product]) -> dict[str, float]:
+def time_ratios(kind: type[Product]) -> dict[str, float]:
     """Times of what a kernel computes, each as a multiple of FP32's for the same, on one thread.
 
     Both run in turns, and the shortest run of each counts: other work on the machine makes runs longer, never
     shorter.
     """
     integers = torch.arange(ROWS * SIZE) % 255
-    x = OnGrid(integers=integers.to(torch.uint8).view(ROWS, SIZE), scale=0.01, zero_point=128)
-    weight = Weight(
+    x = IntegerTensor(integers=integers.to(torch.uint8).view(ROWS, SIZE), scale=0.01, zero_point=128)
+    weight = IntegerWeight(
         integers=(torch.arange(SIZE * SIZE) % 253 - 126).to(torch.int8).view(SIZE, SIZE),
         scale=torch.full((SIZE,), 0.01),
         zero_point=torch.zeros(SIZE, dtype=torch.int32),
@@ -205,16 +205,19 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _remembered(kind: type[Product]) -> Mapping[str, float]:
-    """:func:`measured`, from the cache folder where any process has measured on this processor. The first to
-    store its times is believed by all; where the folder cannot be written, a process believes its own."""
+def _stored_time_ratios(kind: type[Product]) -> Mapping[str, float]:
+    """:func:`time_ratios`, from the cache folder if any process has measured them on this processor.
+
+    The first process to store its times decides for all. If the folder cannot be written, each process uses
+    its own times.
+    """
     sources = [file_digest(Path(source)) for source in (__file__, integer.__file__)]
     facts = [kind.__name__, torch.__version__, integer.isa(), integer.isa_limit(), device_name(CPU), *sources]
     folder = cache_dir() / "kernels" / digest(facts)
     stored = _read(folder / "times.json")
     if stored is not None:
         return stored
-    times = measured(kind)
+    times = time_ratios(kind)
     text = json.dumps(
         {"kernel": kind.name, "isa": integer.isa(), "processor": device_name(CPU), "times": times}
     )
@@ -255,5 +258,5 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _is_symmetric(weight: Weight) -> bool:
+def _is_symmetric(weight: IntegerWeight) -> bool:
     return not bool(weight.zero_point.any())

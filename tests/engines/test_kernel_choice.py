@@ -13,21 +13,21 @@ from test_integer import weight
 from tiny import ALL, logits, padded, planned, tiny_model
 from torch import Tensor
 
-from quantlab.engines import choice
-from quantlab.engines.choice import (
+from quantlab.engines import kernel_choice
+from quantlab.engines.insert import insert
+from quantlab.engines.kernel_choice import (
     CPU,
     GELU_SYMMETRIC,
     PRODUCT,
     arithmetic,
-    chosen,
+    check_kernel,
+    chosen_kernel,
     fuses_gelu,
-    product,
-    tried,
-    why_none,
+    product_of,
+    why_no_kernel,
 )
-from quantlab.engines.insert import insert
 from quantlab.kernels import products as integer
-from quantlab.kernels.products import OneDnn, OnGrid, Product, Weight, isa
+from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, Product, isa
 from quantlab.methods.uniform import Uniform
 from quantlab.quant.grid import AffineGrid
 
@@ -37,14 +37,14 @@ class Exact(Product):
 
     name, turns = "quick", 1
 
-    def __init__(self, weight: Weight):
+    def __init__(self, weight: IntegerWeight):
         self.weight = (weight.integers.double() * weight.scale[:, None]).T
 
     @staticmethod
     def fits(symmetric: bool, device: torch.device) -> bool:
         return symmetric
 
-    def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: IntegerTensor, bias: Tensor | None) -> Tensor:
         for _ in range(self.turns):
             y = ((x.integers.double() - x.zero_point) * x.scale) @ self.weight
         return y.float() if bias is None else (y + bias).float()
@@ -57,25 +57,31 @@ class Slow(Exact):
 class Unsound(Exact):
     name = "unsound"
 
-    def __call__(self, x: OnGrid, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: IntegerTensor, bias: Tensor | None) -> Tensor:
         return super().__call__(x, bias).clamp(-32768, 32767)
 
 
 def told(monkeypatch: pytest.MonkeyPatch, times: dict[type[Product], dict[str, float]]) -> None:
     """These kernels, with these times."""
-    monkeypatch.setattr(choice, "KINDS", tuple(times))
-    monkeypatch.setattr(choice, "tried", lambda kind, _: choice.Trial(exact=True, times=times[kind]))
+    monkeypatch.setattr(kernel_choice, "KINDS", tuple(times))
+    monkeypatch.setattr(
+        kernel_choice,
+        "check_kernel",
+        lambda kind, _: kernel_choice.KernelCheck(exact=True, times=times[kind]),
+    )
 
 
 def test_what_is_slow_or_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "KINDS", (Unsound, Slow, Exact))
-    assert type(product(weight(8, 8))) is Exact and why_none(weight(8, 8)) == ""
-    monkeypatch.setattr(choice, "KINDS", (Unsound, Slow))
+    monkeypatch.setattr(kernel_choice, "KINDS", (Unsound, Slow, Exact))
+    assert type(product_of(weight(8, 8))) is Exact and why_no_kernel(weight(8, 8)) == ""
+    monkeypatch.setattr(kernel_choice, "KINDS", (Unsound, Slow))
     with pytest.raises(
         ValueError, match=rf"unsound {isa()} is not exact, slow {isa()} takes \S+ times FP32's time"
     ):
-        product(weight(8, 8))
-    assert tried(Slow, CPU).times[PRODUCT] > 3 and tried(Unsound, CPU) == choice.Trial(exact=False, times={})
+        product_of(weight(8, 8))
+    assert check_kernel(Slow, CPU).times[PRODUCT] > 3 and check_kernel(
+        Unsound, CPU
+    ) == kernel_choice.KernelCheck(exact=False, times={})
 
 
 def test_a_linear_whose_kernels_are_all_slow_runs_in_fp32_and_says_so(
@@ -113,20 +119,20 @@ def test_gelu_comes_with_the_product_only_where_that_is_fast(
     told(monkeypatch, {OneDnn: {PRODUCT: 0.2, GELU_SYMMETRIC: 4000.0}})
     grid = AffineGrid(bits=8, symmetric=symmetric)
     onto = grid.snapper(*grid.parameters(torch.tensor([-1.0]), torch.tensor([1.0])))
-    assert fuses_gelu(product(weight(8, 8)), onto) == (not symmetric)
+    assert fuses_gelu(product_of(weight(8, 8)), onto) == (not symmetric)
 
 
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A process that has tried nothing; what it measures, shortest first."""
     times = [0.5, 9.0]
-    monkeypatch.setattr(choice, "measured", lambda _: {PRODUCT: times.pop(0)})
+    monkeypatch.setattr(kernel_choice, "time_ratios", lambda _: {PRODUCT: times.pop(0)})
     return times
 
 
 def test_times_are_measured_once_for_all_processes(forgetful: list[float]) -> None:
     for _ in range(3):
-        assert tried.__wrapped__(Exact, CPU).times == {PRODUCT: 0.5}
+        assert check_kernel.__wrapped__(Exact, CPU).times == {PRODUCT: 0.5}
     assert forgetful == [9.0]
 
 
@@ -134,11 +140,11 @@ def test_times_are_measured_once_for_all_processes(forgetful: list[float]) -> No
 def test_stored_times_that_cannot_be_read_are_measured_again(
     text: str, empty_cache: Path, forgetful: list[float]
 ) -> None:
-    tried.__wrapped__(Exact, CPU)
+    check_kernel.__wrapped__(Exact, CPU)
     (stored,) = empty_cache.rglob("times.json")
     stored.write_text(text)
     for _ in range(2):
-        assert tried.__wrapped__(Exact, CPU).times == {PRODUCT: 9.0}
+        assert check_kernel.__wrapped__(Exact, CPU).times == {PRODUCT: 9.0}
     assert json.loads(stored.read_text())["times"] == {PRODUCT: 9.0}
 
 
@@ -147,19 +153,19 @@ def test_a_folder_that_cannot_be_written_costs_only_time(
 ) -> None:
     (own_cache / "file").touch()
     monkeypatch.setenv("QUANTLAB_CACHE", str(own_cache / "file"))
-    assert [tried.__wrapped__(Exact, CPU).times[PRODUCT] for _ in range(2)] == [0.5, 9.0]
+    assert [check_kernel.__wrapped__(Exact, CPU).times[PRODUCT] for _ in range(2)] == [0.5, 9.0]
 
 
 def test_measuring_leaves_threads_and_random_numbers_alone() -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    times = choice.measured(Exact)
+    times = kernel_choice.time_ratios(Exact)
     assert times.keys() == {PRODUCT} and times[PRODUCT] > 0
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
 
 
 def test_arithmetic_names_what_runs() -> None:
     line = arithmetic()
-    kind = chosen(True, CPU)
+    kind = chosen_kernel(True, CPU)
     assert line == arithmetic() and line.startswith(
         f"{isa()}; symmetric weights: {kind.name if kind else 'fp32'}; "
     )
