@@ -1,1 +1,1 @@
-"""What each site's values looked like, and the ranges that follow."""
+"""Calibration: the probe that observes every site's values, and the estimators that make ranges of them."""

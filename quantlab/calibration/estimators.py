@@ -1,4 +1,4 @@
-"""Calibration: what each site's values looked like, and the ranges that follow."""
+"""Range estimators, one class each: the choices of ``calibration`` in a config."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(ABC):
-    """Which data calibrates, through which network, and (in the subclasses) how ranges come of it.
+    """Which rows calibrate, in which network, and (in the subclasses) how a range follows from a sketch.
 
-    ``samples`` rows of the training split: the first in file order, or drawn with ``seed``.
-    ``padding="included"`` pads every row to the task's full length and counts the padding, as the paper did.
-    ``through``: the ranges are seen in the FP32 network, in the one with quantized weights, or with
-    everything before the site quantized as well.
+    ``samples`` rows of the training split calibrate: the first in file order, or a draw with ``seed``.
+    ``padding="included"`` pads every row to the task's full length and counts the padding, as in arXiv
+    2603.04308. ``through`` names the network: ``fp32``, ``quantized_weights``, or ``quantized``, where all sites
+    before the observed one are quantized too.
     """
 
     samples: int = 64
@@ -35,7 +35,7 @@ class Calibration(ABC):
     padding: str = "masked"
     through: str = "fp32"
 
-    ranges_weights: ClassVar[bool] = False  # whether the estimator is used for weights too
+    ranges_weights: ClassVar[bool] = False  # whether the estimator ranges weights too
 
     def __post_init__(self) -> None:
         whole("calibration.samples", self.samples, 1)
@@ -47,24 +47,25 @@ class Calibration(ABC):
 
     @property
     def data(self) -> tuple[object, ...]:
-        """All that decides what calibration sees in the FP32 network."""
+        """The settings that decide what calibration sees in the FP32 network."""
         return self.samples, self.batch_size, self.seed, self.padding
 
     @property
     def counts_padding(self) -> bool:
-        """Whether padding tokens are seen."""
+        """Whether padding tokens count."""
         return self.padding == "included"
 
     @abstractmethod
     def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
-        """``(lo, hi)`` for one tensor."""
+        """``(lo, hi)`` for one tensor, from its sketch."""
 
     def grid(self, grid: AffineGrid) -> AffineGrid:
-        """The grid that the estimator's ranges are meant for."""
+        """The grid that replaces ``grid`` under this estimator: the same one but for
+        :class:`PublishedPercentile`."""
         return grid
 
     def rows(self, examples: Examples) -> Examples:
-        """The rows that calibrate. Raises ValueError where there are fewer than samples."""
+        """The rows that calibrate. Raises ValueError if there are fewer than ``samples``."""
         if len(examples) < self.samples:
             raise ValueError(
                 f"calibration.samples is {self.samples}, but the training split has {len(examples)} rows"
@@ -74,14 +75,14 @@ class Calibration(ABC):
         return examples.take(np.random.default_rng(self.seed).permutation(len(examples))[: self.samples])
 
     def batches(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Batch]:
-        """Their batches. Raises ValueError where there are fewer rows than samples."""
+        """The batches of the rows that calibrate. Raises ValueError if there are fewer than ``samples``."""
         rows = tokenize(self.rows(examples), tokenizer, max_length)
         return in_file_order(rows, tokenizer, self.batch_size, full_length=self.counts_padding)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinMax(Calibration):
-    """Everything that was seen."""
+    """The smallest and the largest value."""
 
     def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
         return ranges.minmax(sketch)
@@ -89,7 +90,7 @@ class MinMax(Calibration):
 
 @dataclass(frozen=True, kw_only=True)
 class RunningMinMax(Calibration):
-    """Moving average of the batches' extremes (the paper's)."""
+    """Exponential moving average of the batches' extremes (Bondarenko et al. 2021, section 2)."""
 
     momentum: float = 0.9
 
@@ -122,7 +123,7 @@ class Percentile(Calibration):
 
 @dataclass(frozen=True, kw_only=True)
 class Mse(Calibration):
-    """The range with the least squared error."""
+    """The range with the least squared quantization error."""
 
     def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
         return ranges.mse(sketch, grid)
@@ -130,11 +131,11 @@ class Mse(Calibration):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedPercentile(Calibration):
-    """The one-sided estimator behind the percentile rows of arXiv 2603.04308: kept to reproduce them, not to
-    be used.
+    """The one-sided estimator of arXiv 2603.04308, only for reproducing its percentile rows.
 
-    There it ranged weights as well as activations, and a range that starts at zero made the symmetric
-    quantizer unsigned: all of the grid's levels between zero and the maximum, no negative number left.
+    The paper's code uses it for weights as well as activations. A range that starts at zero makes its
+    symmetric quantizer unsigned: all levels lie between zero and the maximum, and negative numbers are cut
+    off.
     """
 
     percentile: float = 99.9

@@ -1,4 +1,4 @@
-"""Outlier statistics of sites from their sketches: by site, by depth, and the channels that stand out."""
+"""Outlier statistics from sketches: by site, by depth, and the channels that stand out."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,18 +10,20 @@ import pandas as pd
 from quantlab.network.sites import Site
 from quantlab.quant.sketch import Sketch
 
-DOMINANT = 6.0  # times the median channel's largest magnitude
+DOMINANT = 6.0  # a dominant channel's largest magnitude, as a multiple of the median channel's
 LAYER_METRICS = ("kurtosis", "variance", "top1pct_energy_channels", "top1pct_energy_elements")
 
 
 def hidden_states(sites: Sequence[Site]) -> list[str]:
-    """The residual stream by depth: the embeddings' output, then every layer's, as in arXiv 2603.04308."""
+    """Names of the residual stream's sites by depth: the embeddings' output, then every layer's output."""
     return ["embed.out"] + [site.name for site in sites if site.name.endswith(".layer.out")]
 
 
 def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, list[float]]:
-    """Each of :data:`LAYER_METRICS` for each of the sites. Kurtosis is Pearson's, of all elements of a
-    site."""
+    """Each of :data:`LAYER_METRICS` by site, as arXiv 2603.04308 defines them.
+
+    Kurtosis is Pearson's, of all elements of a site.
+    """
     stream = [sketches[name] for name in names]
     return {
         "kurtosis": [sketch.kurtosis() for sketch in stream],
@@ -32,15 +34,18 @@ def by_depth(sketches: Mapping[str, Sketch], names: Sequence[str]) -> dict[str, 
 
 
 def by_site(sketches: Mapping[str, Sketch]) -> pd.DataFrame:
-    """One row a site: :func:`site_statistics`."""
+    """A table of :func:`site_statistics`, one row per site that was seen."""
     return pd.DataFrame(
         [{"site": name, **site_statistics(sketch)} for name, sketch in sketches.items() if sketch.count]
     )
 
 
 def site_statistics(sketch: Sketch) -> dict[str, float | str]:
-    """Kurtosis (Pearson's: of all elements, and of each channel, their median and largest), variance,
-    extremes, energy of the top 1 %, and the dominant channels' numbers, strongest first."""
+    """One site's row: kurtosis, variance, extremes, energy of the top 1 %, and the dominant channels.
+
+    Kurtosis is Pearson's: of all elements, and the median and largest of the channels'. Dominant channels are
+    listed strongest first.
+    """
     by_channel = sketch.channel_kurtosis()
     known = by_channel[np.isfinite(by_channel)]
     return {
@@ -57,22 +62,24 @@ def site_statistics(sketch: Sketch) -> dict[str, float | str]:
 
 
 def dominant_channels(sketch: Sketch) -> list[int]:
-    """The channels that set a site's range: whose largest magnitude is over :data:`DOMINANT` times that of
-    the median channel, strongest first. A robust rule: up to half of the channels may stand out and it still
-    names them."""
+    """The channels that set a site's range, strongest first.
+
+    Their largest magnitude is over :data:`DOMINANT` times the median channel's. The median makes the rule
+    robust: it finds all dominant channels while they are less than half of the channels.
+    """
     largest = sketch.magnitudes()
     order, bound = np.argsort(-largest, kind="stable"), DOMINANT * np.median(largest)
     return [int(channel) for channel in order if largest[channel] > bound]
 
 
 def jaccard(a: Iterable[int], b: Iterable[int]) -> float:
-    """Size of two sets' intersection by that of their union; NaN where both are empty."""
+    """``|A and B| / |A or B|`` of two sets; NaN if both are empty."""
     one, other = set(a), set(b)
     return len(one & other) / len(one | other) if one | other else math.nan
 
 
 def plot_by_depth(layers: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
-    """Kurtosis, and the energy of the top 1 % of channels and elements, against depth, as a PNG."""
+    """Saves a PNG of kurtosis, and of the energy in the top 1 % of channels and elements, by depth."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")

@@ -31,16 +31,17 @@ def observe(
     count_padding: bool = False,
     requantize: Requantize | None = None,
 ) -> dict[str, Sketch]:
-    """One pass over the batches: a sketch for every site, by name. The number of threads changes no bit of
-    it.
+    """Runs the batches through the model and returns a sketch of every site, by the site's name.
 
-    Batches run side by side, each with sketches of its own that are merged in the batches' order.
-    ``requantize`` gives, from a site's sketch so far, the function that its tensor then passes on through; so
-    later sites see earlier ones quantized, as in Bondarenko's code, and batches run one after another. Raises
-    ValueError, naming the site, on NaN or infinity.
+    Batches run side by side in threads. Each batch has its own sketches, merged in the batches' order, so the
+    result is the same to the bit for any number of threads.
+
+    ``requantize(site, sketch so far)`` returns the function that the site's tensor then passes through, or
+    None. So later sites see earlier ones quantized, as in Bondarenko's code; batches then run one by one.
+    Raises ValueError that names the site on NaN and infinity.
     """
     sketches = {site.name: Sketch(channels=site.channels) for site in sites}
-    running = threading.local()
+    running = threading.local()  # of the batch that this thread runs: its padding mask and its sketches
 
     def look(site: Site, x: Tensor) -> Tensor:
         sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels))

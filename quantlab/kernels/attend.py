@@ -1,4 +1,4 @@
-"""Attention on grids in one pass: no score leaves the processor's cache."""
+"""Attention with quantized scores and probabilities in one pass: the scores stay in the processor's cache."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from quantlab.kernels import native
 from quantlab.kernels.snapper import Snapper
 
-WIDTH_MULTIPLE = 16  # of a head: what the widest processors add up at a time
+WIDTH_MULTIPLE = 16  # a head's width must be a multiple: the widest vector registers hold 16 floats
 
 
 def attend(
@@ -20,12 +20,14 @@ def attend(
     scores_on: Snapper | None,
     probs_on: Snapper | None,
 ) -> Tensor | None:
-    """Softmax attention over (batch, heads, tokens, width), with scores and probabilities on their grids if
-    they have one; the mask is added to the scores on their grid.
+    """Softmax attention with quantized scores and probabilities, in ``kernels.c``.
 
-    Returns (batch, tokens, heads, width), equal to torch's operators up to the order of sums; None for
-    tensors and grids that ``kernels.c`` does not take: torch's operators compute those, or raise where shapes
-    do not fit. Raises MemoryError.
+    Computes ``P(softmax(S(scaling q k^T) + mask)) v``, where S and P are the quantizers ``scores_on`` and
+    ``probs_on``, or the identity for None. Query, key and value are (batch, heads, tokens, width).
+
+    Returns (batch, tokens, heads, width), equal to torch's operators up to the order of sums. Returns None if
+    ``kernels.c`` does not take the tensors or grids: the caller then uses torch's operators. Raises
+    MemoryError if the scratch memory cannot be allocated.
     """
     if not _fit(query, key, value, mask, (scores_on, probs_on)):
         return None
@@ -58,15 +60,15 @@ def attend(
         torch.get_num_threads(),
     )
     if failed:
-        raise MemoryError(f"attention over {keys} tokens")
+        raise MemoryError(f"no memory for attention over {keys} tokens")
     return context
 
 
 def _fit(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grids: Sequence[Snapper | None]
 ) -> bool:
-    """Whether shapes are those that ``kernels.c`` reads: it takes batch, heads and width from the query, the
-    number of keys from the key, and trusts that the rest agrees."""
+    """Whether all shapes agree. ``kernels.c`` does not check: it reads batch, heads and width from the query,
+    and the number of keys from the key."""
     if query.ndim != 4 or key.ndim != 4 or query.shape[3] % WIDTH_MULTIPLE:
         return False
     batch, heads, queries, width = query.shape

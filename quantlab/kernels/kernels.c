@@ -1,4 +1,4 @@
-/* Elementwise work on a CPU in one pass over memory, where torch needs one pass an operator. */
+/* Quantize-dequantize and attention on a CPU in one pass over memory, where torch makes one pass per operator. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -13,9 +13,9 @@
 
 typedef struct {
     float inverse, lower, upper, step;
-} Grid; /* a value's integer is clamp(round(x * inverse), lower, upper), the value itself step times that */
+} Grid; /* quantizes x to step * clamp(round(x * inverse), lower, upper); the zero point is part of the bounds */
 
-/* To the bit as torch's multiply, round and clamp do it; NaN stays NaN. */
+/* Equal to torch's multiply, round and clamp to the bit. NaN stays NaN. */
 static inline float integer_of(float x, Grid grid) {
     float q = rintf(x * grid.inverse);
     q = q < grid.lower ? grid.lower : q;
@@ -24,13 +24,13 @@ static inline float integer_of(float x, Grid grid) {
 
 static inline float snapped(float x, Grid grid) { return integer_of(x, grid) * grid.step; }
 
-/* Loops stand in functions of their own, compiled for each of their cases: branches in them, and the variables that
-   OpenMP's threads share, would keep them from being vectorized. */
+/* Inner loops are functions of their own, inlined once for each case of their arguments: branches in the loop, and
+   variables that OpenMP's threads share, would keep the compiler from vectorizing it. */
 #define SPECIALIZED static inline __attribute__((always_inline))
-#define BLOCK 16384 /* elements: what one thread takes at a time */
+#define BLOCK 16384 /* elements that one thread takes at a time */
 
-/* y gets x on the grid, bytes its integers plus zero_point; either may be 0, and y may be x. Returns whether x holds a
-   NaN, for which no byte stands; it is looked for where bytes are asked for. */
+/* Writes the quantized values to y and the integers plus zero_point to bytes. Either may be null, and y may be x.
+   If bytes is given, returns whether x holds NaN, which no byte represents. */
 SPECIALIZED int snap_block(const float *x, float *y, uint8_t *bytes, int64_t count, Grid grid, int32_t zero_point) {
     int nan = 0;
 #pragma omp simd reduction(| : nan)
@@ -69,7 +69,7 @@ SPECIALIZED int snap_row(const float *x, float *y, uint8_t *bytes, int64_t chann
     return nan;
 }
 
-/* snap with a grid for each of the channels, which are the last dimension. */
+/* snap with one grid per channel; channels are the last dimension. */
 int snap_channels(const float *x, float *y, uint8_t *bytes, int64_t rows, int64_t channels, const float *inverse,
                   const float *lower, const float *upper, const float *step, const int32_t *zero_point, int threads) {
     int nan = 0;
@@ -88,7 +88,8 @@ int snap_channels(const float *x, float *y, uint8_t *bytes, int64_t rows, int64_
     return nan;
 }
 
-/* e to the x for x <= 0, within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, e^r by its Taylor series. */
+/* e^x for x <= 0, within 2 units in the last place: e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln 2 / 2. ln 2 is
+   split into two floats, so that r is exact enough; e^r is its Taylor series up to r^7 / 7!. */
 static inline float exp_of_negative(float x) {
     float n = rintf(x * 1.44269504f);
     float r = fmaf(n, -1.42860677e-6f, fmaf(n, -0.693145752f, x));
@@ -107,8 +108,8 @@ static inline float exp_of_negative(float x) {
     return x < -87.f ? 0.f : p * power.value;
 }
 
-/* One row of attention scores becomes probabilities: scaled, on a grid, masked, softmax, on a grid. Steps whose grid is 0
-   are left out. NaN and infinite scores make a row of NaN, as torch has it. */
+/* Turns one row of attention scores into probabilities: scale, quantize (before), mask, softmax, quantize (after).
+   A null grid skips its step. NaN and infinite scores give a row of NaN, as in torch. */
 SPECIALIZED void softmax(float *x, int64_t keys, float scaling, const Grid *before, const float *mask,
                          const Grid *after) {
     float largest = -INFINITY, sum = 0;
@@ -140,10 +141,10 @@ static void to_probabilities(float *x, int64_t keys, float scaling, const Grid *
     }
 }
 
-#define ROWS 8 /* queries at a time: as many sums as registers hold */
+#define ROWS 8 /* queries computed together: as many running sums as the registers hold */
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* sums[row] += factors[row][i] * rows[i], LANES of them from column on. */
+/* sums[r] = sum over i of factors[r][i] * rows[i * stride ..], LANES columns at a time. */
 static inline void multiply_add(Lanes sums[ROWS], const float *const factors[ROWS], const float *rows, int64_t stride,
                                 int64_t count) {
     for (int r = 0; r < ROWS; r++) sums[r] = (Lanes){0};
@@ -153,9 +154,9 @@ static inline void multiply_add(Lanes sums[ROWS], const float *const factors[ROW
     }
 }
 
-/* Softmax attention. query, key, value (batch, tokens, heads, width) in memory, context too; width a multiple of LANES.
-   mask is added to the scaled scores where it is not 0; mask_strides are its elements a batch and a query. before and
-   after are grids of scores and probabilities, one a head, or 0. Returns 0, or 1 where memory is short. */
+/* Softmax attention. query, key, value and context lie in memory as (batch, tokens, heads, width); width is a multiple
+   of LANES. mask is added to the scaled scores, or null; mask_strides are its elements per batch and per query. before
+   and after are the grids of scores and probabilities, one per head, or null. Returns 1 if memory runs out, else 0. */
 int attend(const float *query, const float *key, const float *value, const float *mask, float *context, int64_t batch,
            int64_t heads, int64_t queries, int64_t keys, int64_t width, const int64_t *mask_strides, float scaling,
            const Grid *before, const Grid *after, int threads) {
@@ -180,7 +181,7 @@ int attend(const float *query, const float *key, const float *value, const float
                     const int rows = queries - i < ROWS ? queries - i : ROWS;
                     const float *q[ROWS], *p[ROWS];
                     Lanes sums[ROWS];
-                    for (int r = 0; r < ROWS; r++) { /* what is beyond the last query is computed and left out */
+                    for (int r = 0; r < ROWS; r++) { /* rows beyond the last query repeat its first and are dropped */
                         q[r] = query + (b * queries + i + (r < rows ? r : 0)) * stride + head * width;
                         p[r] = scores + r * padded;
                     }

@@ -1,9 +1,8 @@
-"""``kernels.c``: the elementwise work of quantized networks in one pass over memory, where torch takes
-several.
+"""Builds and loads ``kernels.c``: fused C kernels that make one pass over memory where torch makes several.
 
-Built once for this processor with the machine's C compiler. Where that cannot be done torch does the work:
-the process warns, the tag ``kernels`` says ``torch``, the alarm ``kernels_missing`` says why, and the next
-process tries again.
+The machine's C compiler builds them once for this processor. Without a compiler torch does the work. A failed
+build warns, sets the tag ``kernels`` to ``torch``, raises the alarm ``kernels_missing``, and the next process
+tries again.
 """
 
 import ctypes
@@ -28,24 +27,23 @@ _POINTER, _FLOAT, _COUNT, _INT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
 
 
 class BuildError(Exception):
-    """Why the functions cannot be built or loaded, in one line."""
+    """The kernels cannot be built or loaded; the message is one line."""
 
 
 def library() -> ctypes.CDLL | None:
-    """The built functions; None where torch has to do their work, for the reason that :func:`missing`
-    gives."""
+    """The loaded kernels, or None if torch has to do their work; :func:`missing` says why."""
     loaded = _built()
     return None if isinstance(loaded, str) else loaded
 
 
 def missing() -> str:
-    """Why there are no built functions, in one line; empty where there are."""
+    """Why there are no kernels, in one line; empty if they are loaded."""
     loaded = _built()
     return loaded if isinstance(loaded, str) else ""
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the built functions can work on these tensors: in FP32, on a CPU, nothing to differentiate."""
+    """Whether the kernels are loaded and take these tensors: FP32, on a CPU, without gradients."""
     plain = all(
         type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
         for x in tensors
@@ -54,18 +52,18 @@ def takes(*tensors: Tensor) -> bool:
 
 
 def address(x: Tensor | None) -> int | None:
-    """Where a tensor's numbers begin."""
+    """The memory address of a tensor's first element; None for None."""
     return None if x is None else x.data_ptr()
 
 
 def name() -> str:
-    """What does the elementwise work of quantized networks on a CPU."""
+    """Which kernels quantized networks use on a CPU: ``kernels.c`` or ``torch``."""
     return "torch" if library() is None else SOURCE.name
 
 
 @cache
 def _built() -> ctypes.CDLL | str:
-    """The functions, or why there are none."""
+    """The loaded kernels, or the reason why there are none. A failure warns."""
     try:
         return _declared(_load())
     except (BuildError, OSError) as error:
@@ -74,7 +72,10 @@ def _built() -> ctypes.CDLL | str:
 
 
 def _load() -> ctypes.CDLL:
-    """Raises BuildError, or OSError where the cache folder cannot be read, written or executed from."""
+    """Builds the kernels unless the cache folder holds them, and loads them.
+
+    Raises BuildError, and OSError if the cache folder cannot be read, written or executed from.
+    """
     command = _compiler()
     version = subprocess.run([*command, "--version"], capture_output=True, check=False).stdout
     processor = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
@@ -92,20 +93,23 @@ def _load() -> ctypes.CDLL:
 
 
 def _compiler() -> list[str]:
-    """``$CC``, which may be several words ("ccache gcc", "gcc -O2"), with the full path of the first; else
-    ``cc``."""
+    """The compiler's command from ``$CC``, by default ``cc``, with the full path of its first word.
+
+    ``$CC`` may hold several words ("ccache gcc", "gcc -O2"). Raises BuildError if there is no such command.
+    """
     wanted = os.environ.get("CC") or "cc"
     try:
         first, *others = shlex.split(wanted)
     except ValueError as error:
-        raise BuildError(f"CC={wanted!r} is no command") from error
-    found = shutil.which(first)
-    if found is None:
+        raise BuildError(f"CC={wanted!r} is not a command") from error
+    executable = shutil.which(first)
+    if executable is None:
         raise BuildError(f"no C compiler: {first!r} is not on the path (set CC)")
-    return [found, *others]
+    return [executable, *others]
 
 
 def _compile(command: list[str], to: Path) -> None:
+    """Compiles ``kernels.c`` into a shared library. Raises BuildError with the compiler's message."""
     built = subprocess.run(
         [*command, *FLAGS, "-o", str(to), str(SOURCE), "-lm"], capture_output=True, text=True, check=False
     )
@@ -116,17 +120,17 @@ def _compile(command: list[str], to: Path) -> None:
 
 
 def _check_private(path: Path) -> None:
-    """Code is loaded only from where nobody but this user, or root, can have put it."""
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode) or found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
+    """Raises BuildError if anybody but this user and root could have written the file: its code will run."""
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode) or status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
         raise BuildError(
-            f"{path} must be this user's and writable by nobody else, it is "
-            f"{stat.filemode(found.st_mode)} of user "
-            f"{found.st_uid}: remove it"
+            f"{path} must belong to this user and be writable by nobody else, but it is "
+            f"{stat.filemode(status.st_mode)} of user {status.st_uid}: remove it"
         )
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the argument and result types of its functions, as ``kernels.c`` defines them."""
     ends = [ctypes.c_int32, _INT]
     loaded.snap.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, *ends]
     loaded.snap_channels.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, *[_POINTER] * 5, _INT]

@@ -1,10 +1,13 @@
-"""Matrix products in integers: the same numbers as FP32 on quantized values, at integer speed.
+"""Integer matrix products for quantized inputs and weights.
 
-For an input ``s_x (q_x - z_x)`` and a weight ``s_w (q_w - z_w)`` the product is ``s_x s_w`` times a sum of
-whole numbers that 32 bits hold exactly (Jacob et al. 2018, section 2.2). Only the last multiplication and the
-bias are rounded, so the result is nearer to the true one than FP32's own sum.
+For an input ``s_x (q_x - z_x)`` and a weight ``s_w (q_w - z_w)`` the product is (Jacob et al. 2018, eq. 4)
 
-Which of these kernels runs, :mod:`quantlab.engines.kernel_choice` decides.
+    s_x s_w sum (q_x - z_x) (q_w - z_w)
+
+and 32 bits hold the sum of whole numbers exactly. Only the last multiplication and the bias are rounded, so
+the result is nearer to the true one than FP32's sum.
+
+:mod:`quantlab.engines.kernel_choice` chooses which of these kernels runs.
 """
 
 import os
@@ -18,16 +21,16 @@ from torch.nn.functional import pad
 
 from quantlab.kernels.snapper import MIDDLE, Snapper
 
-BITS = 8  # what the kernels take
-INT_MM_MULTIPLE, INT_MM_ROWS = 8, 32  # cuBLASLt takes more than 16 rows, and other sizes in multiples of 8
+BITS = 8  # the most that the kernels take
+INT_MM_MULTIPLE, INT_MM_ROWS = 8, 32  # cuBLASLt wants over 16 rows, and other sizes in multiples of 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IntegerTensor:
-    """A tensor's values ``scale (integers - zero_point)``.
+    """A quantized input: its values are ``scale (integers - zero_point)``.
 
-    The integers are unsigned, whatever the grid: products of signed bytes are a thousand times slower than
-    FP32 on processors with AVX512 and no AMX. Raises TypeError for other integers.
+    The integers are unsigned even for a symmetric grid: on processors with AVX512 and without AMX, products
+    of signed bytes take a thousand times FP32's time. Raises TypeError for other dtypes.
     """
 
     integers: Tensor  # uint8, (..., inputs)
@@ -41,19 +44,19 @@ class IntegerTensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IntegerWeight:
-    """A Linear's weight ``scale (integers - zero_point)``."""
+    """A Linear's quantized weight: its values are ``scale (integers - zero_point)``, row by row."""
 
     integers: Tensor  # int8, (outputs, inputs)
     scale: Tensor  # FP32, (outputs,)
     zero_point: Tensor  # int32, (outputs,)
 
     def inputs(self, channels: Tensor) -> "IntegerWeight":
-        """The weight's part for some of the input channels."""
+        """The weight's columns for some of the input channels."""
         return replace(self, integers=self.integers[:, channels].contiguous())
 
 
 class Product(ABC):
-    """One weight, made ready for one kernel."""
+    """A weight prepared for one kernel, and the kernel's matrix product with it."""
 
     name: str  # of the kernel
 
@@ -62,22 +65,21 @@ class Product(ABC):
 
     @abstractmethod
     def __call__(self, x: IntegerTensor, bias: Tensor | None) -> Tensor:
-        """``x @ weight.T + bias``, FP32, for integers of shape (..., inputs)."""
+        """``x @ weight.T + bias`` in FP32: (..., inputs) -> (..., outputs)."""
 
     @staticmethod
     @abstractmethod
     def fits(symmetric: bool, device: torch.device) -> bool:
-        """Whether the kernel takes weights on a device, all of whose zero points are 0 (``symmetric``) or
-        not."""
+        """Whether the kernel takes weights on this device; ``symmetric``: all of their zero points are 0."""
 
     @classmethod
     def kernel(cls, device: torch.device) -> str:
-        """The kernel's name, and what it runs on."""
+        """The kernel's name with the instruction set or device, for example ``onednn avx512_vnni``."""
         return f"{cls.name} {isa() if device.type == 'cpu' else device.type}"
 
 
 class OneDnn(Product):
-    """oneDNN's product of bytes, for symmetric weights on a CPU."""
+    """oneDNN's product of unsigned by signed bytes, for symmetric weights on a CPU."""
 
     name = "onednn"
 
@@ -93,12 +95,13 @@ class OneDnn(Product):
         return self._run(x, bias, 1.0, 0, torch.float32, "none")
 
     def gelu(self, x: IntegerTensor, bias: Tensor | None, onto: Snapper) -> IntegerTensor:
-        """GELU of the product, on a grid of up to 8 bits with one range, without a number in FP32 that leaves
-        the processor's registers.
+        """GELU of the product, quantized to bytes on the grid of ``onto``, in one kernel.
 
-        oneDNN adds a zero point before it rounds: to 128 and more, whose last bit is worth 1/65536 of a step.
-        With a zero point an element in a million is off by a step for that. So integers of symmetric grids
-        are rounded to signed bytes; then 128 is added, which flips their first bit.
+        ``onto`` has up to 8 bits and one range.
+
+        oneDNN adds the zero point before it rounds. Around 128 the last bit of an FP32 number is worth
+        1/65536 of a step, so that one element in a million is off by a step. Symmetric grids avoid this: they
+        are rounded to signed bytes with zero point 0, and flipping the first bit then adds 128.
         """
         assert onto.numbers is not None
         _, lower, _, scale = onto.numbers
@@ -137,10 +140,10 @@ class OneDnn(Product):
 
 
 class OneDnnInHalves(OneDnn):
-    """oneDNN's product for processors without VNNI, which add pairs of products of bytes in 16 bits.
+    """oneDNN's product for processors without VNNI, which add pairs of byte products in 16 bits.
 
-    Every integer is split into two of up to 128, and every weight is there twice. A pair is 2 x 128 x 127
-    then: it fits, and the sum is the same.
+    A pair of 255 x 127 would saturate. So every input integer is split into two of at most 128, and every
+    weight is stored twice. A pair is at most 2 x 128 x 127 = 32512, which fits, and the sum is the same.
     """
 
     name = "onednn in halves"
@@ -161,9 +164,10 @@ class OneDnnInHalves(OneDnn):
 
 
 def in_halves(x: IntegerTensor) -> IntegerTensor:
-    """Integers of up to 128, of shape (..., 2 inputs): those of ``x`` are the sums of one from each half.
+    """Splits every integer of ``x`` in two of at most 128 that add up to it: (..., n) -> (..., 2 n).
 
-    The zero point is halved too. An odd one is raised by 1 before, and so are the sums.
+    The first n channels hold ``floor(q / 2)``, the others the rest. Each half has half of the zero
+    point. An odd zero point is raised by 1 first, and every integer with it, so the values stay the same.
     """
     size, odd = x.integers.shape[-1], x.zero_point % 2
     halves = x.integers.new_empty((*x.integers.shape[:-1], 2 * size))
@@ -176,7 +180,12 @@ def in_halves(x: IntegerTensor) -> IntegerTensor:
 
 
 class IntMm(Product):
-    """``torch._int_mm`` on a GPU, and wherever the weight has zero points."""
+    """``torch._int_mm``: for GPUs, and for weights with zero points.
+
+    It takes signed bytes, so 128 is subtracted from the input's integers and zero point. The zero points are
+    applied to the sums: ``sum (q_x - z_x) (q_w - z_w) = sum q_x q_w - z_x sum q_w - z_w sum (q_x - z_x)``
+    (Jacob et al. 2018, section 2.3, equation 7). Sizes are padded with zeros.
+    """
 
     name = "torch._int_mm"
 
@@ -193,7 +202,7 @@ class IntMm(Product):
         return True
 
     def __call__(self, x: IntegerTensor, bias: Tensor | None) -> Tensor:
-        integers = x.integers.reshape(-1, self.inputs).bitwise_xor(MIDDLE).view(torch.int8)  # less 128
+        integers = x.integers.reshape(-1, self.inputs).bitwise_xor(MIDDLE).view(torch.int8)  # subtracts 128
         zero = x.zero_point - MIDDLE
         rows = len(integers)
         padded = pad(integers, (0, self.extra_inputs, 0, max(0, INT_MM_ROWS - rows)))
@@ -220,13 +229,13 @@ LIMITS = {
 
 
 def isa_limit() -> str:
-    """``$ONEDNN_MAX_CPU_ISA``, which oneDNN reads before its first operator; empty where it is not set."""
+    """``$ONEDNN_MAX_CPU_ISA`` in capitals, which oneDNN reads before its first operator; empty if not set."""
     return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
 
 
 @cache
 def isa() -> str:
-    """The widest instructions for integer products that the processor has and that oneDNN may use."""
+    """The widest instruction set for integer products that the processor has and oneDNN may use."""
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     named = (("amx_int8", "amx"), ("avx512_vnni", "avx512_vnni"), ("avx_vnni", "avx_vnni"))
     widest = next(

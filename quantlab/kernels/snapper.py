@@ -1,20 +1,23 @@
-"""Puts tensors on one grid, fast: what can be computed beforehand is done once."""
+"""Fast quantize-dequantize on one fixed grid: what does not depend on the tensor is precomputed."""
 
 import torch
 from torch import Tensor
 
 from quantlab.kernels import native
 
-MIDDLE = 128  # signed integers travel as unsigned bytes, shifted by this
+MIDDLE = 128  # signed integers are stored as unsigned bytes, shifted by this
 
 
 class Snapper:
-    """``AffineGrid.snap`` for one scale and zero point, which broadcast against the tensors: the same bits.
+    """Quantizes and dequantizes with a fixed scale and zero point, equal to ``AffineGrid.snap`` to the bit.
 
-    The zero point is folded into the bounds. On a CPU one pass over memory does it all
-    (:mod:`quantlab.kernels.native`). In torch a single range becomes plain numbers: clamping to them is three
-    times as fast as to one-element tensors. ``overwrite`` allows that pass to put the values where the tensor
-    was.
+    With ``s`` the scale and ``z`` the zero point it computes ``s clamp(round(x / s), q_min - z, q_max - z)``,
+    the same as ``s (clamp(round(x / s) + z, q_min, q_max) - z)`` since z is whole. ``scale`` and
+    ``zero_point`` broadcast against the tensors.
+
+    On a CPU ``kernels.c`` does it in one pass over memory, in place if ``overwrite`` is set. In torch a
+    single range becomes Python numbers (``numbers``): clamping to them is three times as fast as to
+    one-element tensors.
     """
 
     def __init__(self, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, overwrite: bool = False):
@@ -27,7 +30,7 @@ class Snapper:
         self._channels = scale.numel() if self._is_one_grid_a_channel() else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The grid's value nearest to every element."""
+        """The nearest value of the grid for every element."""
         if self._is_native(x):
             values, _ = self._native(x, values=True, integers=False)
             assert values is not None
@@ -36,9 +39,11 @@ class Snapper:
         return (x * inverse).round_().clamp_(lower, upper).mul_(step)  # type: ignore[arg-type]
 
     def integers(self, x: Tensor, values: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The values if they are asked for, and the integers as bytes (of a grid of up to 8 bits): the values
-        are ``scale (bytes - byte_zero_point)``. No integers where ``x`` holds NaN, which no byte stands
-        for."""
+        """The quantized tensor as ``(values, integers)``, for a grid of up to 8 bits.
+
+        ``values`` are FP32, and None unless asked for. ``integers`` are uint8, and the values are
+        ``scale (integers - byte_zero_point)``. They are None if ``x`` holds NaN, which no byte represents.
+        """
         if self._is_native(x):
             return self._native(x, values, integers=True)
         inverse, lower, upper, step = self.numbers or self.terms
@@ -47,23 +52,22 @@ class Snapper:
         return whole * step if values else None, integers
 
     def per_head(self, heads: int) -> Tensor:
-        """Reciprocal of the scale, bounds and scale of each of the heads, shape (heads, 4), FP32."""
+        """1 / scale, lower bound, upper bound and scale for each head, shape (heads, 4), FP32."""
         if self._per_head is None:
             self._per_head = torch.stack([term.float().flatten().expand(heads) for term in self.terms], dim=1)
         return self._per_head
 
     def fits_heads(self, heads: int) -> bool:
-        """Whether there is one grid for all heads, or one for each: what broadcasts so against (batch, heads,
-        ...)."""
+        """Whether there is one grid for all heads, or one for each head of (batch, heads, tokens, tokens)."""
         return self.numbers is not None or all(term.shape == (heads, 1, 1) for term in self.terms)
 
     def _is_native(self, x: Tensor) -> bool:
         if self.numbers is None and (self._channels is None or x.ndim == 0 or x.shape[-1] != self._channels):
-            return False  # torch broadcasts, or raises
+            return False  # left to torch, which broadcasts or raises
         return native.takes(x)
 
     def _is_one_grid_a_channel(self) -> bool:
-        """Whether every term holds one number a channel, as ``kernels.c`` reads them."""
+        """Whether every term holds one number per channel, contiguous and on the CPU."""
         shapes = {term.shape for term in (*self.terms, self.byte_zero_point)}
         return (
             len(shapes) == 1
@@ -76,6 +80,7 @@ class Snapper:
         )
 
     def _native(self, x: Tensor, values: bool, integers: bool) -> tuple[Tensor | None, Tensor | None]:
+        """:meth:`integers` in ``kernels.c``; each result is None unless asked for."""
         library, x = native.library(), x.contiguous()
         assert library is not None
         snapped = (x if self.overwrite else torch.empty_like(x)) if values else None

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def tapped(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction]) -> Iterator[None]:
-    """Passes each tapped tensor through its function until the exit. The function's result is what the model
-    goes on with. Raises AttributeError where a module does not exist."""
+    """Passes each tapped tensor through its function until the exit; the model goes on with the result.
+
+    Raises AttributeError if a module does not exist.
+    """
     inside: dict[str, dict[str, TensorFunction]] = defaultdict(dict)
     with ExitStack() as stack:
         for tap, function in functions.items():
@@ -32,11 +34,11 @@ def tapped(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction]) -> I
 
 
 def valid_elements(x: Tensor, mask: Tensor | None, site: Site) -> Tensor:
-    """A site's tensor as (elements, channels), without the padding that ``mask`` (batch, tokens) marks with
-    False.
+    """A site's tensor as (elements, channels), without padding.
 
-    Scores and probabilities (batch, heads, tokens, tokens) lose padded queries and padded keys. Tensors
-    without a token dimension (the head's) have no padding.
+    ``mask`` (batch, tokens) is False for padding; None keeps all. Of scores and probabilities (batch, heads,
+    tokens, tokens) padded queries and padded keys are dropped. Tensors without a token dimension (the head's)
+    have no padding.
     """
     if site.tap.at in ("scores", "probs"):
         x = x.permute(0, 2, 3, 1)
@@ -50,6 +52,7 @@ def valid_elements(x: Tensor, mask: Tensor | None, site: Site) -> Tensor:
 
 @contextmanager
 def _hooked(module: nn.Module, at: str, function: TensorFunction) -> Iterator[None]:
+    """Passes the module's first input or its output through the function until the exit."""
     hook: Callable[..., Any]
     if at == "input":
 

@@ -1,1 +1,1 @@
-"""Which grid and range every site and weight gets, and what follows from that alone."""
+"""Quantization plans: the grid and range of every site and weight, their size, coverage and fit."""

@@ -1,4 +1,4 @@
-"""How a tensor's elements lie on its grid: which levels they use, what lies beyond, what becomes zero."""
+"""Coverage: how many levels of its grid a tensor uses, and which share of it is clipped or becomes zero."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,33 +12,31 @@ from quantlab.plan.plan import ActivationQuant, Ranges, WeightQuant, weight_rang
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
 
-BULK = (0.0001, 0.9999)  # quantiles between which all but the outliers lie
-SAMPLE = 1 << 16  # elements of a weight: about six of them lie beyond each end of the bulk
-RESOLUTION = 0.004  # of a sketch's values, which are midpoints of its buckets
+BULK = (0.0001, 0.9999)  # quantiles: the bulk is all elements but the outliers
+SAMPLE = 1 << 16  # elements drawn from a weight: about six lie beyond each end of the bulk
+RESOLUTION = 0.004  # relative, of a sketch's values: they are midpoints of buckets
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Shares are of the tensor's elements."""
+    """How one tensor lies on its grid. Shares are of the tensor's elements, between 0 and 1."""
 
     name: str
     weight: bool
     levels: int  # of the grid
-    used: (
-        int | None
-    )  # levels from one end of the bulk to the other; None where groups have ranges of their own
-    outside: float  # share beyond the range by more than rounding
-    zeroed: float  # share, of the elements that are not zero, of those that become zero
-    cut: float  # share on the side of zero that the range leaves out altogether
+    used: int | None  # levels between the ends of the bulk; None if groups have their own ranges
+    outside: float  # clipped: beyond the range by more than rounding
+    zeroed: float  # rounded to zero, as a share of the elements that are not zero
+    cut: float  # on the side of zero that the range does not reach
 
 
 def site_coverage(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
-    """From what calibration saw; None where there is no integer grid, or nothing but zero to put on it.
+    """A site's coverage, from its sketch. None without an integer grid, or if all elements are zero.
 
-    A sketch has one histogram of all channels. Where groups have ranges of their own, the shares are judged
-    by the widest range: there is no less outside, and no more becomes zero.
+    A sketch has one histogram for all channels. If groups have their own ranges, the shares are those of the
+    widest range, so ``outside`` is a lower bound and ``zeroed`` an upper bound.
     """
     if not isinstance(item.grid, AffineGrid) or sketch.count == 0:
         return None
@@ -51,7 +49,7 @@ def site_coverage(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
 
 
 def weight_coverage(item: WeightQuant, value: Tensor) -> Coverage | None:
-    """From a seeded draw of its elements, or all where there are few; None as for a site."""
+    """A weight's coverage, from a seeded sample of its elements. None as in :func:`site_coverage`."""
     if not isinstance(item.grid, AffineGrid):
         return None
     scale, zero_point = _parameters(item, item.grid, value.ndim)
@@ -66,16 +64,15 @@ def weight_coverage(item: WeightQuant, value: Tensor) -> Coverage | None:
 
 
 def with_coverage(sites: pd.DataFrame, coverages: Sequence[Coverage]) -> pd.DataFrame:
-    """A table of sites with how each tensor lies on its grid: levels in all, levels of its bulk, share that
-    becomes 0.
+    """The table of sites with three more columns: the grid's levels, the levels used, and the share zeroed.
 
-    Empty where there is no integer grid, and the bulk's levels where groups have ranges of their own.
+    Cells are empty without an integer grid; ``levels_used`` also if groups have their own ranges.
     """
-    found = pd.DataFrame(
+    columns = pd.DataFrame(
         [(item.name, item.levels, item.used, item.zeroed) for item in coverages],
         columns=["name", "levels", "levels_used", "zeroed"],
     )
-    return sites.merge(found, on="name", how="left", validate="one_to_one") if len(sites) else sites
+    return sites.merge(columns, on="name", how="left", validate="one_to_one") if len(sites) else sites
 
 
 def _parameters(item: WeightQuant, grid: AffineGrid, ndim: int) -> tuple[Array, Array]:
@@ -84,13 +81,14 @@ def _parameters(item: WeightQuant, grid: AffineGrid, ndim: int) -> tuple[Array, 
 
 
 def _draw(elements: int) -> NDArray[np.int64]:
+    """The indices of the sampled elements: all if there are at most :data:`SAMPLE`."""
     if elements <= SAMPLE:
         return np.arange(elements)
     return np.random.default_rng(0).integers(0, elements, SAMPLE)
 
 
 def _left_out(grid: AffineGrid, lo: Ranges, hi: Ranges) -> int:
-    """The sign of the side of zero where no range reaches; 0 where both sides are reached."""
+    """The sign of the side of zero that no range reaches; 0 if ranges reach both sides."""
     if grid.symmetric:
         return 0
     return -1 if min(lo) >= 0 else 1 if max(hi) <= 0 else 0
@@ -105,7 +103,7 @@ def _coverage(
     zero_point: Array,
     left_out: int,
 ) -> Coverage | None:
-    """``counts`` says how often each of ``x`` is there; None: once."""
+    """The coverage of values ``x`` that occur ``counts`` times each; None: once each."""
     nonzero = x != 0
     if not nonzero.any():
         return None

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 
 def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
-    """Raises ValueError where a plan names modules, channels or parameters that the model lacks, where the
-    ranges of an item are not as many as its groups or slices, or where two items quantize one tensor."""
+    """Raises ValueError if a plan does not fit a model.
+
+    A plan does not fit if it names modules, channels or parameters that the model lacks, if the number of
+    ranges differs from the number of groups or slices, or if two items quantize one tensor.
+    """
     check_weights_fit(model, plan.weights)
     check_activations_fit(model, plan.activations)
 
 
 def check_activations_fit(model: PreTrainedModel, activations: Iterable[ActivationQuant]) -> None:
+    """The activations' part of :func:`check_fits`."""
     channels = {
         tap: site.channels for site in all_sites(model) for tap in (site.made_at, site.read_at) if tap
     }
@@ -39,14 +43,14 @@ def check_activations_fit(model: PreTrainedModel, activations: Iterable[Activati
         if item.tap in sites:
             raise ValueError(
                 f"the plan quantizes the {item.tap.at} of {item.tap.module} twice, as "
-                f"{sites[item.tap]} and as "
-                f"{item.site}: keep one of them"
+                f"{sites[item.tap]} and as {item.site}: keep one of them"
             )
         sites[item.tap] = item.site
     _check_known(strange)
 
 
 def check_weights_fit(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> None:
+    """The weights' part of :func:`check_fits`."""
     shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     strange: list[str] = []
     seen: set[str] = set()
@@ -65,6 +69,7 @@ def check_weights_fit(model: PreTrainedModel, weights: Iterable[WeightQuant]) ->
 
 
 def _slices(weight: WeightQuant, shape: torch.Size) -> int | None:
+    """The number of slices along the weight's axis; None if the parameter has no such axis."""
     return shape[weight.axis] if weight.axis is not None and -len(shape) <= weight.axis < len(shape) else None
 
 

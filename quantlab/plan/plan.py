@@ -1,7 +1,7 @@
-"""The quantization plan: which tensor goes on which grid with which range, and nothing else.
+"""The quantization plan: which tensor is quantized on which grid with which range.
 
-A plan is immutable and hashable, travels as JSON, and is enough by itself to rebuild the quantized model from
-the FP32 one: it names modules and parameters, not roles.
+A plan is immutable, hashable and stored as JSON. It names modules and parameters, so it suffices to rebuild
+the quantized model from the FP32 one.
 """
 
 import json
@@ -20,8 +20,10 @@ Ranges = tuple[float, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationQuant:
-    """One site on a grid. ``groups`` gives every channel's index into ``lo`` and ``hi``; empty: all share the
-    one."""
+    """A quantized site: its grid, and the ranges ``lo`` and ``hi``, which are empty for a float grid.
+
+    ``groups`` holds every channel's index into the ranges; empty: all channels share one range.
+    """
 
     site: str
     tap: Tap
@@ -33,8 +35,7 @@ class ActivationQuant:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightQuant:
-    """One parameter on a grid, with one range for all of it (``axis`` None) or one for each slice along
-    ``axis``."""
+    """A quantized parameter, with one range (``axis`` None) or one for each slice along ``axis``."""
 
     parameter: str
     grid: Grid
@@ -45,18 +46,18 @@ class WeightQuant:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:
-    """All of a trial's quantization. The empty plan is FP32."""
+    """The quantization of a whole model. The empty plan is FP32."""
 
     activations: tuple[ActivationQuant, ...] = ()
     weights: tuple[WeightQuant, ...] = ()
 
     def to_json(self) -> str:
-        """The plan as JSON that :meth:`from_json` reads back to an equal plan."""
+        """The plan as JSON; :meth:`from_json` reads back an equal plan."""
         return json.dumps({"version": 1, **asdict(self)}, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "QuantPlan":
-        """Raises ValueError on another version or unknown fields."""
+        """The plan in a JSON text. Raises ValueError on another version, and on missing or unknown fields."""
         data = json.loads(text)
         if not isinstance(data, dict) or data.pop("version", None) != 1:
             raise ValueError("not a quantlab plan of version 1")

@@ -1,4 +1,4 @@
-"""What a plan's model would weigh, packed."""
+"""The size of a quantized model whose integers are packed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from quantlab.quant.grid import AffineGrid, Grid
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SCALE_BYTES = 4
+SCALE_BYTES = 4  # a scale is FP32
 
 
 def size_bytes(model: PreTrainedModel, plan: QuantPlan) -> int:
-    """Bytes of all parameters at the plan's bits, with every range (an FP32 scale, and a zero point of the
-    grid's width where it is asymmetric) and every channel's group (at the least whole number of bytes)."""
+    """Bytes of all parameters at the plan's bits, plus the ranges and groups of the plan.
+
+    A range costs an FP32 scale, and a zero point of the grid's bits if the grid is asymmetric. A channel's
+    group index costs the least whole number of bytes that holds it.
+    """
     parameters = dict(model.named_parameters())
     quantized = {weight.parameter for weight in plan.weights}
     untouched = sum(_fp32_bytes(value) for name, value in parameters.items() if name not in quantized)

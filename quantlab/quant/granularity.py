@@ -10,11 +10,13 @@ from quantlab.config.checks import one_of, whole
 
 @dataclass(frozen=True, kw_only=True)
 class PerTensor:
-    """One range for all channels."""
+    """One range for the whole tensor."""
 
     def assign(self, lo: Tensor, hi: Tensor) -> Tensor:
-        """The group (0, 1, ...) of every channel, shape (channels,), from the channels' ranges ``lo`` and
-        ``hi``."""
+        """The group index (0, 1, ...) of every channel, shape (channels,).
+
+        ``lo`` and ``hi`` are the channels' extremes, shape (channels,).
+        """
         return torch.zeros(len(lo), dtype=torch.long)
 
     def __str__(self) -> str:
@@ -26,7 +28,7 @@ PER_TENSOR = PerTensor()
 
 @dataclass(frozen=True, kw_only=True)
 class PerChannel:
-    """One range a channel."""
+    """One range per channel."""
 
     def assign(self, lo: Tensor, hi: Tensor) -> Tensor:
         """As :meth:`PerTensor.assign`."""
@@ -38,10 +40,10 @@ class PerChannel:
 
 @dataclass(frozen=True, kw_only=True)
 class PerGroup:
-    """K groups of nearly equal size (they differ by one channel at most), one range each.
+    """One range for each of ``k`` groups of channels, whose sizes differ by one channel at most.
 
-    Per-embedding-group quantization, Bondarenko et al. 2021, section 4. With ``permute="range"`` the channels
-    are sorted by the width of their range first, so that outliers share a group; with ``"none"`` groups are
+    Per-embedding-group quantization (PEG), Bondarenko et al. 2021, section 4. ``permute="range"`` first sorts
+    the channels by the width of their range, so that outliers share a group; ``"none"`` leaves groups
     contiguous.
     """
 
@@ -53,7 +55,7 @@ class PerGroup:
         one_of("permute", self.permute, ("none", "range"))
 
     def assign(self, lo: Tensor, hi: Tensor) -> Tensor:
-        """As :meth:`PerTensor.assign`. Raises ValueError where there are more groups than channels."""
+        """As :meth:`PerTensor.assign`. Raises ValueError if there are more groups than channels."""
         whole("k", self.k, 1, len(lo))
         order = torch.argsort(hi - lo, stable=True) if self.permute == "range" else torch.arange(len(lo))
         groups = torch.empty(len(lo), dtype=torch.long)
@@ -69,7 +71,7 @@ Granularity = PerTensor | PerChannel | PerGroup
 
 
 def group_extremes(lo: Tensor, hi: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest ``lo`` and largest ``hi`` of each group's channels, shape (number of groups,)."""
+    """The smallest ``lo`` and the largest ``hi`` in each group: (channels,) -> (groups,)."""
     count = int(groups.max()) + 1
     empty = lo.new_full((count,), torch.inf)
     return empty.scatter_reduce(0, groups, lo, "amin"), (-empty).scatter_reduce(0, groups, hi, "amax")

@@ -9,16 +9,17 @@ from quantlab.config.checks import nearest, one_of, whole
 from quantlab.kernels.snapper import Snapper
 
 FLOAT_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a subnormal scale would have an infinite reciprocal
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # the reciprocal of a subnormal scale is infinite
 
 
 @dataclass(frozen=True, kw_only=True)
 class AffineGrid:
-    """``s (q - z)`` for whole numbers q of ``bits`` bits (reference: Bondarenko et al. 2021, section 2).
+    """The values ``s (q - z)`` for whole numbers q of b = ``bits`` bits (Bondarenko et al. 2021, section 2).
 
-    Asymmetric: q in ``[0, 2^b - 1]``, ``s = (hi - lo) / (2^b - 1)``, z whole. Symmetric: z = 0, ``s = max|x|
-    / (2^(b-1) - 1)`` and q in ``+-(2^(b-1) - 1)``, so that -x lands on minus where x lands. Zero is exact on
-    both.
+    Asymmetric: ``0 <= q <= 2^b - 1``, ``s = (hi - lo) / (2^b - 1)``, ``z = round(-lo / s)``.
+    Symmetric: ``|q| <= 2^(b-1) - 1``, ``s = max|x| / (2^(b-1) - 1)``, ``z = 0``, so that -x is quantized to
+    minus what x is quantized to.
+    Zero is exact on both.
     """
 
     bits: int
@@ -37,10 +38,9 @@ class AffineGrid:
         return -self.q_max if self.symmetric else 0
 
     def parameters(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """FP32 scale and (whole) zero point for ranges ``[lo, hi]`` of any one shape; zero is always made
-        part of them.
+        """FP32 scale and whole zero point of the ranges ``[lo, hi]``, which may have any shape.
 
-        A range of zero width (nothing but zero was seen) gets scale 1.
+        Ranges are extended to include zero. A range of zero width (only zeros were seen) gets scale 1.
         """
         lo, hi = lo.double().clamp(max=0), hi.double().clamp(min=0)
         width = torch.maximum(-lo, hi) if self.symmetric else hi - lo
@@ -52,21 +52,20 @@ class AffineGrid:
         return scale, zero_point
 
     def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """q for every element of ``x``, as float32 whole numbers; ``scale`` and ``zero_point`` broadcast
-        against it.
+        """``q = clamp(round(x / s) + z, q_min, q_max)`` for every element, as whole numbers in FP32.
 
-        ``x`` is multiplied by the reciprocal of the scale, as torch's kernels do, so the two agree to the
-        bit.
+        ``scale`` and ``zero_point`` broadcast against ``x``. Multiplies by the reciprocal of the scale as
+        torch's ``fake_quantize`` kernels do, and agrees with them to the bit.
         """
         return (x * scale.reciprocal()).round_().add_(zero_point).clamp_(self.q_min, self.q_max)
 
     def snap(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """The grid's value nearest to every element of ``x``: quantize, then dequantize."""
+        """Quantize, then dequantize: the grid's value nearest to every element of ``x``."""
         return self.snapper(scale, zero_point)(x)
 
     def snapper(self, scale: Tensor, zero_point: Tensor, overwrite: bool = False) -> Snapper:
-        """:meth:`snap` for one scale and zero point: the same numbers, faster, and in place where it may
-        overwrite."""
+        """:meth:`snap` with a fixed scale and zero point: the same numbers, faster. ``overwrite``: in
+        place."""
         return Snapper(scale, zero_point, self.q_min, self.q_max, overwrite)
 
     def __str__(self) -> str:
@@ -75,7 +74,7 @@ class AffineGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class FloatGrid:
-    """The values of a 16-bit float format. Beyond FP16's 65504 lies infinity, as it does in hardware."""
+    """The values of a 16-bit float format, ``fp16`` or ``bf16``. FP16 overflows to infinity beyond 65504."""
 
     format: str
 
@@ -100,10 +99,9 @@ NAMED = ("fp32", *FLOAT_FORMATS, *(f"int{bits}" for bits in range(2, 17)))
 
 
 def grid_of(precision: int | str, symmetric: bool) -> Grid | None:
-    """The grid that ``8``, ``"int8"``, ``"fp16"``, ``"bf16"`` names; None for ``32`` and ``"fp32"``: left as
-    they are.
+    """The grid that a precision names: ``8``, ``"int8"``, ``"fp16"``, ``"bf16"``, ...
 
-    Raises ValueError for anything else.
+    Returns None for ``32`` and ``"fp32"``, which are not quantized. Raises ValueError for any other name.
     """
     if precision in (32, "fp32"):
         return None

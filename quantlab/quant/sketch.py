@@ -1,9 +1,8 @@
-"""What one calibration pass keeps of a tensor: enough for every granularity, estimator, bit width and
-kurtosis.
+"""Sketches: the statistics of a tensor that one calibration pass keeps.
 
-Memory is O(channels): no activation is kept. All elements share one histogram whose buckets are the top 16
-bits of FP32 (sign, exponent, 7 bits of mantissa), so a bucket's midpoint is within 0.4 % of anything in it,
-at any scale.
+They serve every granularity, estimator and bit width, and kurtosis. Memory is O(channels): no activation is
+kept. All elements share one histogram whose buckets are the top 16 bits of FP32 (sign, exponent, 7 bits of
+mantissa), so a bucket's midpoint is within 0.4 % of every element in it, at any scale.
 """
 
 from dataclasses import dataclass, field
@@ -14,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BUCKETS = 1 << 16
-AT_ONCE = 1 << 18  # elements whose float64 powers fit into a processor's cache
+AT_ONCE = 1 << 18  # elements processed together: their float64 powers fit into a processor's cache
 
 Array = NDArray[np.float64]
 
 
 def _bucket_edges() -> Array:
-    """The finite buckets' lower ends by magnitude, and the end of the last: shape (positive buckets + 1,)."""
-    infinity = 0x7F80  # the first bucket that holds no finite number
+    """The lower ends of the positive finite buckets, and the upper end of the last, ascending."""
+    infinity = 0x7F80  # the first bucket without finite numbers
     return (np.arange(infinity + 1, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
@@ -31,21 +30,19 @@ MAGNITUDES = np.concatenate([[0.0], (EDGES[1:-1] + np.append(EDGES[2:-1], 2.0**1
 
 @dataclass(kw_only=True)
 class Sketch:
-    """Statistics of all elements of a tensor that came in batches of shape (elements, channels).
+    """Statistics of a tensor that comes in batches of shape (elements, channels).
 
-    Per channel: count, extremes, mean and sums of the powers 2 to 4 of the distance to the mean (float64;
-    sums of plain powers would lose a small spread around a large mean). Over all channels: a histogram, and
-    the extremes of every batch, in order, for running estimators. ``merge`` of two sketches equals one pass
-    over both, up to rounding.
+    Per channel: count, extremes, the mean, and the sums of ``(x - mean)^p`` for p = 2, 3, 4 in float64 (sums
+    of ``x^p`` would lose a small spread around a large mean). Over all channels: a histogram, and the
+    extremes of every batch in order, for running estimators. ``merge`` of two sketches equals one pass over
+    both, up to rounding.
     """
 
     channels: int
     count: int = 0
     min: Tensor = field(init=False)
     max: Tensor = field(init=False)
-    moment_sums: Tensor = field(
-        init=False
-    )  # (4, channels): means, then sums of the powers 2 to 4 around them
+    moment_sums: Tensor = field(init=False)  # (4, channels): mean, then sums of (x - mean)^p, p = 2, 3, 4
     histogram: Tensor = field(init=False)
     batch_extremes: list[tuple[float, float]] = field(default_factory=list)
 
@@ -71,8 +68,10 @@ class Sketch:
             self.histogram += histogram(part)
 
     def merge(self, other: "Sketch") -> "Sketch":
-        """The sketch of this tensor's batches followed by the other's. Raises ValueError where channels
-        differ."""
+        """The sketch of this sketch's batches followed by the other's.
+
+        Raises ValueError if the numbers of channels differ.
+        """
         if self.channels != other.channels:
             raise ValueError(f"cannot merge sketches of {self.channels} and {other.channels} channels")
         merged = Sketch(channels=self.channels, count=self.count + other.count)
@@ -87,7 +86,11 @@ class Sketch:
         return self.count * self.channels
 
     def moments(self) -> tuple[float, float, float]:
-        """Mean, and central moments m2 and m4, of all elements."""
+        """Mean and central moments m2 and m4 of all elements.
+
+        With f the distance of a channel's mean to the overall mean, and s_p the channel's sums:
+        ``n m2 = sum (s2 + count f^2)``, ``n m4 = sum (s4 + 4 f s3 + 6 f^2 s2 + count f^4)``.
+        """
         means, s2, s3, s4 = self.moment_sums.numpy()
         mean = float(means.mean())
         far = means - mean
@@ -96,17 +99,18 @@ class Sketch:
         return mean, m2, m4
 
     def variance(self) -> float:
-        """m2 of all elements (the population's, not the sample's)."""
+        """Variance of all elements, divided by n and not by n - 1."""
         return self.moments()[1]
 
     def kurtosis(self) -> float:
-        """Pearson's kurtosis m4 / m2^2 of all elements: 3 for a Gaussian; NaN where they are all equal."""
+        """Pearson's kurtosis m4 / m2^2 of all elements: 3 for a Gaussian, NaN if all are equal."""
         _, m2, m4 = self.moments()
-        all_equal = bool(self.min.min() == self.max.max())  # m2 is then no more than rounding
+        all_equal = bool(self.min.min() == self.max.max())  # m2 is rounding error then
         return m4 / m2**2 if m2 > 0 and not all_equal else float("nan")
 
     def channel_kurtosis(self) -> Array:
-        """Pearson's kurtosis of each channel, shape (channels,); NaN where its elements are equal."""
+        """Pearson's kurtosis of each channel, shape (channels,); NaN for a channel whose elements are all
+        equal."""
         _, m2, _, m4 = self.moment_sums.numpy() / max(self.count, 1)
         varies = (self.min < self.max).numpy()
         kurtosis: Array = np.divide(m4, m2**2, out=np.full(self.channels, np.nan), where=varies)
@@ -118,20 +122,22 @@ class Sketch:
         return largest
 
     def energies(self) -> Tensor:
-        """Sum of x^2 of each channel, float64, shape (channels,)."""
+        """``sum x^2 = s2 + count mean^2`` of each channel, float64, shape (channels,)."""
         means, s2 = self.moment_sums[:2]
         energies: Tensor = s2 + self.count * means**2
         return energies
 
     def energy_top_channels(self, share: float = 0.01) -> float:
-        """Share of sum x^2 in the ceil(share) of channels that hold most of it."""
+        """Share of ``sum x^2`` in the ``ceil(share channels)`` channels that hold most of it."""
         energy = self.energies().sort(descending=True).values
         top = int(np.ceil(share * self.channels))
         return float(energy[:top].sum() / energy.sum())
 
     def energy_top_elements(self, share: float = 0.01) -> float:
-        """Share of sum x^2 in the top ``share`` of elements by magnitude (arXiv 2603.04308's "top 1 %"), to
-        the histogram's resolution."""
+        """Share of ``sum x^2`` in the top ``share`` of elements by magnitude, to the histogram's resolution.
+
+        It is the "top 1 %" of arXiv 2603.04308. NaN if all elements are zero.
+        """
         counts = self.magnitude_counts()[::-1]
         energy = counts * MAGNITUDES[::-1] ** 2
         taken = np.clip(share * self.elements - (np.cumsum(counts) - counts), 0, counts)
@@ -145,7 +151,7 @@ class Sketch:
         return counts
 
     def values(self) -> tuple[Array, Array]:
-        """Ascending midpoints of the buckets that hold elements, and how many each holds."""
+        """Midpoints of the buckets that are not empty, ascending, and the number of elements in each."""
         signed, half, finite = self.histogram.numpy(), BUCKETS // 2, len(MAGNITUDES)
         counts = np.concatenate([signed[:finite][::-1], signed[half : half + finite]]).astype(np.float64)
         midpoints = np.concatenate([-MAGNITUDES[::-1], MAGNITUDES])
@@ -153,26 +159,26 @@ class Sketch:
         return midpoints[kept], counts[kept]
 
     def percentile(self, p: float) -> float:
-        """The p-th percentile of all elements, within 0.4 % of its magnitude; 0 and 100 are exact."""
+        """The p-th percentile of x, within 0.4 % of its magnitude; p = 0 and p = 100 are exact."""
         if p <= 0:
             return self.min.min().item()
         return _percentile(*self.values(), p, self.min.min().item(), self.max.max().item())
 
     def magnitude_percentile(self, p: float) -> float:
-        """The p-th percentile of |x|, within 0.4 %; 100 is exact."""
+        """The p-th percentile of |x|, within 0.4 %; p = 100 is exact."""
         largest = max(-self.min.min().item(), self.max.max().item())
         return _percentile(MAGNITUDES, self.magnitude_counts(), p, 0.0, largest)
 
 
 def histogram(x: Tensor) -> Tensor:
-    """Counts of FP32 elements by their top 16 bits, shape (65536,): first the negative ones, by magnitude."""
+    """Counts of FP32 elements by their top 16 bits, shape (65536,): the negative half first, each half by
+    magnitude."""
     keys = (x.contiguous().view(torch.int32) >> 16).flatten().long() + BUCKETS // 2
     return torch.bincount(keys, minlength=BUCKETS)
 
 
 def moment_sums(x: Tensor) -> Tensor:
-    """Each channel's mean and sums of (x - mean)^p for p = 2, 3, 4, shape (4, channels), of x (elements,
-    channels)."""
+    """Mean and ``sum (x - mean)^p``, p = 2, 3, 4, of each channel: (elements, channels) -> (4, channels)."""
     mean = x.mean(0)
     d1 = x - mean
     d2 = d1 * d1
@@ -180,7 +186,7 @@ def moment_sums(x: Tensor) -> Tensor:
 
 
 def merged_moment_sums(a: Tensor, count_a: int, b: Tensor, count_b: int) -> Tensor:
-    """:func:`moment_sums` of two parts' elements together, from those of each (Pebay 2008, SAND2008-6212, eq.
+    """:func:`moment_sums` of two parts together, from those of each part (Pebay 2008, SAND2008-6212, eq.
     2.1)."""
     count = count_a + count_b
     if count == 0:
@@ -204,6 +210,7 @@ def merged_moment_sums(a: Tensor, count_a: int, b: Tensor, count_b: int) -> Tens
 
 
 def _percentile(values: Array, counts: Array, p: float, lo: float, hi: float) -> float:
+    """The first of the ascending ``values`` at which p % of all counts are reached, clipped to [lo, hi]."""
     cumulative = np.cumsum(counts)
     if p >= 100:
         return hi
