@@ -25,8 +25,8 @@ class Calibration(ABC):
 
     ``samples`` rows of the training split calibrate: the first in file order, or a draw with ``seed``.
     ``padding="included"`` pads every row to the task's full length and counts the padding, as in arXiv
-    2603.04308. ``through`` names the network: ``fp32``, ``quantized_weights``, or ``quantized``, where all sites
-    before the observed one are quantized too.
+    2603.04308. ``through`` names the network: ``fp32``, ``quantized_weights``, or ``quantized``, where all
+    sites before the observed one are quantized too.
     """
 
     samples: int = 64

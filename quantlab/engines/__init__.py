@@ -1,1 +1,1 @@
-"""What computes a quantized network's answers: simulated in FP32, or integer."""
+"""Engines: insert a plan into a model and run it, simulated in FP32 or in integers."""

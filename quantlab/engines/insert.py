@@ -1,4 +1,4 @@
-"""How functions and plans enter a model, and leave it bit for bit as it was."""
+"""Inserts a plan into a model, and restores the model bit for bit at the exit."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ ENGINES = ("integer", "simulated")
 
 @dataclass
 class Inserted:
-    """What :func:`insert` put into a model: how often each site's quantizer has run since then, and of the
-    integer engine what each Linear ran on."""
+    """What ran of an inserted plan."""
 
-    calls: dict[str, int] = field(default_factory=dict)
-    linears: dict[str, LinearExecution] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)  # by site: how often its quantizer ran
+    linears: dict[str, LinearExecution] = field(default_factory=dict)  # by path; filled by the integer engine
 
 
 InsertActivations = Callable[[Iterable[ActivationQuant]], AbstractContextManager[Inserted]]
@@ -47,9 +46,12 @@ InsertActivations = Callable[[Iterable[ActivationQuant]], AbstractContextManager
 
 @contextmanager
 def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -> Iterator[Inserted]:
-    """Runs the model as the plan says until the exit: ``simulated`` in FP32 arithmetic on quantized values,
-    ``integer`` with integer matrix products wherever a kernel is exact and fast. Raises ValueError, before
-    anything is changed, where the plan does not fit the model."""
+    """Quantizes the model by the plan until the exit.
+
+    ``simulated`` computes in FP32 on quantized values. ``integer`` uses integer matrix products wherever a
+    kernel is exact and fast. Raises ValueError, before anything is changed, if the plan does not fit the
+    model.
+    """
     with insert_weights(model, plan.weights, engine) as activate, activate(plan.activations) as inserted:
         yield inserted
 
@@ -58,9 +60,11 @@ def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -
 def insert_weights(
     model: PreTrainedModel, weights: Iterable[WeightQuant], engine: str
 ) -> Iterator[InsertActivations]:
-    """The weights' half of :func:`insert`; what it yields is the other half, for one plan of activations
-    after another on the same weights. Either raises ValueError where its part of the plan does not fit the
-    model."""
+    """The weights' half of :func:`insert`: yields a context manager that inserts activations.
+
+    So one plan of activations after another can run on the same weights. Both halves raise ValueError if
+    their part of the plan does not fit the model.
+    """
     weights = tuple(weights)
     check_weights_fit(model, weights)
     integers = integer_weights(model, weights) if engine == "integer" else {}
@@ -76,8 +80,8 @@ def insert_weights(
         check_activations_fit(model, activations)
         inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
         functions = {
-            # What a module returns, and what attention computes, nothing but the tap has seen: it may be
-            # overwritten.
+            # Only the tap has seen a module's output and attention's scores, so they may be overwritten. A
+            # module's input may have other readers.
             item.tap: CountedQuantizer(
                 item.site, make(item, model.device, item.tap.at != "input"), inserted.calls
             )
@@ -92,7 +96,7 @@ def insert_weights(
 
 @contextmanager
 def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> Iterator[None]:
-    """Puts the parameters on their grids; the originals are set aside untouched and put back at the exit."""
+    """Quantizes the parameters until the exit. The original tensors are kept untouched and put back."""
     originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
         for weight in weights:
@@ -101,14 +105,13 @@ def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) ->
             parameter.data = snap_weight(parameter.data, weight)
         yield
     finally:
-        for parameter, original in reversed(originals):  # two names may stand for one parameter
+        for parameter, original in reversed(originals):  # in reverse: two names may stand for one parameter
             parameter.data = original
 
 
 @contextmanager
 def clipped_weights(model: PreTrainedModel, limits: Mapping[str, float]) -> Iterator[None]:
-    """Clamps parameters to plus and minus their limits until the exit; the originals are set aside
-    untouched."""
+    """Clamps parameters to [-limit, limit] until the exit. The original tensors are kept and put back."""
     originals = {name: model.get_parameter(name).data for name in limits}
     try:
         for name, limit in limits.items():
@@ -120,7 +123,7 @@ def clipped_weights(model: PreTrainedModel, limits: Mapping[str, float]) -> Iter
 
 
 def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
-    """A parameter's value on its grid."""
+    """A parameter's value, quantized and dequantized."""
     if isinstance(weight.grid, FloatGrid):
         return weight.grid.snap(value)
     lo, hi = weight_ranges(weight, value.ndim)
@@ -129,8 +132,7 @@ def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
 
 
 def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool = False) -> TensorFunction:
-    """The function that puts a site's tensor on its grid; where it may overwrite the tensor, that takes less
-    memory."""
+    """The function that quantizes and dequantizes a site's tensor; in place if ``overwrite`` is set."""
     grid = activation.grid
     if isinstance(grid, FloatGrid):
         return grid.snap
@@ -146,8 +148,10 @@ def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool
 def encoding_quantizer(
     only_products: Container[Tap], activation: ActivationQuant, device: torch.device, overwrite: bool
 ) -> TensorFunction:
-    """:func:`quantizer`, and its results carry their integers where these fit into bytes and a Linear may
-    read them."""
+    """:func:`quantizer`, whose results have an encoding if it fits into bytes and a Linear may read them.
+
+    ``only_products``: taps whose tensor nothing but integer products reads.
+    """
     function = quantizer(activation, device, overwrite)
     inside = activation.tap.at in ("scores", "probs")
     if inside or not isinstance(function, Snapper) or activation.grid.bits > BITS:
@@ -156,5 +160,5 @@ def encoding_quantizer(
 
 
 def activation_parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each of a site's ranges, shape (ranges,)."""
+    """Scale and zero point of each range of a site, shape (ranges,)."""
     return grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))

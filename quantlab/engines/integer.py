@@ -1,9 +1,9 @@
-"""Runs Linears in integers where their input and their weight are on integer grids: the other half of
-``insert``.
+"""The integer engine: runs Linears in integers if their input and their weight are on integer grids.
 
-Which Linears these are shows in the run itself: a quantized tensor carries its integers, and a Linear that is
-handed one multiplies them. A tensor that was changed on its way (sliced, added to) is another tensor, and
-carries none.
+Which Linears these are is found while the model runs. A site's quantizer attaches an encoding (the integers)
+to its result, as an attribute of the tensor. A Linear whose input has an encoding multiplies the integers.
+Operations (slicing, adding) return new tensors without the attribute, so a changed tensor is not mistaken for
+a quantized one.
 """
 
 from __future__ import annotations
@@ -29,23 +29,21 @@ from quantlab.quant.grid import AffineGrid
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ENCODED, GELU_ONTO = "_quantlab_encoded", "_quantlab_gelu_onto"
+ENCODING, GELU_ONTO = "_quantlab_encoding", "_quantlab_gelu_onto"
 
-Groups = tuple[int, ...]  # of each channel; empty: all are in one
+Groups = tuple[int, ...]  # the group index of each channel; empty: one group
 
 
 @dataclass(frozen=True)
 class LinearExecution:
-    """What a Linear ran on: the names of its kernels, or ``fp32`` and the reason."""
+    """What a Linear ran on: its kernel, or ``fp32: `` and the reason."""
 
     on: str
-    times_fp32: float | None = (
-        None  # the kernel's time as a multiple of FP32's, as measured when it was chosen
-    )
+    times_fp32: float | None = None  # the kernel's time as a multiple of FP32's, measured when it was chosen
 
     @classmethod
     def fp32(cls, why: str) -> LinearExecution:
-        """FP32, and why."""
+        """A run in FP32, and why."""
         return cls(f"fp32: {why}")
 
     @property
@@ -54,44 +52,49 @@ class LinearExecution:
 
 
 class EncodingQuantizer:
-    """A site's quantizer whose results carry their integers, or what makes them, once for all that read them.
+    """Quantizes a site and attaches the encoding to the result, so that q, k and v encode it once.
 
-    With ``values`` false the result's own values stay as they were: nothing but an integer product reads
-    them.
+    The integers are computed with the values once a Linear has asked for them (``wanted``), and on request
+    before that. With ``values`` false the result keeps the input's values: only integer products read it.
+
+    ``groups`` gives each channel's group. A group has its own scale and zero point, and its own integer
+    product.
     """
 
     def __init__(self, snapper: Snapper, groups: Groups, values: bool):
         self.snapper, self.groups, self.values = snapper, groups, values
-        self.wanted = not values  # from the first time on that a Linear asks
+        self.wanted = not values  # set by the first Linear that asks for integers
         self.channels = [channels.to(snapper.scale.device) for channels in channels_by_group(groups)]
         firsts = [int(channels[0]) for channels in self.channels] or [0]
         self.scales = [snapper.scale.flatten()[first].item() for first in firsts]
         self.zero_points = [int(snapper.byte_zero_point.flatten()[first]) for first in firsts]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if (encoded := getattr(x, ENCODED, None)) is not None and encoded.by is self:
+        if (encoding := getattr(x, ENCODING, None)) is not None and encoding.quantizer is self:
             return x
         if self.wanted:
             snapped, integers = self.snapper.integers(x, self.values)
-            if integers is None:  # NaN must go on as NaN
+            if integers is None:  # x holds NaN, which must stay NaN
                 return self.snapper(x)
             y, parts = x.detach() if snapped is None else snapped, self._parts(integers)
         else:
             y, parts = self.snapper(x), None
-        setattr(y, ENCODED, _Encoded(self, parts))
+        setattr(y, ENCODING, _Encoding(self, parts))
         return y
 
     def encode(self, y: Tensor) -> list[IntegerTensor] | None:
-        """The integers of a tensor that lies on the grid, group by group; None where it holds NaN."""
+        """The integers of a tensor that lies on the grid, group by group; None if it holds NaN."""
         self.wanted = True
         integers = self.snapper.integers(y, values=False)[1]
         return None if integers is None else self._parts(integers)
 
     def gelu(self, multiply: OneDnn, x: IntegerTensor, bias: Tensor | None) -> Tensor:
-        """GELU of a product as this would have it. The result has integers only: its own values are NaN."""
+        """GELU of a product, quantized by this quantizer. The result has integers only: its values are
+        NaN."""
         onto = multiply.gelu(x, bias, self.snapper)
+        # One NaN, expanded to the shape, takes no memory and shows if a consumer ignores the encoding.
         y = torch.full((), torch.nan).expand(onto.integers.shape)
-        setattr(y, ENCODED, _Encoded(self, [onto]))
+        setattr(y, ENCODING, _Encoding(self, [onto]))
         return y
 
     def _parts(self, integers: Tensor) -> list[IntegerTensor]:
@@ -103,19 +106,24 @@ class EncodingQuantizer:
 
 
 @dataclass
-class _Encoded:
-    by: EncodingQuantizer
+class _Encoding:
+    """The integers of a quantized tensor, group by group, and the quantizer that made them.
+
+    ``parts`` is None until a Linear asks for the integers.
+    """
+
+    quantizer: EncodingQuantizer
     parts: list[IntegerTensor] | None
 
     def integers(self, y: Tensor) -> list[IntegerTensor] | None:
-        """What the tensor ``y``, which carries this, is in integers."""
+        """The integers of the tensor ``y`` that has this encoding; None if it holds NaN."""
         if self.parts is None:
-            self.parts = self.by.encode(y)
+            self.parts = self.quantizer.encode(y)
         return self.parts
 
 
 def channels_by_group(groups: Groups) -> list[Tensor]:
-    """The channels of each group; none where there are no groups."""
+    """The channels of each group; empty without groups."""
     index = torch.tensor(groups)
     return [(index == group).nonzero().flatten() for group in range(max(groups, default=-1) + 1)]
 
@@ -123,7 +131,10 @@ def channels_by_group(groups: Groups) -> list[Tensor]:
 def integer_weights(
     model: PreTrainedModel, weights: Iterable[WeightQuant]
 ) -> dict[str, IntegerWeight | LinearExecution]:
-    """Every Linear's weight in integers, by path, or the reason why it has none. The model is in FP32."""
+    """Every Linear's weight in integers, by path, or the reason why it runs in FP32.
+
+    The model has its FP32 weights.
+    """
     planned = {weight.parameter: weight for weight in weights}
     linears = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear))
     return {path: _integers(linear.weight.data, planned.get(f"{path}.weight")) for path, linear in linears}
@@ -135,9 +146,9 @@ def integer_linears(
     weights: Mapping[str, IntegerWeight | LinearExecution],
     ran: dict[str, LinearExecution],
 ) -> Iterator[None]:
-    """Inside, Linears multiply integers where their input carries them and ``weights`` has theirs.
+    """Until the exit, Linears multiply integers if their input has an encoding and ``weights`` has theirs.
 
-    ``ran`` gets, for every Linear that ran, the kernel or the reason why it was FP32.
+    Writes to ``ran``, by path, what every Linear ran on.
     """
     linears = {path: model.get_submodule(path) for path in weights}
     try:
@@ -152,11 +163,14 @@ def integer_linears(
 
 @contextmanager
 def fused_gelus(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction]) -> Iterator[None]:
-    """Inside, a Linear whose GELU nothing but the next product reads, in integers of one range, computes
-    these at once: the widest tensor of a layer is never in memory."""
+    """Until the exit, a Linear computes its GELU and the GELU's quantization in one kernel where it can.
+
+    It can if only the next Linear reads the GELU, in integers with one range. The widest tensor of a layer is
+    then never in memory. ``functions`` are the quantizers by tap.
+    """
     from transformers.activations import GELUActivation
 
-    found = []
+    fused = []
     for chain in feed_forwards(model):
         activation, linear = model.get_submodule(chain.activation), model.get_submodule(chain.first)
         tap = functions.get(Tap(chain.second, "input"))
@@ -164,38 +178,41 @@ def fused_gelus(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction])
         plain = isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu
         only = isinstance(onto, EncodingQuantizer) and not onto.values and onto.snapper.numbers is not None
         if plain and only and Tap(chain.first, "output") not in functions:
-            found.append((linear, activation, onto))
+            fused.append((linear, activation, onto))
     try:
-        for linear, activation, onto in found:
+        for linear, activation, onto in fused:
             setattr(linear, GELU_ONTO, onto)
             vars(activation)["forward"] = partial(_unless_done, type(activation).forward, activation)
         yield
     finally:
-        for linear, activation, _ in found:
+        for linear, activation, _ in fused:
             delattr(linear, GELU_ONTO)
             vars(activation).pop("forward", None)
 
 
 def _unless_done(forward: Callable[[nn.Module, Tensor], Tensor], activation: nn.Module, x: Tensor) -> Tensor:
-    return x if hasattr(x, ENCODED) else forward(activation, x)
+    """The activation's forward, which does nothing if the Linear before has computed it."""
+    return x if hasattr(x, ENCODING) else forward(activation, x)
 
 
 def _forward(
     linear: nn.Linear, weight: IntegerWeight | LinearExecution, report: Callable[[LinearExecution], None]
 ) -> Callable[[Tensor], Tensor]:
+    """A Linear's forward in integers. It prepares the weight's products once for each grouping of its
+    input."""
     ready: dict[Groups, list[Product]] = {}
 
     def forward(x: Tensor) -> Tensor:
-        encoded: _Encoded | None = getattr(x, ENCODED, None)
-        parts = None if isinstance(weight, LinearExecution) or encoded is None else encoded.integers(x)
-        if isinstance(weight, LinearExecution) or encoded is None or parts is None:
+        encoding: _Encoding | None = getattr(x, ENCODING, None)
+        parts = None if isinstance(weight, LinearExecution) or encoding is None else encoding.integers(x)
+        if isinstance(weight, LinearExecution) or encoding is None or parts is None:
             report(
                 weight
                 if isinstance(weight, LinearExecution)
                 else LinearExecution.fp32("its input is not on an integer grid")
             )
             return nn.Linear.forward(linear, x)
-        groups = encoded.by.groups
+        groups = encoding.quantizer.groups
         if groups not in ready:
             ready[groups] = _products(weight, groups)
             report(_named(ready[groups], weight.scale.device))
@@ -212,7 +229,7 @@ def _forward(
 
 
 def _named(products: list[Product], device: torch.device) -> LinearExecution:
-    kind, count = type(products[0]), len(products)  # one weight in parts: one kind
+    kind, count = type(products[0]), len(products)  # all parts of a weight use one kind of kernel
     kernel = kind.kernel(device)
     return LinearExecution(f"{count} x {kernel}" if count > 1 else kernel, times_fp32(kind, device))
 
@@ -224,8 +241,10 @@ def _products(weight: IntegerWeight, groups: Groups) -> list[Product]:
 
 
 def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor, Tensor]:
-    """A parameter's integers as signed bytes, with the scale and zero point of each of its ranges, shape
-    (ranges,)."""
+    """A parameter's integers as signed bytes, and the scale and zero point of each range, shape (ranges,).
+
+    Unsigned integers of asymmetric grids are shifted by 128 to fit into signed bytes.
+    """
     assert isinstance(weight.grid, AffineGrid) and weight.grid.bits <= BITS
     bounds = (bound.to(value.device) for bound in weight_ranges(weight, value.ndim))
     scale, zero_point = weight.grid.parameters(*bounds)
@@ -240,10 +259,10 @@ def _integers(value: Tensor, weight: WeightQuant | None) -> IntegerWeight | Line
     if not isinstance(weight.grid, AffineGrid) or weight.grid.bits > BITS:
         return LinearExecution.fp32(f"its weight is {weight.grid}")
     integers, scale, zero_point = signed_integers(value, weight)
-    found = IntegerWeight(
+    integer_weight = IntegerWeight(
         integers=integers,
         scale=scale.expand(len(value)).contiguous(),
         zero_point=zero_point.int().expand(len(value)).contiguous(),
     )
-    why = why_no_kernel(found)
-    return LinearExecution.fp32(why) if why else found
+    why = why_no_kernel(integer_weight)
+    return LinearExecution.fp32(why) if why else integer_weight

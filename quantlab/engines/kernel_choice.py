@@ -1,8 +1,7 @@
-"""Which integer kernel runs here: the first that was tried and found exact, and not clearly slower than FP32.
+"""Chooses the integer kernel: the first that is exact here and not clearly slower than FP32.
 
-On a CPU the time of a kernel is measured once, against FP32 at the same shape, and remembered in the cache
-folder, so that all processes of a machine choose alike. Integer sums are exact: which of the exact kernels
-runs does not change them.
+On a CPU each kernel is timed once against FP32 at the same shape. The cache folder keeps the times, so that
+all processes of a machine choose alike. Integer sums are exact, so the choice changes no number.
 """
 
 import json
@@ -34,10 +33,10 @@ from quantlab.machine.provenance import device_name
 from quantlab.quant.grid import AffineGrid
 from quantlab.storage.files import cache_dir, digest, file_digest, whole_folder, write_whole
 
-KINDS: tuple[type[Product], ...] = (OneDnn, OneDnnInHalves, IntMm)  # the faster before the slower
-SLOW = 3.0  # times FP32's time. Kernels found so far take 0.05 to 2, or 10 and more: noise does not decide
-ROWS, SIZE = 64, 384  # of the product that is timed, MiniLM's
-ROUNDS, PATIENCE_S = 9, 0.2  # that it is timed at most
+KINDS: tuple[type[Product], ...] = (OneDnn, OneDnnInHalves, IntMm)  # fastest first
+SLOW = 3.0  # the largest multiple of FP32's time. Kernels take 0.05 to 2, or over 10: noise does not decide
+ROWS, SIZE = 64, 384  # shape of the timed product: MiniLM's hidden size
+ROUNDS, PATIENCE_S = 9, 0.2  # at most so many timed rounds, and so many seconds
 PRODUCT, GELU_SYMMETRIC, GELU_ASYMMETRIC = (
     "product",
     "product and GELU, symmetric",
@@ -48,21 +47,19 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCheck:
-    """What came of trying a kernel on a device."""
+    """Whether a kernel is exact on a device, and its time there."""
 
     exact: bool
-    times: Mapping[
-        str, float
-    ]  # FP32's time, by what is computed; empty where the kernel is not exact or not timed
+    times: Mapping[str, float]  # multiples of FP32's time, by what is computed; empty if untimed
 
     def usable(self, what: str = PRODUCT) -> bool:
-        """Whether the kernel may compute it."""
+        """Whether the kernel is exact and fast enough to compute ``what``."""
         return self.exact and self.times.get(what, 0.0) <= SLOW
 
 
 def product_of(weight: IntegerWeight) -> Product:
-    """A weight made ready for the kernel that runs it. Raises ValueError where there is none, with
-    :func:`why_no_kernel`."""
+    """A weight prepared for the chosen kernel. Raises ValueError with :func:`why_no_kernel` if there is
+    none."""
     kind = chosen_kernel(_is_symmetric(weight), weight.scale.device)
     if kind is None:
         raise ValueError(why_no_kernel(weight))
@@ -70,7 +67,7 @@ def product_of(weight: IntegerWeight) -> Product:
 
 
 def why_no_kernel(weight: IntegerWeight) -> str:
-    """Why no kernel multiplies a weight in integers here; empty where one does."""
+    """Why no kernel multiplies a weight in integers here; empty if one does."""
     symmetric, device = _is_symmetric(weight), weight.scale.device
     if chosen_kernel(symmetric, device) is not None:
         return ""
@@ -85,30 +82,29 @@ def why_no_kernel(weight: IntegerWeight) -> str:
 
 
 def chosen_kernel(symmetric: bool, device: torch.device) -> type[Product] | None:
-    """The kernel for weights whose zero points are all 0 (``symmetric``), or not; None where FP32 has to do
-    it."""
+    """The kernel for weights on a device, or None if FP32 has to do it; ``symmetric``: zero points are all
+    0."""
     return next(
         (kind for kind in KINDS if kind.fits(symmetric, device) and check_kernel(kind, device).usable()), None
     )
 
 
 def fuses_gelu(multiply: Product, onto: Snapper) -> bool:
-    """Whether a product puts its GELU on a grid better than operators of their own do."""
+    """Whether one kernel for product, GELU and quantization is exact and fast enough here."""
     what = GELU_SYMMETRIC if onto.q_min < 0 else GELU_ASYMMETRIC
     return isinstance(multiply, OneDnn) and check_kernel(type(multiply), CPU).usable(what)
 
 
 def times_fp32(kind: type[Product], device: torch.device) -> float | None:
-    """A kernel's time as a multiple of FP32's; None where it was not timed."""
+    """A kernel's time as a multiple of FP32's; None if it was not timed."""
     return check_kernel(kind, device).times.get(PRODUCT)
 
 
 def arithmetic() -> str:
-    """Instruction set and kernels of quantized networks on this CPU, in one line that is the same on every
-    call.
+    """One line with the instruction set and the kernels of quantized networks on this CPU.
 
-    Where the line differs, sums may be rounded otherwise, so it belongs into the key of whatever depends on
-    last bits. The first call tries the kernels (under a second, once a cache folder) and compiles
+    If it differs, sums may be rounded differently. So it is part of the key of every result that depends on
+    last bits. The first call checks the kernels (under a second, once per cache folder) and compiles
     ``kernels.c``.
     """
     kinds = {what: chosen_kernel(what == "symmetric", CPU) for what in ("symmetric", "asymmetric")}
@@ -125,17 +121,15 @@ def arithmetic() -> str:
 
 @cache
 def check_kernel(kind: type[Product], device: torch.device) -> KernelCheck:
-    """What came of trying a kernel: on a GPU only whether it is exact, for a small product's time there is
-    that of launching it."""
+    """Checks a kernel on a device. On a GPU it is not timed: a small product's time there is the launch."""
     exact = is_exact(kind, device)
     return KernelCheck(exact=exact, times=_stored_time_ratios(kind) if exact and device.type == "cpu" else {})
 
 
 def is_exact(kind: type[Product], device: torch.device) -> bool:
-    """Whether a kernel sums the largest integers without saturating, tried out.
+    """Whether a kernel sums the largest integers without saturating. It runs them to find out.
 
-    Processors without VNNI add pairs of products in 16 bits; oneDNN's guide calls it undefined what comes of
-    it.
+    Processors without VNNI add pairs of products in 16 bits; oneDNN's guide calls the overflow undefined.
     """
     count = 64
     for x, w in ((255, 127), (255, -127), (0, 127), (128, -127)):
@@ -155,10 +149,10 @@ def is_exact(kind: type[Product], device: torch.device) -> bool:
 
 
 def time_ratios(kind: type[Product]) -> dict[str, float]:
-    """Times of what a kernel computes, each as a multiple of FP32's for the same, on one thread.
+    """The kernel's times as multiples of FP32's for the same work, on one thread, by what is computed.
 
-    Both run in turns, and the shortest run of each counts: other work on the machine makes runs longer, never
-    shorter.
+    Kernel and FP32 run in turns, and the shortest run of each counts: other work on the machine makes runs
+    longer, never shorter.
     """
     integers = torch.arange(ROWS * SIZE) % 255
     x = IntegerTensor(integers=integers.to(torch.uint8).view(ROWS, SIZE), scale=0.01, zero_point=128)
@@ -190,11 +184,12 @@ def time_ratios(kind: type[Product]) -> dict[str, float]:
 
 
 def _ratio(run: Callable[[], object], base: Callable[[], object]) -> float:
+    """The shortest time of ``run`` over the shortest time of ``base``."""
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + PATIENCE_S
     while len(times) <= ROUNDS and (not times or time.perf_counter() < end):
         times.append((_seconds(run), _seconds(base)))
-    runs, bases = zip(*(times[1:] or times), strict=True)  # the first makes kernels ready
+    runs, bases = zip(*(times[1:] or times), strict=True)  # the first round warms up
     ratio: float = min(runs) / min(bases)
     return ratio
 
@@ -214,7 +209,7 @@ def _stored_time_ratios(kind: type[Product]) -> Mapping[str, float]:
     sources = [file_digest(Path(source)) for source in (__file__, integer.__file__)]
     facts = [kind.__name__, torch.__version__, integer.isa(), integer.isa_limit(), device_name(CPU), *sources]
     folder = cache_dir() / "kernels" / digest(facts)
-    stored = _read(folder / "times.json")
+    stored = _read_times(folder / "times.json")
     if stored is not None:
         return stored
     times = time_ratios(kind)
@@ -222,34 +217,28 @@ def _stored_time_ratios(kind: type[Product]) -> Mapping[str, float]:
         {"kernel": kind.name, "isa": integer.isa(), "processor": device_name(CPU), "times": times}
     )
     try:
-        if folder.is_dir():  # what was there could not be read
+        if folder.is_dir():  # its file could not be read
             write_whole(folder / "times.json", text)
         else:
             with whole_folder(folder) as scratch:
                 (scratch / "times.json").write_text(text)
     except OSError:
         return times
-    return _read(folder / "times.json") or times
+    return _read_times(folder / "times.json") or times
 
 
-def _read(path: Path) -> Mapping[str, float] | None:
+def _read_times(path: Path) -> Mapping[str, float] | None:
     try:
         times = json.loads(path.read_text())["times"]
         read = {str(what): float(value) for what, value in times.items()}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # none there, or cut by a power failure
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or cut by a power failure
         return None
     return read if PRODUCT in read and all(math.isfinite(value) for value in read.values()) else None
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Batches are answered side by side, each on one thread."""
+    """Limits torch to one thread until the exit, as in trials, which run batches side by side."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

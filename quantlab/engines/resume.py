@@ -1,4 +1,4 @@
-"""A forward pass that begins at a later layer, with what an earlier pass had there."""
+"""Forward passes that start at a later layer, from the outputs recorded in an earlier pass."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def first_layer(site: str, layers: int) -> int:
-    """The first layer whose output a site's grid can change; -1 for the embeddings', ``layers`` for the
-    head's."""
+    """The first layer whose output a site's quantization changes: -1 for the embeddings, ``layers`` for the
+    head."""
     scope = site.split(".", 1)[0]
     return int(scope) if scope.isdigit() else {"embed": -1, "head": layers}[scope]
 
 
 @contextmanager
 def recorded(model: PreTrainedModel, outputs: dict[int, Any]) -> Iterator[None]:
-    """Puts what each layer returns into ``outputs``, by the layer's number, until the exit."""
+    """Writes what each layer returns into ``outputs``, by the layer's number, until the exit."""
 
     def keep(index: int, output: Any) -> None:
         outputs[index] = output
@@ -46,8 +46,8 @@ def recorded(model: PreTrainedModel, outputs: dict[int, Any]) -> Iterator[None]:
 
 @contextmanager
 def resumed(model: PreTrainedModel, last: int, output: Any) -> Iterator[None]:
-    """Skips the layers 0 to ``last``: each returns ``output``, what layer ``last`` returned before, until the
-    exit."""
+    """Skips the layers 0 to ``last`` until the exit: each returns ``output``, the recorded output of
+    ``last``."""
     skipped = layers_of(model)[: last + 1]
     try:
         for layer in skipped:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantlab.engines import kernel_choice
 from quantlab.engines.insert import insert
-from quantlab.engines.integer import ENCODED, LinearExecution, channels_by_group
+from quantlab.engines.integer import ENCODING, LinearExecution, channels_by_group
 from quantlab.engines.kernel_choice import CPU, KINDS, chosen_kernel, is_exact, product_of
 from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, OneDnnInHalves, Product, in_halves
 from quantlab.kernels.snapper import Snapper
@@ -140,9 +140,9 @@ def test_every_linear_gives_what_the_simulation_gives(
         assert isinstance(linear, nn.Linear)
         bias = None if linear.bias is None else linear.bias.double()
         expected = nn.functional.linear(on_grid(inputs[0]), linear.weight.double(), bias)
-        if hasattr(y, ENCODED):  # GELU of the product, on the grid of the next one's input
+        if hasattr(y, ENCODING):  # GELU of the product, on the grid of the next one's input
             assert y.isnan().all()
-            onto = getattr(y, ENCODED).by
+            onto = getattr(y, ENCODING).quantizer
             steps = (on_grid(y) - onto.snapper(nn.functional.gelu(expected).float())).abs() / onto.scales[0]
             assert steps.max() < 1.001 and (steps > 0.5).double().mean() < 2e-3
             compared.append(0.0)
@@ -165,14 +165,14 @@ def test_every_linear_gives_what_the_simulation_gives(
 
 def on_grid(x: Tensor) -> Tensor:
     """What a Linear's input stands for: its carried integers where it has some, else its values."""
-    carried = getattr(x, ENCODED, None)
+    carried = getattr(x, ENCODING, None)
     if carried is None:
         return x.double()
-    if carried.by.values:
-        assert torch.equal(carried.by.snapper(x), x)
+    if carried.quantizer.values:
+        assert torch.equal(carried.quantizer.snapper(x), x)
     values = torch.empty(x.shape, dtype=torch.float64)
     for channels, part in zip(
-        channels_by_group(carried.by.groups) or [slice(None)], carried.parts, strict=True
+        channels_by_group(carried.quantizer.groups) or [slice(None)], carried.parts, strict=True
     ):
         values[..., channels] = (part.integers.double() - part.zero_point) * part.scale
     return values

@@ -171,7 +171,7 @@ def test_the_kernels_compile_without_a_warning(tmp_path: Path) -> None:
     "compiler, why",
     [
         ("no-such-compiler", "no C compiler: 'no-such-compiler' is not on the path"),
-        ("gcc 'O2", 'CC="gcc \'O2" is no command'),
+        ("gcc 'O2", 'CC="gcc \'O2" is not a command'),
         ("false", "false could not build kernels.c: exit status 1"),
     ],
 )
@@ -214,7 +214,7 @@ def test_nothing_is_loaded_that_others_may_have_written(
     )
     spoil(empty_cache / "native")
     native._built.cache_clear()
-    with pytest.warns(UserWarning, match="must be this user's and writable by nobody else, it is "):
+    with pytest.warns(UserWarning, match="must belong to this user and be writable by nobody else"):
         assert native.name() == "torch"
 
 
