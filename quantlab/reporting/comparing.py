@@ -46,8 +46,8 @@ class ComparedTrial:
 
     @property
     def high(self) -> float:
-        """Its upper end."""
-        return self.value - self.difference + self.comparison.high if self.comparison else math.nan
+        """The upper end of the metric's interval; no metric is above 1."""
+        return min(self.value - self.difference + self.comparison.high, 1.0) if self.comparison else math.nan
 
 
 def compared_trials(study: Study) -> list[ComparedTrial]:

@@ -176,8 +176,9 @@ def _seed(summary: Mapping[str, Any] | None) -> Any:
 
 def _table_note(study: Study) -> str:
     simulated = any(trial.tags.get("engine") == "simulated" for trial in study.finished)
-    note = "A time whose engine is simulated is FP32 arithmetic on quantized values, not an integer latency."
-    return note if simulated and any("latency_p50_ms" in trial.metrics for trial in study.finished) else ""
+    note = "A simulated speed is that of FP32 arithmetic on quantized values, not of integers."
+    timed = any("latency_p50_ms" in trial.metrics for trial in study.finished)
+    return note if simulated and timed else ""
 
 
 def _matrix(pairs: PairMatrix) -> dict[str, Any]:

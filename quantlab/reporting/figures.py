@@ -9,90 +9,128 @@ import numpy as np
 import pandas as pd
 
 from quantlab.reporting.comparing import ComparedTrial, seed_overrides
+from quantlab.reporting.recommendation import SAME_SIZE
 from quantlab.reporting.shapes import Plot, Trace, axis, bars, level_line, plain
 from quantlab.results.plots import COLOURS, axis_positions
-from quantlab.results.reading import Study, TrialRecord
-from quantlab.results.table import short_names
+from quantlab.results.reading import Study
+from quantlab.results.table import SPEED, short_names
 
 LINES = 8  # that one plot can show apart
 
 
 def pareto(study: Study, rows: Sequence[ComparedTrial]) -> Plot | None:
-    """Accuracy against latency where it is known, else against size; what nothing beats in both is marked."""
+    """The metric against the speed-up where one was measured, else against size; the front is marked."""
     shown = [row for row in rows if math.isfinite(row.value)]
     if not shown:
         return None
-    real = [_latency(row.trial) for row in shown]
-    timed = any(math.isfinite(value) for value in real)
-    table = pd.DataFrame(
-        {
-            "trial": [row.trial.name for row in shown],
-            "score": [100 * row.value for row in shown],
-            "low": [100 * row.low for row in shown],
-            "high": [100 * row.high for row in shown],
-            "size_mb": [row.trial.number_of("size_bytes") / 1e6 for row in shown],
-            "latency_p50_ms": real,
-            "engine": [row.trial.tags.get("engine", "") for row in shown],
-        }
-    )
-    table["simulated"] = table["engine"] == "simulated"
-    cost = ["latency_p50_ms", "size_mb"] if timed else ["size_mb"]
-    counted = table["score"].notna() & table[cost].notna().all(axis=1) & ~(table["simulated"] & timed)
-    table["front"] = front(np.column_stack([-table["score"], table[cost]]), counted.to_numpy())
-    x = cost[0]
-    titles = {"latency_p50_ms": "p50 of a batch (ms)", "size_mb": "size (MB)"}
+    table = pd.DataFrame([_costs(row) for row in shown])
+    timed = bool((table["speed"].notna() & ~table["reference"] & ~table["simulated"]).any())
+    columns = ["score", "speed", "size_mb"] if timed else ["score", "size_mb"]
+    counted = table[columns].notna().all(axis=1) & ~(table["simulated"] & timed)
+    costs = [-table["score"].round(2).to_numpy(), same_size(table["size_mb"].to_numpy())]
+    costs += [-same_speed(table[["speed", "speed_low", "speed_high"]].to_numpy(float))] if timed else []
+    table["front"] = front(np.column_stack(costs), counted.to_numpy())
+    x = "speed" if timed else "size_mb"
+    on_front, simulated = table["front"], table["simulated"] & ~table["front"]
     traces = [
-        _points(table[table["front"]].sort_values(x), x, "on the front", COLOURS[1], "diamond", line=True),
-        _points(table[~table["front"] & ~table["simulated"]], x, "beaten", COLOURS[0], "circle"),
-        _points(
-            table[~table["front"] & table["simulated"]],
-            x,
-            "latency only simulated",
-            COLOURS[3],
-            "circle-open",
-        ),
+        _points(table[on_front], x, "on the front", COLOURS[1], "diamond") | {"zorder": 1},
+        _points(table[~on_front & ~simulated], x, "beaten", COLOURS[0], "circle"),
+        _points(table[simulated], x, "speed only simulated", COLOURS[3], "circle-open"),
     ]
-    caption = "Up and to the left is better; what is on the front, no other trial beats. "
-    sized = "Larger marks take more memory; a latency that was only simulated is never on the front."
-    caption += sized if timed else "No latency was measured, so size alone is the cost."
+    better = "better in one of accuracy, speed and size and as good in the others"
+    same = "accuracies to the second decimal, speeds whose intervals overlap and sizes within 1 %"
+    if not timed:
+        better = "more accurate and as small, or smaller and as accurate"
+        same = "accuracies to the second decimal and sizes within 1 %"
+    caption = (
+        f"Up and to the {'right' if timed else 'left'} is better. A trial is on the front if no other is "
+    )
+    caption += f"{better}; equal are {same}."
+    caption += " Larger marks take more memory." if timed else ""
+    titles = {"speed": SPEED, "size_mb": "size (MB)"}
     return Plot(
         id="pareto",
-        title=f"Against {'latency and size' if timed else 'size'}",
+        title=f"Against {'speed and size' if timed else 'size'}",
         caption=caption,
-        data=table,
+        data=table.drop(columns=["reference", "simulated"]),
         traces=[trace for trace in traces if trace["x"]],
+        height=480,
+        labelled=True,
         layout={"xaxis": axis(titles[x]), "yaxis": axis(f"{study.primary.replace('_', ' ')} (%)")},
     )
 
 
-def _latency(trial: TrialRecord) -> float:
-    return trial.number_of("latency_p50_ms")
+def _costs(row: ComparedTrial) -> dict[str, float | str | bool]:
+    """A row of the plot's table. FP32 has the speed-up 1 by definition."""
+    trial = row.trial
+    ends = [trial.number_of(f"speedup_{part}") for part in ("vs_fp32", "ci95_low", "ci95_high")]
+    speed, low, high = (1.0, 1.0, 1.0) if trial.reference else ends
+    engine = trial.tags.get("engine", "")
+    return {
+        "trial": trial.name,
+        "score": 100 * row.value,
+        "low": 100 * row.low,
+        "high": 100 * row.high,
+        "size_mb": trial.number_of("size_bytes") / 1e6,
+        "speed": speed,
+        "speed_low": low,
+        "speed_high": high,
+        "engine": engine,
+        "simulated": engine == "simulated",
+        "reference": trial.reference,
+    }
+
+
+def same_size(sizes: np.ndarray) -> np.ndarray:
+    """Each size (N,), or the smallest that it exceeds by at most 1 %: ranges and groups differ by bytes."""
+    groups, least = sizes.copy(), math.nan
+    for index in np.argsort(sizes):
+        least = least if sizes[index] <= SAME_SIZE * least else float(sizes[index])
+        groups[index] = least
+    return groups
+
+
+def same_speed(speeds: np.ndarray) -> np.ndarray:
+    """Each speed, or the highest of those whose interval its own meets; columns (N, 3): speed, low, high."""
+    groups, fastest, bottom = speeds[:, 0].copy(), math.nan, math.inf
+    for index in np.argsort(-speeds[:, 0]):
+        speed, low, high = map(float, speeds[index])
+        if not high >= bottom:
+            fastest, bottom = speed, low
+        groups[index] = fastest
+    return groups
 
 
 def front(costs: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Which rows of (N, costs), the less the better, no other counted row beats: as good in all, better in
-    one."""
+    """The rows of (N, costs), the lower the better, that no other counted row beats.
+
+    A row beats another that is nowhere lower and somewhere higher. Returns bool (N,).
+    """
     no_worse = (costs[None] <= costs[:, None]).all(axis=2)
     better = (costs[None] < costs[:, None]).any(axis=2)
     return np.asarray(counted & ~(no_worse & better & counted[None]).any(axis=1))
 
 
-def _points(table: pd.DataFrame, x: str, name: str, colour: str, symbol: str, line: bool = False) -> Trace:
-    largest = table["size_mb"].max() if len(table) else 1.0
-    size = [8 + 10 * math.sqrt(value / largest) for value in table["size_mb"]] if x != "size_mb" else 10
+def _points(table: pd.DataFrame, x: str, name: str, colour: str, symbol: str) -> Trace:
+    relative = np.sqrt(table["size_mb"] / table["size_mb"].max())
+    speed = "%{x:.2f} times FP32's speed, " if x == "speed" else ""
     return {
         "type": "scatter",
-        "mode": "lines+markers" if line else "markers",
+        "mode": "markers",
         "name": name,
         "x": plain(table[x]),
         "y": plain(table["score"]),
         "text": list(table["trial"]),
         "customdata": [plain(row) for row in table[["low", "high", "size_mb"]].to_numpy(object)],
         "error_y": bars(table["low"], table["high"], table["score"]) | {"thickness": 0.8, "width": 2},
-        "marker": {"color": colour, "symbol": symbol, "size": size, "line": {"width": 1}},
-        "line": {"color": colour, "width": 1, "dash": "dot", "shape": "hv"},
+        "marker": {
+            "color": colour,
+            "symbol": symbol,
+            "size": 10 if x == "size_mb" else plain(8 + 10 * relative),
+            "line": {"width": 1},
+        },
         "hovertemplate": "<b>%{text}</b><br>%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
-        "<br>" + ("%{x:.1f} ms, " if x != "size_mb" else "") + "%{customdata[2]:.1f} MB<extra></extra>",
+        f"<br>{speed}%{{customdata[2]:.1f}} MB<extra></extra>",
     }
 
 

@@ -47,7 +47,53 @@
     const figure = byId.get(id);
     drawn.add(id);
     if (!window.Plotly) start();
-    return Plotly.react(id, structuredClone(figure.data), layout(figure), options);
+    return Plotly.react(id, structuredClone(figure.data), layout(figure), options).then((plot) => {
+      if (!figure.labelled || plot.labelling) return;
+      plot.labelling = true;
+      label(plot, figure);
+      plot.on("plotly_relayout", (change) => { if (!("annotations" in change)) label(plot, figure); });
+    });
+  };
+
+  // Names beside points: each at the first of these places that is free, the front's first; a name without a free
+  // place is left out (hovering shows it). Places are in pixels from the point: right, left, above, below, further.
+  const places = [];
+  for (const far of [0, 18, 36, 54, 76, 100, 128, 160]) {
+    for (const [x, y] of [[1, 0], [-1, 0], [0.6, -1], [-0.6, -1], [0.6, 1], [-0.6, 1]]) places.push([x, y, far]);
+  }
+  const pen = document.createElement("canvas").getContext("2d");
+  const overlaps = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  const label = (plot, figure) => {
+    const { xaxis, yaxis, width } = plot._fullLayout;
+    const font = { family: getComputedStyle(document.body).fontFamily, size: width < 500 ? 10 : 12 };
+    pen.font = `${font.size}px ${font.family}`;
+    const points = figure.data.flatMap((trace, order) => trace.text.map((text, i) => (
+      { text, order, x: xaxis.d2p(trace.x[i]), y: yaxis.d2p(trace.y[i]), at: [trace.x[i], trace.y[i]] }
+    ))).filter(({ x, y }) => x >= 0 && x <= xaxis._length && y >= 0 && y <= yaxis._length);
+    const taken = points.map(({ x, y }) => ({ left: x - 7, right: x + 7, top: y - 7, bottom: y + 7 }));
+    const annotations = [...(figure.layout.annotations ?? [])];
+    const cut = (text, most) => {
+      let shown = text;
+      while (pen.measureText(shown).width > most) shown = `${shown.slice(0, -2).trimEnd()}…`;
+      return shown;
+    };
+    for (const point of points.toSorted((a, b) => a.order - b.order || a.y - b.y)) {
+      const text = cut(point.text, 0.45 * xaxis._length), half = pen.measureText(text).width / 2 + 3;
+      const free = places.map(([x, y, far]) => {
+        const ax = x * (half + 10 + far * 0.5), ay = y * (14 + far) + (y === 0 && far ? far * 0.35 : 0);
+        const middle = [point.x + ax, point.y + ay];
+        return { ax, ay, left: middle[0] - half, right: middle[0] + half, top: middle[1] - 8, bottom: middle[1] + 8 };
+      }).find((box) => box.left >= 0 && box.right <= xaxis._length && box.top >= 0 && box.bottom <= yaxis._length
+        && !taken.some((other) => overlaps(box, other)));
+      if (!free) continue;
+      taken.push(free);
+      const escaped = text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+      annotations.push({
+        x: point.at[0], y: point.at[1], ax: free.ax, ay: free.ay, text: escaped, showarrow: true, arrowhead: 0, standoff: 6,
+        arrowwidth: 0.7, arrowcolor: colour("--soft"), font: { ...font, color: colour("--ink") }, borderpad: 1,
+      });
+    }
+    Plotly.relayout(plot, { annotations });
   };
   const plots = [...document.querySelectorAll(".plot")];
   const seen = new IntersectionObserver((entries) => {
@@ -120,6 +166,31 @@
   };
   filter.addEventListener("input", count);
   count();
+
+  // Columns: those marked as folded are shown on request.
+  const heads = [...table.tHead.rows[0].cells], chooser = document.getElementById("columns");
+  const show = (index, visible) => { for (const row of table.rows) row.cells[index].hidden = !visible; };
+  heads.forEach((head, index) => {
+    if (index === 0) return;
+    const choice = document.createElement("label"), box = document.createElement("input");
+    box.type = "checkbox";
+    box.checked = !("folded" in head.dataset);
+    box.addEventListener("change", () => { show(index, box.checked); edges(); });
+    choice.append(box, ` ${head.dataset.title}`);
+    chooser.append(choice);
+    show(index, box.checked);
+  });
+  document.getElementById("chooser").hidden = false;
+
+  // Edges: a shade where a table goes on beyond what is seen.
+  const boxes = [...document.querySelectorAll(".scroll")];
+  const edges = () => boxes.forEach((box) => {
+    box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+    box.classList.toggle("more-left", box.scrollLeft > 1);
+  });
+  boxes.forEach((box) => box.addEventListener("scroll", edges, { passive: true }));
+  addEventListener("resize", edges);
+  edges();
 
   // Data: what a plot or the table shows, as a file made here.
   const quoted = (cell) => {

@@ -70,6 +70,7 @@ def _json(plot: Plot) -> dict[str, Any]:
         "data": plot.traces,
         "layout": plot.layout,
         "height": plot.height,
+        "labelled": plot.labelled,
         "table": _table(plot.data),
     }
 

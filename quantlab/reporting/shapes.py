@@ -26,6 +26,7 @@ class Plot:
     data: pd.DataFrame
     layout: Mapping[str, Any] = field(default_factory=dict)
     height: int = 420
+    labelled: bool = False  # whether the page writes the points' names beside them
     wide: bool = False
 
 

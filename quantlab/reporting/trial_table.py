@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from quantlab.reporting.comparing import ComparedTrial
 from quantlab.results.reading import Study, TrialRecord
-from quantlab.results.table import ordered, short_names
+from quantlab.results.table import P50, SPEED, ordered, short_names
 
 MB = 1e6
 DEPLOYED = "deployed_"  # before the metrics of the exported file
@@ -25,24 +25,25 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of the table, named, explained, and filled a cell a row."""
+    """A column of the table: a title, what it means, and one cell a row."""
 
     title: str
     help: str
     numeric: bool
     cells: tuple[Cell, ...]
+    folded: bool = False  # whether the page shows it only on request
 
     @property
     def empty(self) -> bool:
-        """Whether it says nothing at all."""
+        """Whether all its cells are empty."""
         return all(not cell.text for cell in self.cells)
 
 
 def columns(study: Study, rows: Sequence[ComparedTrial]) -> list[Column]:
-    """The columns that say something."""
+    """The columns that are not empty. The page folds p-values and settings: verdicts and names say them."""
     metric = study.primary.replace("_", " ")
     swept = [_setting(name, short, rows) for name, short in short_names(study.swept).items()]
-    found = [
+    every = [
         _text("trial", "its name in the sweep", rows, lambda row: row.trial.name),
         _numbers(
             f"{metric} (%)", "simultaneous 95 % interval: that of the difference, around FP32's", rows, _score
@@ -53,29 +54,29 @@ def columns(study: Study, rows: Sequence[ComparedTrial]) -> list[Column]:
             rows,
             _difference,
         ),
-        _numbers("p (corrected)", "two-sided, corrected for all trials of this page", rows, _p),
+        replace(
+            _numbers("p (corrected)", "two-sided, corrected for all trials of this page", rows, _p),
+            folded=True,
+        ),
         _cells("verdict", "against FP32, at 5 % after the correction", False, map(_verdict, rows)),
         _numbers("same as FP32 (%)", "share of examples answered as FP32 answers them", rows, _agreement),
-        _numbers(
-            "p50 (ms)", "median time of a batch, with what computed it", rows, lambda row: latency(row.trial)
-        ),
-        _numbers(
-            "speed (FP32 = 1)", "over 3 pairs of processes; 95 % interval", rows, lambda row: speed(row.trial)
-        ),
-        _numbers(
-            "p50 deployed (ms)",
-            "the exported file on its runtime",
-            rows,
-            lambda r: latency(r.trial, DEPLOYED),
-        ),
-        _numbers(
-            "speed deployed", "FP32 in torch = 1; 95 % interval", rows, lambda r: speed(r.trial, DEPLOYED)
-        ),
+        _time(rows, ""),
+        _time(rows, DEPLOYED),
         _numbers("size (MB)", "parameters packed at the plan's bits, with ranges", rows, _size),
         _text("alarms", "explained below", rows, lambda row: ", ".join(alarm_names(row.trial))),
         *swept,
     ]
-    return [column for column in found if not column.empty]
+    return [column for column in every if not column.empty]
+
+
+def _time(rows: Sequence[ComparedTrial], prefix: str) -> Column:
+    """The speed-up where any row has one, else the median time: see ``results.table.time_columns``."""
+    after, what = (", deployed", "the exported file on its runtime; ") if prefix else ("", "")
+    if any(math.isfinite(row.trial.number_of(f"{prefix}speedup_vs_fp32")) for row in rows):
+        about = f"{what}measured in turns with FP32 in torch, over pairs of processes; 95 % interval"
+        return _numbers(f"{SPEED}{after}", about, rows, lambda row: speed(row.trial, prefix))
+    about = f"{what}median time of a batch, with what computed it; times of two rows do not compare"
+    return _numbers(f"{P50}{after}", about, rows, lambda row: latency(row.trial, prefix))
 
 
 def frame(columns: Sequence[Column]) -> pd.DataFrame:
@@ -106,7 +107,7 @@ def interval(low: float, high: float, spec: str) -> str:
 
 
 def engine(trial: TrialRecord) -> str:
-    """What a trial's latency was computed by."""
+    """The engine that computed a trial's latency."""
     return trial.tags.get("engine", "")
 
 
@@ -118,11 +119,15 @@ def latency(trial: TrialRecord, prefix: str = "") -> Cell:
 
 
 def speed(trial: TrialRecord, prefix: str = "") -> Cell:
-    """How many times FP32's speed."""
+    """The speed-up over FP32 with its interval; 1 for FP32 in torch."""
+    if trial.reference and not prefix:
+        return Cell(text="1", value=1.0)
     value, low, high = (
         trial.number_of(f"{prefix}speedup_{part}") for part in ("vs_fp32", "ci95_low", "ci95_high")
     )
-    return _cell(value, ".2f", interval(low, high, ".2f"))
+    simulated = trial.tags.get("deployed_arithmetic" if prefix else "engine") == "simulated"
+    note = interval(low, high, ".2f") + (", simulated" if simulated else "")
+    return _cell(value, ".2f", note if math.isfinite(value) else "")
 
 
 def _score(row: ComparedTrial) -> Cell:
@@ -161,7 +166,8 @@ def _setting(name: str, short: str, rows: Sequence[ComparedTrial]) -> Column:
     values = [row.trial.settings.get(name, "") for row in rows]
     places = {level: place for place, level in enumerate(ordered(value for value in values if value))}
     cells = (Cell(text=value, value=float(places[value]) if value else math.nan) for value in values)
-    return _cells(short, f"the override {name}; empty: the default", False, cells)
+    column = _cells(short, f"the override {name}; empty: the default", False, cells)
+    return replace(column, folded=True)
 
 
 def _text(

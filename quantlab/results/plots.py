@@ -177,15 +177,24 @@ def save_figure(figure: Figure, title: str, file: Path) -> Path:
 
 
 def axis_positions(values: Iterable[str]) -> dict[str, float]:
-    """Where each distinct value stands on an axis: at its number, or one apart where that would make a bad
-    axis."""
+    """The place of each distinct value on an axis.
+
+    Numbers stand at themselves, percentiles p at -log10(100 - p), so that 99.9 and 99.99 are apart. Values
+    stand one apart where one is not a number or two would lie on top of each other.
+    """
     levels = ordered(values)
     numbers = pd.to_numeric(pd.Series(levels), errors="coerce").to_numpy(float)
+    if np.isfinite(numbers).all() and (numbers > 50).all() and 99 <= numbers.max(initial=0) < 100:
+        numbers = np.round(-np.log10(100 - numbers), 6)  # percentiles: 99, 99.9 and 99.99 stand one apart
+    elif not _spaced_by_number(numbers):
+        numbers = np.arange(len(levels), dtype=float)
+    return dict(zip(levels, numbers.tolist(), strict=True))
+
+
+def _spaced_by_number(numbers: np.ndarray) -> bool:
+    """Whether ascending numbers make a readable axis: no NaN, and no two far closer than all of them."""
     gap = np.diff(numbers).min(initial=np.inf)
-    even = (
-        np.ptp(numbers) <= SPREAD * gap and not 0 < SPREAD * numbers[0] < numbers[-1]
-    )  # NaN: not a number, not even
-    return dict(zip(levels, numbers.tolist() if even else map(float, range(len(levels))), strict=True))
+    return bool(np.ptp(numbers) <= SPREAD * gap and not 0 < SPREAD * numbers[0] < numbers[-1])
 
 
 def label_text(text: str) -> str:

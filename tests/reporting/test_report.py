@@ -14,7 +14,7 @@ from scipy import stats
 from quantlab.report import main
 from quantlab.reporting.comparing import compared_trials, pair_matrix, repeats
 from quantlab.reporting.content import page_content
-from quantlab.reporting.figures import front
+from quantlab.reporting.figures import front, pareto
 from quantlab.reporting.outlier_analysis import analysis_of
 from quantlab.reporting.recommendation import recommend
 from quantlab.reporting.sources import from_folders
@@ -213,6 +213,22 @@ def test_the_front_is_what_nothing_beats() -> None:
         False,
         False,
     ]  # equal ones beat no one
+
+
+def test_what_a_table_shows_as_equal_is_equal_on_the_front(tmp_path: Path) -> None:
+    fast = {"speedup_vs_fp32": 2.0, "speedup_ci95_low": 1.9, "speedup_ci95_high": 2.1}
+    slow = {"speedup_vs_fp32": 1.5, "speedup_ci95_low": 1.4, "speedup_ci95_high": 1.6}
+    rows = [
+        REFERENCE,
+        {"name": "fast", "wrong": 2, **fast},
+        {"name": "slow and worse, 96 bytes smaller", "wrong": 4, "size_bytes": 1e6 - 96, **slow},
+        {"name": "as fast within its interval", "wrong": 3, **fast, "speedup_vs_fp32": 2.05},
+        {"name": "simulated", "wrong": 0, "tags": {"engine": "simulated"}, **fast},
+    ]
+    study = from_folders([sweep(tmp_path, rows)])
+    plot = pareto(study, compared_trials(study))
+    assert plot is not None
+    assert plot.data["trial"][plot.data["front"]].tolist() == ["FP32", "fast"]
 
 
 def test_a_missing_answers_file_leaves_the_row(tmp_path: Path) -> None:

@@ -61,16 +61,23 @@ def test_concise_rows() -> None:
         "accuracy (%)": "50.00",
         drop: f"+50.00 ({low:+.2f} to {high:+.2f})",
         "same as FP32 (%)": "50.0",
-        "p50 (ms)": "12.3",
-        "FP32's speed times": "2.31 (2.20 to 2.40)",
+        "speed-up over FP32": "2.31 (2.20 to 2.40)",
         "accuracy (%), deployed": "50.00",
-        "p50 (ms), deployed": "3.1",
-        "FP32's speed times, deployed": "6.95 (6.60 to 7.20)",
+        "speed-up over FP32, deployed": "6.95 (6.60 to 7.20)",
         "size (MB)": "1.0",
         "status": "done",
     }
     failed = {"name": "2", "status": "failed: OutOfMemoryError: too large"}
     assert shown.iloc[1].to_dict() == dict.fromkeys(shown, "") | failed
+
+
+def test_times_stand_alone_only_where_no_speed_up_was_measured() -> None:
+    results = faked(SETTINGS, RIGHT, latency_p50_ms=12.34, deployed_latency_p50_ms=3.14)
+    assert {"p50 (ms)", "p50 (ms), deployed"} <= set(concise(results))
+    timed = faked([{"method": "fp32"}, {"method": "peg"}], answers([1.0, 1.0]), references=[0])
+    timed = changed(timed, speedup_vs_fp32=[math.nan, 2.0], latency_p50_ms=[9.0, 1.0])
+    timed = changed(timed, speedup_ci95_low=[math.nan, 1.9], speedup_ci95_high=[math.nan, 2.1])
+    assert concise(timed)["speed-up over FP32"].tolist() == ["1", "2.00 (1.90 to 2.10)"]
 
 
 def test_concise_leaves_out_what_is_empty() -> None:
