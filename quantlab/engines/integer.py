@@ -175,9 +175,11 @@ def fused_gelus(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction])
         activation, linear = model.get_submodule(chain.activation), model.get_submodule(chain.first)
         tap = functions.get(Tap(chain.second, "input"))
         onto = tap.function if isinstance(tap, CountedQuantizer) else None
-        plain = isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu
-        only = isinstance(onto, EncodingQuantizer) and not onto.values and onto.snapper.numbers is not None
-        if plain and only and Tap(chain.first, "output") not in functions:
+        exact_gelu = isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu
+        one_range = isinstance(onto, EncodingQuantizer) and onto.snapper.numbers is not None
+        integers_only = isinstance(onto, EncodingQuantizer) and not onto.values
+        untapped = Tap(chain.first, "output") not in functions
+        if exact_gelu and one_range and integers_only and untapped:
             fused.append((linear, activation, onto))
     try:
         for linear, activation, onto in fused:
@@ -198,19 +200,20 @@ def _unless_done(forward: Callable[[nn.Module, Tensor], Tensor], activation: nn.
 def _forward(
     linear: nn.Linear, weight: IntegerWeight | LinearExecution, report: Callable[[LinearExecution], None]
 ) -> Callable[[Tensor], Tensor]:
-    """A Linear's forward in integers. It prepares the weight's products once for each grouping of its
-    input."""
+    """A Linear's forward in integers. Products are prepared once for each grouping of the input's channels.
+
+    ``report`` receives what the Linear ran on.
+    """
     ready: dict[Groups, list[Product]] = {}
 
     def forward(x: Tensor) -> Tensor:
+        if isinstance(weight, LinearExecution):
+            report(weight)
+            return nn.Linear.forward(linear, x)
         encoding: _Encoding | None = getattr(x, ENCODING, None)
-        parts = None if isinstance(weight, LinearExecution) or encoding is None else encoding.integers(x)
-        if isinstance(weight, LinearExecution) or encoding is None or parts is None:
-            report(
-                weight
-                if isinstance(weight, LinearExecution)
-                else LinearExecution.fp32("its input is not on an integer grid")
-            )
+        parts = None if encoding is None else encoding.integers(x)
+        if encoding is None or parts is None:
+            report(LinearExecution.fp32("its input is not on an integer grid"))
             return nn.Linear.forward(linear, x)
         groups = encoding.quantizer.groups
         if groups not in ready:

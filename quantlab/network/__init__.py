@@ -1,1 +1,1 @@
-"""A checkpoint as a network: its weights, sites, taps and attention."""
+"""Networks: checkpoints, their sites and taps, the site tables of model families, and attention."""

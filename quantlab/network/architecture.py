@@ -39,8 +39,10 @@ def one_tap(module: str, at: str) -> Taps:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The modules of a feed-forward block: a Linear, an activation that alone reads it, and a Linear that
-    alone reads the activation."""
+    """The module paths of a feed-forward block: a Linear, its activation, and a second Linear.
+
+    Only the activation reads the first Linear, and only the second Linear reads the activation.
+    """
 
     first: str
     activation: str
@@ -56,7 +58,7 @@ class Family:
     embed: Mapping[str, Taps]
     layer: Mapping[str, Taps]
     head: Mapping[str, Taps]
-    feed_forward: FeedForward | None = None  # where an engine may compute it in one go
+    feed_forward: FeedForward | None = None  # if named, an engine may fuse its Linear and activation
 
     def sites(self, model: PreTrainedModel) -> list[Site]:
         """Every site of the model, in the network's order.
@@ -80,7 +82,7 @@ class Family:
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The table in ``quantlab/network/families/<model type>.py``. Raises ValueError where there is none."""
+    """The table in ``quantlab/network/families/<model type>.py``. Raises ValueError if there is none."""
     known = sorted(module.name for module in pkgutil.iter_modules(quantlab.network.families.__path__))
     name = config.model_type.replace("-", "_")
     if name not in known:
@@ -94,7 +96,7 @@ def family_of(config: PretrainedConfig) -> Family:
 
 
 def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
-    """The feed-forward block of every layer, where the family's table names it."""
+    """The feed-forward block of every layer; empty if the family's table does not name it."""
     family = family_of(model.config)
     if family.feed_forward is None:
         return []
@@ -113,7 +115,7 @@ def all_sites(model: PreTrainedModel) -> list[Site]:
 def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
     """The sequence classifier that a config describes, on the meta device: modules and shapes, no weights.
 
-    Raises ValueError where quantlab has no site table for its architecture.
+    Raises ValueError if quantlab has no site table for its architecture.
     """
     from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -125,12 +127,13 @@ def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _check_distinct(taps: Iterable[tuple[Tap | None, str]]) -> None:
+    """Raises ValueError if two sites, given as pairs of tap and name, share a tap."""
     names: dict[Tap, str] = {}
     for tap, name in taps:
         if tap is not None and names.setdefault(tap, name) != name:
             raise ValueError(
                 f"the site table names the {tap.at} of {tap.module} twice, as {names[tap]} and as {name}: "
-                "one of them would not be quantized"
+                "only one of them would be quantized"
             )
 
 

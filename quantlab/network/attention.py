@@ -1,5 +1,4 @@
-"""An attention function whose scores and probabilities can be tapped, registered with transformers by
-name."""
+"""An attention function with taps on its scores and probabilities, registered with transformers."""
 
 from __future__ import annotations
 
@@ -18,9 +17,9 @@ from quantlab.kernels.snapper import Snapper
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "quantlab"
-TAPS = "_quantlab_taps"
-# What transformers hands to every attention function along with what that one computes with.
+NAME = "quantlab"  # of the attention function in transformers
+TAPS = "_quantlab_taps"  # attribute of an attention module: its functions by "scores" and "probs"
+# Arguments that transformers passes to every attention function, and that do not change what it computes.
 NO_ATTENTION = frozenset(
     {
         "output_attentions",
@@ -39,8 +38,15 @@ TensorFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class CountedQuantizer:
-    """A site's quantizer, and how often each site's has run: exactly if batches run one after another, at
-    least once if they run side by side."""
+    """A site's quantizer that counts its runs in ``calls``, by site.
+
+    Counts are exact if batches run one after another. If they run side by side, increments may be lost; only
+    zero and not zero can be told apart.
+
+    It wraps the quantizer of the simulated engine, which is a :class:`Snapper` or a float format's ``snap``,
+    or that of the integer engine, an ``EncodingQuantizer`` around a ``Snapper``. Fused kernels compute what
+    several taps do in one call. So they look inside the wrappers for the grids, and :meth:`count` the runs.
+    """
 
     site: str
     function: TensorFunction
@@ -51,7 +57,7 @@ class CountedQuantizer:
         return self.function(x)
 
     def count(self) -> None:
-        """One more run."""
+        """Counts one run."""
         self.calls[self.site] += 1
 
 
@@ -65,19 +71,22 @@ def attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled dot-product attention over (batch, heads, tokens, width), equal to transformers' eager one to
-    the bit; and up to the order of sums, without its probabilities, where what taps it are grids.
+    """Scaled dot-product attention ``softmax(scaling q k^T + mask) v``, with taps.
 
-    Scores are tapped before the mask is added: the mask is no activation, and its huge numbers would ruin any
-    range. Raises ValueError for arguments that change attention and that it does not know: soft caps, sliding
-    windows, sinks.
+    Takes (batch, heads, tokens, width) and returns (batch, tokens, heads, width) with the probabilities.
+
+    Equal to transformers' eager attention to the bit. If all taps are quantizers of integer grids, a fused
+    kernel runs: it is equal up to the order of sums and returns None for the probabilities.
+
+    Scores are tapped before the mask is added, because the mask's huge numbers would ruin any range. Raises
+    ValueError for arguments that would change attention and are not implemented, as soft caps, sliding
+    windows and sinks.
     """
     unknown = [name for name, value in others.items() if name not in NO_ATTENTION and not _is_off(value)]
     if unknown:
         raise ValueError(
-            f"{type(module).__name__} hands its attention {', '.join(sorted(unknown))}, which "
-            f"quantlab's attention "
-            "does not compute: the network's answers would be another one's"
+            f"{type(module).__name__} passes {', '.join(sorted(unknown))} to its attention, which quantlab's "
+            "attention does not implement: the network's answers would be wrong"
         )
     taps: Mapping[str, TensorFunction] = getattr(module, TAPS, {})
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
@@ -108,7 +117,7 @@ def _on_grids(
     scaling: float,
     taps: Mapping[str, TensorFunction],
 ) -> Tensor | None:
-    """:func:`attention` in one pass, where what taps it are grids."""
+    """:func:`attention` in one fused kernel; None if a tap has no integer grid or the kernel refuses."""
     counted = {at: tap for at, tap in taps.items() if isinstance(tap, CountedQuantizer)}
     grids = {at: tap.function for at, tap in counted.items() if isinstance(tap.function, Snapper)}
     if not grids or len(grids) < len(taps):
@@ -122,13 +131,12 @@ def _on_grids(
 
 @cache
 def _register() -> None:
-    """Makes :func:`attention` known to transformers."""
+    """Registers :func:`attention` with transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(NAME, attention)
-    # Without an entry of the same name here, transformers hands every layer attention_mask=None without a
-    # word.
+    # Without a mask function of the same name, transformers silently passes attention_mask=None to layers.
     AttentionMaskInterface.register(NAME, eager_mask)
 
 
@@ -136,8 +144,10 @@ def _register() -> None:
 def tapped_attention(
     model: PreTrainedModel, taps: Mapping[str, Mapping[str, TensorFunction]]
 ) -> Iterator[None]:
-    """Runs the model's attention through :func:`attention`, with the functions for each module path, until
-    the exit."""
+    """Runs the model's attention through :func:`attention` until the exit.
+
+    ``taps`` are the functions for "scores" and "probs", by the attention module's path.
+    """
     if not taps:
         yield
         return

@@ -1,4 +1,4 @@
-"""Reading a checkpoint folder: its files, config, weights and tokenizer. Nothing in it is ever run."""
+"""Reads a checkpoint's config, weights and tokenizer. Code in a checkpoint is never run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from quantlab.network.checkpoint_files import (
     TOKENIZER,
     VOCABULARIES,
     clear_errors,
-    matching,
+    files_matching,
     weight_files,
 )
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SILENT = 50  # the level CRITICAL
-# Tensors that no answer depends on: buffers of old versions, a pooler that the head does not use,
-# pretraining's and other tasks' heads.
+# Tensors that may be left over, since no answer depends on them: buffers of old versions, a pooler that the
+# head does not use, and the heads of pretraining and other tasks.
 HARMLESS = re.compile(
     r"^(\w+\.)?(embeddings\.(position_ids|token_type_ids)$|pooler\.dense\.|cls\.(predictions|seq_relationship)\.|lm_head\."
     r"|generator_(predictions|lm_head)\.|discriminator_predictions\.|vocab_(transform|layer_norm|projector)\.|qa_outputs\.)"
@@ -41,10 +41,10 @@ HARMLESS = re.compile(
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """A checkpoint's config: the cheap look before weights are read.
+    """A checkpoint's config, read before its weights.
 
-    Raises FileNotFoundError where there is none, ValueError where it is broken or describes what cannot be
-    loaded.
+    Raises FileNotFoundError if there is none, and ValueError if it is broken or describes a model that
+    quantlab cannot load.
     """
     from transformers import AutoConfig
 
@@ -52,8 +52,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     if adapters := [name for name in ADAPTERS if (folder / name).exists()]:
         raise ValueError(
             f"{folder} holds an adapter ({adapters[0]}), which would be left out: merge it into the "
-            f"weights first, "
-            f"with merge_and_unload of peft"
+            f"weights first, with merge_and_unload of peft"
         )
     if not path.is_file():
         inside = ", ".join(sorted(inner.parent.name for inner in folder.glob(f"*/{CONFIG}"))[:NAMED])
@@ -74,15 +73,15 @@ def read_config(folder: Path) -> PretrainedConfig:
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer.
 
-    Raises FileNotFoundError where its vocabulary is missing, which transformers forgives, and ValueError
-    where its files are broken or it cannot pad.
+    Raises FileNotFoundError if its vocabulary is missing (transformers does not complain), and
+    ValueError if its files are broken or it has no padding token.
     """
     from transformers import AutoTokenizer
 
-    files = matching(folder, VOCABULARIES)
+    files = files_matching(folder, VOCABULARIES)
     if not files:
         raise FileNotFoundError(f"{folder} holds no tokenizer: expected one of {', '.join(VOCABULARIES)}")
-    for path in matching(folder, TOKENIZER):
+    for path in files_matching(folder, TOKENIZER):
         refuse_pointer(path)
     with quiet(), clear_errors(files[0]):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -96,8 +95,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:
-    """The tensors of the model that the weight files lack, found from the files' names and shapes: no weight
-    is read.
+    """Names of the model's tensors that the weight files lack. Reads names and shapes, no weights.
 
     Raises ValueError on unreadable files, on tensors of another shape, and on tensors that no module takes.
     """
@@ -118,7 +116,7 @@ def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:
 
 
 def encoder_tensors(names: Iterable[str], model: PreTrainedModel) -> list[str]:
-    """Those of a classifier's tensors that no new head brings along; a pooler belongs to the head."""
+    """The tensors of a classifier that belong to its encoder. A pooler belongs to the head."""
     return sorted(
         name for name in names if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
     )
@@ -128,8 +126,8 @@ def read_model(folder: Path, **config: Any) -> tuple[PreTrainedModel, set[str]]:
     """A sequence classifier in FP32, and the names of the tensors that its weight files lack.
 
     ``config`` overrides keys of its config. Raises ValueError on unreadable files, on tensors of another
-    shape or that no module takes, on NaN and infinities, and on pickled code, which torch's weights-only
-    loader refuses.
+    shape or that no module takes, on NaN and infinity, and on pickled code (torch's weights-only loader
+    refuses it).
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -153,7 +151,7 @@ def read_model(folder: Path, **config: Any) -> tuple[PreTrainedModel, set[str]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers' loading reports and bars: what matters of them is raised as an error here."""
+    """Silences transformers' loading reports and progress bars; this module raises what matters as errors."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(SILENT)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -166,7 +164,7 @@ def quiet() -> Iterator[None]:
 
 
 def _shapes(files: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor's name and shape in weight files; nothing else of them is read."""
+    """The name and shape of every tensor in the weight files, without reading the weights."""
     for path in files:
         if path.name.endswith(INDEX):
             continue
@@ -184,7 +182,7 @@ def _shapes(files: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _require_supported(content: Mapping[str, Any]) -> None:
-    """Raises ValueError where transformers would build another network than config.json describes."""
+    """Raises ValueError if transformers would build another network than config.json describes."""
     if "quantization_config" in content:
         raise ValueError("the checkpoint is quantized already; quantlab starts from floating-point weights")
     if (named := content.get("transformers_weights")) is not None:
@@ -202,9 +200,9 @@ def _require_supported(content: Mapping[str, Any]) -> None:
 
 
 def _require_fitting(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Raises ValueError on tensors that no module takes, of another shape, or that could not be converted."""
+    """Raises ValueError on tensors without a module, of another shape, or that cannot be converted."""
     if strangers := sorted(name for name in info["unexpected_keys"] if not HARMLESS.match(name)):
-        raise ValueError(_described(strangers, model, info["missing_keys"]))
+        raise ValueError(_why_not_taken(strangers, model, info["missing_keys"]))
     problems = [
         f"{name} has shape {list(stored)}, config.json asks for {list(asked)}"
         for name, stored, asked in sorted(info["mismatched_keys"])
@@ -214,9 +212,8 @@ def _require_fitting(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
         raise ValueError("; ".join(problems[:NAMED]))
 
 
-def _described(strangers: Sequence[str], model: PreTrainedModel, missing: set[str]) -> str:
-    """Why no module takes these tensors: a prefix, another family's weights, or what config.json does not
-    describe."""
+def _why_not_taken(strangers: Sequence[str], model: PreTrainedModel, missing: set[str]) -> str:
+    """Why no module takes the tensors ``strangers``: a prefix, another family, or a wrong config.json."""
     from transformers import CONFIG_MAPPING
 
     config, own, names = model.config, f"{model.base_model_prefix}.", model.state_dict()
@@ -224,10 +221,7 @@ def _described(strangers: Sequence[str], model: PreTrainedModel, missing: set[st
     prefixes = Counter(prefix for name in strangers if (prefix := _prefix(name, known)))
     prefix = prefixes.most_common(1)[0][0] if prefixes else ""
     if prefix and prefix.split(".")[-2] not in CONFIG_MAPPING:
-        return (
-            f"the names of its tensors begin with {prefix} ({strangers[0]}): save the model "
-            f"without the wrapper"
-        )
+        return f"its tensors' names begin with {prefix} ({strangers[0]}): save the model without the wrapper"
     listed = ", ".join(strangers[:NAMED]) + (
         f" and {len(strangers) - NAMED} more" if len(strangers) > NAMED else ""
     )
@@ -240,14 +234,14 @@ def _described(strangers: Sequence[str], model: PreTrainedModel, missing: set[st
 
 
 def _prefix(name: str, known: set[str]) -> str:
-    """What stands before the longest known name in ``name``: ``module.``, ``_orig_mod.``; empty where none is
-    in it."""
+    """The part of ``name`` before the longest known name, for example ``module.``; empty if there is none."""
     parts = name.split(".")
     starts = range(1, len(parts) - 1)
     return next((".".join(parts[:start]) + "." for start in starts if ".".join(parts[start:]) in known), "")
 
 
 def _require_finite(model: PreTrainedModel, missing: set[str]) -> None:
+    """Raises ValueError if a tensor that was read holds NaN or infinity."""
     tensors = ((name, tensor) for name, tensor in model.state_dict().items() if name not in missing)
     if wrong := [name for name, tensor in tensors if not torch.isfinite(tensor).all()]:
         raise ValueError("; ".join(f"{name} holds NaN or infinity" for name in wrong[:NAMED]))

@@ -20,7 +20,7 @@ CONFIG, INDEX = "config.json", ".index.json"
 SAFETENSORS = ("model.safetensors", f"model.safetensors{INDEX}")
 PICKLES = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 WEIGHTS = (*SAFETENSORS, *PICKLES)  # in the order in which transformers looks for them
-OTHER_WEIGHTS = (
+OTHER_WEIGHTS = (  # suffixes that are not read, for the error message
     ".safetensors",
     ".bin",
     ".h5",
@@ -30,10 +30,10 @@ OTHER_WEIGHTS = (
     ".pt",
     ".pth",
     ".ckpt",
-)  # none are read
+)
 DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"  # transformers prefers these to all others
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-NAMED = 5  # tensors in a message
+NAMED = 5  # at most so many names in a message
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
@@ -53,16 +53,16 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def require_path(path: object) -> None:
-    """Raises ValueError where a model's path is no text."""
+    """Raises ValueError if a model's path is not a text."""
     if not isinstance(path, str) or not path:
         raise ValueError(f"model path must be a folder or a name on the hub, got {path!r}")
 
 
 def locate(path: str, revision: str | None) -> Path:
-    """The folder of a local path or a hub name; of the hub, only the files that are read are downloaded.
+    """The folder of a local path, or the local snapshot of a hub name.
 
-    Raises FileNotFoundError for a path that is not there, and OSError where the hub or its cache has no such
-    model.
+    Downloads from the hub only the files that are read. Raises FileNotFoundError for a path that does not
+    exist, and OSError if neither the hub nor its cache has the model.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -74,59 +74,56 @@ def locate(path: str, revision: str | None) -> Path:
     ):
         raise FileNotFoundError(f"model path {path!r} is no folder, and no name on the hub")
     try:
-        fetched = _downloaded(path, revision, (CONFIG, ADAPTERS[0], *TOKENIZER, *SAFETENSORS))
-        if not matching(fetched, SAFETENSORS):
+        snapshot = _downloaded(path, revision, (CONFIG, ADAPTERS[0], *TOKENIZER, *SAFETENSORS))
+        if not files_matching(snapshot, SAFETENSORS):
             _downloaded(path, revision, PICKLES)
-        found = next((fetched / name for name in WEIGHTS if (fetched / name).is_file()), None)
-        if found is not None and found.name.endswith(INDEX):
-            _downloaded(path, revision, _listed(found))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # no network, offline mode, or no such name; all of the hub's errors
+        weights = next((snapshot / name for name in WEIGHTS if (snapshot / name).is_file()), None)
+        if weights is not None and weights.name.endswith(INDEX):
+            _downloaded(path, revision, _listed(weights))
+    except (OSError, ValueError) as error:  # all of the hub's errors: no network, offline mode, no such name
         raise OSError(
             f"model path {path!r} is no folder here, and the Hugging Face Hub did not give it: {error}"
         ) from error
-    return fetched
+    return snapshot
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers reads: the first of ``WEIGHTS`` that is there; of an index, also its
-    shards.
+    """The weight files that transformers reads: the first of ``WEIGHTS`` that exists, and an index's shards.
 
-    Raises FileNotFoundError where there is none or a shard is missing, and ValueError where transformers
-    would read others or the files are Git LFS pointers.
+    Raises FileNotFoundError if there is none or a shard is missing, and ValueError if transformers would read
+    other files or the files are Git LFS pointers.
     """
-    if distributed := matching(folder, (DISTRIBUTED,)):
+    if distributed := files_matching(folder, (DISTRIBUTED,)):
         raise ValueError(
             f"{folder} holds parts of a distributed checkpoint ({distributed[0].name}): save it as one"
         )
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
         others = [path.name for path in sorted(folder.iterdir()) if path.suffix in OTHER_WEIGHTS]
         hint = f"; a variant or another format is not read: {', '.join(others[:NAMED])}" if others else ""
         raise FileNotFoundError(
             f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin{hint}"
         )
-    refuse_pointer(found)
-    files = [found, *_shards(found)] if found.name.endswith(INDEX) else [found]
+    refuse_pointer(weights)
+    files = [weights, *_shards(weights)] if weights.name.endswith(INDEX) else [weights]
     for path in files:
         refuse_pointer(path)
     return files
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all that is read: config, weights and tokenizer."""
-    files = [folder / CONFIG, *weight_files(folder), *matching(folder, TOKENIZER)]
+    """SHA-256 over the names and bytes of all files that are read: config, weights and tokenizer."""
+    files = [folder / CONFIG, *weight_files(folder), *files_matching(folder, TOKENIZER)]
     return digest(part for path in files for part in (path.name, file_digest(path)))
 
 
 @contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
+    """Raises whatever a library raises about a broken file as one ValueError that names the file."""
     try:
         yield
     except pickle.UnpicklingError as error:
-        # torch's message goes on to advise unpickling it anyway
+        # the rest of torch's message advises unpickling it anyway
         reason = str(error).partition("source.")[2].strip().partition("\n\n")[0]
         raise ValueError(
             f"{path} is corrupt, or holds code, which is never run: {reason or error}"
@@ -144,12 +141,12 @@ def clear_errors(path: Path) -> Iterator[None]:
 
 
 def _downloaded(path: str, revision: str | None, files: Sequence[str]) -> Path:
-    """The hub's snapshot of a model, with those of ``files`` that it has."""
+    """The local snapshot of a hub model, with those of ``files`` that the model has."""
     return Path(snapshot_download(path, revision=revision, allow_patterns=list(files)))
 
 
 def _shards(index: Path) -> list[Path]:
-    """The weight files that an index lists. Raises FileNotFoundError where one is missing."""
+    """The weight files that an index lists. Raises FileNotFoundError if one is missing."""
     names = _listed(index)
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise FileNotFoundError(f"{index} lists shards that are not there: {', '.join(missing[:NAMED])}")
@@ -157,8 +154,10 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _listed(index: Path) -> list[str]:
-    """The names of the weight files in an index. Raises ValueError where it is broken or names files
-    elsewhere."""
+    """The names of the weight files in an index.
+
+    Raises ValueError if it is broken or names files outside its folder.
+    """
     with clear_errors(index):
         content = json.loads(index.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not {"weight_map", "metadata"} <= content.keys():
@@ -169,5 +168,6 @@ def _listed(index: Path) -> list[str]:
     return names
 
 
-def matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+def files_matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """The folder's files that match any of the globs, sorted."""
     return sorted({path for pattern in patterns for path in folder.glob(pattern)})

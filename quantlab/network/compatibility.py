@@ -15,13 +15,13 @@ from quantlab.tasks.task import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CAPITALS = 0.01  # of a vocabulary's words: an uncased one has next to none
+CAPITALS = 0.01  # of a vocabulary's words: an uncased vocabulary has fewer words with capitals
 
 
 def check_fit(
     skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path
 ) -> None:
-    """Raises ValueError where the tokenizer's ids or the task's length exceed the model's embeddings."""
+    """Raises ValueError if the tokenizer's ids or the task's length exceed the model's embeddings."""
     vocabulary = skeleton.config.vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
@@ -31,8 +31,7 @@ def check_fit(
 
 
 def check_token_types(rows: Tokenized, skeleton: PreTrainedModel, folder: Path) -> None:
-    """Raises ValueError where the tokenizer marks the second text of a pair with a type that the model
-    lacks."""
+    """Raises ValueError if the tokenizer marks the second text of a pair with a type that the model lacks."""
     types, marked = (
         _embedding(skeleton, "token_type_embeddings"),
         (row.get("token_type_ids") for row in rows.rows),
@@ -47,7 +46,7 @@ def check_token_types(rows: Tokenized, skeleton: PreTrainedModel, folder: Path) 
 
 
 def token_limit(skeleton: PreTrainedModel) -> int:
-    """How many tokens have a position. RoBERTa's begin behind padding's: of 66, pad id 1 leaves 64."""
+    """How many tokens a text may have. RoBERTa's positions start after the padding's: of 66, 64 are left."""
     positions = _embedding(skeleton, "position_embeddings")
     if positions is None:
         return int(skeleton.config.max_position_embeddings)
@@ -55,21 +54,20 @@ def token_limit(skeleton: PreTrainedModel) -> int:
 
 
 def tokenizer_tags(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What the tokenizer does that its vocabulary or the model does not expect, as the tag
-    ``tokenizer_mismatch``."""
-    found = [*_case_mismatch(tokenizer)]
+    """The tag ``tokenizer_mismatch`` if the tokenizer contradicts its vocabulary or the model."""
+    mismatches = [*_case_mismatch(tokenizer)]
     positions = _embedding(skeleton, "position_embeddings")
     if positions is not None and positions.padding_idx not in (None, tokenizer.pad_token_id):
         token = tokenizer.convert_ids_to_tokens(positions.padding_idx)
-        found.append(
+        mismatches.append(
             f"it pads with id {tokenizer.pad_token_id}, the model takes {positions.padding_idx} "
             f"({token}) for padding"
         )
-    return {"tokenizer_mismatch": "; ".join(found)} if found else {}
+    return {"tokenizer_mismatch": "; ".join(mismatches)} if mismatches else {}
 
 
 def require_whole(folder: Path, model: PreTrainedModel, missing: set[str]) -> None:
-    """Raises ValueError where tensors are missing. Training helps only where they are all the head's."""
+    """Raises ValueError if tensors are missing. Fine-tuning helps only if all of them are the head's."""
     if lost := checkpoint.encoder_tensors(missing, model):
         raise ValueError(f"{folder} lacks {', '.join(lost[:8])}: the encoder is not whole")
     if missing:
@@ -85,7 +83,7 @@ def _embedding(skeleton: PreTrainedModel, name: str) -> nn.Embedding | None:
 
 
 def _case_mismatch(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Whether the tokenizer and its vocabulary disagree on capitals."""
+    """A sentence if the tokenizer and its vocabulary disagree on capitals."""
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     lowers = normalizer is not None and normalizer.normalize_str("A") == "a"
     pieces = (

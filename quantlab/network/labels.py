@@ -1,4 +1,4 @@
-"""Which of a checkpoint's logits stands for which of a task's labels."""
+"""Maps a checkpoint's logits to a task's labels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ if TYPE_CHECKING:
 
 
 def label_columns(config: PretrainedConfig, task: Task) -> tuple[tuple[int, ...], str]:
-    """Which logit belongs to each of the task's labels, and how that is known: matched, assumed or
-    regression.
+    """The logit's index for each of the task's labels, and how it is known: matched, assumed or regression.
 
-    Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError where they contradict, and
-    where the checkpoint's answer is no choice of one label: several labels at once, or one logit and a
-    threshold.
+    Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError if they contradict, and if the
+    checkpoint does not choose one label of several: multi-label models, or one logit with a threshold.
     """
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
     theirs, ours = [[_plain(name) for name in side] for side in (names, task.labels)]

@@ -1,5 +1,4 @@
-"""Where a model comes from: a checkpoint folder, the hub, an installed package, or quantlab's own
-fine-tuning."""
+"""Where a model comes from: a checkpoint folder, the hub, or quantlab's own fine-tuning."""
 
 from __future__ import annotations
 
@@ -28,61 +27,59 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResolvedCheckpoint:
-    """A checkpoint that was found and fits its task; no weight has been read yet."""
+    """A checkpoint that exists and fits its task. Its weights have not been read."""
 
     folder: Path  # of config.json, weights and tokenizer
     fingerprint: str  # SHA-256 of these files: the checkpoint's part of every key
     skeleton: PreTrainedModel  # its modules, on the meta device
     tokenizer: PreTrainedTokenizerBase
-    label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
-    tags: dict[
-        str, str
-    ]  # label_order (matched, assumed, regression), checkpoint; what is wrong with the tokenizer
+    label_columns: tuple[int, ...]  # logits[:, label_columns] are in the order of the task's labels
+    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, tokenizer_mismatch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A model ready to answer, and what names it."""
+    """A model with its weights, ready to run, and what identifies it."""
 
     model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
-    folder: Path  # that it was read from
+    folder: Path  # of the checkpoint
     tokenizer: PreTrainedTokenizerBase
-    fingerprint: str  # of its files
-    label_columns: tuple[int, ...]  # logits[:, label_columns] are in the task's order of labels
+    fingerprint: str  # SHA-256 of the checkpoint's files
+    label_columns: tuple[int, ...]  # logits[:, label_columns] are in the order of the task's labels
     tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, device
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(ABC):
-    """A model's YAML keys. A subclass says which folder holds the checkpoint."""
+    """A model's YAML keys, and how they become a loaded model. A subclass names the checkpoint's folder."""
 
-    device: str = "auto"  # auto: a GPU where there is one
+    device: str = "auto"  # auto: a GPU if there is one
 
     def __post_init__(self) -> None:
         one_of("device", self.device, DEVICES)
 
     @abstractmethod
     def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
-        """Where config.json, weights and tokenizer lie; ``splits`` loads the task's data.
+        """The folder of config.json, weights and tokenizer; ``splits`` loads the task's data.
 
-        Raises OSError where the files are not there and cannot be had.
+        Raises OSError if the files do not exist and cannot be fetched.
         """
 
     def title(self, folder: Path) -> str:
-        """The checkpoint in words, for tags."""
+        """The checkpoint's name in tags."""
         return str(folder)
 
     def torch_device(self) -> torch.device:
-        """The device to run on. Raises ValueError for ``cuda`` where there is no GPU."""
+        """The device to run on. Raises ValueError for ``cuda`` without a GPU."""
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is cuda, but torch sees no GPU here; use auto or cpu")
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
     def resolve(self, task: Task, splits: Callable[[], Splits]) -> ResolvedCheckpoint:
-        """Finds the checkpoint, once for all steps of a trial; ``splits`` loads the task's data where that
-        names it.
+        """Finds the checkpoint and checks that it fits the task, once for all steps of a trial.
 
-        Raises ValueError or OSError that names the device, file, tensor or label that is wrong.
+        ``splits`` loads the task's data, which is part of a fine-tuned model's name. Raises ValueError or
+        OSError that names the wrong device, file, tensor or label.
         """
         self.torch_device()
         folder = self.folder(task, splits)
@@ -104,19 +101,19 @@ class ModelSpec(ABC):
             },
         )
 
-    def load(self, found: ResolvedCheckpoint) -> LoadedModel:
-        """Reads the weights. Raises ValueError or OSError that names the file or tensor that is wrong."""
-        device, folder = self.torch_device(), found.folder
+    def load(self, resolved: ResolvedCheckpoint) -> LoadedModel:
+        """Reads the weights. Raises ValueError or OSError that names the wrong file or tensor."""
+        device, folder = self.torch_device(), resolved.folder
         model, missing = checkpoint.read_model(folder)
         require_whole(folder, model, missing)
         model.requires_grad_(False).eval().to(device)  # type: ignore[no-untyped-call]
         return LoadedModel(
             model=model,
             folder=folder,
-            tokenizer=found.tokenizer,
-            fingerprint=found.fingerprint,
-            label_columns=found.label_columns,
-            tags={**found.tags, "device": str(device)},
+            tokenizer=resolved.tokenizer,
+            fingerprint=resolved.fingerprint,
+            label_columns=resolved.label_columns,
+            tags={**resolved.tags, "device": str(device)},
         )
 
 
@@ -136,16 +133,16 @@ class Checkpoint(ModelSpec):
         return checkpoint_files.locate(self.path, self.revision)
 
     def title(self, folder: Path) -> str:
-        """The path or name, with its revision."""
+        """The path or name, and the revision if there is one."""
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
 
 class EncoderSource(ABC):
-    """Where an encoder to fine-tune comes from."""
+    """Where the encoder of a fine-tuned model comes from."""
 
     @abstractmethod
     def folder(self) -> Path:
-        """The folder of its checkpoint. Raises OSError where it cannot be had."""
+        """The folder of its checkpoint. Raises OSError if it cannot be fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +162,17 @@ class Pretrained(EncoderSource):
 
 @dataclass(frozen=True, kw_only=True)
 class Packaged(EncoderSource):
-    """An encoder whose files an installed Python package carries; the package is never imported."""
+    """An encoder in the files of an installed Python package, which is never imported."""
 
     package: str
-    inside: str  # the folder in the package
+    inside: str  # the folder inside the package
     extra: str  # the extra of quantlab that installs it
 
     def folder(self) -> Path:
-        """The package's folder. Raises FileNotFoundError, naming the extra, where the package is not
-        installed."""
+        """The package's folder.
+
+        Raises FileNotFoundError that names the extra if the package is not installed.
+        """
         spec = find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
             raise FileNotFoundError(
@@ -184,15 +183,15 @@ class Packaged(EncoderSource):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a classifier is trained: AdamW, linear warm-up, then linear decay to zero."""
+    """How a classifier is trained: AdamW with linear warm-up, then linear decay to zero."""
 
     epochs: int = 1
-    learning_rate: float = 2e-4  # at its peak
+    learning_rate: float = 2e-4  # after warm-up
     batch_size: int = 32
     warmup_fraction: float = 0.1  # of all steps
     weight_decay: float = 0.01
     seed: int = 0
-    bf16: bool = True  # autocast where the hardware has it; weights and optimizer stay FP32
+    bf16: bool = True  # autocast if the hardware has it; weights and optimizer stay FP32
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -211,7 +210,7 @@ class Recipe:
 class FineTuned(ModelSpec):
     """A classifier that ``python -m quantlab.finetune`` trains once and stores under the cache folder."""
 
-    name: str  # of its YAML file
+    name: str  # as its YAML file is named
     base: EncoderSource
     recipe: Recipe
 
@@ -220,8 +219,10 @@ class FineTuned(ModelSpec):
         folder_name("model.name", self.name)
 
     def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
-        """Its place in the cache. Raises FileNotFoundError, with the command that trains it, where it is not
-        there."""
+        """Its folder in the cache.
+
+        Raises FileNotFoundError with the command that trains it if the folder does not exist.
+        """
         target = self.target(task, splits(), self.base.folder())
         if not target.is_dir():
             raise FileNotFoundError(
@@ -232,7 +233,8 @@ class FineTuned(ModelSpec):
         return target
 
     def target(self, task: Task, splits: Splits, base: Path) -> Path:
-        """Its place in the cache, named by all that decides its weights; ``base`` is the base's folder."""
+        """Its folder in the cache, named by all that decides its weights; ``base`` is the encoder's
+        folder."""
         content = (checkpoint_files.fingerprint(base), splits.train.fingerprint, *task.labels)
         settings = (repr(sorted(asdict(self.recipe).items())), str(task.max_length))
         return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"

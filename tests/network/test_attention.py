@@ -109,7 +109,7 @@ def test_what_changes_attention_and_is_not_known_is_an_error(other: str) -> None
         attention(module, x, x, x, None, **{other: off}, output_attentions=True, position_ids=x)
     for on in (True, 0.0, torch.ones(2)):
         with pytest.raises(
-            ValueError, match=f"Module hands its attention {other}, which quantlab's attention does"
+            ValueError, match=f"Module passes {other} to its attention, which quantlab's attention does"
         ):
             attention(module, x, x, x, None, **{other: on})
 

@@ -189,7 +189,7 @@ def besides(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (prefixed("module."), r"names of its tensors begin with module\. \(module\.bert\."),
+        (prefixed("module."), r"tensors' names begin with module\. \(module\.bert\."),
         (prefixed("_orig_mod.module."), r"begin with _orig_mod\.module\. "),
         (
             besides("bert.encoder.layer.0.attention.self.distance_embedding.weight"),
