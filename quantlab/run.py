@@ -26,7 +26,7 @@ def main(settings: DictConfig) -> Any:
     from hydra.utils import instantiate
 
     from quantlab.sweeping.member import run_member, run_single
-    from quantlab.sweeping.run_config import RunConfig, run_name
+    from quantlab.sweeping.run_config import RunConfig, trial_run_name
     from quantlab.sweeping.summary import print_member, print_summary
 
     keep_freed_memory()
@@ -38,7 +38,9 @@ def main(settings: DictConfig) -> Any:
             summary = run_member(config, config.sweep.member, folder, MEMO)
             print_member(config.sweep.member, summary)
             return summary
-        result = run_single(config, run_name(composed.runtime.choices, composed.overrides.task), folder, MEMO)
+        result = run_single(
+            config, trial_run_name(composed.runtime.choices, composed.overrides.task), folder, MEMO
+        )
         return print_summary(result, folder)
 
 

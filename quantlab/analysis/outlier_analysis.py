@@ -26,7 +26,7 @@ from quantlab.network.sites import Site
 from quantlab.searching.setup import checked_space, prepared_model
 from quantlab.storage.files import code_digest, digest, write_whole
 from quantlab.storage.memo import Memo
-from quantlab.tracking.tracker import Entry, Outcome
+from quantlab.tracking.tracker import RunEntry, RunOutcome
 from quantlab.trial.key import deciding_environment, deciding_settings
 from quantlab.trial.material import Material, fp32_sketches, load_material, resolve_checkpoint, select_rows
 from quantlab.trial.result import plain_data
@@ -71,7 +71,7 @@ def analyse_outliers(config: OutliersConfig, root: Path, command: str, memo: Mem
     folder = root / f"{config.outliers.name}-{asked[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)
-    entry = Entry(
+    entry = RunEntry(
         identity=uuid.uuid4().hex, name=f"outliers {config.outliers.name}", params=_params(config), tags={}
     )
     with config.tracking.start(entry, folder) as run:
@@ -86,7 +86,7 @@ def analyse_outliers(config: OutliersConfig, root: Path, command: str, memo: Mem
         summary = {"tags": tags, "findings": sentences, "metrics": numbers, "command": command}
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False))
         files = (*(f"{name}.csv" for name in tables), *pictures, SUMMARY)
-        run.log(Outcome(metrics=numbers, tags=tags | {"findings": "\n".join(sentences)}, files=files))
+        run.log(RunOutcome(metrics=numbers, tags=tags | {"findings": "\n".join(sentences)}, files=files))
     if run.problem:
         raise ConnectionError(f"the analysis is in {folder}, but was not recorded: {run.problem}")
     _show(tables, sentences, folder)

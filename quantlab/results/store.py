@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from quantlab.tracking.tracker import Outcome
+from quantlab.tracking.tracker import RunOutcome
 from quantlab.trial.result import RESULT
 
 LOCK = ".lock"
@@ -56,10 +56,10 @@ def key_in(name: str) -> str:
     return name.partition("-")[0]
 
 
-def tracked_outcome(folder: Path, summary: Mapping[str, Any]) -> Outcome:
+def tracked_outcome(folder: Path, summary: Mapping[str, Any]) -> RunOutcome:
     """What a tracker is told of a finished trial."""
     files = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return Outcome(metrics=summary["metrics"], tags=summary["tags"], files=tuple(files))
+    return RunOutcome(metrics=summary["metrics"], tags=summary["tags"], files=tuple(files))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from quantlab.searching.worker import SearchWorker
 from quantlab.storage.files import code_digest, digest
 from quantlab.storage.memo import Memo
 from quantlab.tracking.mlflow import MLflow
-from quantlab.tracking.tracker import Entry, Outcome
+from quantlab.tracking.tracker import RunEntry, RunOutcome
 from quantlab.trial.key import deciding_environment, deciding_settings
 from quantlab.trial.material import resolve_checkpoint, select_rows
 from quantlab.trial.trial import plain_config, trial_timing_key
@@ -166,7 +166,7 @@ def summary_of(prepared: PreparedModel, worker: SearchWorker) -> AnswerSummary:
 
 def measure_sensitivity(config: SearchConfig, folder: Path, memo: Memo) -> Scores:
     """Computes all scores and the measured loss of accuracy, writes them into ``folder`` and records them."""
-    entry = Entry(
+    entry = RunEntry(
         identity=uuid.uuid4().hex, name=f"sensitivity {config.search.name}", params=config.params(), tags={}
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,5 +179,5 @@ def measure_sensitivity(config: SearchConfig, folder: Path, memo: Memo) -> Score
         correlations = scores.correlations()
         correlations.to_csv(folder / "correlations.csv", index=False)
         metrics = dict(zip("spearman_" + correlations["score"], correlations["spearman"], strict=True))
-        run.log(Outcome(metrics=metrics, tags={}, files=("scores.csv", "scores.png", "correlations.csv")))
+        run.log(RunOutcome(metrics=metrics, tags={}, files=("scores.csv", "scores.png", "correlations.csv")))
     return scores

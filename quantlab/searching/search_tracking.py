@@ -21,7 +21,7 @@ from quantlab.searching.search_files import (
     SCORES_PICTURE,
     SCORES_TABLE,
 )
-from quantlab.tracking.tracker import Entry, Outcome, Run
+from quantlab.tracking.tracker import Run, RunEntry, RunOutcome
 from quantlab.trial.result import plain_data
 
 PARENT = "run of the search"
@@ -49,7 +49,7 @@ def search_run_of(config: SearchConfig, study: Study, folder: Path) -> Iterator[
     """
     identity = _identity(study)
     params = {f"search.{name}": plain_data(getattr(config.search, name)) for name in GOAL}
-    entry = Entry(
+    entry = RunEntry(
         identity=identity,
         name=config.search.name,
         params={**config.params(), **params},
@@ -77,7 +77,7 @@ def record_search(
     """Logs the answer so far in the search's run."""
     files = tuple(name for name in ATTACHED if (folder / name).is_file())
     tags = {"goal": summary.goal(), **_settings(config)}
-    run.log(Outcome(metrics=summary.metrics(history), tags=tags, files=files))
+    run.log(RunOutcome(metrics=summary.metrics(history), tags=tags, files=files))
 
 
 def record_candidate(
@@ -89,7 +89,7 @@ def record_candidate(
     folder: Path,
 ) -> None:
     """Records an evaluated candidate as a run below the search's, once."""
-    entry = Entry(
+    entry = RunEntry(
         identity=f"{_identity(study)}/{candidate.number}",
         name=f"candidate {candidate.number}",
         params={"origin": candidate.origin},
@@ -105,7 +105,7 @@ def record_candidate(
         "complete": float(candidate.complete),
         **summary.metrics(history),
     }
-    outcome = Outcome(metrics=metrics, tags={}, files=ATTACHED_TO_CANDIDATES)
+    outcome = RunOutcome(metrics=metrics, tags={}, files=ATTACHED_TO_CANDIDATES)
     config.tracking.replay(entry, folder, outcome)
 
 

@@ -26,7 +26,7 @@ class Cube:
 
     def full(self) -> pd.DataFrame:
         """All changes, each next one that which gains most."""
-        return self._path("full", effects.greedy(self.scores.mean(axis=1), range(len(self.changes))))
+        return self._path("full", effects.greedy_order(self.scores.mean(axis=1), range(len(self.changes))))
 
     def shortest(self) -> pd.DataFrame:
         """The fewest changes that are as good as all of them, in the sense of :func:`effects.shortest`."""

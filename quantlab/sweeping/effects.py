@@ -76,7 +76,7 @@ def variance_shares(values: np.ndarray, codes: np.ndarray) -> dict[tuple[int, ..
     return shares | {(): float(np.maximum(0, 1 - sum(shares.values())))}
 
 
-def greedy(values: np.ndarray, changes: Iterable[int]) -> list[int]:
+def greedy_order(values: np.ndarray, changes: Iterable[int]) -> list[int]:
     """An order for the changes: each next one is that whose trial scores best.
 
     ``values`` (2**d,) are indexed by the set of changes made: bit i of the index says whether change i is.
@@ -107,7 +107,9 @@ def shortest(cube: np.ndarray, max_drop: float) -> list[int]:
     behind, _, high = mean_ci95(cube[-1] - cube)
     reached = np.flatnonzero(np.fmax(behind, high) < max_drop).tolist()
     made = min(reached, key=lambda index: (index.bit_count(), behind[index]))
-    return greedy(cube.mean(axis=1), (change for change in range(made.bit_length()) if made >> change & 1))
+    return greedy_order(
+        cube.mean(axis=1), (change for change in range(made.bit_length()) if made >> change & 1)
+    )
 
 
 def shapley(cube: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from quantlab.results.reading import MixedTrialsError
 from quantlab.results.table import Results, concise, write_tables, write_texts
 from quantlab.sweeping.alarms import flat_axes
 from quantlab.sweeping.best import best_of
-from quantlab.sweeping.prepare import Sweeping, Trial
+from quantlab.sweeping.prepare import PreparedSweep, PreparedTrial
 from quantlab.sweeping.sweep import varying
 from quantlab.trial.result import is_reference
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ended:
+class FinishedSweep:
     """What a sweep has to show."""
 
     results: Results | None  # None where no trial finished
@@ -42,7 +42,7 @@ class Ended:
     undrawn: tuple[str, ...]  # why a plot is missing
     alarms: tuple[Alarm, ...] = ()  # of the sweep as a whole; each trial has its own
 
-    def complaint(self, sweeping: Sweeping) -> str:
+    def complaint(self, sweeping: PreparedSweep) -> str:
         """What failed, and what did not reach the tracker; nothing where all went well."""
         folders = [sweeping.folder, *map(sweeping.store.folder, sweeping.unique)]
         lost = sum(map(sweeping.tracking.unsent, folders))
@@ -56,9 +56,9 @@ class Ended:
         return "\n".join([*lines, *self.undrawn])
 
 
-def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> Ended:
+def write_sweep_files(sweeping: PreparedSweep, reused: Set[str], errors: Mapping[str, str]) -> FinishedSweep:
     """Tables and plots in the sweep's folder."""
-    results = gathered(sweeping, reused, errors)
+    results = gather_results(sweeping, reused, errors)
     files: list[Path] = [sweeping.folder / "multirun.yaml"]
     undrawn = []
     alarms = flat_axes(results) if results else ()
@@ -82,7 +82,7 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
     total = len(sweeping.unique)
     counts = {"trials": total, "trials_reused": len(reused), "trials_failed": len(errors)}
     counts["trials_done"] = total - len(reused) - len(errors)
-    return Ended(
+    return FinishedSweep(
         results=results,
         files=tuple(files),
         errors=errors,
@@ -95,7 +95,7 @@ def write(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> En
     )
 
 
-def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
+def print_sweep(ended: FinishedSweep, sweeping: PreparedSweep, console: Console) -> None:
     """The table on the terminal, the best trial, and where the rest is."""
     wide = console if console.is_terminal else plain_console(width=LOG_WIDTH, soft_wrap=False)
     if ended.results is not None:
@@ -116,7 +116,7 @@ def show(ended: Ended, sweeping: Sweeping, console: Console) -> None:
         console.print(f"best: {ended.tags['best']}")
 
 
-def gathered(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) -> Results | None:
+def gather_results(sweeping: PreparedSweep, reused: Set[str], errors: Mapping[str, str]) -> Results | None:
     """Every row of the sweep with what its trial found; None where no trial finished."""
     trials = sweeping.trials
     summaries = {key: sweeping.store.summary(key) for key in sweeping.unique}
@@ -142,7 +142,7 @@ def gathered(sweeping: Sweeping, reused: Set[str], errors: Mapping[str, str]) ->
 
 def _row(
     number: int,
-    trial: Trial,
+    trial: PreparedTrial,
     swept: tuple[str, ...],
     summary: Mapping[str, Any] | None,
     reused: bool,
@@ -174,6 +174,6 @@ def _stacked(right: list[np.ndarray | None]) -> np.ndarray | None:
     return np.stack([nothing if answers is None else answers for answers in right])
 
 
-def _answers(sweeping: Sweeping, keys: Iterable[str]) -> dict[str, SavedAnswers | None]:
+def _answers(sweeping: PreparedSweep, keys: Iterable[str]) -> dict[str, SavedAnswers | None]:
     """What finished trials answered, by key, each once."""
     return {key: read_answers(sweeping.store.folder(key)) for key in dict.fromkeys(keys)}

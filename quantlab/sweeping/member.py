@@ -9,7 +9,7 @@ from quantlab.results.store import finished_summary, key_in, locked_folder, trac
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import Member
-from quantlab.tracking.tracker import Entry
+from quantlab.tracking.tracker import RunEntry
 from quantlab.trial.result import RESULT, TrialResult, check_writable
 from quantlab.trial.trial import run_trial, trial_key, trial_timing_key
 
@@ -21,7 +21,7 @@ def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialR
             f"{config.sweep.name} is a sweep: it needs -m, as in python -m quantlab.run -m +sweeps=..."
         )
     result, problem = _recorded(
-        config, Entry(identity=uuid.uuid4().hex, name=name, params=config.params()), folder, memo
+        config, RunEntry(identity=uuid.uuid4().hex, name=name, params=config.params()), folder, memo
     )
     if problem:
         raise ConnectionError(
@@ -56,9 +56,9 @@ def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> d
         return summary
 
 
-def entry(member: Member) -> Entry:
+def entry(member: Member) -> RunEntry:
     """What the tracker is told of a sweep's trial before it runs: one run for each trial of each sweep."""
-    return Entry(
+    return RunEntry(
         identity=f"{member.sweep}/{member.key}",
         name=member.name,
         params=dict(item.split("=", 1) for item in member.swept),
@@ -67,7 +67,7 @@ def entry(member: Member) -> Entry:
     )
 
 
-def _recorded(config: RunConfig, entry: Entry, folder: Path, memo: Memo) -> tuple[TrialResult, str | None]:
+def _recorded(config: RunConfig, entry: RunEntry, folder: Path, memo: Memo) -> tuple[TrialResult, str | None]:
     check_writable(folder)
     with config.tracking.start(entry, folder) as run:
         result = run_trial(config, memo)

@@ -21,7 +21,7 @@ from quantlab.storage.files import digest
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.folders import hydra_config
 from quantlab.sweeping.run_config import RunConfig
-from quantlab.sweeping.sweep import DEEPEST, LAYER, Axes, Row, Sweep, rows, setting_of
+from quantlab.sweeping.sweep import DEEPEST, LAYER, Axes, Sweep, SweepRow, setting_of, sweep_rows
 from quantlab.tracking.tracker import Tracker
 from quantlab.trial.material import resolve_checkpoint
 from quantlab.trial.trial import check_trial, trial_key, trial_timing_key
@@ -30,29 +30,29 @@ Compose = Callable[[Iterable[str]], DictConfig]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trial:
+class PreparedTrial:
     """One row of a sweep, found to be runnable."""
 
-    row: Row
-    key: str  # names the folder of its files; see told_apart
+    row: SweepRow
+    key: str  # names the folder of its files; see with_timing_names
     timing: str  # names the circumstances of its latencies; empty where nothing is timed
     overrides: Sequence[str]  # all that Hydra composes it from
     evaluation: Evaluation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sweeping:
+class PreparedSweep:
     """One sweep on its way."""
 
     sweep: Sweep
     tracking: Tracker
     store: TrialStore
-    trials: Sequence[Trial]
+    trials: Sequence[PreparedTrial]
 
     @property
-    def unique(self) -> dict[str, Trial]:
+    def unique(self) -> dict[str, PreparedTrial]:
         """The trials by key, each once: two rows may ask for the same one."""
-        found: dict[str, Trial] = {}
+        found: dict[str, PreparedTrial] = {}
         for trial in self.trials:
             found.setdefault(trial.key, trial)
         return found
@@ -65,7 +65,7 @@ class Sweeping:
         return self.store.root / "sweeps" / f"{self.sweep.name}-{asked[:8]}"
 
 
-def prepare(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> Sweeping:
+def prepare_sweep(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> PreparedSweep:
     """Composes and checks every trial: names, globs, files and folders. No weight is loaded yet.
 
     Raises ValueError or OSError where one of them cannot run, and Hydra's own errors where one does not
@@ -80,10 +80,12 @@ def prepare(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) 
         compose, memo = partial(_composed, loader, master), Memo()
         base = compose(fixed.values())  # what it lacks, the rows may set
         sweep: Sweep = instantiate(base.sweep, _convert_="all")
-        found = rows(sweep, _axes(overrides), partial(_layers, compose, fixed, memo))
-        trials = told_apart([_checked(row, _lines(fixed, row.overrides), compose, memo) for row in found])
+        found = sweep_rows(sweep, _axes(overrides), partial(_layers, compose, fixed, memo))
+        trials = with_timing_names(
+            [_checked(row, _lines(fixed, row.overrides), compose, memo) for row in found]
+        )
         tracking: Tracker = instantiate(base.tracking, _convert_="all")
-    return Sweeping(sweep=sweep, tracking=tracking, store=store, trials=trials)
+    return PreparedSweep(sweep=sweep, tracking=tracking, store=store, trials=trials)
 
 
 def _composed(loader: ConfigLoader, master: DictConfig, overrides: Iterable[str]) -> DictConfig:
@@ -103,17 +105,17 @@ def _sweep_dir(master: DictConfig) -> Path:
     return Path(master.hydra.sweep.dir)
 
 
-def _checked(row: Row, overrides: list[str], compose: Compose, memo: Memo) -> Trial:
+def _checked(row: SweepRow, overrides: list[str], compose: Compose, memo: Memo) -> PreparedTrial:
     try:
         config: RunConfig = instantiate(compose(overrides))
         check_trial(config, memo)
     except (ValueError, OSError) as error:
         raise ValueError(f"trial {row.name!r}: {error}") from error
     key, timing = trial_key(config, memo), trial_timing_key(config)
-    return Trial(row=row, key=key, timing=timing, overrides=overrides, evaluation=config.evaluation)
+    return PreparedTrial(row=row, key=key, timing=timing, overrides=overrides, evaluation=config.evaluation)
 
 
-def told_apart(trials: Sequence[Trial]) -> list[Trial]:
+def with_timing_names(trials: Sequence[PreparedTrial]) -> list[PreparedTrial]:
     """The trials; where some differ in their profile alone and so have one key, the timing goes on their
     names."""
     timings: dict[str, set[str]] = defaultdict(set)

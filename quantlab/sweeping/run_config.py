@@ -23,7 +23,7 @@ class RunConfig(TrialConfig):
         return dict(_flat(plain_config(self), ""))
 
 
-def run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) -> str:
+def trial_run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) -> str:
     """``peg w8a8 all minmax k=4``: the choices of the groups that decide a trial, and what was overridden in
     them."""
     changed = [

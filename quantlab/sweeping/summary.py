@@ -13,7 +13,7 @@ from quantlab.trial.result import RESULT, Metric, TrialResult
 NAME = 200  # characters of a trial's name on the terminal
 
 
-def answer(metrics: Mapping[str, Metric]) -> str:
+def answer_line(metrics: Mapping[str, Metric]) -> str:
     """The primary metric, FP32's and the drop; a correlation that does not exist is ``none``."""
     primary = next(name.removesuffix("_drop") for name in metrics if name.endswith("_drop"))
     names = (primary, *(f"{primary}_{part}" for part in ("fp32", "drop", "drop_ci95_low", "drop_ci95_high")))
@@ -46,14 +46,16 @@ def _speedup(metrics: Mapping[str, Metric], prefix: str) -> str:
 def print_member(member: Member, summary: Mapping[str, Any]) -> None:
     """A sweep's trial in one line: its place, its name, its answer."""
     alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"]))
-    said = f"[{member.number}/{member.total}] {shortened(member.name, NAME)}: {answer(summary['metrics'])} "
+    said = (
+        f"[{member.number}/{member.total}] {shortened(member.name, NAME)}: {answer_line(summary['metrics'])} "
+    )
     plain_console().print(Text.assemble(said, (alarms, "bold red")))
 
 
 def print_summary(result: TrialResult, folder: Path) -> None:
     """The answer first, then the alarms, then where the rest is."""
     console = plain_console()
-    console.print(answer(result.metrics))
+    console.print(answer_line(result.metrics))
     for line in latencies(result.metrics, result.tags):
         console.print(line)
     for alarm in result.alarms:

@@ -83,7 +83,7 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SweepRow:
     """One trial of a sweep, as Hydra overrides by key."""
 
     block: str
@@ -102,26 +102,26 @@ def setting_of(key: str) -> str:
     return key.lstrip("+~").split("@")[0]
 
 
-def rows(sweep: Sweep, asked: Axes, layers: Layers) -> list[Row]:
+def sweep_rows(sweep: Sweep, asked: Axes, layers: Layers) -> list[SweepRow]:
     """The sweep's trials in order, each once. ``asked`` is what the command line sets; it wins over the file.
 
     ``layers`` is called if a value speaks of layers. Raises ValueError where that leaves nothing to run, and
     where two overrides of a trial name one setting.
     """
-    found: dict[tuple[str, tuple[tuple[str, str], ...]], Row] = {}
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], SweepRow] = {}
     for block in sweep.trials or (Block(over=()),):
         axes = _axes(block, asked, layers)
         _require_distinct(axes)
         for values in itertools.product(*axes.values()):
             overrides = dict(zip(axes, values, strict=True))
-            row = Row(block=block.name, name=_name(block.name, overrides, axes), overrides=overrides)
+            row = SweepRow(block=block.name, name=_name(block.name, overrides, axes), overrides=overrides)
             found.setdefault((block.name, tuple(overrides.items())), row)
     if not found:
         raise ValueError(f"sweep {sweep.name} has no trials")
     return list(found.values())
 
 
-def varying(found: Sequence[Row]) -> tuple[str, ...]:
+def varying(found: Sequence[SweepRow]) -> tuple[str, ...]:
     """The settings that tell the rows apart."""
     settings = [row.settings for row in found]
     names = dict.fromkeys(name for row in settings for name in row)

@@ -24,13 +24,13 @@ from quantlab.cli.secrets import without_password, without_passwords
 from quantlab.results.store import locked_folder, tracked_outcome
 from quantlab.storage.files import write_whole
 from quantlab.sweeping.clusters import join
-from quantlab.sweeping.ending import Ended, show, write
+from quantlab.sweeping.ending import FinishedSweep, print_sweep, write_sweep_files
 from quantlab.sweeping.member import entry
-from quantlab.sweeping.prepare import Sweeping, Trial, prepare
+from quantlab.sweeping.prepare import PreparedSweep, PreparedTrial, prepare_sweep
 from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.sweep import Member, varying
-from quantlab.tracking.fitting import equals
-from quantlab.tracking.tracker import Entry, Outcome
+from quantlab.tracking.mlflow_limits import equality_filter
+from quantlab.tracking.tracker import RunEntry, RunOutcome
 from quantlab.trial.result import RESULT
 
 WORKERS_END_S = 3.0
@@ -45,7 +45,7 @@ def run_sweep(
     recorded."""
     console = plain_console()
     with compact_errors():
-        sweeping = prepare(context.config_loader, master, arguments)
+        sweeping = prepare_sweep(context.config_loader, master, arguments)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task, config=master
         )
@@ -54,13 +54,13 @@ def run_sweep(
             settings = without_passwords(OmegaConf.to_container(master, resolve=False))
             OmegaConf.save(OmegaConf.create(settings), sweeping.folder / "multirun.yaml")
             ended = _recorded(sweeping, partial(launcher.launch, initial_job_idx=0), console)
-    show(ended, sweeping, console)
+    print_sweep(ended, sweeping, console)
     if complaint := ended.complaint(sweeping):
         raise CompactHydraException(complaint)
 
 
 @contextmanager
-def _room(sweeping: Sweeping) -> Iterator[None]:
+def _room(sweeping: PreparedSweep) -> Iterator[None]:
     """Says which disk it is that is full, and that nothing is lost."""
     try:
         yield
@@ -72,11 +72,11 @@ def _room(sweeping: Sweeping) -> Iterator[None]:
         ) from error
 
 
-def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
+def _recorded(sweeping: PreparedSweep, launch: Launch, console: Console) -> FinishedSweep:
     """Reuses, runs and closes the sweep, under its own run."""
     sweep, tracking = sweeping.sweep, sweeping.tracking
     identity = _identity(sweeping)
-    own = Entry(
+    own = RunEntry(
         identity=identity, name=sweep.name, tags={"sweep_parent": identity, "question": sweep.question}
     )
     with tracking.start(own, sweeping.folder) as run:
@@ -86,7 +86,7 @@ def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
         console.print(f"sweep {identity}: {len(members)} trials, {len(reused)} reused, {len(missing)} to run")
         console.print(f"results: {sweeping.folder}")
         if tracking.ui():
-            console.print(f"MLflow: {tracking.ui()}, filter: {equals('tags.sweep', identity)}")
+            console.print(f"MLflow: {tracking.ui()}, filter: {equality_filter('tags.sweep', identity)}")
         try:
             with _workers_ended():
                 returns = (
@@ -96,14 +96,14 @@ def _recorded(sweeping: Sweeping, launch: Launch, console: Console) -> Ended:
                 )
         finally:
             tracking.tidy()
-        ended = write(sweeping, reused, _errors(sweeping, missing, returns))
+        ended = write_sweep_files(sweeping, reused, _errors(sweeping, missing, returns))
         run.log(
-            Outcome(metrics=ended.metrics, tags=ended.tags, files=tuple(path.name for path in ended.files))
+            RunOutcome(metrics=ended.metrics, tags=ended.tags, files=tuple(path.name for path in ended.files))
         )
     return ended
 
 
-def _identity(sweeping: Sweeping) -> str:
+def _identity(sweeping: PreparedSweep) -> str:
     """Names the sweep in tags: the same each time it is started, but new for one that repeats everything."""
     path = sweeping.folder / "identity"
     if sweeping.sweep.fresh or not path.is_file():
@@ -111,7 +111,7 @@ def _identity(sweeping: Sweeping) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _members(sweeping: Sweeping, identity: str, parent: str | None) -> dict[str, Member]:
+def _members(sweeping: PreparedSweep, identity: str, parent: str | None) -> dict[str, Member]:
     swept = varying([trial.row for trial in sweeping.trials])
     return {
         trial.key: Member(
@@ -127,7 +127,7 @@ def _members(sweeping: Sweeping, identity: str, parent: str | None) -> dict[str,
     }
 
 
-def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
+def _reused(sweeping: PreparedSweep, members: Mapping[str, Member]) -> set[str]:
     """The trials that are there already, recorded under this sweep too; a fresh sweep has none."""
     reused = set()
     for key, member in members.items():
@@ -140,7 +140,7 @@ def _reused(sweeping: Sweeping, members: Mapping[str, Member]) -> set[str]:
     return reused
 
 
-def _job(sweeping: Sweeping, trial: Trial, member: Member) -> list[str]:
+def _job(sweeping: PreparedSweep, trial: PreparedTrial, member: Member) -> list[str]:
     folders = [
         f"hydra.sweep.dir={in_hydra(str(sweeping.store.root))}",
         f"hydra.sweep.subdir=trials/{trial.key}",
@@ -170,7 +170,9 @@ def _workers_ended() -> Iterator[None]:
         raise
 
 
-def _errors(sweeping: Sweeping, missing: Sequence[Trial], returns: Sequence[JobReturn]) -> dict[str, str]:
+def _errors(
+    sweeping: PreparedSweep, missing: Sequence[PreparedTrial], returns: Sequence[JobReturn]
+) -> dict[str, str]:
     """What went wrong, by key. A result that a machine with other disks sent back is written here."""
     errors = {}
     for trial, job in zip(missing, returns, strict=True):

@@ -12,7 +12,7 @@ from quantlab.cli.secrets import signed_in, without_password
 from quantlab.tracking.address import sqlite_file, store_uri
 from quantlab.tracking.database import first_use
 from quantlab.tracking.mlflow import PARENT
-from quantlab.tracking.opening import answering, prepare
+from quantlab.tracking.opening import first_request, set_mlflow_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,20 +32,20 @@ def fetch(place: str, run_id: str, root: Path) -> Path:
     ConnectionError where nothing answers.
     """
     uri = store_uri(place)
-    prepare()
+    set_mlflow_environment()
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         raise ConnectionError(f"there is no MLflow store {file}")
     from mlflow import MlflowClient
 
     with signed_in(uri) as address:
-        with first_use(address), answering(uri):
+        with first_use(address), first_request(uri):
             client = MlflowClient(tracking_uri=address)
             client.search_experiments(max_results=1)
         return _fetched(client, uri, run_id, root)
 
 
-def folder_name(name: str) -> str:
+def run_folder_name(name: str) -> str:
     """A run's name as that of a folder: plain letters and few of them."""
     plain = re.sub(r"[^\w=.,() -]", "_", name).lstrip(".")[:NAME_LENGTH]
     return plain.encode()[:NAME_BYTES].decode(errors="ignore").strip() or "trial"
@@ -59,7 +59,7 @@ def _fetched(client: "MlflowClient", uri: str, run_id: str, root: Path) -> Path:
     except MlflowException as error:
         raise ValueError(f"there is no run {run_id!r} in {without_password(uri)}: {error.message}") from error
     if "sweep_parent" not in run.data.tags:
-        return _downloaded(client, run, root / run_id / folder_name(run.info.run_name or ""))
+        return _downloaded(client, run, root / run_id / run_folder_name(run.info.run_name or ""))
     token: str | None = None
     while token != "":
         page = client.search_runs([run.info.experiment_id], f"tags.`{PARENT}` = '{run_id}'", page_token=token)

@@ -20,7 +20,7 @@ from quantlab.storage.files import cache_dir
 
 
 @contextmanager
-def taken(lock: Path, wait: bool = False) -> Iterator[bool]:
+def lock_held(lock: Path, wait: bool = False) -> Iterator[bool]:
     """Takes a lock while the block runs; yields whether we have it. With ``wait`` we get it when it is
     free."""
     holder = FileLock(lock, timeout=-1 if wait else 0)
@@ -52,7 +52,7 @@ class Owner:
         lock is not to be seen: in another container, or after the cache was removed."""
         if self.host != platform.node() or not Path(self.lock).is_file():
             return False
-        with taken(Path(self.lock)) as free:
+        with lock_held(Path(self.lock)) as free:
             return free
 
 

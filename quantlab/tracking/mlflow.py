@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantlab.cli.secrets import signed_in, without_password
-from quantlab.tracking import fitting
+from quantlab.tracking import mlflow_limits
 from quantlab.tracking import record as records
 from quantlab.tracking.address import sqlite_file, store_uri
 from quantlab.tracking.database import first_use
-from quantlab.tracking.opening import answering, prepare
+from quantlab.tracking.opening import first_request, set_mlflow_environment
 from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Record
-from quantlab.tracking.tracker import Entry, Outcome, Run, Tracker
+from quantlab.tracking.tracker import Run, RunEntry, RunOutcome, Tracker
 from quantlab.trial.result import Metric
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Store:
+class MlflowStore:
     """An experiment of an MLflow store."""
 
     client: "MlflowClient"
     experiment_id: str
 
 
-Step = Callable[[Store, Record, Path], Record]
+Step = Callable[[MlflowStore, Record, Path], Record]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,11 @@ class MLflow(Tracker):
         return without_password(self.uri)
 
     @contextmanager
-    def start(self, entry: Entry, folder: Path) -> Iterator[Run]:
+    def start(self, entry: RunEntry, folder: Path) -> Iterator[Run]:
         record = self._record(entry)
         with record.held(folder):
             known = record.file(folder).is_file()
-            before = records.earlier(record, folder)
+            before = records.earlier_record(record, folder)
             record = replace(record, run_id=before.run_id if before else None)
             run = MLflowRun()
             try:
@@ -100,10 +100,10 @@ class MLflow(Tracker):
             if problem := attempt(deliver, abandoned(record), folder, self.uri)[1]:
                 log.warning("run %r could not be closed: %s", record.entry.name, problem)
 
-    def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
+    def replay(self, entry: RunEntry, folder: Path, outcome: RunOutcome) -> str | None:
         record = self._record(entry)
         with record.held(folder):
-            before = records.earlier(record, folder)
+            before = records.earlier_record(record, folder)
             if before is None or before.status != FINISHED:
                 now = records.now_ms()
                 before = replace(
@@ -116,7 +116,7 @@ class MLflow(Tracker):
                     return problem
             return attempt(deliver, record, folder, self.uri)[1]
 
-    def _record(self, entry: Entry) -> Record:
+    def _record(self, entry: RunEntry) -> Record:
         return Record(uri=self.address, experiment=self.experiment, entry=entry, started_ms=records.now_ms())
 
     def _close(self, record: Record, error: BaseException, folder: Path) -> None:
@@ -129,9 +129,9 @@ class MLflow(Tracker):
 class MLflowRun(Run):
     """One open MLflow run."""
 
-    outcome: Outcome | None = None
+    outcome: RunOutcome | None = None
 
-    def log(self, outcome: Outcome) -> None:
+    def log(self, outcome: RunOutcome) -> None:
         """Keeps it until the run ends."""
         self.outcome = outcome
 
@@ -162,19 +162,19 @@ def _saved(record: Record, folder: Path) -> str | None:
     return None
 
 
-def begin(store: Store, record: Record, folder: Path) -> Record:
+def begin(store: MlflowStore, record: Record, folder: Path) -> Record:
     """Creates the run."""
     entry = record.entry
     tags = {"identity": entry.identity, **entry.tags} | ({PARENT: entry.parent} if entry.parent else {})
-    name = fitting.run_name(entry.name)
+    name = mlflow_limits.valid_run_name(entry.name)
     if name != entry.name:
         tags["full_name"] = entry.name
-    fit = {key: fitting.cut(value) for key, value in fitting.named(tags).items()}
+    fit = {key: mlflow_limits.cut(value) for key, value in mlflow_limits.valid_names(tags).items()}
     run = store.client.create_run(store.experiment_id, record.started_ms, fit, name)
     return replace(record, run_id=run.info.run_id)
 
 
-def resume(store: Store, record: Record, folder: Path) -> Record:
+def resume(store: MlflowStore, record: Record, folder: Path) -> Record:
     """Takes up the run that was begun before, or creates it: an answer may have been lost on its way, and
     somebody may have deleted the run."""
     run = restored(store, record)
@@ -186,7 +186,7 @@ def resume(store: Store, record: Record, folder: Path) -> Record:
     return replace(record, run_id=run.info.run_id)
 
 
-def confirm(store: Store, record: Record, folder: Path) -> Record:
+def confirm(store: MlflowStore, record: Record, folder: Path) -> Record:
     """Whether the store still has a run that was sent: it may be another store by now, or somebody's
     deletion."""
     run = restored(store, record)
@@ -197,13 +197,13 @@ def confirm(store: Store, record: Record, folder: Path) -> Record:
     )
 
 
-def restored(store: Store, record: Record) -> "MlflowEntity | None":
+def restored(store: MlflowStore, record: Record) -> "MlflowEntity | None":
     """The run that the store has under this identity, taken back where it was deleted, and put under its
     parent; None where there is none."""
     from mlflow.entities import ViewType
 
     identity, parent = record.entry.identity, record.entry.parent
-    query = fitting.equals("tags.identity", identity)
+    query = mlflow_limits.equality_filter("tags.identity", identity)
     runs = store.client.search_runs([store.experiment_id], query, ViewType.ALL)
     own = [run for run in runs if run.data.tags["identity"] == identity]
     own.sort(key=lambda run: (run.info.lifecycle_stage == DELETED, run.info.run_id != record.run_id))
@@ -215,14 +215,14 @@ def restored(store: Store, record: Record) -> "MlflowEntity | None":
     return run
 
 
-def deliver(store: Store, record: Record, folder: Path) -> Record:
+def deliver(store: MlflowStore, record: Record, folder: Path) -> Record:
     """Sends all that the record holds, and closes the run. Sent twice, it is there once."""
     from mlflow.entities import Param, RunTag
 
     if record.run_id is None:
         record = resume(store, record, folder)
     assert record.run_id is not None and record.ended_ms is not None
-    outcome = record.outcome or Outcome(metrics={}, tags={}, files=())
+    outcome = record.outcome or RunOutcome(metrics={}, tags={}, files=())
     for name in outcome.files:
         if (folder / name).is_file():
             store.client.log_artifact(record.run_id, str(folder / name))
@@ -231,11 +231,16 @@ def deliver(store: Store, record: Record, folder: Path) -> Record:
                 "%s is not there any more: the run %r goes without it", folder / name, record.entry.name
             )
     tags = outcome.tags if record.error is None else {**outcome.tags, "error": record.error}
-    params = fitting.named(record.entry.params)
-    for batch in fitting.batches(
-        metrics=list(_entities(fitting.named(outcome.metrics), record.ended_ms)),
-        params=[Param(name, fitting.cut(str(value), fitting.PARAM_LIMIT)) for name, value in params.items()],
-        tags=[RunTag(name, fitting.cut(value)) for name, value in fitting.named(tags).items()],
+    params = mlflow_limits.valid_names(record.entry.params)
+    for batch in mlflow_limits.batches(
+        metrics=list(_entities(mlflow_limits.valid_names(outcome.metrics), record.ended_ms)),
+        params=[
+            Param(name, mlflow_limits.cut(str(value), mlflow_limits.PARAM_LIMIT))
+            for name, value in params.items()
+        ],
+        tags=[
+            RunTag(name, mlflow_limits.cut(value)) for name, value in mlflow_limits.valid_names(tags).items()
+        ],
     ):
         store.client.log_batch(record.run_id, batch["metrics"], batch["params"], batch["tags"])
     store.client.set_terminated(record.run_id, record.status, record.ended_ms)
@@ -249,17 +254,17 @@ def abandoned(record: Record) -> Record:
 
 
 @cache
-def connection(uri: str, experiment: str) -> Store:
+def connection(uri: str, experiment: str) -> MlflowStore:
     """A store and its experiment, found once a process.
 
     Raises ConnectionError, within seconds, where nothing answers or lets us in, or the experiment was
     deleted.
     """
-    prepare()
+    set_mlflow_environment()
     from mlflow import MlflowClient  # seconds to import: not paid where tracking is off
 
     with signed_in(uri) as address, first_use(address):
-        with answering(uri):
+        with first_request(uri):
             client = MlflowClient(tracking_uri=address)
             known = client.get_experiment_by_name(experiment)
         if known is not None and known.lifecycle_stage == DELETED:
@@ -269,7 +274,7 @@ def connection(uri: str, experiment: str) -> Store:
                 f"MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))} "
                 f"mlflow experiments restore --experiment-id {known.experiment_id}"
             )
-        return Store(client, known.experiment_id if known else _new_experiment(client, uri, experiment))
+        return MlflowStore(client, known.experiment_id if known else _new_experiment(client, uri, experiment))
 
 
 def _new_experiment(client: "MlflowClient", uri: str, experiment: str) -> str:

@@ -21,14 +21,14 @@ AT_ONCE = {
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 
 
-def prepare() -> None:
+def set_mlflow_environment() -> None:
     """Sets MLflow's environment where it is not set."""
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def first_request(uri: str) -> Iterator[None]:
     """For the first request to a store: an answer or ConnectionError within seconds, with a way to go on.
 
     The request is MLflow's own, so that whatever address, login and certificate MLflow takes is taken here.

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from quantlab.storage.files import cache_dir, digest, write_whole
-from quantlab.tracking.liveness import taken
-from quantlab.tracking.tracker import Entry, Outcome
+from quantlab.tracking.liveness import lock_held
+from quantlab.tracking.tracker import RunEntry, RunOutcome
 
 FOLDER = "tracking"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's own words
@@ -24,13 +24,13 @@ class Record:
 
     uri: str  # without a password
     experiment: str
-    entry: Entry
+    entry: RunEntry
     started_ms: int
     host: str = field(default_factory=platform.node)  # the machine that the run is on
     run_id: str | None = None
     status: str = RUNNING
     ended_ms: int | None = None
-    outcome: Outcome | None = None
+    outcome: RunOutcome | None = None
     error: str | None = None
     sent: bool = False
 
@@ -48,7 +48,7 @@ class Record:
         run."""
         path = self.file(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with taken(_lock(path), wait=True):
+        with lock_held(_lock(path), wait=True):
             yield
 
     def save(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ def now_ms() -> int:
     return int(1000 * time.time())
 
 
-def read(path: Path) -> Record | None:
+def read_record(path: Path) -> Record | None:
     """A record from its file; None, with a warning that names the file, where it is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -92,8 +92,8 @@ def read(path: Path) -> Record | None:
         return Record(
             **content
             | {
-                "entry": Entry(**content["entry"]),
-                "outcome": outcome and Outcome(**outcome | {"files": tuple(outcome["files"])}),
+                "entry": RunEntry(**content["entry"]),
+                "outcome": outcome and RunOutcome(**outcome | {"files": tuple(outcome["files"])}),
             }
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -101,10 +101,10 @@ def read(path: Path) -> Record | None:
         return None
 
 
-def earlier(record: Record, folder: Path) -> Record | None:
+def earlier_record(record: Record, folder: Path) -> Record | None:
     """The record that the same run left in its folder before, if it did."""
     path = record.file(folder)
-    return read(path) if path.is_file() else None
+    return read_record(path) if path.is_file() else None
 
 
 def unsent(folder: Path) -> Iterator[tuple[Path, Record]]:
@@ -113,7 +113,7 @@ def unsent(folder: Path) -> Iterator[tuple[Path, Record]]:
     Each is kept for the caller while it looks at it.
     """
     for path in sorted(folder.rglob(f"{FOLDER}/*.json")):
-        record = read(path)
+        record = read_record(path)
         if record is not None and not record.sent:
             with _to_send(path) as waiting:
                 if waiting is not None:
@@ -129,7 +129,7 @@ def orphans(uri: str) -> Iterator[tuple[Path, Record]]:
         except (FileNotFoundError, UnicodeDecodeError):  # it has arrived meanwhile; or it is none
             continue
         path = folder / FOLDER / pointer.name
-        record = read(path) if path.is_file() else None
+        record = read_record(path) if path.is_file() else None
         if record is None:
             pointer.unlink(missing_ok=True)  # the run's folder was removed, or there is nothing to send
         elif record.uri == uri and record.host == platform.node():
@@ -145,8 +145,8 @@ def _to_send(path: Path) -> Iterator[Record | None]:
 
     Of a run that goes on at another machine nothing is known: its lock may not be seen here.
     """
-    with taken(_lock(path)) as free:
-        record = read(path) if free else None
+    with lock_held(_lock(path)) as free:
+        record = read_record(path) if free else None
         known = record is not None and (record.status != RUNNING or record.host == platform.node())
         yield record if record is not None and known and not record.sent else None
 

@@ -11,7 +11,7 @@ from quantlab.trial.result import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class RunEntry:
     """What is known of a run before it starts. Two starts with one identity are one run, continued."""
 
     identity: str
@@ -22,7 +22,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunOutcome:
     """What a run found. A list among the metrics is one value a step; files are names in the run's folder."""
 
     metrics: Mapping[str, Metric]
@@ -39,7 +39,7 @@ class Run(ABC):
     )
 
     @abstractmethod
-    def log(self, outcome: Outcome) -> None:
+    def log(self, outcome: RunOutcome) -> None:
         """Takes what a finished run found. It is sent when the run ends."""
 
 
@@ -48,7 +48,7 @@ class Tracker(ABC):
     it."""
 
     @abstractmethod
-    def start(self, entry: Entry, folder: Path) -> AbstractContextManager[Run]:
+    def start(self, entry: RunEntry, folder: Path) -> AbstractContextManager[Run]:
         """Opens a run whose files lie in ``folder``.
 
         Raises ConnectionError or OSError, within seconds, where nothing can be recorded; but a run under a
@@ -56,7 +56,7 @@ class Tracker(ABC):
         """
 
     @abstractmethod
-    def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
+    def replay(self, entry: RunEntry, folder: Path, outcome: RunOutcome) -> str | None:
         """Records a run that finished before, unless the store has it. Returns the problem, if there is
         one."""
 
@@ -73,22 +73,22 @@ class Tracker(ABC):
         """Sends what processes that are gone did not; a run in whose middle its process ended was killed."""
 
 
-class Unrecorded(Run):
+class UnrecordedRun(Run):
     """Nothing is kept but the run's own files."""
 
-    def log(self, outcome: Outcome) -> None:
+    def log(self, outcome: RunOutcome) -> None:
         """Does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Off(Tracker):
+class NoTracking(Tracker):
     """No tracking."""
 
     @contextmanager
-    def start(self, entry: Entry, folder: Path) -> Iterator[Run]:
-        yield Unrecorded()
+    def start(self, entry: RunEntry, folder: Path) -> Iterator[Run]:
+        yield UnrecordedRun()
 
-    def replay(self, entry: Entry, folder: Path, outcome: Outcome) -> str | None:
+    def replay(self, entry: RunEntry, folder: Path, outcome: RunOutcome) -> str | None:
         return None
 
     def ui(self) -> str:

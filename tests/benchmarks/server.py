@@ -20,7 +20,7 @@ from pathlib import Path
 import sweeps
 from quantlab.results.store import tracked_outcome
 from quantlab.tracking.mlflow import MLflow
-from quantlab.tracking.tracker import Entry
+from quantlab.tracking.tracker import RunEntry
 from quantlab.trial.result import RESULT
 
 
@@ -71,7 +71,7 @@ def replayed(uri: str, trial: Path, seconds: float, files: bool) -> int:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             name = uuid.uuid4().hex
-            entry = Entry(
+            entry = RunEntry(
                 identity=name, name=name, params={"method.k": "4"}, tags={"sweep": "load"}, parent="parent"
             )
             problem = tracker.replay(entry, folder, found)

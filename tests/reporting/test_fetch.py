@@ -12,7 +12,7 @@ from quantlab.reporting.sources import from_folders
 from quantlab.results.store import TrialStore, tracked_outcome
 from quantlab.tracking.download import _downloaded, fetch
 from quantlab.tracking.mlflow import MLflow
-from quantlab.tracking.tracker import Entry, Outcome
+from quantlab.tracking.tracker import RunEntry, RunOutcome
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -23,15 +23,15 @@ def test_a_sweep_and_a_trial_come_back_from_mlflow(
     shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
     root, uri = tmp_path / "multirun", f"sqlite:///{tmp_path}/mlflow.db"
     folder, tracker, store = sweep(root, ROWS), MLflow(uri=uri, experiment="quantlab"), TrialStore(root)
-    with tracker.start(Entry(identity="s", name="s", tags={"sweep_parent": "s"}), folder) as parent:
+    with tracker.start(RunEntry(identity="s", name="s", tags={"sweep_parent": "s"}), folder) as parent:
         for path in sorted((root / "trials").iterdir()):
             summary = store.summary(path.name)
             assert summary is not None
-            own = Entry(identity=f"s/{path.name}", name=f"trial/{path.name}", parent=parent.id)
+            own = RunEntry(identity=f"s/{path.name}", name=f"trial/{path.name}", parent=parent.id)
             with tracker.start(own, path) as child:
                 child.log(tracked_outcome(path, summary))
         files = tuple(path.name for path in folder.iterdir() if path.is_file())
-        parent.log(Outcome(metrics={}, tags={}, files=files))
+        parent.log(RunOutcome(metrics={}, tags={}, files=files))
     shutil.rmtree(root)
     assert parent.id is not None and child.id is not None
     study = from_folders([fetch(uri, parent.id, tmp_path / "fetched")])
@@ -53,11 +53,13 @@ def test_what_a_store_says_of_a_run_leads_nowhere_else(
     tracker, parent_tag = MLflow(uri=str(store), experiment="quantlab"), {"sweep_parent": "s"} if tag else {}
     hostile = "../../../" + EVIL + "[/x]\n" + "long " * 100
     (tmp_path / "note").write_text("kept")
-    with tracker.start(Entry(identity="s", name=hostile, tags=parent_tag), tmp_path) as parent:
-        parent.log(Outcome(metrics={}, tags={}, files=("note",)))
+    with tracker.start(RunEntry(identity="s", name=hostile, tags=parent_tag), tmp_path) as parent:
+        parent.log(RunOutcome(metrics={}, tags={}, files=("note",)))
         identity = f"s/{tag.get('key', '')}"
-        with tracker.start(Entry(identity=identity, name="c", parent=parent.id, tags=tag), tmp_path) as child:
-            child.log(Outcome(metrics={}, tags={}, files=("note",)))
+        with tracker.start(
+            RunEntry(identity=identity, name="c", parent=parent.id, tags=tag), tmp_path
+        ) as child:
+            child.log(RunOutcome(metrics={}, tags={}, files=("note",)))
     before = {path for path in tmp_path.rglob("*") if root not in path.parents}
     assert parent.id is not None
     if tag:

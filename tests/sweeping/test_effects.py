@@ -13,7 +13,7 @@ from scipy import stats
 from quantlab.sweeping.effects import (
     cell_means,
     gains,
-    greedy,
+    greedy_order,
     interactions,
     is_balanced,
     level_means,
@@ -151,20 +151,20 @@ def test_greedy_takes_what_gains_most() -> None:
     values = np.zeros(8)
     values[[0b001, 0b010, 0b100]] = 0.2, 0.3, -0.1
     values[[0b011, 0b101, 0b110, 0b111]] = 0.4, 0.5, 0.6, 0.55
-    assert greedy(values, range(3)) == [1, 2, 0]
-    assert greedy(values, [0, 2]) == [0, 2]
-    assert greedy(values, []) == []
+    assert greedy_order(values, range(3)) == [1, 2, 0]
+    assert greedy_order(values, [0, 2]) == [0, 2]
+    assert greedy_order(values, []) == []
 
 
 @given(seeds, st.integers(1, 5))
 @properties
 def test_gains_lead_from_start_to_end(seed: int, changes: int) -> None:
     scores = random_cube(seed, changes)
-    for order in (greedy(scores.mean(axis=1), range(changes)), range(changes)):
+    for order in (greedy_order(scores.mean(axis=1), range(changes)), range(changes)):
         steps = gains(scores, order)
         assert steps.shape == (changes, 30)
         np.testing.assert_array_equal(steps.sum(axis=0), scores[-1] - scores[0])
-    first = gains(scores, greedy(scores.mean(axis=1), range(changes)))[0].mean()
+    first = gains(scores, greedy_order(scores.mean(axis=1), range(changes)))[0].mean()
     assert first == pytest.approx(max(scores[1 << i].mean() - scores[0].mean() for i in range(changes)))
 
 

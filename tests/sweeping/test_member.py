@@ -15,10 +15,9 @@ from quantlab.results.reading import TrialRecord
 from quantlab.results.store import TrialStore, finished_summary, key_in, locked_folder
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.member import entry, run_member, run_single
-from quantlab.sweeping.prepare import Trial as Prepared
-from quantlab.sweeping.prepare import told_apart
+from quantlab.sweeping.prepare import PreparedTrial, with_timing_names
 from quantlab.sweeping.run_config import RunConfig
-from quantlab.sweeping.sweep import Member, Row, rows
+from quantlab.sweeping.sweep import Member, SweepRow, sweep_rows
 from quantlab.trial.result import is_reference
 from quantlab.trial.trial import trial_key
 
@@ -102,11 +101,11 @@ def test_a_trial_with_another_key_here_is_not_run(config: RunConfig, tmp_path: P
 
 
 def test_profiles_of_one_trial_have_folders_of_their_own() -> None:
-    def trial(key: str, timing: str) -> Prepared:
-        row = Row(block="", name="", overrides={})
-        return Prepared(row=row, key=key, timing=timing, overrides=(), evaluation=Evaluation())
+    def trial(key: str, timing: str) -> PreparedTrial:
+        row = SweepRow(block="", name="", overrides={})
+        return PreparedTrial(row=row, key=key, timing=timing, overrides=(), evaluation=Evaluation())
 
-    trials = told_apart(
+    trials = with_timing_names(
         [trial("a", "x"), trial("b", "x"), trial("b", "y"), trial("b", ""), trial("c", "z"), trial("c", "z")]
     )
     assert [one.key for one in trials] == ["a", "b-x", "b-y", "b-untimed", "c", "c"]
@@ -154,7 +153,7 @@ def test_every_sweep_composes_into_distinct_trials(path: Path) -> None:
     """The layer sets are counted for six layers; how many trials each has, its first lines say."""
     config = configured(f"+sweeps={path.stem}")
     assert config.sweep.name == path.stem and config.sweep.question and config.sweep.views
-    found = rows(config.sweep, {}, lambda _: 6)
+    found = sweep_rows(config.sweep, {}, lambda _: 6)
     head = path.read_text().split("sweep:")[0]
     assert f"{len(found)} " in head, len(found)
     assert len({row.name for row in found}) == len(found)

@@ -16,11 +16,11 @@ from test_quoting import YAML_TEXTS
 
 from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
-from quantlab.sweeping.prepare import Sweeping, prepare
+from quantlab.sweeping.prepare import PreparedSweep, prepare_sweep
 
 register()
 
-Prepared = Callable[..., tuple[Sweeping, list[DictConfig]]]
+Prepared = Callable[..., tuple[PreparedSweep, list[DictConfig]]]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def prepared(tiny_bert: Path, tiny_glue: Path, tmp_path: Path, monkeypatch: pyte
 
     def prepared(
         *words: str, blocks: Sequence[Mapping[str, Any]] = (), without: str = "-"
-    ) -> tuple[Sweeping, list[DictConfig]]:
+    ) -> tuple[PreparedSweep, list[DictConfig]]:
         typed = [*(word for word in given if not word.startswith(without)), *words]
         if blocks:
             (tmp_path / "sweeps").mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ def prepared(tiny_bert: Path, tiny_glue: Path, tmp_path: Path, monkeypatch: pyte
             loader = GlobalHydra.instance().hydra.config_loader
             master = loader.load_configuration("config", typed, run_mode=RunMode.MULTIRUN)
             arguments = OmegaConf.to_container(master.hydra.overrides.task)
-            sweeping = prepare(loader, master, arguments)
+            sweeping = prepare_sweep(loader, master, arguments)
             settings = [loader.load_sweep_config(master, list(trial.overrides)) for trial in sweeping.trials]
         return sweeping, settings
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from quantlab.sweeping.sweep import Block, Row, Sweep, rows, varying
+from quantlab.sweeping.sweep import Block, Sweep, SweepRow, sweep_rows, varying
 
 
 def expanded(
     *blocks: Mapping[str, Any], asked: Mapping[str, Sequence[str]] | None = None, layers: int = 3
-) -> list[Row]:
-    return rows(Sweep(trials=blocks), asked or {}, lambda _: layers)
+) -> list[SweepRow]:
+    return sweep_rows(Sweep(trials=blocks), asked or {}, lambda _: layers)
 
 
 def overrides(*blocks: Mapping[str, Any], **more: Any) -> list[dict[str, str]]:
@@ -76,7 +76,7 @@ def test_several_layers_need_a_list() -> None:
 
 
 def test_layers_are_counted_only_where_a_value_speaks_of_them() -> None:
-    rows(Sweep(trials=({"over": {"method.k": [2]}},)), {}, lambda _: pytest.fail("no model was needed"))
+    sweep_rows(Sweep(trials=({"over": {"method.k": [2]}},)), {}, lambda _: pytest.fail("no model was needed"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_trial_is_named_by_what_varies(block: Mapping[str, Any], name: str) ->
 def test_the_layers_are_those_of_the_model_that_the_block_sets() -> None:
     block = {"over": {"model.path": ["a", "b"], "method.keep": [["{layer}.*"]], "bits.norms": 8}}
     told = []
-    rows(
+    sweep_rows(
         Sweep(trials=(block,)),
         {"task": ["qnli"], "method.k": ["2", "3"]},
         lambda axes: told.append(dict(axes)) or 1,

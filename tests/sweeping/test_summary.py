@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from quantlab.alarms import Alarm
-from quantlab.sweeping.summary import answer, print_member, print_summary
+from quantlab.sweeping.summary import answer_line, print_member, print_summary
 from quantlab.sweeping.sweep import Member
 
 METRICS = {
@@ -20,7 +20,7 @@ METRICS = {
 
 def test_an_answer_in_one_line() -> None:
     said = "accuracy 0.5000, FP32 0.7500, drop 0.2500 (95 % interval -0.1000 to 0.6000)"
-    assert answer(METRICS) == said
+    assert answer_line(METRICS) == said
 
 
 def test_a_correlation_that_does_not_exist_can_be_said() -> None:
@@ -31,7 +31,7 @@ def test_a_correlation_that_does_not_exist_can_be_said() -> None:
         "pearson_drop_ci95_low": None,
         "pearson_drop_ci95_high": None,
     }
-    assert answer(metrics) == "pearson none, FP32 0.9000, drop none (95 % interval none to none)"
+    assert answer_line(metrics) == "pearson none, FP32 0.9000, drop none (95 % interval none to none)"
 
 
 NAMES = ("[/x", "[red]x[/]", ":cat:", "\\[x]", "method.keep=[embed.*],[head.*]")

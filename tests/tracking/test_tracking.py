@@ -24,7 +24,7 @@ from servers import Postgres, mlflow_server
 from quantlab.cli.conf_dir import CONF
 from quantlab.report import parse_arguments
 from quantlab.searching.study import open_study, storage_url
-from quantlab.sweeping.run_config import RunConfig, run_name
+from quantlab.sweeping.run_config import RunConfig, trial_run_name
 from quantlab.sync import main as sync
 from quantlab.tracking import mlflow as tracking
 from quantlab.tracking import opening
@@ -33,11 +33,11 @@ from quantlab.tracking.download import fetch
 from quantlab.tracking.liveness import Owner
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.record import FINISHED
-from quantlab.tracking.tracker import Entry, Outcome, Run
+from quantlab.tracking.tracker import Run, RunEntry, RunOutcome
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-FOUND = Outcome(
+FOUND = RunOutcome(
     metrics={"accuracy": 0.5, "kurtosis": [3.0, None, 9.0]}, tags={"engine": "simulated"}, files=("note",)
 )
 
@@ -61,8 +61,8 @@ def runs(tracker: MLflow) -> list:
     return list(client.search_runs([client.get_experiment_by_name(tracker.experiment).experiment_id]))
 
 
-def entry(identity: str = "one", parent: str | None = None) -> Entry:
-    return Entry(
+def entry(identity: str = "one", parent: str | None = None) -> RunEntry:
+    return RunEntry(
         identity=identity, name="named", params={"method.k": "4"}, tags={"sweep": "s"}, parent=parent
     )
 
@@ -201,7 +201,7 @@ def begun(database: Path) -> bool:
     return False  # the tables are being made
 
 
-def killed(tracker: MLflow, identity: str, folder: Path, outcome: Outcome | None = None) -> None:
+def killed(tracker: MLflow, identity: str, folder: Path, outcome: RunOutcome | None = None) -> None:
     """Leaves what a process leaves that is killed in the middle of its run, or while it sends what it
     found."""
     record = tracker._record(entry(identity))
@@ -223,7 +223,7 @@ def test_the_next_start_ends_what_a_kill_left_open(tracker: MLflow, tmp_path: Pa
 
 
 def test_the_next_start_sends_what_a_process_had_no_time_for(tracker: MLflow, tmp_path: Path) -> None:
-    killed(tracker, "one", tmp_path / "done", Outcome(metrics={"accuracy": 0.5}, tags={}, files=()))
+    killed(tracker, "one", tmp_path / "done", RunOutcome(metrics={"accuracy": 0.5}, tags={}, files=()))
     assert [run.info.status for run in runs(tracker)] == ["RUNNING"]
     with tracker.start(entry("two"), tmp_path):
         pass
@@ -258,7 +258,7 @@ def test_a_finished_run_is_replayed_once(tracker: MLflow, tmp_path: Path) -> Non
 def tree(tracker: MLflow, tmp_path: Path) -> str:
     """A sweep that starts again: its parent, and two trials that finished before."""
     tracking.connection.cache_clear()
-    with tracker.start(Entry(identity="s", name="s"), tmp_path / "parent") as parent:
+    with tracker.start(RunEntry(identity="s", name="s"), tmp_path / "parent") as parent:
         for name in ("a", "b"):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "note").write_text("kept")
@@ -318,7 +318,7 @@ def test_what_is_delivered_twice_is_there_once(tracker: MLflow, tmp_path: Path) 
     with tracker.start(entry(), tmp_path) as run:
         finish(run, tmp_path)
     (path,) = (tmp_path / records.FOLDER).glob("*.json")
-    record = records.read(path)
+    record = records.read_record(path)
     assert record is not None
     lost = replace(record, run_id=None, sent=False)  # the server's answers never arrived
     lost.save(tmp_path)
@@ -330,7 +330,7 @@ def test_what_is_delivered_twice_is_there_once(tracker: MLflow, tmp_path: Path) 
 
 
 def test_a_long_text_says_that_it_was_cut(tracker: MLflow, tmp_path: Path) -> None:
-    long = Entry(identity="one", name="doomed", params={"method.keep": "x" * 7000})
+    long = RunEntry(identity="one", name="doomed", params={"method.keep": "x" * 7000})
     with pytest.raises(ValueError), tracker.start(long, tmp_path):
         raise ValueError("x" * 9000)
     (run,) = runs(tracker)
@@ -349,9 +349,9 @@ ODD = {
 
 def test_whatever_users_named_arrives_and_is_found_again(tracker: MLflow, tmp_path: Path) -> None:
     name, identity = 'layer\'s "K" ' * 30, 'layer\'s "K" 50%_\\'
-    outcome = Outcome(metrics={"top 1%": 0.5}, tags={"best@": "x"}, files=("removed meanwhile",))
+    outcome = RunOutcome(metrics={"top 1%": 0.5}, tags={"best@": "x"}, files=("removed meanwhile",))
     for _ in range(2):
-        with tracker.start(Entry(identity=identity, name=name, params=ODD), tmp_path) as run:
+        with tracker.start(RunEntry(identity=identity, name=name, params=ODD), tmp_path) as run:
             run.log(outcome)
         assert run.problem is None
     (found,) = runs(tracker)
@@ -365,7 +365,7 @@ def test_a_record_that_could_never_be_sent_is_sent(tracker: MLflow, tmp_path: Pa
     """As one that an unfit name had kept back, its run open."""
     killed(tracker, "one", tmp_path)
     (path,) = (tmp_path / records.FOLDER).glob("*.json")
-    record = records.read(path)
+    record = records.read_record(path)
     assert record is not None
     replace(record.ended(FINISHED), entry=replace(record.entry, params=ODD)).save(tmp_path)
     content = json.loads(path.read_text())
@@ -552,8 +552,8 @@ def start_at_once(tracker: MLflow, tmp_path: Path) -> None:
 def four_runs(tracker: MLflow, folder: Path) -> None:
     for number in range(4):
         place = folder / str(number)
-        with tracker.start(Entry(identity=str(place), name=place.name, parent="p"), place) as run:
-            run.log(Outcome(metrics={"accuracy": 0.5}, tags={}, files=()))
+        with tracker.start(RunEntry(identity=str(place), name=place.name, parent="p"), place) as run:
+            run.log(RunOutcome(metrics={"accuracy": 0.5}, tags={}, files=()))
         assert run.problem is None, run.problem
 
 
@@ -587,7 +587,7 @@ def test_postgres_takes_long_names_and_is_one_of_the_two(
     monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of a bare database
     runs_uri, study_uri = postgres.new_database(), postgres.new_database()
     tracker, space = MLflow(uri=runs_uri, experiment="tests"), space_named(["0.x"], ("int8", "fp16"))
-    with tracker.start(Entry(identity="one", name="n" * 1000), tmp_path / "a") as run:
+    with tracker.start(RunEntry(identity="one", name="n" * 1000), tmp_path / "a") as run:
         finish(run, tmp_path / "a")
     assert run.problem is None and [len(found.info.run_name) for found in runs(tracker)] == [250]
     with pytest.raises(ValueError, match="is MLflow's database"):
@@ -679,7 +679,7 @@ def test_a_process_is_alive_until_it_ends_whatever_the_clock_says() -> None:
 def test_a_run_is_named_by_what_decides_it() -> None:
     choices = {"method": "peg", "bits": "w8a8", "placement": "all", "calibration": "minmax", "model": "hf"}
     overrides = ["method=peg", "method.k=4", "model.path=/some/path.with.dots", "bits.symmetric=true"]
-    assert run_name(choices, overrides) == "peg w8a8 all minmax k=4 symmetric=true"
+    assert trial_run_name(choices, overrides) == "peg w8a8 all minmax k=4 symmetric=true"
 
 
 def test_params_are_flat_and_leave_tracking_out() -> None:

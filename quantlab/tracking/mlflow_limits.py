@@ -16,7 +16,7 @@ SHORT_CUT = "..."
 T = TypeVar("T")
 
 
-def named(values: Mapping[str, T]) -> dict[str, T]:
+def valid_names(values: Mapping[str, T]) -> dict[str, T]:
     """The values under names that MLflow takes, no two alike.
 
     An override's ``+`` is left out, and ``_`` stands for what may not be in a name. Names that become equal
@@ -45,12 +45,12 @@ def cut(text: str, limit: int = TAG_LIMIT, mark: str = CUT) -> str:
     return text if len(text) <= limit else f"{text[: limit - len(mark)]}{mark}"
 
 
-def run_name(name: str) -> str:
+def valid_run_name(name: str) -> str:
     """A run's name; the whole of a longer one belongs in a tag."""
     return cut(name, RUN_NAME_LIMIT, SHORT_CUT)
 
 
-def equals(field: str, text: str) -> str:
+def equality_filter(field: str, text: str) -> str:
     """A filter for the runs whose ``field`` is this text.
 
     MLflow has no escape for quotes. A text with both kinds finds others that are like it, too.
