@@ -24,13 +24,16 @@ PIPELINE = (
     "placement=published",
     "bits.symmetric=true",
     "engine=simulated",
+)
+PROFILE = (
     "profile=quick",
     "profile.iterations=2",
     "profile.warmup=1",
     "profile.seconds=0",
     "profile.length=16",
 )
-ALWAYS = {"few_calibration_rows", "padding_counted", "products_in_float", "simulated_latency"}
+ALWAYS = {"few_calibration_rows", "padding_counted", "products_in_float"}
+TIMED = {"simulated_latency"}
 PEG = ("method=peg", "method.k=3", "method.permute=none", 'method.sites=["*.ffn.*","*.layer.out"]')
 
 
@@ -67,8 +70,8 @@ def raised(result: TrialResult) -> set[str]:
 
 
 def test_w8a8(run: Run) -> None:
-    result = run(*PIPELINE, "calibration=running_minmax")
-    assert raised(result) >= ALWAYS
+    result = run(*PIPELINE, *PROFILE, "calibration=running_minmax")
+    assert raised(result) >= ALWAYS | TIMED
     said = {alarm.name: alarm.message for alarm in result.alarms}
     most = result.sites[result.sites["kind"] == "weight"].sort_values("zeroed").iloc[-1]
     assert most["name"] == "bert.encoder.layer.0.output.dense.weight" and most["zeroed"] > 0.5
@@ -106,4 +109,4 @@ def test_the_same_model_as_it_should_be_run(run: Run) -> None:
         "calibration.samples=16",
     )
     assert raised(result) <= {"majority_accuracy", "majority_accuracy_fp32", "constant_prediction"}
-    assert not raised(result) & ALWAYS
+    assert not raised(result) & (ALWAYS | TIMED)

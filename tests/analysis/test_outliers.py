@@ -212,11 +212,14 @@ def test_another_start_writes_the_folder_again_and_one_that_fails_leaves_no_summ
         ("method=peg", "method.k=2", "outliers.clip=[1]", "outliers.draws=1", "calibration.padding=included"),
         ("outliers.rank_by=first_order", "placement=gemm", "search.group_by=site", "engine=simulated"),
         ("search.sites=['head.*']", "task.metrics=[matthews_correlation,accuracy]"),
-        (
-            "calibration=percentile",
-            "calibration.through=quantized_weights",
-            "bits.weights=32",
-            "search.max_drop=0",
+        pytest.param(
+            (
+                "calibration=percentile",
+                "calibration.through=quantized_weights",
+                "bits.weights=32",
+                "search.max_drop=0",
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=" ".join,
@@ -229,7 +232,11 @@ def test_other_settings(analyse: Analyse, small: tuple[str, ...], overrides: tup
 
 
 @pytest.mark.parametrize(
-    "score, column, ascending", [("noise_db", "sqnr_db", True), ("first_order", "first_order", False)]
+    "score, column, ascending",
+    [
+        ("noise_db", "sqnr_db", True),
+        pytest.param("first_order", "first_order", False, marks=pytest.mark.slow),
+    ],
 )
 def test_sites_are_protected_in_the_order_of_the_score_that_is_asked_for(
     analyse: Analyse, make_lab: MakeLab, score: str, column: str, ascending: bool

@@ -229,7 +229,7 @@ def test_an_interval_never_contradicts_the_verdict_beside_it(
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "accuracy"])
-@pytest.mark.parametrize("tests", [1, 40])
+@pytest.mark.parametrize("tests", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_intervals_of_other_metrics_do_not_contradict_either(metric: str, tests: int) -> None:
     said_so = set()
     for seed in range(6):

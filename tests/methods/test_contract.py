@@ -28,7 +28,8 @@ from quantlab.quant.sketch import Sketch
 from quantlab.quant.sqnr import sqnr_db
 
 YAMLS = sorted((Path(CONF) / "method").glob("*.yaml"))
-CALIBRATIONS = (MinMax(), RunningMinMax(), Percentile(), Mse(), PublishedPercentile())
+MIN_MAX = MinMax()
+OTHERS = (RunningMinMax(), Percentile(), PublishedPercentile())
 W8A8 = Bits()
 
 methods = pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
@@ -46,7 +47,7 @@ def sketches_of(model: PreTrainedModel, sites: list[Site]) -> dict[str, Sketch]:
 
 
 def planned(
-    method: Method, placement: Placement = ALL, bits: Bits = W8A8, calibration: Calibration = CALIBRATIONS[0]
+    method: Method, placement: Placement = ALL, bits: Bits = W8A8, calibration: Calibration = MIN_MAX
 ) -> QuantPlan:
     model = tiny_model()
     sites = sites_of(model, placement)
@@ -72,7 +73,12 @@ def test_fits_every_site_of_the_default_placement(yaml: Path) -> None:
 @methods
 @pytest.mark.parametrize(
     "placement, calibration",
-    [*((ALL, calibration) for calibration in CALIBRATIONS), (GEMM, MinMax())],
+    [
+        (ALL, MIN_MAX),
+        (GEMM, MIN_MAX),
+        (ALL, Mse()),
+        *(pytest.param(ALL, calibration, marks=pytest.mark.slow) for calibration in OTHERS),
+    ],
     ids=lambda value: getattr(value, "at", type(value).__name__),
 )
 def test_plans_existing_sites_and_runs(yaml: Path, placement: Placement, calibration: Calibration) -> None:

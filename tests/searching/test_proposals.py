@@ -56,7 +56,7 @@ def loss_of(space: Space, losses: Mapping[tuple[str, Precision], float], chosen:
 
 
 @given(problem=problems())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_every_rung_loses_the_least_within_its_cost_and_costs_the_least_for_its_loss(
     problem: tuple[Space, Cost, Losses],
 ) -> None:
@@ -77,7 +77,7 @@ def test_every_rung_loses_the_least_within_its_cost_and_costs_the_least_for_its_
 
 
 @given(problem=problems())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_a_ladder_of_whole_costs_has_the_best_of_every_cost(problem: tuple[Space, Cost, Losses]) -> None:
     space, cost, losses = problem
     cost = site_costs(space)
@@ -91,7 +91,7 @@ def test_a_ladder_of_whole_costs_has_the_best_of_every_cost(problem: tuple[Space
 
 
 @given(data=st.data(), problem=problems(most=3))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_the_next_best_is_the_best_of_those_that_are_left(
     data: st.DataObject, problem: tuple[Space, Cost, Losses]
 ) -> None:
@@ -151,7 +151,7 @@ def test_bisection_finds_the_cheapest_that_keeps_the_answers(rungs: int, first: 
 
 
 @given(data=st.data(), problem=problems())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_the_worker_ends_at_exactly_the_sites_that_are_needed(
     data: st.DataObject, problem: tuple[Space, Cost, Losses]
 ) -> None:

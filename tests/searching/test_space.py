@@ -134,7 +134,12 @@ PLANS: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("setting", PLANS)
+FAST_PLANS = ("peg", "some sites")
+
+
+@pytest.mark.parametrize(
+    "setting", [name if name in FAST_PLANS else pytest.param(name, marks=pytest.mark.slow) for name in PLANS]
+)
 def test_a_candidates_plan_is_its_methods_plan(planted: SearchLab, setting: str) -> None:
     config = planted.config(*PLANS[setting])
     with prepared_model(config, Memo()) as prepared:

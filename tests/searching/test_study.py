@@ -13,7 +13,7 @@ import pytest
 from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
-from searches import SearchLab, evaluated_candidate, search_of, site_costs, space_named
+from searches import MakeLab, SearchLab, evaluated_candidate, search_of, site_costs, space_named
 
 from quantlab.searching.evaluate import CandidateOutcomes
 from quantlab.searching.history import EvaluatedCandidate, History, pack_rows
@@ -86,7 +86,11 @@ def test_a_study_goes_on_where_it_was_left(tmp_path: Path, storage: str) -> None
 
 
 @pytest.mark.parametrize(
-    "differing", [["space"], ["checkpoint"], ["data"], ["code"], ["goal"], ["space", "goal"]]
+    "differing",
+    [
+        ["space", "goal"],
+        *(pytest.param([name], marks=pytest.mark.slow) for name in IDENTITY),
+    ],
 )
 def test_another_studys_results_are_refused_and_what_differs_is_named(
     tmp_path: Path, differing: list[str]
@@ -101,7 +105,6 @@ def test_another_studys_results_are_refused_and_what_differs_is_named(
 
 DIFFERENT = {
     "space": ["search.sites=['*.ffn.*']"],
-    "checkpoint": [],
     "data": ["evaluation.limit=32"],
     "goal": ["search.max_drop=1"],
     "trial config": ["bits.symmetric=true"],
@@ -109,19 +112,17 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("differing", DIFFERENT)
 def test_each_difference_is_found_in_the_config(
-    planted: SearchLab, make_lab: object, tmp_path: Path, differing: str, monkeypatch: pytest.MonkeyPatch
+    planted: SearchLab, make_lab: MakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_checked_study(planted.config(), tmp_path, Memo())
-    if differing == "checkpoint":
-        (path,) = [o for o in make_lab((1,)).overrides if o.startswith("model.path")]  # type: ignore[operator]
-        DIFFERENT["checkpoint"].append(path)
-    if differing == "code":
-        monkeypatch.setattr("quantlab.searching.search_run.code_digest", lambda: "other code")
-    with pytest.raises(ValueError, match=f"of another .*{differing}"):
-        open_checked_study(planted.config(*DIFFERENT[differing]), tmp_path, Memo())
-    monkeypatch.undo()
+    (path,) = [o for o in make_lab((1,)).overrides if o.startswith("model.path")]
+    for differing, overrides in {**DIFFERENT, "checkpoint": [path]}.items():
+        with monkeypatch.context() as patch:
+            if differing == "code":
+                patch.setattr("quantlab.searching.search_run.code_digest", lambda: "other code")
+            with pytest.raises(ValueError, match=f"of another .*{differing}"):
+                open_checked_study(planted.config(*overrides), tmp_path, Memo())
 
 
 def test_what_changes_no_number_is_no_other_study(planted: SearchLab, tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ def test_layers_are_counted_in_the_checkpoint_of_the_block(
         prepared(blocks=[{"over": {"model.path": [str(tiny_bert), deep], **keep}}], without="model.path")
 
 
-def test_a_text_of_a_sweeps_file_arrives_as_this_text(prepared: Prepared) -> None:
-    texts = [text for text in YAML_TEXTS if "${" not in text]  # which YAML files interpolate
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_a_text_of_a_sweeps_file_arrives_as_this_text(prepared: Prepared, step: int) -> None:
+    """Every fifth text, or all. What reads and quotes them is tested in test_quoting.py."""
+    texts = [text for text in YAML_TEXTS if "${" not in text][::step]  # which YAML files interpolate
     _, settings = prepared(blocks=[{"over": {"sweep.question": texts}}])
     assert [each.sweep.question for each in settings] == texts
 
@@ -107,9 +109,9 @@ def test_a_text_of_a_sweeps_file_arrives_as_this_text(prepared: Prepared) -> Non
     ("folder", "expected"),
     [
         ("${hydra:runtime.cwd}/res", "res"),
-        ("res/${hydra:job.config_name}", "res/config"),
+        pytest.param("res/${hydra:job.config_name}", "res/config", marks=pytest.mark.slow),
         ("'données, v=2 {x}'", "données, v=2 {x}"),
-        ("multirun", "multirun"),
+        pytest.param("multirun", "multirun", marks=pytest.mark.slow),
     ],
 )
 def test_the_sweeps_folder_may_speak_of_hydras_own_values(

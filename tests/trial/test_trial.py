@@ -169,16 +169,21 @@ def test_a_failed_trial_exits_non_zero_with_one_clear_line(lab: Lab, python: Pyt
     assert not (tmp_path / "result.json").exists()
 
 
+REUSED = (
+    ["method=fp32"],
+    ["method=uniform", "bits.symmetric=true"],
+    ["method=mixed_precision", "placement=paper"],
+    ["placement=gemm", "bits.weight_granularity=channel", "bits.weight_estimator=mse", "calibration=mse"],
+    ["calibration.through=quantized_weights", "bits=w4a8", "bits.norms=8", "bits.embeddings=2"],
+)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["method=fp32"],
-        ["method=uniform", "bits.symmetric=true"],
         ["method=peg", "method.k=4", "calibration=percentile"],
-        ["method=mixed_precision", "placement=paper"],
-        ["placement=gemm", "bits.weight_granularity=channel", "bits.weight_estimator=mse", "calibration=mse"],
         ["calibration.through=quantized", "calibration=running_minmax", "calibration.padding=included"],
-        ["calibration.through=quantized_weights", "bits=w4a8", "bits.norms=8", "bits.embeddings=2"],
+        *(pytest.param(overrides, marks=pytest.mark.slow) for overrides in REUSED),
     ],
     ids=lambda overrides: " ".join(overrides),
 )
@@ -214,7 +219,7 @@ def test_more_bits_are_closer_to_fp32(lab: Lab) -> None:
     assert sqnr == sorted(sqnr) and sqnr[-1] > 50
 
 
-@pytest.mark.parametrize("engine", ["integer", "simulated"])
+@pytest.mark.parametrize("engine", ["integer", pytest.param("simulated", marks=pytest.mark.slow)])
 def test_a_profile_is_labelled_with_its_engine(forked_workers: None, lab: Lab, engine: str) -> None:
     quick = [
         "profile=quick",
