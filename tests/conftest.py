@@ -1,4 +1,4 @@
-"""Tiny models and data, made here: the tests need neither network nor downloads."""
+"""Fixtures with tiny models and data made on the spot: the tests need no network and no downloads."""
 
 import os
 
@@ -59,8 +59,8 @@ MakeModel = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the compiled kernels and the times of products, made once for all tests of a
-    worker. Never write into it."""
+    """A cache folder with the compiled kernels and the measured choice of products, made once a worker. Never
+    write into it."""
     folder = tmp_path_factory.mktemp("kernels")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTLAB_CACHE", str(folder))
@@ -71,7 +71,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has its own cache folder, empty but for what :func:`kernels` has."""
+    """Gives every test its own cache folder with the contents of :func:`kernels`."""
     folder = Path(tempfile.mkdtemp(prefix="cache-", dir=kernels.parent))
     shutil.copytree(kernels, folder, dirs_exist_ok=True)
     monkeypatch.setenv("QUANTLAB_CACHE", str(folder))
@@ -80,7 +80,7 @@ def own_cache(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def empty_cache(own_cache: Path) -> Path:
-    """The test's cache folder with nothing in it."""
+    """The test's cache folder, emptied."""
     for folder in own_cache.iterdir():
         shutil.rmtree(folder)
     return own_cache
@@ -88,8 +88,8 @@ def empty_cache(own_cache: Path) -> Path:
 
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes of a profile are forked from one that has imported quantlab, where their times do not
-    matter."""
+    """Forks the processes of a profile from one that has imported quantlab, for tests that need no true
+    times."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["quantlab.profiling.timing", "transformers.models.bert.modeling_bert"])
     monkeypatch.setattr(timing, "get_context", lambda _: context)
@@ -97,7 +97,7 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables and nothing in it, to copy: MLflow makes them in seconds."""
+    """An SQLite file with MLflow's empty tables. Copy it: MLflow takes seconds to create them."""
     from mlflow import MlflowClient
 
     file = tmp_path_factory.mktemp("tables") / "mlflow.db"
@@ -109,7 +109,7 @@ def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and checkpoints beside the repository."""
+    """The folder of real data and checkpoints beside the repository; skips the test without it."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data and checkpoints in {SHARED}")
     return SHARED
@@ -117,7 +117,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """``make_model(family="bert", layers=2, labels=("entailment", "not_entailment"), seed=0)``: a random
+    """``make_model(family="bert", layers=2, labels=(...), seed=0)`` returns the folder of a new random
     checkpoint."""
 
     def make(
@@ -143,13 +143,13 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
 
 @pytest.fixture(scope="session")
 def tiny_bert(make_model: MakeModel) -> Path:
-    """A random 2-layer BERT with a tokenizer and QNLI's labels. Shared by all tests: never write into it."""
+    """The folder of a random 2-layer BERT with a tokenizer and QNLI's labels. Shared: never write into it."""
     return make_model()
 
 
 @pytest.fixture(scope="session")
 def tiny_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with QNLI's columns: 96 rows of train.parquet, 64 of validation.parquet, of different
+    """A folder with QNLI's columns: train.parquet of 96 rows, validation.parquet of 64, of different
     lengths."""
     folder = tmp_path_factory.mktemp("glue")
     for split, count in (("train", 96), ("validation", 64)):
@@ -158,7 +158,7 @@ def tiny_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def qnli_rows(count: int, seed: int = 0) -> pd.DataFrame:
-    """Balanced rows that can be learnt: the sentence answers the question where it repeats its last word."""
+    """Balanced rows that can be learnt: label 0 if the sentence ends with the question's last word."""
     generator = torch.Generator().manual_seed(seed)
 
     def pick(least: int, most: int) -> list[str]:
@@ -184,6 +184,6 @@ def family_config(family: str, layers: int, **config: object) -> PretrainedConfi
 
 
 def tokenizer() -> BertTokenizerFast:
-    """A WordPiece tokenizer that knows 15 words."""
+    """A WordPiece tokenizer with a vocabulary of 15 words."""
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
     return BertTokenizerFast(vocab=vocabulary, model_max_length=64)

@@ -1,4 +1,4 @@
-"""Sweeps without trials: settings, and which examples each of their trials answers right."""
+"""Results of sweeps that never ran, made from settings and the examples that each trial answers right."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ Settings = Mapping[str, str]
 
 
 def crossed(**axes: Sequence[str]) -> list[dict[str, str]]:
-    """Every combination of values; an underscore in a name stands for a dot."""
+    """Every combination of the axes' values. An underscore in a name stands for a dot."""
     names = [name.replace("_", ".") for name in axes]
     return [dict(zip(names, values, strict=True)) for values in product(*axes.values())]
 
@@ -27,9 +27,10 @@ def faked(
     references: Collection[int] = (),
     **metrics: float,
 ) -> Results:
-    """Results of trials with these settings; ``right`` is (trials, examples), FP32 is right throughout.
+    """Results of trials with these settings. ``right``: bool, (trials, examples); FP32 is right everywhere.
 
-    ``references`` are FP32 itself. ``metrics`` are further metrics of every trial that did not fail.
+    ``failed`` and ``references`` (FP32 trials) are numbers of rows. ``metrics`` are further metrics of every
+    trial that did not fail.
     """
     swept = tuple(dict.fromkeys(name for row in settings for name in row))
     rows = []
@@ -67,15 +68,17 @@ def faked(
 
 
 def changed(results: Results, **columns: list[object]) -> Results:
-    """The same with other columns in its table."""
+    """``results`` with columns of its table replaced or added."""
     return replace(results, table=results.table.assign(**columns))
 
 
 def answers(
     accuracies: Sequence[float], examples: int = 400, noise: float = 0.1, seed: int = 0
 ) -> np.ndarray:
-    """(trials, examples) right or not, as often as asked; trials agree on which examples are hard, but for
-    noise."""
+    """Which examples each trial answers right, bool, (trials, examples), for the given accuracies.
+
+    Trials agree on which examples are hard, up to ``noise``.
+    """
     random = np.random.default_rng(seed)
     hardness = random.random(examples) + noise * random.normal(size=(len(accuracies), examples))
     order = hardness.argsort(axis=1).argsort(axis=1)

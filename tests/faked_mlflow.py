@@ -1,5 +1,6 @@
-"""An MLflow server in a thread, of so much of MLflow's REST interface as quantlab uses, with the oddities of
-others.
+"""An MLflow server in a thread with the part of MLflow's REST interface that quantlab uses.
+
+It can also ask for a login, answer late, or run behind a prefix or a certificate, as real servers do.
 
 ::
 
@@ -30,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
     server: "FakedMlflow"
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Keeps the server silent."""
 
     def do_GET(self) -> None:
         self.do_POST()
@@ -59,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class FakedMlflow(ThreadingHTTPServer):
-    """One experiment, and its runs by id."""
+    """A server with one experiment; ``runs`` are its runs by id, ``asked`` the paths of all requests."""
 
     def __init__(
         self, folder: Path, login: str, prefix: str, health: int, silent_s: float, certificate: Path | None
@@ -114,7 +115,7 @@ class FakedMlflow(ThreadingHTTPServer):
 
 
 def certificate(folder: Path) -> Path:
-    """A certificate of 127.0.0.1 that nobody but itself vouches for, with its key."""
+    """Writes a self-signed certificate of 127.0.0.1 and its key into one file; returns its path."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -145,8 +146,7 @@ def faked_mlflow(
     silent_s: float = 0,
     certificate: Path | None = None,
 ) -> Iterator[FakedMlflow]:
-    """Serves until the block ends. ``login`` is ``user:password``; every answer comes after ``silent_s``
-    seconds."""
+    """Serves until the block ends. ``login`` is ``user:password``; answers are ``silent_s`` seconds late."""
     with FakedMlflow(folder, login, prefix, health, silent_s, certificate) as server:
         server.daemon_threads = True
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

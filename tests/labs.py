@@ -1,4 +1,4 @@
-"""Trials on tiny models, composed from overrides as the command line composes them."""
+"""Runs trials on tiny models in this process, with settings composed as the command line composes them."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from quantlab.trial.trial import run_trial
 
 @dataclass(frozen=True)
 class Lab:
-    """The overrides that point quantlab at a tiny model and its data."""
+    """Overrides that select a tiny model and its data."""
 
     overrides: tuple[str, ...]
 

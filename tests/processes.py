@@ -1,19 +1,19 @@
-"""Commands as processes of their own, without the seconds of imports that a new Python needs.
+"""Runs commands in processes of their own, forked from one that has imported everything (zygote.py): a start
+takes a tenth of a second instead of seven.
 
 ::
 
     def test_it(python: Python, tmp_path: Path) -> None:
         done = python.run("-m", "quantlab.run", "method=fp32", cwd=tmp_path)  # .returncode, .stdout, .stderr
         going = python.start("-m", "quantlab.run", "-m", "method.k=2,4", cwd=tmp_path)
-        going.says("1 of 2")  # waits until its output has this text
-        going.kill()  # or going.kill(signal.SIGINT); going.wait() is its status
+        going.says("1 of 2")  # waits for this text in its output
+        going.kill()  # or going.kill(signal.SIGINT); going.wait() returns its status
 
-A process has the environment of the test, and can patch quantlab before it starts a command::
+A process has the test's environment. It can patch quantlab before it starts a command::
 
     python.run("-c", "import quantlab.x as x; x.f = ...; from quantlab.run import main; main()", ...)
 
-Real starts of Python are for tests of what a start does: entry points, ``OMP_NUM_THREADS``, the order of
-imports.
+Tests of what a start does (entry points, ``OMP_NUM_THREADS``, the order of imports) start Python itself.
 """
 
 import json
@@ -35,7 +35,7 @@ from servers import members
 
 ZYGOTE = Path(__file__).with_name("zygote.py")
 TIMEOUT_S, POLL_S = 300.0, 0.01
-# One thread, as a fork keeps no other: Arrow's allocator would start one, linear algebra's libraries theirs.
+# A fork keeps only the thread that calls it, so no library may start others in the forking process.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -44,7 +44,7 @@ ONE_THREAD = {
 
 
 class Going:
-    """A process that was started. Its output is kept in files."""
+    """A started process. Its output goes to files."""
 
     def __init__(self, told: IO[bytes], output: IO[str], errors: IO[str]) -> None:
         self._told, self._output, self._errors = told, output, errors
@@ -52,20 +52,20 @@ class Going:
         self.returncode: int | None = None
 
     def poll(self, timeout: float = 0) -> int | None:
-        """Its status, as subprocess has it (-9 after SIGKILL); None if it runs on, for as many seconds as are
-        given."""
+        """Its exit status (-9 after SIGKILL, as in subprocess); None if it still runs after ``timeout``
+        seconds."""
         if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
             self.returncode = int(self._told.readline())
         return self.returncode
 
     def wait(self, timeout: float = TIMEOUT_S) -> int:
-        """Its status. AssertionError with its output if it does not end in time."""
+        """Waits for its exit status. Raises AssertionError with its output if it does not end in time."""
         status = self.poll(timeout)
         assert status is not None, f"still running after {timeout:g} s:\n{self.stdout}{self.stderr}"
         return status
 
     def says(self, text: str, timeout: float = TIMEOUT_S) -> None:
-        """Returns when its output has the text. AssertionError with its output where it ends without it."""
+        """Waits for ``text`` in its output. Raises AssertionError with the output if it ends without it."""
         deadline = time.monotonic() + timeout
         while text not in self.stdout + self.stderr:
             ended = self.poll() is not None and text not in self.stdout + self.stderr
@@ -76,7 +76,7 @@ class Going:
             self.poll(POLL_S)
 
     def kill(self, number: int = signal.SIGKILL, group: bool = False) -> None:
-        """Sends a signal: to the process, or to its children as well, as Ctrl-C in a terminal does."""
+        """Sends a signal to the process; with ``group`` to its children too, as Ctrl-C in a terminal does."""
         if self.poll() is None:
             (os.killpg if group else os.kill)(self.pid, number)
 
@@ -89,7 +89,7 @@ class Going:
         return _text(self._errors)
 
     def close(self) -> None:
-        """Kills what is left of it and its children."""
+        """Kills the process and its children, if any are left."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
             while members(self.pid):
@@ -108,7 +108,7 @@ def _text(file: IO[str]) -> str:
 
 
 class Zygote:
-    """The process that forks (zygote.py). It is started at its first use."""
+    """The process that forks (zygote.py), started at its first use."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -144,14 +144,13 @@ class Zygote:
 
 
 class Python:
-    """Starts Pythons for one test, and leaves none of them behind."""
+    """Starts Python processes for one test and ends them with it."""
 
     def __init__(self, zygote: Zygote) -> None:
         self._zygote, self._started = zygote, list[Going]()
 
     def start(self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Going:
-        """``python -m module ...`` or ``python -c code ...``, with more in its environment than the test
-        has."""
+        """Starts ``python -m module ...`` or ``python -c code ...``; ``environment`` adds to the test's."""
         going = self._zygote.start(arguments, cwd, {**os.environ, **(environment or {})})
         self._started.append(going)
         return going
@@ -163,7 +162,7 @@ class Python:
         environment: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT_S,
     ) -> subprocess.CompletedProcess[str]:
-        """The same, until it ends."""
+        """Starts a process and waits until it ends."""
         going = self.start(*arguments, cwd=cwd, environment=environment)
         status = going.wait(timeout)
         return subprocess.CompletedProcess(list(arguments), status, going.stdout, going.stderr)
@@ -175,7 +174,7 @@ class Python:
 
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
-    """The process that all tests of one worker fork from."""
+    """The forking process of one pytest worker."""
     forker = Zygote()
     yield forker
     forker.close()
@@ -183,12 +182,8 @@ def zygote() -> Iterator[Zygote]:
 
 @pytest.fixture
 def python(zygote: Zygote) -> Iterator[Python]:
-    """``python.run("-m", "quantlab.run", ..., cwd=folder)``, in a tenth of a second instead of seven
-    (processes.py).
-
-    ``python.start(...)`` returns at once: ``.says(text)``, ``.kill()``, ``.wait()``, ``.stdout``,
-    ``.stderr``.
-    """
+    """``python.run("-m", "quantlab.run", ..., cwd=folder)`` waits for the end of a process; ``python.start``
+    returns at once. See the module's docstring."""
     pythons = Python(zygote)
     yield pythons
     pythons.close()

@@ -1,9 +1,8 @@
-"""Searches on tiny models: a config from overrides, and a model whose costly sites are known because they
-were planted.
+"""Searches on tiny models with planted outliers, so that the sites that need 16 bits are known.
 
-``planted``: in some layers one channel of the FFN's middle is enormous at one token in a hundred, and nothing
-reads it. In FP32 it changes no answer; on a grid of 8 bits its range leaves the other channels a level or
-two. The labels are the FP32 model's own answers, half of them each.
+Planted: in some layers one channel of ``ffn.mid`` is enormous at one token in a hundred, and the next Linear
+ignores it. In FP32 it changes no answer; in 8 bits its range leaves the other channels one or two levels. The
+labels are the FP32 model's own answers, half of them of each class.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -63,12 +62,12 @@ MakeLab = Callable[..., "SearchLab"]
 
 
 def search_of(**settings: object) -> Search:
-    """A search of these settings, the rest small."""
+    """Search settings: those given, and small values for the others."""
     return Search(**{**SETTINGS, **settings})  # type: ignore[arg-type]
 
 
 def space_named(names: Sequence[str], choices: Sequence[Precision]) -> Space:
-    """A space of one site a variable, without a model."""
+    """A space of these sites, one a variable, without a model."""
     sites = [Site(name=name, channels=4, made_at=Tap(name, "output")) for name in names]
     return Space(
         variables=tuple(Variable(name=s.name, sites=(s,)) for s in sites), choices=tuple(choices), fixed=()
@@ -76,7 +75,7 @@ def space_named(names: Sequence[str], choices: Sequence[Precision]) -> Space:
 
 
 def site_costs(space: Space) -> Cost:
-    """16-bit sites."""
+    """The cost ``sites16``."""
     return cost_of("sites16", space)
 
 
@@ -104,7 +103,7 @@ def evaluated_candidate(
 
 @dataclass(frozen=True)
 class SearchLab:
-    """The overrides that point a search at a tiny model and its data."""
+    """Overrides that select a tiny model and its data, and a small search."""
 
     overrides: tuple[str, ...]
 
@@ -139,7 +138,7 @@ class Opened(ExitStack):
 
 
 def candidates(space: Space, count: int, seed: int = 0) -> list[Choices]:
-    """Random ones: of the sites that are narrow, a few in one of them, nearly all in another."""
+    """Random candidates: the first has few narrow sites, the last nearly all."""
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for index in range(count):
@@ -157,8 +156,7 @@ def answers(runner: Runner, chosen: Choices) -> list[Tensor]:
 def planted_model(
     layers: Iterable[int], texts: tuple[list[str], list[str]], tokenize: Callable
 ) -> PreTrainedModel:  # type: ignore[type-arg]
-    """The model with an outlier channel in the FFN's middle of these layers, its answers half of each
-    class."""
+    """A tiny model with an outlier channel planted in these layers; half of its answers are of each class."""
     model = tiny_model()
     inputs = tokenize(*texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
     for index in layers:
@@ -183,7 +181,7 @@ def planted_model(
 
 @pytest.fixture(scope="session")
 def make_lab(tmp_path_factory: pytest.TempPathFactory) -> MakeLab:
-    """``make_lab(layers=(0, 1))``: a search lab on a model with outliers planted in these layers."""
+    """``make_lab(layers=(0, 1))`` returns a lab on a model with outliers planted in these layers."""
     from conftest import qnli_rows, tokenizer
 
     def make(layers: tuple[int, ...] = (0, 1)) -> SearchLab:
@@ -229,5 +227,5 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> MakeLab:
 
 @pytest.fixture
 def planted(make_lab: MakeLab) -> SearchLab:
-    """Outliers in both layers: two sites that must be wide."""
+    """A lab with outliers in both layers: two sites must be wide."""
     return make_lab()

@@ -1,4 +1,4 @@
-"""Real servers on loopback, thrown away at the end: Postgres, and the services of docker-compose.yml.
+"""Starts real servers on loopback for tests: Postgres, and the services of docker-compose.yml.
 
 ::
 
@@ -33,16 +33,12 @@ import yaml
 BACKEND = "postgresql+psycopg2://quantlab@postgres"
 COMPOSE = Path(__file__).parents[1] / "docker-compose.yml"
 LOOPBACK = "127.0.0.1"
-START_S, STOP_S, POLL_S = (
-    180.0,
-    30.0,
-    0.2,
-)  # for a busy machine: a server is up after 5 s of work, and down at once
+START_S, STOP_S, POLL_S = 180.0, 30.0, 0.2  # limits for a busy machine; a start takes 5 s of work
 
 
 @dataclass(frozen=True)
 class Service:
-    """What a service of docker-compose.yml runs, and what it finds around it."""
+    """A service of docker-compose.yml: its command and its environment."""
 
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
@@ -50,7 +46,7 @@ class Service:
     configs: dict[str, str] = field(default_factory=dict)
 
     def run(self, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-        """A command as inside the service's container: it sees nothing of the environment of the tests."""
+        """Runs a command with the service's environment, without that of the tests."""
         return subprocess.run(
             command, env=self.surroundings(folder), cwd=folder, capture_output=True, text=True
         )
@@ -61,8 +57,10 @@ class Service:
 
 
 def service(name: str, settings: Mapping[str, str], here: Mapping[str, str]) -> Service:
-    """A service with the settings of an ``.env``; ``here`` maps its addresses and folders to those of the
-    test."""
+    """A service with the settings of an ``.env``. ``here`` maps its addresses and folders to the test's.
+
+    Raises ValueError if the service does not name one of them.
+    """
     compose = yaml.safe_load(COMPOSE.read_text())
     mounts = compose["services"][name].get("configs", [])
     contents = {mount["target"]: compose["configs"][mount["source"]]["content"] for mount in mounts}
@@ -82,8 +80,8 @@ def service(name: str, settings: Mapping[str, str], here: Mapping[str, str]) -> 
 
 
 def interpolated(text: str, settings: Mapping[str, str]) -> str:
-    """Compose's ``${NAME:?message}``, ``${NAME:-default}`` and ``${NAME:+text}``. ValueError where Compose
-    refuses."""
+    """Fills ``${NAME:?message}``, ``${NAME:-default}`` and ``${NAME:+text}`` as Compose does. Raises
+    ValueError where Compose refuses."""
 
     def fill(match: re.Match[str]) -> str:
         name, operator, other = match.groups()
@@ -110,7 +108,7 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
 
 
 class Server:
-    """A service's process and all its children, as a process group; its output is in ``log``."""
+    """A running service with its children, one process group. Its output is in ``log``."""
 
     def __init__(self, service: Service, folder: Path, port: int, user: str | None = None) -> None:
         self.service, self.folder, self.port, self.user = service, folder, port, user
@@ -123,7 +121,7 @@ class Server:
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when the health check passes. Raises RuntimeError with the output where the server ends
+        """Starts the server and waits for its health check. Raises RuntimeError with the output if it ends
         instead."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -146,13 +144,13 @@ class Server:
             time.sleep(POLL_S)
 
     def healthy(self) -> bool:
-        """Whether the service's own health check passes."""
+        """True if the service's own health check passes."""
         with suppress(OSError), socket.create_connection((LOOPBACK, self.port), timeout=1):
             return self.service.run(self.service.healthcheck, self.folder).returncode == 0
         return False
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """A signal to the server and all its workers, and SIGKILL to those that it did not end in time."""
+        """Sends a signal to the server and its workers, then SIGKILL to those that have not ended in time."""
         if self._process is None:
             return
         for attempt in (number, signal.SIGKILL):
@@ -166,7 +164,7 @@ class Server:
 
 
 def members(group: int) -> list[int]:
-    """The living processes of a group. Its first one may end, and leave another on the port."""
+    """The ids of a group's living processes. Some may outlive the first one."""
     found = []
     for process in psutil.process_iter(["status"]):
         with suppress(ProcessLookupError):
@@ -176,7 +174,7 @@ def members(group: int) -> list[int]:
 
 
 def identity(user: str | None) -> dict[str, Any]:
-    """Popen's arguments for another user."""
+    """Popen's arguments that run a process as another user."""
     return {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
 
 
@@ -188,7 +186,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(server: Server, end: int = signal.SIGKILL) -> Iterator[Server]:
-    """Starts it, and leaves none of its processes behind."""
+    """Starts the server and ends all its processes at the exit."""
     try:
         server.start()
         yield server
@@ -198,8 +196,8 @@ def serving(server: Server, end: int = signal.SIGKILL) -> Iterator[Server]:
 
 @contextmanager
 def mlflow_server(backend_uri: str, folder: Path, auth_uri: str = "", **settings: str) -> Iterator[Server]:
-    """The service ``mlflow`` on any database, with its artifacts in a folder. ``settings`` are those of an
-    ``.env``."""
+    """Serves MLflow as docker-compose.yml does, from any database, with its artifacts in ``folder``.
+    ``settings`` are those of an ``.env``."""
     port = free_port()
     backend, password = without_password(backend_uri)
     here = {
@@ -218,7 +216,7 @@ def mlflow_server(backend_uri: str, folder: Path, auth_uri: str = "", **settings
 
 @contextmanager
 def optuna_dashboard(storage_uri: str, folder: Path) -> Iterator[Server]:
-    """The service ``dashboard`` on any database that has Optuna's tables."""
+    """Serves optuna-dashboard as docker-compose.yml does, from any database with Optuna's tables."""
     pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboard: pip install -e '.[dashboard]'")
     port = free_port()
     storage, password = without_password(storage_uri)
@@ -228,7 +226,7 @@ def optuna_dashboard(storage_uri: str, folder: Path) -> Iterator[Server]:
 
 
 def without_password(uri: str) -> tuple[str, str]:
-    """The URI as a command names it, and the password, which it finds in its environment."""
+    """The URI without its password, and the password."""
     parts = urlsplit(uri)
     address = parts.netloc.rpartition("@")[2]
     stripped = parts._replace(netloc=f"{parts.username}@{address}").geturl() if parts.password else uri
@@ -237,7 +235,7 @@ def without_password(uri: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Postgres:
-    """A cluster of its own. Its password is one that a URI has to quote."""
+    """A Postgres cluster for the tests. Its password has characters that a URI must quote."""
 
     port: int
     password: str
@@ -248,13 +246,13 @@ class Postgres:
         return f"postgresql+psycopg2://{user}@{LOOPBACK}:{self.port}/{database}"
 
     def new_database(self) -> str:
-        """The URI, with the password, of an empty database."""
+        """Creates an empty database; returns its URI with the password."""
         name = f"test_{secrets.token_hex(8)}"
         self.sql(f"CREATE DATABASE {name}")
         return self.uri(name)
 
     def sql(self, script: str, database: str = "postgres") -> str:
-        """What psql prints, run as the image runs the scripts of a first start."""
+        """Runs a script as the image does at its first start; returns what psql prints."""
         where = [f"--host={LOOPBACK}", f"--port={self.port}", "--username=quantlab", f"--dbname={database}"]
         quiet = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
         return subprocess.run(
@@ -269,7 +267,7 @@ class Postgres:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """Postgres, new and empty, for one process of the tests."""
+    """A new Postgres cluster for one pytest worker; skips the test without psycopg2 or PostgreSQL."""
     pytest.importorskip("psycopg2", reason="needs psycopg2: pip install -e '.[server]'")
     newest = max(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]), default=None
@@ -322,6 +320,6 @@ def postgres() -> Iterator[Postgres]:
 
 
 def unprivileged() -> str | None:
-    """Whom to run Postgres as, which refuses to run as root."""
+    """A user that is not root, as Postgres refuses to run as root; None if the tests do not run as root."""
     users = {entry.pw_name for entry in pwd.getpwall()}
     return None if os.geteuid() else "postgres" if "postgres" in users else "nobody"

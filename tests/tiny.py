@@ -1,5 +1,4 @@
-"""Tiny models in memory, with weights wide enough for their answers to differ, and padded batches for
-them."""
+"""Tiny models in memory and padded batches for them. Their weights are large enough for answers to differ."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -26,7 +25,7 @@ LENGTHS = (9, 4, 1, 9, 6, 2)  # of rows that are padded together
 
 
 def tiny_config(family: str = "bert", layers: int = 2) -> PretrainedConfig:
-    """The config of a small classifier of any of :data:`FAMILIES`."""
+    """The config of a small classifier of one of :data:`FAMILIES`."""
     config = family_config(family.split()[0], layers)
     if family == "electra without projection":
         config.embedding_size = config.hidden_size
@@ -34,7 +33,7 @@ def tiny_config(family: str = "bert", layers: int = 2) -> PretrainedConfig:
 
 
 def tiny_model(family: str = "bert", layers: int = 2, seed: int = 0) -> PreTrainedModel:
-    """A small classifier, ready to answer; every parameter is random, LayerNorms and biases too."""
+    """A small classifier in evaluation mode. All parameters are random, LayerNorms' and biases too."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(
@@ -47,7 +46,7 @@ def tiny_model(family: str = "bert", layers: int = 2, seed: int = 0) -> PreTrain
 
 
 def tokenized(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> Tokenized:
-    """Random rows of these lengths, without padding."""
+    """Random tokenized rows of these lengths, without padding."""
     random = np.random.default_rng(seed)
     ids = [random.integers(len(SPECIAL), len(SPECIAL) + len(WORDS), length).tolist() for length in lengths]
     rows = tuple({"input_ids": row, "attention_mask": [1] * len(row)} for row in ids)
@@ -55,7 +54,7 @@ def tokenized(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> Tokenized:
 
 
 def padded(lengths: Sequence[int] = LENGTHS, seed: int = 0, length: int | None = None) -> Batch:
-    """Random rows of these lengths in one batch, padded to ``length`` or to the longest."""
+    """One batch of random rows of these lengths, padded to ``length`` or to the longest row."""
     rows, width = tokenized(lengths, seed).rows, length or max(lengths)
     inputs = {
         name: torch.tensor([row[name] + [0] * (width - len(row[name])) for row in rows])

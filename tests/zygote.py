@@ -1,9 +1,9 @@
-"""A Python that has imported what quantlab's commands need and forks for each of them: a start without its
-imports.
+"""A process that has imported what quantlab's commands need, and forks for each command that is requested.
 
-Run by processes.py, never by hand. Standard input is a socket. A request is JSON, ``{"arguments", "cwd",
-"environment"}``, and four open files: the three standard streams of the new process, and a pipe, on which
-come its id and, when it has ended, its status. The forks end as any Python does, with all its handlers.
+processes.py starts it. Its standard input is a socket. A request is JSON, ``{"arguments", "cwd",
+"environment"}``, with four open files: the three standard streams of the new process, and a pipe to which
+the id of the new process and, at its end, its exit status are written. A fork ends as any Python process
+does and runs its exit handlers.
 """
 
 import atexit
@@ -19,7 +19,7 @@ from importlib import import_module
 from types import ModuleType
 
 COMMANDS = ("run", "search", "sensitivity", "report", "export", "finetune", "outliers", "sync")
-LATER = (  # what the commands import when they come to it
+LATER = (  # what the commands import inside functions
     "datasets",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
@@ -42,7 +42,7 @@ LARGEST_REQUEST = 2**17
 status = 0
 
 
-@atexit.register  # what is registered first is called last
+@atexit.register  # registered first, so called last
 def leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -53,8 +53,7 @@ def leave() -> None:
 
 
 def serve(requests: socket.socket) -> list[str]:
-    """Forks for every request. Returns in each fork, with the arguments that Python would have been started
-    with."""
+    """Forks for every request. Returns in each fork, with the request's arguments."""
     while True:
         message, files, *_ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
         if not message:
@@ -71,7 +70,7 @@ def serve(requests: socket.socket) -> list[str]:
         os.write(told, f"{pid}\n".encode())
         for stream in streams:
             os.close(stream)
-        with suppress(BrokenPipeError):  # nobody waits for it
+        with suppress(BrokenPipeError):  # the test has ended
             os.write(told, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
         os._exit(0)
     os.setsid()
@@ -87,12 +86,12 @@ def serve(requests: socket.socket) -> list[str]:
 
 
 def run(arguments: list[str]) -> None:
-    """What ``python -m module ...`` and ``python -c code ...`` do."""
+    """Does what ``python -m module ...`` and ``python -c code ...`` do."""
     kind, what, *rest = arguments
     sys.argv = [kind, *rest]
     sys.path[0] = os.getcwd() if kind == "-m" else ""
     if kind == "-m":
-        sys.modules.pop(what, None)  # runpy warns where the module that it is to run is imported already
+        sys.modules.pop(what, None)  # runpy warns if the module is imported already
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     elif kind == "-c":
         main = sys.modules["__main__"] = ModuleType("__main__")
@@ -101,8 +100,8 @@ def run(arguments: list[str]) -> None:
         raise ValueError(f"only -m and -c are understood, got {kind!r}")
 
 
-def imported() -> None:
-    """Imports it all. RuntimeError where an import has started a thread: a fork would lack it."""
+def import_commands() -> None:
+    """Imports the commands. Raises RuntimeError if an import started a thread, which a fork would lack."""
     for name in (*(f"quantlab.{command}" for command in COMMANDS), *LATER):
         import_module(name)
     if len(threads := os.listdir("/proc/self/task")) > 1:
@@ -111,12 +110,12 @@ def imported() -> None:
 
 def main() -> None:
     global status
-    imported()
+    import_commands()
     gc.freeze()
     arguments = serve(socket.socket(fileno=os.dup(0)))
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # a shell's background jobs ignore it, and all they start
+    )  # background jobs of a shell, and their children, ignore it otherwise
     try:
         run(arguments)
     except SystemExit as left:

@@ -99,8 +99,11 @@ class AnswerSummary:
         lines = [self._first_line(history)]
         if history.answer:
             lines.append(f"  {self.honesty(history)}")
-        lines += [f"  front: {self.line(one)}" for one in history.front]
-        lines += [f"  hand-made {name}: {cost:g} {self.cost.unit}" for name, cost in self.hand_made().items()]
+        if history.front:
+            lines += ["front of cost and accuracy:", *(f"  {self.line(one)}" for one in history.front)]
+        if hand_made := self.hand_made():
+            lines.append(f"sets that people make by hand, in {self.cost.unit}:")
+            lines += [f"  {cost:<6g} {name}" for name, cost in hand_made.items()]
         spent = f"{history.rows / self.whole:.2f} evaluations of the whole set"
         lines.append(f"{spent}, {len(history.evaluated)} candidates; ended because {reason}")
         return [part for line in lines for part in wrapped(line)]
@@ -120,7 +123,7 @@ class AnswerSummary:
     def progress(self, history: History, candidate: EvaluatedCandidate) -> str:
         """One candidate in one line: what was spent by then, where it came from, and what it gave."""
         best, measured = history.best, candidate.measured
-        answered = "all rows" if candidate.complete else f"given up after {measured.rows} rows"
+        answered = "all rows" if candidate.complete else f"{measured.rows}/{self.choosing} rows"
         so_far = f"best {best.cost:g}" if best else "none within the limit yet"
         return (
             f"[{history.rows / self.whole:5.2f}] {candidate.origin}: {candidate.cost:g} {self.cost.unit}, "
