@@ -1,2 +1,1 @@
-"""Finds the cheapest precisions that keep the answers: variables, scores, candidates, Optuna's study, the
-answer."""
+"""Searches for the cheapest precisions of activations that keep the accuracy."""

@@ -1,4 +1,4 @@
-"""What a search's budget buys: known before a checkpoint is loaded, and said before anything is spent."""
+"""How a search spends its budget, computed before a checkpoint is loaded."""
 
 import math
 from dataclasses import dataclass
@@ -6,24 +6,23 @@ from dataclasses import dataclass
 from quantlab.searching.search_config import Search
 from quantlab.searching.space import Space
 
-ENOUGH = 5  # candidates that a suggested budget has room for
+ENOUGH = 5  # candidates that a suggested budget leaves room for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Where a search's rows go. A row is one example that is answered once; a backward pass counts as two
-    more."""
+    """The rows of a search. A row is one example answered once; a backward pass counts as two more rows."""
 
     evaluations: float  # search.budget
     whole: int  # rows of the evaluation set
     choosing: int  # of these, the rows that candidates are judged on; the others measure the answer
-    scored: int  # calibration rows that the scores are taken on; 0 without scores
+    scored: int  # calibration rows that the scores use; 0 without scores
     variables: int
     narrower: int  # choices of a variable besides the widest
 
     @classmethod
     def of(cls, search: Search, space: Space, whole: int, choosing: int, calibrating: int) -> "Budget":
-        """The budget of a search on ``whole`` rows, ``calibrating`` of which there are to score on."""
+        """The budget of a search on ``whole`` evaluation rows and ``calibrating`` calibration rows."""
         return cls(
             evaluations=search.budget,
             whole=whole,
@@ -35,7 +34,7 @@ class Budget:
 
     @property
     def row_of_scores(self) -> int:
-        """Rows that all scores take for each calibration row: see ``scores.score_sites``."""
+        """Rows that all scores of :func:`score_sites` take for each calibration row."""
         return self.narrower * (1 + 3 + self.variables) + 1
 
     @property
@@ -45,17 +44,17 @@ class Budget:
 
     @property
     def answer(self) -> int:
-        """Rows that measure the answer and its reference at the end, on what did not choose it."""
+        """Rows that measure the answer and its reference at the end, on rows that did not choose it."""
         return 2 * (self.whole - self.choosing)
 
     @property
     def candidates(self) -> int:
-        """Candidates that can be answered in full after scores, reference and answer."""
+        """The number of candidates that can be answered in full besides scores, reference and answer."""
         left = self.evaluations * self.whole - self.scores - self.answer - self.choosing
         return max(0, math.floor(left / self.choosing))
 
     def check(self) -> None:
-        """Raises ValueError, saying what would help, where no candidate can be answered."""
+        """Raises ValueError with settings that would help if no candidate can be answered in full."""
         if self.candidates:
             return
         enough = math.ceil((self.scores + self.answer + (1 + ENOUGH) * self.choosing) / self.whole)
@@ -68,9 +67,9 @@ class Budget:
 
     def __str__(self) -> str:
         scores, answer, reference = (rows / self.whole for rows in (self.scores, self.answer, self.choosing))
-        held_out = f", {answer:.2g} for the answer's rows that chose nothing" if answer else ""
+        held_out = f", {answer:.2g} for the answer on held-out rows" if answer else ""
         return (
-            f"search.budget={self.evaluations:g} evaluations of {self.whole:,} rows: {scores:.3g} "
-            f"for the scores, "
-            f"{reference:.2g} for the reference{held_out}; the rest is {self.candidates} candidates in full"
+            f"search.budget={self.evaluations:g} evaluations of {self.whole:,} rows: {scores:.3g} for the "
+            f"scores, {reference:.2g} for the reference{held_out}; the rest is {self.candidates} candidates "
+            "in full"
         )

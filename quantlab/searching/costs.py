@@ -1,4 +1,4 @@
-"""What a candidate costs: a sum over sites, so that integer programs can minimize it."""
+"""The cost of a candidate: a sum over its variables, so that an integer program can minimize it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ CostTable = Mapping[tuple[str, Precision], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """``base`` and what each variable's choice adds."""
+    """``base`` plus what each variable's choice adds, in :attr:`unit`."""
 
     name: str
     base: float
@@ -26,7 +26,7 @@ class Cost:
         return self.base + sum(self.table[v.name, c] for v, c in zip(space.variables, chosen, strict=True))
 
     def most(self, space: Space) -> float:
-        """The dearest candidate's cost."""
+        """The cost of the most expensive candidate."""
         return self.base + sum(max(self.table[v.name, c] for c in space.choices) for v in space.variables)
 
     @property
@@ -35,9 +35,11 @@ class Cost:
 
 
 def cost_of(name: str, space: Space, latencies: CostTable | None = None) -> Cost:
-    """``sites16``: decided sites of 16 bits. ``average_bits``: mean over decided sites. ``bytes``: what the
-    decided sites' tensors take a token, one value a channel. ``latency``: ``latencies``, measured on the
-    runtime."""
+    """The cost named ``name`` over the decided sites.
+
+    ``sites16``: number of 16-bit sites. ``average_bits``: mean bits of a site. ``bytes``: bytes of the sites'
+    tensors a token, one value a channel. ``latency``: ms as measured, ``latencies``.
+    """
     if name == "latency":
         assert latencies is not None
         return Cost(name=name, base=0.0, table=latencies)

@@ -1,5 +1,4 @@
-"""A study's journal: one JSON line a change, written by one process at a time, and whole after one was
-killed."""
+"""A study's journal file: one JSON line a change. One process writes at a time; a killed one does no harm."""
 
 import json
 import logging
@@ -13,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 class JournalLock(JournalFileOpenLock):
-    """Keeps a journal for one writer; the kernel lets go of it when the writer ends.
+    """Lets one process write a journal at a time. The kernel releases the lock when its process ends.
 
-    Optuna's own lock is a file that a killed writer leaves behind: it is waited for half a minute, or, where
-    it is a link that leads nowhere, without end.
+    Optuna's own lock is a file that a killed writer leaves behind: others wait for it for half a minute, or
+    for ever if it is a dangling link.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -33,7 +32,7 @@ class JournalLock(JournalFileOpenLock):
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Opens a journal, or makes one. Raises ValueError, with its number, where a line of it is broken."""
+    """Opens or creates a journal. Raises ValueError with the number of a broken line."""
     lock = JournalLock(path)
     if path.is_file():
         with lock.lock:
@@ -42,12 +41,12 @@ def open_journal(path: Path) -> JournalStorage:
 
 
 def mend(path: Path) -> None:
-    """Takes off a last line that was cut short, so that the next record does not share it."""
+    """Removes an incomplete last line, so that the next record starts a line of its own."""
     with path.open("rb+") as file:
         whole = 0
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
-                log.warning("%s: line %d was cut short, and is left out", path, number)
+                log.warning("%s: line %d is incomplete and was removed", path, number)
                 file.truncate(whole)
                 return
             try:

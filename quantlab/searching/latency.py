@@ -1,4 +1,4 @@
-"""What each variable's choices add to a run's latency, measured once on the runtime and kept."""
+"""Measures what each variable's choices add to the latency; results are cached."""
 
 import json
 from collections.abc import Callable
@@ -24,15 +24,15 @@ FILE = "latencies.json"
 def measured_latencies(
     config: SearchConfig, material: Material, space: Space, plan: Callable[[Choices], QuantPlan]
 ) -> Cost:
-    """The latency of everything at its narrowest, and what each variable's other choices add to it, one at a
-    time.
+    """The cost ``latency``: everything at its narrowest, and what each other choice of a variable adds, ms.
 
-    Each is timed in turns with everything at its narrowest, in ``runtime`` (torch: the trial's own engine).
+    Each choice is timed in turns with everything at its narrowest, on ``runtime`` (torch: the trial's
+    engine). Raises ValueError without a profile.
     """
     profile = config.profile
     if not isinstance(profile, TimedProfile):
         raise ValueError(
-            "search.cost=latency needs a profile, which says what is timed: profile=quick, for one"
+            "search.cost=latency needs a profile, which sets what is timed: for example profile=quick"
         )
     narrow = plan(space.narrow)
     setting = (

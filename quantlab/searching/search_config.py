@@ -1,4 +1,4 @@
-"""What is searched: ``search.*`` of ``conf/search.yaml``."""
+"""Settings of a search: ``search.*`` of ``conf/search.yaml``, where each is explained."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ WIDE = 16  # bits
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """One study. Costs count activations: the weights are the trial's."""
+    """A study's settings. A search decides activations only; weights are quantized as in a trial."""
 
     name: str
     sites: tuple[str, ...]
@@ -65,16 +65,15 @@ class Search:
 
     @property
     def widest(self) -> Precision:
-        """The choice of most bits."""
+        """The choice with most bits."""
         return max(self.choices, key=bits_of)
 
     def _check_budget(self) -> None:
         at_least("search.budget", self.budget, 0)
         if self.budget < 2:
             raise ValueError(
-                f"search.budget must be at least 2 evaluations of the whole set (the reference, and "
-                f"one candidate), "
-                f"got {self.budget!r}"
+                f"search.budget must be at least 2 evaluations of the whole set (the reference and one "
+                f"candidate), got {self.budget!r}"
             )
 
     def _check_limits(self) -> None:
@@ -83,8 +82,7 @@ class Search:
         if self.mode != "accuracy" and self.max_cost is not None:
             raise ValueError(
                 f"search.max_cost={self.max_cost} contradicts search.mode={self.mode}, which has no "
-                f"limit of cost; "
-                f"best accuracy within a cost is search.mode=accuracy"
+                f"limit of cost; best accuracy within a cost is search.mode=accuracy"
             )
 
     def _check_choices(self) -> None:
@@ -100,8 +98,7 @@ class Search:
         if len(set(widths)) < 2 or len(set(widths)) < len(widths):
             raise ValueError(
                 f"search.choices must be at least two precisions of different bits, got "
-                f"{list(self.choices)}: "
-                f"with one there is nothing to decide"
+                f"{list(self.choices)}: with one there is nothing to decide"
             )
         if self.cost == "sites16" and max(widths) < WIDE:
             raise ValueError(
@@ -111,12 +108,12 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(RunConfig):
-    """What ``conf/search.yaml`` builds."""
+    """All settings of ``conf/search.yaml``."""
 
     search: Search
 
 
 def bits_of(precision: Precision) -> int:
-    """Bits of a quantized precision."""
+    """The number of bits of a quantized precision."""
     grid: Any = grid_of(precision, symmetric=True)
     return int(grid.bits)

@@ -1,5 +1,4 @@
-"""Variables and candidates: which sites are decided together, what they may be, and the plan of each
-decision."""
+"""The search space: variables (sites that are decided together) and the precisions to choose from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.search_config import Search, bits_of
 
-Choices = tuple[Precision, ...]  # one for each variable, in order
+Choices = tuple[Precision, ...]  # a candidate: one precision for each variable, in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class Variable:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """All that a search may decide."""
+    """The variables of a search and their choices."""
 
     variables: tuple[Variable, ...]
     choices: tuple[Precision, ...]  # from the narrowest to the widest
@@ -38,7 +37,7 @@ class Space:
         return [site for variable in self.variables for site in variable.sites]
 
     def all(self, choice: Precision) -> Choices:
-        """Every variable alike."""
+        """The candidate with every variable at ``choice``."""
         return (choice,) * len(self.variables)
 
     @property
@@ -54,7 +53,7 @@ class Space:
         return {s.name: choice for v, choice in zip(self.variables, chosen, strict=True) for s in v.sites}
 
     def method(self, base: Method, chosen: Choices) -> PerSite:
-        """The decisions as a method; what every site would be anyway is said once."""
+        """A candidate as a method: a rule for the narrowest precision, then one for each wider site."""
         narrow = self.choices[0]
         rules = [Rule(match=site.name, bits=narrow) for site in self.sites]
         if not self.fixed:
@@ -65,13 +64,13 @@ class Space:
         return PerSite(base=base, rules=(*rules, *wider))
 
     def chosen(self, of_sites: Mapping[str, Precision]) -> Choices:
-        """The nearest candidate to given sites' precisions: a variable takes its sites' widest."""
+        """The candidate for given precisions of sites: a variable takes the widest of its sites."""
         return tuple(max((of_sites[site.name] for site in v.sites), key=bits_of) for v in self.variables)
 
 
 def space_of(search: Search, sites: Sequence[Site], method: Method, bits: Bits) -> Space:
-    """The variables of a search. Raises ValueError where there is nothing to decide, or something else
-    decides it."""
+    """Groups the sites into a search's variables. Raises ValueError if there is nothing to decide, or if
+    ``bits`` or ``method`` decides a site already."""
     names = [site.name for site in sites]
     if not names:
         raise ValueError("the placement has no site: there is nothing to decide")
@@ -96,22 +95,21 @@ def _check_undecided(site: Site, space: Space, method: Method, bits: Bits) -> No
         if site.matches([rule.match]):
             raise ValueError(
                 f"bits.rules has {site.name} in {rule.bits} bits and search.sites lets the search "
-                f"decide it: take it "
-                f"out of one of them"
+                f"decide it: take it out of one of them"
             )
     specs = [space.method(method, space.all(choice)).site_spec(site, bits) for choice in space.choices]
     if None in specs or len(set(specs)) < len(specs):
         raise ValueError(
             f"{type(method).__name__} decides {site.name} itself, whatever the search chooses: "
-            f"take it out of "
-            f"search.sites, or take another method"
+            f"take it out of search.sites, or take another method"
         )
 
 
 def activation_table(
     space: Space, method: Method, bits: Bits, sketches: Mapping[str, Sketch], calibration: Calibration
 ) -> dict[tuple[str, Precision], ActivationQuant]:
-    """Grid and range of every decided site for every choice. They do not depend on each other."""
+    """The quantizer of every decided site at every choice, by site and choice. They are independent of each
+    other."""
     table = {}
     for choice in space.choices:
         decided = space.method(method, space.all(choice))
