@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from quantlab.analysis.outlier_analysis import analyse_outliers
+from quantlab.analysis.analysis_run import analyse_outliers
 from quantlab.analysis.outliers_config import OutliersConfig
 from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF

@@ -50,7 +50,7 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
         prepared = stack.enter_context(prepared_model(config, memo))
         console.print("\n".join(wrapped(str(prepared.budget))))
         worker = make_worker(prepared, study, folder)
-        summary = summary_of(prepared, worker)
+        summary = answer_summary_of(prepared, worker)
         files = SearchFiles(summary=summary, folder=folder)
 
         def after(history: History, candidate: EvaluatedCandidate) -> None:
@@ -152,7 +152,7 @@ def make_worker(prepared: PreparedModel, study: Study, folder: Path) -> SearchWo
     return worker
 
 
-def summary_of(prepared: PreparedModel, worker: SearchWorker) -> AnswerSummary:
+def answer_summary_of(prepared: PreparedModel, worker: SearchWorker) -> AnswerSummary:
     """Describes the answers of a worker's study."""
     return AnswerSummary(
         config=prepared.config,

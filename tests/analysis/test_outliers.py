@@ -17,7 +17,7 @@ from hydra.errors import CompactHydraException, InstantiationException
 from searches import PLANTED, MakeLab
 
 from quantlab import outliers
-from quantlab.analysis import outlier_analysis as running
+from quantlab.analysis import analysis_run as running
 from quantlab.analysis.outliers_config import Outliers
 from quantlab.storage.memo import Memo
 
