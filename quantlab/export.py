@@ -25,10 +25,10 @@ from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.files import whole_folder, write_whole
 from quantlab.storage.memo import Memo
+from quantlab.trial.config import TrialConfig
 from quantlab.trial.deployed import DeployedResult, deployed_scores, run_deployed, write_model
 from quantlab.trial.material import Material, load_material, resolve_checkpoint
 from quantlab.trial.result import RESULT
-from quantlab.trial.trial import TrialConfig
 
 LEAST_AGREEMENT = 0.9  # less is another model; rounding alone, through many layers, changes some answers
 READABLE = 0o755  # a scratch folder is its owner's alone
@@ -93,7 +93,7 @@ def read_trial(path: Path, plan: Path | None) -> Trial:
         raise ValueError(f"{folder / 'config.yaml'} is no trial's config")
     answers = pd.read_parquet(folder / "answers.parquet")
     return Trial(
-        config=built({**config, "_target_": "quantlab.trial.trial.TrialConfig"}),
+        config=built({**config, "_target_": "quantlab.trial.config.TrialConfig"}),
         plan=_read_plan(plan or folder / "plan.json"),
         tags=json.loads((folder / RESULT).read_text(encoding="utf-8"))["tags"],
         logits=answers.filter(regex=r"^logit_\d+$").to_numpy(),

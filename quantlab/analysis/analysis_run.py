@@ -27,10 +27,11 @@ from quantlab.searching.setup import checked_space, prepared_model
 from quantlab.storage.files import code_digest, digest, write_whole
 from quantlab.storage.memo import Memo
 from quantlab.tracking.tracker import RunEntry, RunOutcome
-from quantlab.trial.key import deciding_environment, deciding_settings
+from quantlab.trial.config import plain_config
+from quantlab.trial.environment import deciding_environment
+from quantlab.trial.key import deciding_settings
 from quantlab.trial.material import Material, fp32_sketches, load_material, resolve_checkpoint, select_rows
 from quantlab.trial.result import plain_data
-from quantlab.trial.trial import plain_config
 
 SUMMARY = "summary.json"  # written last, so a folder that has it is complete
 # Settings of search.* that an analysis reads.
@@ -53,11 +54,11 @@ def analyse_outliers(config: OutliersConfig, root: Path, command: str, memo: Mem
     """
     checked_space(config, memo)
     check_clipping(config, memo)
-    train, _, data_fingerprint = select_rows(config.task, config.evaluation, memo)
-    check_rows(config, len(train))
+    rows = select_rows(config.task, config.evaluation, memo)
+    check_rows(config, len(rows.train))
     fingerprints = {
         "checkpoint_fingerprint": resolve_checkpoint(config.model, config.task, memo).fingerprint,
-        "data_fingerprint": data_fingerprint,
+        "data_fingerprint": rows.fingerprint,
     }
     asked = digest(
         [

@@ -14,7 +14,7 @@ from quantlab.storage.files import CODE
 
 def machine_tags(device: torch.device) -> dict[str, str]:
     """Host, device, threads and code. What decides numbers beside them is in
-    :func:`quantlab.trial.key.deciding_environment`."""
+    :func:`quantlab.trial.environment.deciding_environment`."""
     return {
         "host": platform.node(),
         "device_name": device_name(device),

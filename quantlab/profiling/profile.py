@@ -1,8 +1,8 @@
-"""Latency and memory of one model on one machine, so measured that they cannot mislead.
+"""Measures latency and memory of a model, and its speed-up over FP32.
 
-Each subject runs in a fresh process of its own. Next to FP32 the two take turns (A B A B), so that whatever
-else the machine does slows both alike. Where a process's memory happens to lie makes it faster or slower for
-as long as it lives, so several pairs of processes are timed, one after another, and the ratio's interval is
+Each model runs in a fresh process. To compare with FP32, both models run in turns (A B A B), so that other
+work on the machine slows both alike. A process is faster or slower for its whole life, depending on where its
+memory lies. So several pairs of processes are timed one after another, and the interval of the speed-up is
 over the pairs.
 """
 
@@ -27,35 +27,35 @@ from quantlab.tasks.batching import Tokenized
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Turns = list[np.ndarray]  # of one process: each turn's times in ms
+Turns = list[np.ndarray]  # one process's times in ms, an array for each turn
 
-TURN_S = 0.5
-STABLE = 0.05  # two turns in a row whose medians differ by less end the warm-up
+TURN_S = 0.5  # a turn runs a model for about so long
+STABLE = 0.05  # the warm-up ends when the medians of two turns in a row differ by a smaller share
 MOST_WARM_UP_TURNS = 20
-PAIRS = 3  # of processes; each takes its share of the runs and seconds
+PAIRS = 3  # pairs of processes; each takes an equal share of the runs and seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """Latencies of one batch in ms, examples a second, the ratio to FP32, and memory in MB (2^20 bytes)."""
+    """Metrics and tags by name: ms for one batch, examples/s, speed-up, memory in MB (2^20 bytes)."""
 
     metrics: dict[str, float]
     tags: dict[str, str]
 
 
 class Profile(ABC):
-    """How a model is timed, if at all."""
+    """How a model is timed."""
 
     @abstractmethod
     def measure(
         self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
     ) -> Measurements:
-        """Times the subject on real rows, in turns with ``reference`` where there is one."""
+        """Times the subject on one batch of ``data``, in turns with ``reference`` if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoProfile(Profile):
-    """No measurement."""
+    """Measures nothing."""
 
     def measure(
         self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
@@ -65,12 +65,12 @@ class NoProfile(Profile):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedProfile(Profile):
-    """At least ``iterations`` runs and ``seconds`` of them, in equal shares in each of :data:`PAIRS`
-    processes.
+    """Times at least ``iterations`` runs that take at least ``seconds``, in equal shares in each of
+    :data:`PAIRS` processes.
 
-    Each process first runs at least ``warmup`` times and until its times are stable. A run is one batch of
-    ``batch_size`` rows of ``length`` tokens on ``threads`` threads (null: as many as torch uses).
-    A GPU is timed with CUDA events, a CPU with the wall clock.
+    Each process warms up: it runs at least ``warmup`` times and until its times are stable. A run is one
+    batch of ``batch_size`` rows of ``length`` tokens on ``threads`` threads (None: as many as torch uses).
+    CUDA events time a GPU, the wall clock times a CPU.
     """
 
     warmup: int
@@ -93,14 +93,14 @@ class TimedProfile(Profile):
     ) -> Measurements:
         """Waits until no other timing runs on this host, so that no two share a processor.
 
-        Raises RuntimeError where a quantizer of the plan did not run in every run, and what a process raised.
+        Raises what the timing processes raise, and RuntimeError if a quantizer of the plan skips a run.
         """
         inputs, threads = self.inputs(data, tokenizer), self.threads or torch.get_num_threads()
         subjects = [subject] if reference is None else [subject, reference]
         with exclusive_timing():
             load = psutil.getloadavg()[0]
-            timed, memory = self.in_turns(subjects, inputs, threads)
-        times = np.concatenate([turn for turns in timed[0] for turn in turns])
+            turns, memory = self.in_turns(subjects, inputs, threads)
+        times = np.concatenate([turn for process in turns[0] for turn in process])
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
         return Measurements(
             metrics={
@@ -108,7 +108,7 @@ class TimedProfile(Profile):
                 "latency_p95_ms": p95,
                 "latency_p99_ms": p99,
                 "examples_per_s": float(1000 * self.batch_size / times.mean()),
-                **({} if reference is None else speedup(timed[1], timed[0])),
+                **({} if reference is None else speedup(turns[1], turns[0])),
                 **memory,
             },
             tags={
@@ -119,7 +119,7 @@ class TimedProfile(Profile):
         )
 
     def inputs(self, data: Tokenized, tokenizer: PreTrainedTokenizerBase) -> Inputs:
-        """One batch of the first rows, cut or padded to ``length``; fewer than a batch are repeated."""
+        """Returns one batch of the first rows, cut or padded to ``length``. Too few rows are repeated."""
         rows = [data.rows[index % len(data)] for index in range(self.batch_size)]
         cut = [{name: values[: self.length] for name, values in row.items()} for row in rows]
         padded = tokenizer.pad(cut, padding="max_length", max_length=self.length, return_tensors="np")
@@ -128,34 +128,33 @@ class TimedProfile(Profile):
     def in_turns(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int
     ) -> tuple[list[list[Turns]], dict[str, float]]:
-        """For each subject the times of each of its processes, turn by turn; and the memory of the first
-        one's first.
+        """Returns the turns of :data:`PAIRS` processes of each subject, and the first subject's memory.
 
-        One process of each subject lives at a time, and these take turns.
+        At any time one process of each subject lives. The memory is that of the first process.
         """
-        together = [self._together(subjects, inputs, threads) for _ in range(PAIRS)]
-        return [
-            list(processes) for processes in zip(*(turns for turns, _ in together), strict=True)
-        ], together[0][1]
+        pairs = [self._time_pair(subjects, inputs, threads) for _ in range(PAIRS)]
+        turns_of_pairs = [turns for turns, _ in pairs]
+        by_subject = [list(processes) for processes in zip(*turns_of_pairs, strict=True)]
+        return by_subject, pairs[0][1]
 
-    def _together(
+    def _time_pair(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int
     ) -> tuple[list[Turns], dict[str, float]]:
-        """One process of each subject: its turns' times; and the first one's memory."""
+        """Starts one process for each subject. Returns each subject's turns, and the first one's memory."""
         with ExitStack() as stack:
-            starting = [stack.enter_context(timing_process(one, inputs, threads)) for one in subjects]
-            workers = [loaded() for loaded in starting]
-            counts = [self._warm_up(worker.times) for worker in workers]
-            turns: list[Turns] = [[] for _ in workers]
-            while not all(map(self._enough, turns)):
-                for worker, count, taken in zip(workers, counts, turns, strict=True):
-                    taken.append(np.array(worker.times(count)))
-            return turns, {**workers[0].memory, **workers[0].peak_memory()}
+            loading = [stack.enter_context(timing_process(one, inputs, threads)) for one in subjects]
+            processes = [wait_until_loaded() for wait_until_loaded in loading]
+            counts = [self._warm_up(process.times) for process in processes]
+            turns: list[Turns] = [[] for _ in processes]
+            while not all(map(self._has_share, turns)):
+                for process, count, own_turns in zip(processes, counts, turns, strict=True):
+                    own_turns.append(np.array(process.times(count)))
+            return turns, {**processes[0].memory, **processes[0].peak_memory()}
 
     def _warm_up(self, times: Callable[[int], list[float]]) -> int:
-        """Runs until two turns are alike; returns how many runs make a turn."""
-        done = times(max(1, self.warmup))
-        count = max(1, round(1000 * TURN_S / np.median(done)))
+        """Runs until the medians of two turns are alike. Returns the number of runs that make a turn."""
+        first = times(max(1, self.warmup))
+        count = max(1, round(1000 * TURN_S / np.median(first)))
         median = np.median(times(count))
         for _ in range(MOST_WARM_UP_TURNS):
             before, median = median, np.median(times(count))
@@ -163,8 +162,8 @@ class TimedProfile(Profile):
                 break
         return count
 
-    def _enough(self, turns: Turns) -> bool:
-        """Whether a process has its share of the runs and seconds."""
+    def _has_share(self, turns: Turns) -> bool:
+        """Returns True once one process has run its share of the iterations and seconds."""
         times = np.concatenate([np.empty(0), *turns])
         return (
             bool(turns)
@@ -174,11 +173,12 @@ class TimedProfile(Profile):
 
 
 def speedup(reference: Sequence[Turns], subject: Sequence[Turns]) -> dict[str, float]:
-    """How many times as fast as ``reference`` the subject is, with its 95 % interval.
+    """Returns how many times as fast as ``reference`` the subject is, with a 95 % interval.
 
-    Both have one entry for each pair of processes, with as many turns each. A turn's ratio is that of its
-    median times, a pair's the geometric mean of its turns', the speed-up that of the pairs'; the interval is
-    Student's t over the logarithms of the pairs' ratios.
+    Both arguments have one entry for each pair of processes. The processes of a pair have equally many turns.
+    With t and r the median times of the subject's and the reference's turn, the speed-up is the geometric
+    mean, ``exp(mean over pairs of mean over turns of log(r / t))``. The interval is Student's t over the
+    logarithms of the pairs.
     """
     logarithms = [
         np.mean([np.log(np.median(slow) / np.median(fast)) for slow, fast in zip(*pair, strict=True)])

@@ -1,4 +1,7 @@
-"""A process of its own for what is timed: it loads one subject, and runs it when it is told to."""
+"""Times one model in a fresh process: the process loads the model, then answers requests over a pipe.
+
+A process of its own keeps what this one has allocated and cached out of the model's times and memory.
+"""
 
 import gc
 import os
@@ -28,26 +31,26 @@ from quantlab.storage.files import cache_dir
 
 MB = 2**20
 SAMPLING_INTERVAL_S = 0.001
-START_TIMEOUT_S = 600
+ANSWER_TIMEOUT_S = 600  # a model may take this long to load
 
 Inputs = Mapping[str, np.ndarray]
-Link: TypeAlias = "Connection[Any, Any]"
+Pipe: TypeAlias = "Connection[Any, Any]"
 Run = Callable[[], None]
 
 
 class Subject(ABC):
-    """What is timed. It travels to a fresh process, and is loaded there."""
+    """A model to time. It is pickled, sent to a fresh process, and loaded there."""
 
     device: str
 
     @abstractmethod
     def load(self, inputs: Inputs, threads: int, stack: ExitStack) -> Run:
-        """One forward pass over ``inputs``; ``stack`` undoes what had to be set up."""
+        """Loads the model. Returns a function that runs it once on ``inputs``; ``stack`` undoes the setup."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchSubject(Subject):
-    """A checkpoint's model in torch, as a plan says."""
+    """A checkpoint's model in torch, quantized by a plan."""
 
     folder: Path
     plan: QuantPlan
@@ -80,41 +83,60 @@ class RuntimeSubject(Subject):
 
     def load(self, inputs: Inputs, threads: int, stack: ExitStack) -> Run:
         session = self.runtime.open(self.path, threads)
-        given = {name: values for name, values in inputs.items() if name in session.names}
+        accepted = {name: values for name, values in inputs.items() if name in session.names}
 
         def run() -> None:
-            session(given)
+            session(accepted)
 
         return run
 
 
-class TimingProcess:
-    """The process that holds one subject. It is asked for times by a number of runs, for memory by 0."""
+@dataclass(frozen=True)
+class TimeRuns:
+    """Asks a timing process for the times of ``count`` runs, in ms."""
 
-    def __init__(self, connection: Link, memory: dict[str, float]):
-        self._connection, self.memory = connection, memory
+    count: int
+
+
+@dataclass(frozen=True)
+class MeasureMemory:
+    """Asks a timing process for the memory that one more run needs, in MB."""
+
+
+Request = TimeRuns | MeasureMemory
+
+
+class TimingProcess:
+    """This side of a process that has loaded one subject.
+
+    Both methods raise what went wrong in the process, and RuntimeError if it has ended or does not answer.
+    """
+
+    def __init__(self, pipe: Pipe, memory: dict[str, float]):
+        self._pipe = pipe
+        self.memory = memory  # in MB, of the loaded model
 
     def times(self, count: int) -> list[float]:
-        """How long each of ``count`` runs took, in ms. Raises what went wrong there."""
-        return cast(list[float], self._ask(count))
+        """Returns the time of each of ``count`` runs, in ms."""
+        return cast(list[float], self._ask(TimeRuns(count)))
 
     def peak_memory(self) -> dict[str, float]:
-        """What one more run needs."""
-        return cast(dict[str, float], self._ask(0))
+        """Returns the memory that one more run needs, by metric name, in MB."""
+        return cast(dict[str, float], self._ask(MeasureMemory()))
 
-    def _ask(self, count: int) -> object:
-        with suppress(ConnectionError):  # that it has ended is said where its answer is awaited
-            self._connection.send(count)
-        return _received(self._connection)
+    def _ask(self, request: Request) -> object:
+        with suppress(ConnectionError):  # a process that has ended: _receive raises
+            self._pipe.send(request)
+        return _receive(self._pipe)
 
 
 @contextmanager
 def exclusive_timing() -> Iterator[None]:
-    """Waits until no other process times on this host, and keeps others waiting; the lock ends with its
-    process.
+    """Waits until no other process on this host times a model, and keeps others waiting until the exit.
 
-    Processes that share a cache folder know of each other: :func:`pin_threads` gives each of them the same
-    processors.
+    Two timings at once would share processors, as :func:`pin_threads` always takes the first ones. The lock
+    lies in the cache folder, so only processes with the same cache folder wait for each other. It ends with
+    its process.
     """
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +146,10 @@ def exclusive_timing() -> Iterator[None]:
 
 @contextmanager
 def timing_process(subject: Subject, inputs: Inputs, threads: int) -> Iterator[Callable[[], TimingProcess]]:
-    """Starts a worker; the call waits until it has loaded, so that several load side by side."""
+    """Starts a process that loads the subject, and ends it on exit.
+
+    Yields a function that waits until the subject is loaded; so several processes can load side by side.
+    """
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, subject, dict(inputs), threads), daemon=True)
@@ -132,56 +157,58 @@ def timing_process(subject: Subject, inputs: Inputs, threads: int) -> Iterator[C
     there.close()
     try:
 
-        def loaded() -> TimingProcess:
-            return TimingProcess(here, cast(dict[str, float], _received(here)))
+        def wait_until_loaded() -> TimingProcess:
+            return TimingProcess(here, cast(dict[str, float], _receive(here)))
 
-        yield loaded
+        yield wait_until_loaded
     finally:
-        here.close()  # its recv ends
+        here.close()  # the process ends when it next receives
         process.join(timeout=10)
         if process.is_alive():
             process.kill()
             process.join()
 
 
-def _received(connection: Link) -> object:
-    if not connection.poll(START_TIMEOUT_S):
-        raise RuntimeError(f"the process that is timed said nothing for {START_TIMEOUT_S} s")
+def _receive(pipe: Pipe) -> object:
+    """Returns the process's answer. Raises it if it is an exception."""
+    if not pipe.poll(ANSWER_TIMEOUT_S):
+        raise RuntimeError(f"the timing process did not answer for {ANSWER_TIMEOUT_S} s")
     try:
-        answer = connection.recv()
+        answer = pipe.recv()
     except (EOFError, ConnectionError):
-        raise RuntimeError(
-            "the process that is timed ended without a word: was there enough memory?"
-        ) from None
+        raise RuntimeError("the timing process ended without an answer: was there enough memory?") from None
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def _serve(connection: Link, subject: Subject, inputs: Inputs, threads: int) -> None:
-    with suppress(ConnectionError), ExitStack() as stack:  # nobody waits for the answer any more
+def _serve(pipe: Pipe, subject: Subject, inputs: Inputs, threads: int) -> None:
+    """Runs in the timing process: loads the subject, sends its memory, then answers requests."""
+    with suppress(ConnectionError), ExitStack() as stack:  # the other side has closed the pipe
         try:
             pin_threads(threads)
             before = resident_mb()
             run = subject.load(inputs, threads, stack)
-            connection.send(_loaded_memory(subject.device, before))
-            while (count := _asked(connection)) is not None:
-                connection.send(
-                    _times(run, subject.device, count) if count else _peak_memory(run, subject.device)
-                )
-        except Exception as error:  # noqa: BLE001  # raised again where somebody waits for the answer
-            connection.send(error)
+            pipe.send(_loaded_memory(subject.device, before))
+            while (request := _next_request(pipe)) is not None:
+                if isinstance(request, TimeRuns):
+                    pipe.send(_times(run, subject.device, request.count))
+                else:
+                    pipe.send(_peak_memory(run, subject.device))
+        except Exception as error:  # noqa: BLE001  # raised again on the other side
+            pipe.send(error)
 
 
-def _asked(connection: Link) -> int | None:
+def _next_request(pipe: Pipe) -> Request | None:
+    """Returns the next request; None once the other side has closed the pipe."""
     try:
-        return cast(int, connection.recv())
-    except EOFError:  # nobody asks any more
+        return cast(Request, pipe.recv())
+    except EOFError:
         return None
 
 
 def pin_threads(threads: int) -> None:
-    """So many threads, on so many processors."""
+    """Sets torch's number of threads, and pins the process to as many processors, the first ones."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
@@ -189,7 +216,7 @@ def pin_threads(threads: int) -> None:
 
 
 def resident_mb() -> float:
-    """The process's resident memory without what it has freed."""
+    """Returns the process's resident memory in MB, after freed memory went back to the system."""
     gc.collect()
     release_freed_memory()
     return psutil.Process().memory_info().rss / MB
@@ -201,14 +228,14 @@ def _times(run: Run, device: str, count: int) -> list[float]:
 
 
 def wall_ms(run: Run) -> float:
-    """One run by the wall clock."""
+    """Returns the time of one run by the wall clock, in ms."""
     start = time.perf_counter()
     run()
     return 1000 * (time.perf_counter() - start)
 
 
 def cuda_ms(run: Run) -> float:
-    """One run by a GPU's own events."""
+    """Returns the time of one run by CUDA events, in ms."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     run()
@@ -236,7 +263,7 @@ def _peak_memory(run: Run, device: str) -> dict[str, float]:
 
 
 def sampled_peak_mb(run: Run) -> float:
-    """The most resident memory that the process was seen to have while something ran."""
+    """Returns the largest resident memory in MB, sampled every ms, while ``run`` runs."""
     process, peak, done = psutil.Process(), [0], threading.Event()
 
     def watch() -> None:

@@ -15,8 +15,9 @@ from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space
 from quantlab.storage.files import cache_dir, digest, whole_folder
 from quantlab.trial.deployed import write_model
+from quantlab.trial.key import trial_timing_key
 from quantlab.trial.material import Material
-from quantlab.trial.trial import torch_subject, trial_timing_key
+from quantlab.trial.trial import torch_subject
 
 FILE = "latencies.json"
 

@@ -28,9 +28,10 @@ from quantlab.storage.files import code_digest, digest
 from quantlab.storage.memo import Memo
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.tracker import RunEntry, RunOutcome
-from quantlab.trial.key import deciding_environment, deciding_settings
+from quantlab.trial.config import plain_config
+from quantlab.trial.environment import deciding_environment
+from quantlab.trial.key import deciding_settings, trial_timing_key
 from quantlab.trial.material import resolve_checkpoint, select_rows
-from quantlab.trial.trial import plain_config, trial_timing_key
 
 PREDICTORS = ("kl", "first_order")  # the better one first; noise ignores what comes after the site
 
@@ -87,11 +88,12 @@ def open_checked_study(config: SearchConfig, folder: Path, memo: Memo) -> Study:
     """
     _require_two_databases(config, folder)
     _, space = checked_space(config, memo)
-    train, examples, data = select_rows(config.task, config.evaluation, memo)
-    held_out = config.evaluation.held_out(examples.labels)
-    Budget.of(config.search, space, len(examples), int((~held_out).sum()), len(train)).check()
+    rows = select_rows(config.task, config.evaluation, memo)
+    held_out = config.evaluation.held_out(rows.evaluation.labels)
+    choosing = int((~held_out).sum())
+    Budget.of(config.search, space, len(rows.evaluation), choosing, len(rows.train)).check()
     fingerprint = resolve_checkpoint(config.model, config.task, memo).fingerprint
-    shared = (fingerprint, digest([data, held_out.tobytes().hex()]))
+    shared = (fingerprint, digest([rows.fingerprint, held_out.tobytes().hex()]))
     return open_study(config.search, space, folder, _identity(config, space, *shared))
 
 

@@ -23,9 +23,9 @@ from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, by_length
+from quantlab.trial.config import check_trial
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
 from quantlab.trial.planning import weights_and_sketches
-from quantlab.trial.trial import check_trial
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,8 +10,9 @@ from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import Member
 from quantlab.tracking.tracker import RunEntry
+from quantlab.trial.key import trial_key, trial_timing_key
 from quantlab.trial.result import RESULT, TrialResult, check_writable
-from quantlab.trial.trial import run_trial, trial_key, trial_timing_key
+from quantlab.trial.trial import run_trial
 
 
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:

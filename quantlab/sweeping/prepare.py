@@ -23,8 +23,9 @@ from quantlab.sweeping.folders import hydra_config
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import DEEPEST, LAYER, Axes, Sweep, SweepRow, setting_of, sweep_rows
 from quantlab.tracking.tracker import Tracker
+from quantlab.trial.config import check_trial
+from quantlab.trial.key import trial_key, trial_timing_key
 from quantlab.trial.material import resolve_checkpoint
-from quantlab.trial.trial import check_trial, trial_key, trial_timing_key
 
 Compose = Callable[[Iterable[str]], DictConfig]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from quantlab.sweeping.sweep import Sweep
 from quantlab.tracking.tracker import Tracker
-from quantlab.trial.trial import TrialConfig, plain_config
+from quantlab.trial.config import TrialConfig, plain_config
 
 NAMING = ("method", "bits", "placement", "calibration")
 

@@ -1,4 +1,4 @@
-"""A trial's model as it would be deployed: exported, answered by its runtime, compared with the trial."""
+"""Evaluates and profiles a trial's exported model in the runtime that it is deployed to."""
 
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -16,49 +16,86 @@ from quantlab.runtimes.qdq import export_onnx
 from quantlab.runtimes.runtime import FLOAT, INTEGER, FileRuntime, ProductCounts, planned_products
 from quantlab.runtimes.saturation import saturates
 from quantlab.tasks import metrics
-from quantlab.tasks.batching import Batch, Tokenized
+from quantlab.tasks.batching import Batch
 from quantlab.tasks.task import Task
+from quantlab.trial.material import Material
 
 MODEL = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DeployedResult:
-    """What a runtime made of an exported plan."""
+    """What a runtime answered with an exported model, and how it ran it."""
 
     logits: np.ndarray  # (N, classes), in the examples' and the task's order
     products: ProductCounts
-    planned: int  # products that the file has in integers
+    planned: int  # matrix products that the file has in integers
     size_bytes: int
-    saturates: bool  # the runtime's integer products, on this processor
+    saturates: bool  # whether the runtime's integer products saturate on this processor
 
     @property
     def kind(self) -> str:
-        """What its latency may be called."""
+        """The arithmetic that its latency is of: ``int8``, ``int8 in part`` or ``float``."""
         return self.products.kind(self.planned)
+
+
+def measure_deployed(
+    runtime: FileRuntime,
+    profile: Profile,
+    material: Material,
+    plan: QuantPlan,
+    trial_logits: np.ndarray,
+    fp32: TorchSubject,
+) -> Measurements:
+    """Exports the plan, evaluates the file in the runtime, and times it in turns with torch's FP32.
+
+    ``trial_logits``, (N, classes), are torch's. The runtime's metrics and tags have ``deployed`` in their
+    names.
+    """
+    loaded, task, rows = material.loaded, material.task, material.rows
+    with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
+        path = write_model(runtime, loaded, plan, material.batches[0].inputs, Path(folder), {})
+        deployed = run_deployed(runtime, path, material.batches, loaded.label_columns)
+        subject = RuntimeSubject(path=path, runtime=runtime)
+        profiled = profile.measure(subject, fp32, rows, loaded.tokenizer)
+    return Measurements(
+        metrics={
+            **deployed_scores(task, rows.labels, deployed.logits, trial_logits),
+            **{f"deployed_{name}": value for name, value in profiled.metrics.items()},
+            "size_onnx_bytes": float(deployed.size_bytes),
+        },
+        tags={
+            **{f"deployed_{name}": value for name, value in profiled.tags.items()},
+            "runtime": runtime.describe(),
+            "deployed_arithmetic": deployed.kind,
+            "deployed_products": f"{deployed.products}; {deployed.planned} planned in integers",
+            "runtime_saturates": str(deployed.kind != FLOAT and deployed.saturates),
+            "runtime_fell_back": str(deployed.planned > 0 and deployed.kind != INTEGER),
+        },
+    )
 
 
 def write_model(
     runtime: FileRuntime,
     loaded: LoadedModel,
     plan: QuantPlan,
-    names: Collection[str],
+    inputs: Collection[str],
     folder: Path,
     notes: Mapping[str, str],
 ) -> Path:
-    """Exports the plan's model for a runtime into a folder. Returns the file.
+    """Exports a plan's model for a runtime into a folder. Returns the file.
 
-    ``names`` are the tokenizer's inputs; ``notes`` go into the file's metadata.
+    ``inputs`` are the names of the tokenizer's inputs; ``notes`` go into the file's metadata.
     """
     path = folder / MODEL
-    export_onnx(loaded.model, plan, names, path, notes, runtime.signed)
+    export_onnx(loaded.model, plan, inputs, path, notes, runtime.signed)
     return path
 
 
 def run_deployed(
     runtime: FileRuntime, path: Path, batches: Sequence[Batch], columns: Sequence[int]
 ) -> DeployedResult:
-    """All rows answered by the runtime."""
+    """Answers all rows with the exported model in the runtime."""
     session = runtime.open(path, torch.get_num_threads())
     return DeployedResult(
         logits=session.predict(batches, columns),
@@ -72,43 +109,12 @@ def run_deployed(
 def deployed_scores(
     task: Task, labels: np.ndarray, deployed: np.ndarray, trial: np.ndarray
 ) -> dict[str, float]:
-    """The task's first metric of the deployed answers, and the share of them that are the trial's."""
+    """Returns the task's first metric of the deployed logits, and the share of answers equal to the trial's.
+
+    Both logits are (N, classes). A regression has no share of equal answers.
+    """
     primary = task.metrics[0]
     scores = {f"{primary}_deployed": metrics.compute([primary], deployed, labels)[primary]}
     if not task.regression:
         scores["agreement_deployed"] = float(np.mean(deployed.argmax(-1) == trial.argmax(-1)))
     return scores
-
-
-def measure_deployed(
-    runtime: FileRuntime,
-    loaded: LoadedModel,
-    plan: QuantPlan,
-    rows: Tokenized,
-    batches: Sequence[Batch],
-    task: Task,
-    trial: np.ndarray,
-    profile: Profile,
-    fp32: TorchSubject,
-) -> Measurements:
-    """Exports, answers, and times next to torch's FP32. Numbers of the runtime have ``deployed`` in their
-    names."""
-    with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
-        path = write_model(runtime, loaded, plan, batches[0].inputs, Path(folder), {})
-        found = run_deployed(runtime, path, batches, loaded.label_columns)
-        timed = profile.measure(RuntimeSubject(path=path, runtime=runtime), fp32, rows, loaded.tokenizer)
-    return Measurements(
-        metrics={
-            **deployed_scores(task, rows.labels, found.logits, trial),
-            **{f"deployed_{name}": value for name, value in timed.metrics.items()},
-            "size_onnx_bytes": float(found.size_bytes),
-        },
-        tags={
-            **{f"deployed_{name}": value for name, value in timed.tags.items()},
-            "runtime": runtime.describe(),
-            "deployed_arithmetic": found.kind,
-            "deployed_products": f"{found.products}; {found.planned} planned in integers",
-            "runtime_saturates": str(found.kind != FLOAT and found.saturates),
-            "runtime_fell_back": str(found.planned > 0 and found.kind != INTEGER),
-        },
-    )

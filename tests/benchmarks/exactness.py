@@ -24,9 +24,9 @@ from quantlab.engines.insert import insert
 from quantlab.machine.allocator import keep_freed_memory
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
+from quantlab.trial.config import check_trial
 from quantlab.trial.material import fp32_sketches, load_material
 from quantlab.trial.planning import make_plan
-from quantlab.trial.trial import check_trial
 
 SETTINGS = (
     "placement=all bits.symmetric=true",

@@ -102,7 +102,7 @@ def test_what_goes_wrong_in_a_process_is_raised_here(forked_workers: None) -> No
     with timing_process(Odd("raises"), INPUTS, 1) as raising, timing_process(Odd("dies"), INPUTS, 1) as dying:
         with pytest.raises(EOFError, match="truncated; 1 = 1 threads"):
             raising()
-        with pytest.raises(RuntimeError, match="ended without a word"):
+        with pytest.raises(RuntimeError, match="ended without an answer"):
             dying()
     assert set(multiprocessing.active_children()) == children
 
@@ -140,13 +140,13 @@ def test_a_process_that_ended_between_two_turns(ends: tuple[Any, Any], unread: i
     for _ in range(unread):
         here.send(7)
     there.close()
-    with pytest.raises(RuntimeError, match="ended without a word"):
+    with pytest.raises(RuntimeError, match="ended without an answer"):
         worker.times(1)
 
 
 def test_a_process_that_says_nothing(ends: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "START_TIMEOUT_S", 0.01)
-    with pytest.raises(RuntimeError, match="said nothing for 0.01 s"):
+    monkeypatch.setattr(timing, "ANSWER_TIMEOUT_S", 0.01)
+    with pytest.raises(RuntimeError, match="did not answer for 0.01 s"):
         TimingProcess(ends[0], {}).times(1)
 
 
@@ -157,7 +157,7 @@ def test_a_process_that_nobody_waits_for_ends(
     """Whether it is answering or failing, and whether what it has said was read."""
     monkeypatch.setattr(timing, "pin_threads", lambda _: None)
     here, there = ends
-    here.send(1)
+    here.send(timing.TimeRuns(1))
     here.close()
     timing._serve(there, Odd(fails), {}, 1)
 
@@ -165,7 +165,7 @@ def test_a_process_that_nobody_waits_for_ends(
 def test_a_failing_run_is_the_answer(ends: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "pin_threads", lambda _: None)
     here, there = ends
-    here.send(1)
+    here.send(timing.TimeRuns(1))
     timing._serve(there, Odd("does not run"), {}, 1)
     assert here.recv().keys() == {"memory_weights_mb"}
     assert isinstance(here.recv(), ArithmeticError)

@@ -41,7 +41,7 @@ from quantlab.quant.grid import AffineGrid
 from quantlab.runtimes import qdq
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.qdq import check_exportable, export_onnx, quantize_dequantize
-from quantlab.runtimes.runtime import check_model, planned_products
+from quantlab.runtimes.runtime import check_onnx, planned_products
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[onnx]'")
@@ -88,7 +88,7 @@ class File:
 
 @every_plan
 def test_a_valid_model_with_its_notes(made: Exported) -> None:
-    check_model(made.path)
+    check_onnx(made.path)
     file = File(made.path)
     assert file.inputs == ["input_ids", "attention_mask"]
     assert NOTES.items() <= file.notes.items()

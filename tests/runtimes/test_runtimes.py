@@ -26,7 +26,7 @@ from quantlab.runtimes.runtime import (
 from quantlab.runtimes.saturation import saturates
 from quantlab.tasks.batching import Batch
 from quantlab.tasks.glue import Glue
-from quantlab.trial.deployed import answer, compare
+from quantlab.trial.deployed import deployed_scores, run_deployed
 
 pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[onnx]'")
@@ -53,7 +53,7 @@ def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, r
     if saturates(runtime):
         pytest.skip("the runtime's integer products saturate on this processor: it has no VNNI")
     made = exported(name, runtime.signed)
-    found = answer(runtime, made.path, [ROWS], [0, 1])
+    found = run_deployed(runtime, made.path, [ROWS], [0, 1])
     # ONNX Runtime does not see that the first token's row is quantized where the whole tensor is
     cut = isinstance(runtime, OnnxRuntime) and made.case.placement == ALL
     assert found.kind == (FLOAT if name == "fp32" else MIXED if cut else INTEGER)
@@ -232,7 +232,7 @@ STSB = Glue(name="stsb", labels=(), metrics=("pearson",), config="stsb", text=("
 
 def test_deployed_answers_are_compared() -> None:
     deployed, trial = np.eye(2)[[0, 1, 1, 0]], 7 * np.eye(2)[[0, 1, 0, 1]]
-    scores = compare(QNLI, np.array([0, 1, 1, 1]), deployed, trial)
+    scores = deployed_scores(QNLI, np.array([0, 1, 1, 1]), deployed, trial)
     assert scores == {"accuracy_deployed": 0.75, "agreement_deployed": 0.5}
     ramp = np.arange(4.0)[:, None]
-    assert compare(STSB, np.arange(4), -ramp, ramp) == {"pearson_deployed": pytest.approx(-1)}
+    assert deployed_scores(STSB, np.arange(4), -ramp, ramp) == {"pearson_deployed": pytest.approx(-1)}

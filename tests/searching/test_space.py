@@ -19,9 +19,9 @@ from quantlab.searching.search_config import GROUPINGS, bits_of
 from quantlab.searching.setup import checked_space, prepared_model
 from quantlab.searching.space import Space, space_of
 from quantlab.storage.memo import Memo
+from quantlab.trial.config import check_trial
 from quantlab.trial.material import fp32_sketches
 from quantlab.trial.planning import make_plan
-from quantlab.trial.trial import check_trial
 
 SITES = sites_of(tiny_model())
 NAMES = [site.name for site in SITES]

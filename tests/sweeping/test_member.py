@@ -18,8 +18,8 @@ from quantlab.sweeping.member import entry, run_member, run_single
 from quantlab.sweeping.prepare import PreparedTrial, with_timing_names
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import Member, SweepRow, sweep_rows
+from quantlab.trial.key import trial_key
 from quantlab.trial.result import is_reference
-from quantlab.trial.trial import trial_key
 
 register()
 

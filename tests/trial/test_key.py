@@ -16,9 +16,11 @@ from quantlab.engines import kernel_choice
 from quantlab.methods.uniform import Uniform
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
+from quantlab.trial import environment
 from quantlab.trial import key as identity
+from quantlab.trial.config import plain_config
+from quantlab.trial.key import trial_key, trial_timing_key
 from quantlab.trial.material import fp32_predictions, load_material
-from quantlab.trial.trial import plain_config, trial_key, trial_timing_key
 
 CPU = torch.device("cpu")
 Configured = Callable[..., RunConfig]
@@ -94,14 +96,14 @@ CHANGES = {
     "torch": lambda patch: patch.setattr(torch, "__version__", "0.0"),
     "float32 products": lambda patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
     "instructions": lambda patch: patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True}),
-    "vendor": lambda patch: patch.setattr(identity, "cpu_vendor", lambda: "another"),
+    "vendor": lambda patch: patch.setattr(environment, "cpu_vendor", lambda: "another"),
     "capability": lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
     "oneDNN's limit": lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41"),
-    "no compiler": lambda patch: patch.setattr(identity.native, "library", lambda: None),
+    "no compiler": lambda patch: patch.setattr(environment.native, "library", lambda: None),
     "no exact product": lambda patch: patch.setattr(kernel_choice, "KINDS", ()),
     **{
         library: lambda patch, library=library: patch.setattr(
-            identity, "version", lambda name: "0.0" if name == library else "1.0"
+            environment, "version", lambda name: "0.0" if name == library else "1.0"
         )
         for library in ("transformers", "tokenizers", "numpy", "scipy")
     },
@@ -110,11 +112,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_environment_is_another_trial(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if change in identity.LIBRARIES:
-        monkeypatch.setattr(identity, "version", lambda name: "1.0")
-    before, key = identity.deciding_environment(CPU), identity.key_of({}, "checkpoint", "data", CPU, {})
+    if change in environment.LIBRARIES:
+        monkeypatch.setattr(environment, "version", lambda name: "1.0")
+    before, key = environment.deciding_environment(CPU), identity.key_of({}, "checkpoint", "data", CPU, {})
     CHANGES[change](monkeypatch)
-    assert identity.deciding_environment(CPU) != before
+    assert environment.deciding_environment(CPU) != before
     assert identity.key_of({}, "checkpoint", "data", CPU, {}) != key
 
 

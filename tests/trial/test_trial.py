@@ -21,8 +21,9 @@ from quantlab.network.models import FineTuned, Pretrained, Recipe
 from quantlab.plan.plan import QuantPlan
 from quantlab.storage.memo import Memo
 from quantlab.tasks.glue import Glue
+from quantlab.trial.key import trial_key
 from quantlab.trial.result import TrialResult, check_writable
-from quantlab.trial.trial import run_trial, trial_key
+from quantlab.trial.trial import run_trial
 
 TIMINGS = {"calibrate_s", "evaluate_s", "profile_s"}
 CLASSIFICATION = {

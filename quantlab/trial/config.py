@@ -1,0 +1,69 @@
+"""A trial's config, and the checks that it can run."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from quantlab.calibration.estimators import Calibration
+from quantlab.config.checks import one_of
+from quantlab.engines.insert import ENGINES
+from quantlab.evaluation.answering import Evaluation
+from quantlab.methods.bits import Bits, weighted_modules
+from quantlab.methods.method import Method, check_weight_ranges
+from quantlab.network.architecture import all_sites
+from quantlab.network.compatibility import check_token_types
+from quantlab.network.models import ModelSpec
+from quantlab.network.sites import Placement, Site
+from quantlab.profiling.profile import Profile
+from quantlab.runtimes.runtime import Runtime, TorchOnly
+from quantlab.storage.memo import Memo
+from quantlab.tasks.batching import tokenize
+from quantlab.tasks.task import Task
+from quantlab.trial.material import load_splits, resolve_checkpoint, tokenized_rows
+from quantlab.trial.result import plain_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that decides a trial's numbers, as components."""
+
+    model: ModelSpec
+    task: Task
+    placement: Placement
+    calibration: Calibration
+    bits: Bits
+    method: Method
+    evaluation: Evaluation
+    profile: Profile
+    engine: str = "integer"  # or simulated: computes the answers, and is timed
+    runtime: Runtime = field(default_factory=TorchOnly)  # also answers and is timed, unless it is TorchOnly
+
+    def __post_init__(self) -> None:
+        one_of("engine", self.engine, ENGINES)
+
+
+def plain_config(config: TrialConfig) -> dict[str, Any]:
+    """Returns the trial's settings as plain data, without the fields of subclasses."""
+    return {field.name: plain_data(getattr(config, field.name)) for field in fields(TrialConfig)}
+
+
+def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
+    """Checks that the trial can run. Returns its sites. Reads files; loads no weight.
+
+    Raises ValueError or OSError if a name, glob, group count, device or folder of the config is wrong, or if
+    checkpoint, tokenizer and rows do not fit each other.
+    """
+    config.runtime.check()
+    checkpoint = resolve_checkpoint(config.model, config.task, memo)
+    skeleton, train = checkpoint.skeleton, load_splits(config.task, memo).train
+    for rows in (
+        tokenize(config.calibration.rows(train), checkpoint.tokenizer, config.task.max_length),
+        tokenized_rows(config.model, config.task, config.evaluation, memo),
+    ):
+        check_token_types(rows, skeleton, checkpoint.folder)
+    sites = config.placement.select(all_sites(skeleton))
+    config.method.check(sites)
+    modules = weighted_modules(skeleton)
+    config.bits.check_rules([*(site.name for site in sites), *modules])
+    config.bits.check_kinds(list(modules.values()))
+    check_weight_ranges(config.bits, config.calibration)
+    return sites
