@@ -1,1 +1,1 @@
-"""Predictions, and what their differences mean."""
+"""A model's answers, their scores, and the significance of differences between models."""

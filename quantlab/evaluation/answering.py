@@ -1,4 +1,4 @@
-"""Predictions, and what they are worth."""
+"""Runs a model over the evaluation rows, and scores its answers."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ORDERS = ("random", "file")
-CONSTANT_SHARE = 0.98  # of the answers in one class: the model has stopped looking at its input
+CONSTANT_SHARE = 0.98  # a model with more of its answers in one class ignores its input
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Which rows of the evaluation split are answered, and which of these choose nothing."""
+    """Selects the rows of the evaluation split that are answered, and those of them that are held out.
+
+    Held-out rows choose no trial: they measure the trial that the other rows chose.
+    """
 
     limit: int | None = None  # rows; None: all
-    order: str = "random"  # or file: whether limit draws rows, every class in its share, or takes the first
-    seed: int = 0  # of the draw and of the split
-    holdout: float = 0.5  # share of the answered rows that measure the chosen trial and choose none
+    order: str = "random"  # limit draws rows, each class in proportion; or file: it takes the first rows
+    seed: int = 0  # of the draw, and of the choice of held-out rows
+    holdout: float = 0.5  # share of the answered rows that are held out
     batch_size: int = 16
 
     def __post_init__(self) -> None:
@@ -48,7 +51,7 @@ class Evaluation:
             whole("evaluation.limit", self.limit, 1)
 
     def rows(self, examples: Examples) -> Examples:
-        """The examples that are answered, in the order of the file."""
+        """Returns the examples that are answered, in the order of the file."""
         if self.limit is None or self.limit >= len(examples):
             return examples
         if self.order == "file":
@@ -56,22 +59,22 @@ class Evaluation:
         return examples.take(drawn(examples.labels, self.limit, self.seed))
 
     def held_out(self, labels: np.ndarray) -> np.ndarray:
-        """Which of the answered rows choose nothing, bool (N,), found from their labels (N,)."""
+        """Returns True for each answered row that is held out, bool (N,), given their labels (N,)."""
         return held_out(labels, self.holdout, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """Logits of shape (N, classes) in the examples' and the task's order, and the seconds they took."""
+    """A model's answers to the evaluation rows."""
 
-    logits: np.ndarray
-    seconds: float
+    logits: np.ndarray  # (N, classes), in the examples' and the task's order
+    seconds: float  # that the model took
 
 
 def predict(
     model: PreTrainedModel, batches: Sequence[Batch], columns: Sequence[int], title: str
 ) -> Predictions:
-    """Answers all rows of the batches; ``columns`` puts the model's classes into the task's order."""
+    """Answers all rows of the batches. ``columns`` puts the model's classes into the task's order."""
 
     @torch.inference_mode()
     def answer(batch: Batch) -> np.ndarray:
@@ -87,10 +90,12 @@ def predict(
 
 
 def score(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """The task's metrics, and the differences to the FP32 logits ``reference``.
+    """Returns the task's metrics by name, and the differences from the FP32 model.
 
-    ``*_drop`` is FP32 less quantized, so a loss is positive; its interval is paired over examples. An SQNR
-    without noise is infinite.
+    ``labels`` is (N,); ``logits`` and the FP32 model's ``reference`` are (N, classes). ``*_drop`` is the
+    metric of FP32 minus that of ``logits``, with a 95 % interval that is paired over examples. With r the
+    reference and x the logits, ``logits_sqnr_db`` is 10 log10(sum r^2 / sum (r - x)^2): infinite if they are
+    equal.
     """
     primary = task.metrics[0]
     scores = metrics.compute(task.metrics, logits, labels)
@@ -109,7 +114,7 @@ def score(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndar
 
 
 def largest_share(classes: np.ndarray) -> float:
-    """The share of the most frequent value."""
+    """Returns the share of the most frequent value, in 0..1."""
     return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
 
 

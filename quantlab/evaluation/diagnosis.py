@@ -1,4 +1,4 @@
-"""Site by site: the range each tensor got, what was seen there, and what its quantization alone costs."""
+"""A table of every quantized tensor: its range, its extremes, and the noise of its quantization alone."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def site_table(
     sqnr: Mapping[str, float],
     network: str,
 ) -> pd.DataFrame:
-    """One row a quantized tensor: grid, ranges, extremes, kurtosis, and the SQNR of its quantization alone.
+    """Returns a row for each quantized tensor: grid, ranges, extremes, kurtosis, SQNR in dB.
 
-    A site's extremes, kurtosis (``sketches``) and SQNR (``sqnr``, in dB, of :func:`site_sqnr_db`) are of its
-    tensor in the ``network`` that its range was seen in; a weight's are of the checkpoint's, and what is
-    clipped is noise.
+    A site's numbers are of the network that calibrated it, named ``network``: extremes and kurtosis of its
+    sketch, ``sqnr`` of :func:`site_sqnr_db`. A weight's numbers are of the checkpoint's values; what its
+    range clips counts as noise.
     """
     rows = [_activation_row(item, sketches[item.site], sqnr[item.site], network) for item in plan.activations]
     weights = [(item, model.get_parameter(item.parameter).data) for item in plan.weights]
@@ -53,9 +53,11 @@ def site_sqnr_db(
     batches: Sequence[Batch],
     through: bool = False,
 ) -> dict[str, float]:
-    """SQNR in dB of each of the plan's sites: ``10 log10(sum x^2 / sum (x - Q(x))^2)`` over the batches,
-    padding left out. ``x`` is the site's tensor in the model as it is; with ``through``, with all earlier
-    sites quantized. One pass serves all sites."""
+    """Returns the SQNR of each of the plan's sites in dB: ``10 log10(sum x^2 / sum (x - Q(x))^2)``.
+
+    The sums are over all batches, without padding. ``x`` is the site's tensor in the model as it is, or, if
+    ``through``, with all earlier sites quantized. One pass serves all sites.
+    """
     by_name = {site.name: site for site in sites}
     signal: dict[str, list[float]] = defaultdict(list)
     noise: dict[str, list[float]] = defaultdict(list)
@@ -83,7 +85,7 @@ def site_sqnr_db(
 
 
 def unpadded_energy(x: Tensor, mask: Tensor, site: Site) -> float:
-    """Sum of squares of a site's tensor without its padding, in float64."""
+    """Returns the sum of squares of a site's tensor without padding, in float64."""
     if x.ndim != 3 or site.tap.at in ("scores", "probs"):
         return energy(valid_elements(x, mask, site))
     return float(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square()[mask].sum())

@@ -1,1 +1,1 @@
-"""One trial: quantize, evaluate, profile."""
+"""One trial: quantize a model, evaluate it, profile it. Start at trial.py."""

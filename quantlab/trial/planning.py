@@ -1,5 +1,4 @@
-"""From what calibration saw to a trial's plan: which network the ranges are seen in, and whose weights are
-clipped."""
+"""Makes a trial's plan: observes activations in the network that the config calibrates in, then plans."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,11 @@ from quantlab.trial.material import Material
 
 Sketches = Mapping[str, Sketch]
 
-DIAGNOSED_BATCHES = 32  # of the calibration rows, at most
+DIAGNOSED_BATCHES = 32  # at most so many of the calibration batches are diagnosed
 
 
-class Settings(Protocol):
-    """What decides a plan; a trial's config has it."""
+class PlanSettings(Protocol):
+    """The settings that decide a plan. A trial's config has them."""
 
     @property
     def method(self) -> Method: ...
@@ -36,29 +35,38 @@ class Settings(Protocol):
 
 
 def make_plan(
-    settings: Settings, material: Material, sites: Sequence[Site], fp32: Sketches
+    settings: PlanSettings, material: Material, sites: Sequence[Site], fp32: Sketches
 ) -> tuple[QuantPlan, Sketches]:
-    """The plan, and the sketches that its ranges come from."""
+    """Returns the plan, and the sites' sketches that its ranges come from.
+
+    ``fp32`` are the sketches of the FP32 network, by site.
+    """
     weights, sketches = weights_and_sketches(settings, material, sites, fp32)
     return settings.method.plan(sites, sketches, weights, settings.bits, settings.calibration), sketches
 
 
 def weights_and_sketches(
-    settings: Settings, material: Material, sites: Sequence[Site], fp32: Sketches
+    settings: PlanSettings, material: Material, sites: Sequence[Site], fp32: Sketches
 ) -> tuple[tuple[WeightQuant, ...], Sketches]:
-    """The weights' plan and the sites' sketches: those of the FP32 network (``fp32``) unless the config asks
-    for the network as it will run, or the method clips weights."""
+    """Returns the weights' part of the plan, and the sites' sketches.
+
+    The sketches are ``fp32``, those of the FP32 network, unless the method clips weights or
+    ``calibration.through`` asks for a quantized network: then the sites are observed in that one.
+    """
     weights = plan_weights(material.model, settings.method, settings.bits, settings.calibration)
-    with network_of_ranges(settings, material, weights) as network:
-        return weights, fp32 if network == "fp32" else sketches_as_run(settings, material, sites)
+    with calibration_network(settings, material, weights) as network:
+        return weights, fp32 if network == "fp32" else observed_sketches(settings, material, sites)
 
 
 @contextmanager
-def network_of_ranges(
-    settings: Settings, material: Material, weights: Sequence[WeightQuant]
+def calibration_network(
+    settings: PlanSettings, material: Material, weights: Sequence[WeightQuant]
 ) -> Iterator[str]:
-    """Until the exit the model has the weights with which the ranges of activations are seen: its own, these
-    clipped by the method, or quantized ones. Yields the network's name, as ``sites.csv`` has it."""
+    """Gives the model the weights that activations are calibrated with, until the exit.
+
+    They are quantized as ``calibration.through`` asks, or clipped by the method, or the FP32 weights. Yields
+    the network's name, which ``sites.csv`` shows.
+    """
     if settings.calibration.through != "fp32":
         with quantized_weights(material.model, weights):
             earlier = settings.calibration.through == "quantized"
@@ -70,19 +78,24 @@ def network_of_ranges(
 
 
 def diagnose(
-    settings: Settings, material: Material, sites: Sequence[Site], plan: QuantPlan, sketches: Sketches
+    settings: PlanSettings, material: Material, sites: Sequence[Site], plan: QuantPlan, sketches: Sketches
 ) -> pd.DataFrame:
-    """The table of a plan's tensors (:func:`quantlab.evaluation.diagnosis.site_table`), each site looked at
-    in the network that its range was seen in."""
+    """Returns the table of a plan's tensors (:func:`quantlab.evaluation.diagnosis.site_table`).
+
+    Sites are measured in the network that calibrated them.
+    """
     batches = material.calibration_batches(settings.calibration)[:DIAGNOSED_BATCHES]
     through = settings.calibration.through == "quantized"
-    with network_of_ranges(settings, material, plan.weights) as network:
+    with calibration_network(settings, material, plan.weights) as network:
         sqnr = site_sqnr_db(material.model, plan, sites, batches, through)
     return site_table(material.model, plan, sketches, sqnr, network)
 
 
-def sketches_as_run(settings: Settings, material: Material, sites: Sequence[Site]) -> dict[str, Sketch]:
-    """Sketches of the sites in the model as it is, with earlier sites quantized where so set."""
+def observed_sketches(settings: PlanSettings, material: Material, sites: Sequence[Site]) -> dict[str, Sketch]:
+    """Observes the sites in the model as it is. Returns their sketches.
+
+    With ``calibration.through=quantized`` each site is quantized before the next one is observed.
+    """
     calibration = settings.calibration
 
     def requantize(site: Site, sketch: Sketch) -> TensorFunction | None:

@@ -1,4 +1,4 @@
-"""A trial's result, and its files: whole or not there."""
+"""A trial's result, and the files that it is saved in."""
 
 import json
 import math
@@ -18,30 +18,33 @@ from quantlab.plan.plan import QuantPlan
 from quantlab.storage.files import settle, write_whole
 
 RESULT = "result.json"
-REFERENCE = "fp32"  # the engine of a trial in which nothing is quantized
+REFERENCE = "fp32"  # the tag engine of a trial in which nothing is quantized
 
 Metric = float | list[float | None] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrialResult:
-    """All that a trial found. A list among the metrics is one value a depth; None stands for "infinite" or
-    "none"."""
+    """Everything that a trial computed.
+
+    A metric is a number, or a list with one number for each depth of the network. None stands for an infinite
+    or missing number.
+    """
 
     metrics: Mapping[str, Metric]
     config: Mapping[str, Any]
     tags: Mapping[str, str]
     alarms: tuple[Alarm, ...]
     plan: QuantPlan
-    linears: Mapping[str, LinearExecution]  # what each Linear ran on, by path
+    linears: Mapping[str, LinearExecution]  # by path; what each Linear ran on
     sites: pd.DataFrame
-    outliers: pd.DataFrame  # of every site in the FP32 network
-    labels: np.ndarray
+    outliers: pd.DataFrame  # statistics of every site of the FP32 network
+    labels: np.ndarray  # (N,)
     logits: np.ndarray  # (N, classes)
     reference: np.ndarray  # the FP32 logits, (N, classes)
 
     def summary(self) -> dict[str, Any]:
-        """What ``result.json`` holds."""
+        """Returns what ``result.json`` holds."""
         return {
             "metrics": dict(self.metrics),
             "config": dict(self.config),
@@ -50,15 +53,15 @@ class TrialResult:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Writes the artifacts, and ``result.json`` last: where it is, everything is. Returns the files."""
+        """Writes all files. Returns their paths. ``result.json`` comes last: where it is, all files are."""
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False))
         write_whole(folder / "plan.json", self.plan.to_json())
         self._answers().to_parquet(folder / "answers.parquet", index=False)
         self.sites.to_csv(folder / "sites.csv", index=False)
         self.outliers.to_csv(folder / "outliers.csv", index=False)
-        ran = [(path, ran.on, ran.times_fp32) for path, ran in self.linears.items()]
-        pd.DataFrame(ran, columns=["linear", "ran_on", "times_fp32"]).to_csv(
+        linears = [(path, linear.on, linear.times_fp32) for path, linear in self.linears.items()]
+        pd.DataFrame(linears, columns=["linear", "ran_on", "times_fp32"]).to_csv(
             folder / "linears.csv", index=False
         )
         title = f"FP32 activations of {Path(self.tags['checkpoint']).name}"
@@ -72,7 +75,7 @@ class TrialResult:
         return [*files, folder / RESULT]
 
     def layers(self) -> dict[str, list[float]]:
-        """The metrics that have one value a depth; NaN where there is none."""
+        """Returns the metrics that have one value for each depth, NaN for missing ones."""
         lists = {name: values for name, values in self.metrics.items() if isinstance(values, list)}
         return {
             name: [math.nan if value is None else value for value in values] for name, values in lists.items()
@@ -86,12 +89,12 @@ class TrialResult:
 
 
 def is_reference(tags: Mapping[str, str]) -> bool:
-    """Whether a trial with these tags is the unquantized FP32 network itself, by its own word."""
+    """Returns True if a trial with these tags ran the unquantized FP32 network."""
     return tags.get("engine") == REFERENCE
 
 
 def plain_data(component: Any) -> Any:
-    """A component as plain data that Hydra can build it from again: ``_target_`` and its fields."""
+    """Returns a component as plain data from which Hydra can build it again: ``_target_`` and its fields."""
     if is_dataclass(component) and not isinstance(component, type):
         target = f"{type(component).__module__}.{type(component).__qualname__}"
         return {"_target_": target} | {
@@ -103,13 +106,12 @@ def plain_data(component: Any) -> Any:
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON and databases know no infinity."""
+    """Replaces NaN and infinity by None: JSON and databases have no such numbers."""
     return value if math.isfinite(value) else None
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder and removes an older result from it. Raises OSError where nothing can be written
-    there."""
+    """Makes the folder and removes an older result from it. Raises OSError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / ".writable", "")

@@ -197,11 +197,11 @@ def test_a_drop_of_the_limit_is_rarely_called_larger(limit: float, differing: fl
     assert np.mean([p[tuple(table)] < 0.05 for table in tables]) <= 0.06
 
 
-def compared(lost: int, won: int, n: int, least: float = 0.005, tests: int = 1) -> Comparison:
+def compared(lost: int, won: int, n: int, detectable: float = 0.005, tests: int = 1) -> Comparison:
     """A model against another one, of whose right answers it loses and wins so many."""
     labels = np.arange(n) % 2
     other, logits = (np.eye(2)[np.where(right, labels, 1 - labels)] for right in paired(lost, won, n))
-    return compare("accuracy", other, logits, labels, least, tests=tests)
+    return compare("accuracy", other, logits, labels, detectable, tests=tests)
 
 
 @pytest.mark.parametrize("tests", [1, 11])
@@ -272,9 +272,9 @@ def test_needed_where_nearly_nothing_differs_is_that_of_a_model_which_only_loses
 @pytest.mark.parametrize("differing", [0.03, 0.1, 0.3])
 def test_needed_gives_80_percent_power(differing: float) -> None:
     """Of 1,000 simulated comparisons of as many examples as needed, McNemar sees 2 points in about 80 %."""
-    least = 0.02
-    lost, won = (differing + least) / 2, (differing - least) / 2
-    pilot = compared(round(10_000 * lost), round(10_000 * won), 10_000, least)
+    detectable = 0.02
+    lost, won = (differing + detectable) / 2, (differing - detectable) / 2
+    pilot = compared(round(10_000 * lost), round(10_000 * won), 10_000, detectable)
     assert pilot.needed is not None
     tables = np.random.default_rng(0).multinomial(pilot.needed, [lost, won, 1 - differing], size=1000)
     found = {tuple(table): compared(*table[:2], pilot.needed).p for table in np.unique(tables, axis=0)}
@@ -383,12 +383,12 @@ def test_arrays_that_do_not_pair_up(shapes: tuple[tuple[int, ...], ...]) -> None
         compare("accuracy", other, logits, labels)
 
 
-@pytest.mark.parametrize("least", [0.0, 1.0, -0.1, 5])
-def test_least_is_a_fraction(least: float) -> None:
+@pytest.mark.parametrize("detectable", [0.0, 1.0, -0.1, 5])
+def test_the_detectable_difference_is_a_fraction(detectable: float) -> None:
     with pytest.raises(
-        ValueError, match=f"least must be between 0 and 1, a fraction of the metric, got {least}"
+        ValueError, match=f"detectable must be between 0 and 1, a fraction of the metric, got {detectable}"
     ):
-        compared(1, 2, 10, least)
+        compared(1, 2, 10, detectable)
 
 
 def test_verdicts() -> None:
@@ -397,5 +397,5 @@ def test_verdicts() -> None:
     assert verdict(replace(shown, n=5463)) == "not distinguishable with n = 5,463, enough to see 0.5 points"
     assert verdict(replace(shown, p=0.049)) == "worse"
     assert verdict(replace(shown, difference=0.002, p=0.049)) == "better"
-    assert verdict(replace(shown, needed=7), least=0.1).endswith("enough to see 10 points")
+    assert verdict(replace(shown, needed=7), detectable=0.1).endswith("enough to see 10 points")
     assert verdict(replace(shown, n=3, needed=7)).endswith("needs about n = 7 to see 0.5 points")
