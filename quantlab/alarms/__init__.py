@@ -1,4 +1,7 @@
-"""Signs that a number does not mean what it seems to: each would have caught a mistake that was published."""
+"""Alarms: signs that a trial's numbers do not mean what they seem to.
+
+Each would have caught a mistake in a published result.
+"""
 
 from quantlab.alarms.alarm import Alarm, Evidence
 from quantlab.alarms.calibrating import few_calibration_rows, padding_counted, uncalibrated_site
@@ -61,5 +64,5 @@ __all__ = ["ALARMS", "Alarm", "Evidence", "raised_alarms"]
 
 
 def raised_alarms(evidence: Evidence) -> tuple[Alarm, ...]:
-    """All alarms that a trial gives cause for."""
+    """Runs all checks on a trial. Returns the alarms, in the order of :data:`ALARMS`."""
     return tuple(alarm for check in ALARMS for alarm in check(evidence))

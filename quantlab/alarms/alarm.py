@@ -1,4 +1,4 @@
-"""What an alarm is, and what alarms look at."""
+"""An alarm, and the evidence that alarms are raised from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from quantlab.quant.sketch import Sketch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAMED = 3  # of the worst
+SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A name for filters, and a sentence for people."""
+    """A name to filter by, and a sentence to read."""
 
     name: str
     message: str
@@ -30,12 +30,12 @@ class Alarm:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
-    """What alarms look at."""
+    """What the checks of a trial read."""
 
     config: Mapping[str, Any]  # the trial's, as plain data
     plan: QuantPlan
     sites: Sequence[Site]  # all of the model's
-    sketches: Mapping[str, Sketch]  # by site, as the ranges saw them
+    sketches: Mapping[str, Sketch]  # by site, in the network that calibrated them
     model: PreTrainedModel  # in FP32
     tags: Mapping[str, str]
     metrics: Mapping[str, Any]
@@ -46,16 +46,16 @@ class Evidence:
 
     @cached_property
     def coverages(self) -> tuple[Coverage, ...]:
-        """How each tensor that is on an integer grid lies on it."""
-        return tuple(covered for covered in self._covered() if covered is not None)
+        """How each tensor on an integer grid covers the grid's levels."""
+        return tuple(coverage for coverage in self._coverages() if coverage is not None)
 
-    def _covered(self) -> Iterator[Coverage | None]:
+    def _coverages(self) -> Iterator[Coverage | None]:
         for site in self.plan.activations:
             yield site_coverage(site, self.sketches[site.site])
         for weight in self.plan.weights:
             yield weight_coverage(weight, self.model.get_parameter(weight.parameter).detach())
 
 
-def worst(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+def first_few(names: Sequence[str]) -> str:
+    """Joins the first few names, and "..." if there are more."""
+    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")

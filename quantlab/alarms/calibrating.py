@@ -1,17 +1,16 @@
-"""Calibration that saw too little, or what it should not have seen."""
+"""Alarms about calibration that observed too little, or what it should leave out."""
 
 from collections.abc import Iterator
 
-from quantlab.alarms.alarm import Alarm, Evidence, worst
+from quantlab.alarms.alarm import Alarm, Evidence, first_few
 from quantlab.quant.grid import AffineGrid
 
-FEWEST_ROWS = (
-    16  # with 8 rows, and with one, min-max ranges are those of the draw: 50.6 to 82.0 % on one network
-)
+# Fewer rows leave min-max ranges to chance: with 1 or 8 rows one network got 50.6 to 82.0 % accuracy.
+FEWEST_ROWS = 16
 
 
 def uncalibrated_site(evidence: Evidence) -> Iterator[Alarm]:
-    """Sites that calibration has not reached, or where it saw one value only."""
+    """Sites that calibration did not reach, or where it observed a single value."""
     sketches = [(item.site, evidence.sketches[item.site]) for item in evidence.plan.activations]
     blind = [f"{name} (never reached)" for name, sketch in sketches if sketch.count == 0]
     blind += [
@@ -21,12 +20,13 @@ def uncalibrated_site(evidence: Evidence) -> Iterator[Alarm]:
     ]
     if blind:
         yield Alarm(
-            "uncalibrated_site", f"calibration saw nothing at {len(blind)} of {len(sketches)}: {worst(blind)}"
+            "uncalibrated_site",
+            f"calibration saw nothing at {len(blind)} of {len(sketches)}: {first_few(blind)}",
         )
 
 
 def few_calibration_rows(evidence: Evidence) -> Iterator[Alarm]:
-    """Ranges that come from a handful of rows."""
+    """Ranges calibrated on a handful of rows."""
     rows = evidence.config["calibration"]["samples"]
     ranges = sum(isinstance(item.grid, AffineGrid) for item in evidence.plan.activations)
     if ranges and rows < FEWEST_ROWS:
@@ -34,6 +34,6 @@ def few_calibration_rows(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def padding_counted(evidence: Evidence) -> Iterator[Alarm]:
-    """Ranges and outlier statistics that count padding."""
+    """Ranges and outlier statistics that include padding."""
     if evidence.config["calibration"]["padding"] == "included":
         yield Alarm("padding_counted", "padding counts in the ranges and in the statistics of outliers")

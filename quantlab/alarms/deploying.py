@@ -1,28 +1,27 @@
-"""Plans, speeds and sizes that are not those of an integer runtime."""
+"""Alarms about plans, speeds and sizes that an integer runtime would not have."""
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from quantlab.alarms.alarm import Alarm, Evidence, worst
+from quantlab.alarms.alarm import Alarm, Evidence, first_few
 from quantlab.kernels import native
 from quantlab.network.sites import Site, Tap
 from quantlab.plan.plan import QuantPlan
 
-BUSY = 1.25  # runnable threads a processor: the trial itself makes at most one
-SMALLER = 0.9  # of FP32's size: INT8 weights alone should come near a quarter
+BUSY = 1.25  # load for each processor; the trial itself makes at most 1
+SMALLER = 0.9  # share of FP32's size that a quantized file must stay below; INT8 weights come near 1/4
 NARROW = 16  # bits
 
 
 def products_in_float(evidence: Evidence) -> Iterator[Alarm]:
-    """Some activations are quantized, but not all that enter matrix products: a runtime computes these in
-    float."""
+    """Inputs of matrix products that stay unquantized while others do not: a runtime multiplies in float."""
     taps = {item.tap for item in evidence.plan.activations}
     operands = _operands(evidence.sites)
     left = [name for name, its_taps in operands if not taps & its_taps]
     if taps and left:
         roles = Counter(name.split(".", 1)[1] for name in left)
-        names = worst([f"{role} ({count})" for role, count in roles.most_common()])
+        names = first_few([f"{role} ({count})" for role, count in roles.most_common()])
         yield Alarm(
             "products_in_float",
             f"{len(left)} of {len(operands)} inputs of matrix products stay as they are: {names}",
@@ -30,7 +29,7 @@ def products_in_float(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def simulated_latency(evidence: Evidence) -> Iterator[Alarm]:
-    """A latency of arithmetic that no runtime would run."""
+    """A latency of simulated quantization, which no runtime has."""
     latency, speedup = (evidence.metrics.get(name) for name in ("latency_p50_ms", "speedup_vs_fp32"))
     if evidence.tags.get("engine") == "simulated" and latency is not None:
         also = "" if speedup is None else f"; nor is {speedup:.2f} its speed-up"
@@ -42,7 +41,7 @@ def simulated_latency(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def size_not_smaller(evidence: Evidence) -> Iterator[Alarm]:
-    """Narrow weights in a file that is as large as FP32's."""
+    """Narrow weights in a file that is about as large as FP32's."""
     narrow = [item for item in evidence.plan.weights if item.grid.bits < NARROW]
     name = "size_onnx_bytes" if evidence.metrics.get("size_onnx_bytes") else "size_bytes"
     size, fp32 = evidence.metrics.get(name), evidence.metrics.get("size_fp32_bytes")
@@ -55,14 +54,14 @@ def size_not_smaller(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def kernels_missing(evidence: Evidence) -> Iterator[Alarm]:
-    """``kernels.c`` could not be built or loaded, so torch did its work, more slowly."""
+    """``kernels.c`` could not be built or loaded, so torch did its work more slowly."""
     on_cpu = evidence.plan != QuantPlan() and evidence.model.device.type == "cpu"
     if on_cpu and (why := native.missing()):
         yield Alarm("kernels_missing", f"torch did the work of kernels.c, more slowly: {why}")
 
 
 def machine_busy(evidence: Evidence) -> Iterator[Alarm]:
-    """A profile on a machine that had other work: without FP32's turns beside it, its times mean little."""
+    """A profile on a machine with other work. Its times mean little; a speed-up in turns still holds."""
     processors = os.cpu_count() or 1
     for name in ("load_average_1m", "deployed_load_average_1m"):
         load = float(evidence.tags.get(name, 0))
@@ -74,7 +73,7 @@ def machine_busy(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def runtime_fell_back(evidence: Evidence) -> Iterator[Alarm]:
-    """A runtime that runs products in float that its file has in integers."""
+    """A runtime runs products in float that the file has in integers."""
     if evidence.tags.get("runtime_fell_back") == "True":
         yield Alarm(
             "runtime_fell_back",
@@ -83,7 +82,7 @@ def runtime_fell_back(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def runtime_saturates(evidence: Evidence) -> Iterator[Alarm]:
-    """A runtime whose integer products are not exact on this processor."""
+    """A runtime whose integer products saturate on this processor."""
     if evidence.tags.get("runtime_saturates") == "True":
         yield Alarm(
             "runtime_saturates",
@@ -99,9 +98,9 @@ def _operands(sites: Sequence[Site]) -> list[tuple[str, set[Tap]]]:
     A site without ``made_at`` is the same tensor as the site before it: the input of layer 1's attention is
     layer 0's output.
     """
-    found, before = [], None
+    operands, before = [], None
     for site in sites:
         if site.read_at:
-            found.append((site.name, {tap for tap in (site.read_at, site.made_at or before) if tap}))
+            operands.append((site.name, {tap for tap in (site.read_at, site.made_at or before) if tap}))
         before = site.made_at or before
-    return found
+    return operands

@@ -1,4 +1,4 @@
-"""Answers that are none, or that do not show what they are taken to show."""
+"""Alarms about answers: models that answer one class or NaN, and results that show less than they seem to."""
 
 from collections.abc import Iterator
 
@@ -10,20 +10,22 @@ from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share
 from quantlab.evaluation.significance import DETECTABLE, compare, examples_needed
 from quantlab.plan.plan import QuantPlan
 
-FEW_DISTINCT = 10  # rows of logits: the published percentile trials have four
-FAR = 0.01  # of the published accuracy, beyond what chance explains: seeds of one recipe differ by less
+FEW_DISTINCT = 10  # different rows of logits; the paper's percentile trials have four
+FAR = 0.01  # of accuracy, beyond the interval; seeds of one recipe differ by less
 
 
 def constant_prediction(evidence: Evidence) -> Iterator[Alarm]:
-    """One class takes nearly all answers."""
+    """Nearly all answers are one class."""
     share = 0.0 if evidence.regression else largest_share(evidence.logits.argmax(-1))
     if share >= CONSTANT_SHARE:
         yield Alarm("constant_prediction", f"{share:.1%} of the answers are the same class")
 
 
 def majority_accuracy(evidence: Evidence) -> Iterator[Alarm]:
-    """Accuracy within one standard error of always answering the most frequent class, or below: quantized,
-    and FP32."""
+    """Accuracy at most one standard error above that of always answering the most frequent class.
+
+    Checked for the quantized and the FP32 model.
+    """
     if evidence.regression:
         return
     majority = largest_share(evidence.labels)
@@ -41,7 +43,7 @@ def majority_accuracy(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def collapsed_logits(evidence: Evidence) -> Iterator[Alarm]:
-    """A handful of different logits for all examples, where FP32 has at least ten times as many."""
+    """At most :data:`FEW_DISTINCT` different rows of logits, where FP32 has at least ten times as many."""
     distinct, before = (len(np.unique(logits, axis=0)) for logits in (evidence.logits, evidence.reference))
     if distinct <= min(FEW_DISTINCT, before / 10):
         yield Alarm(
@@ -61,10 +63,10 @@ def nan_logits(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def fp32_far_from_published(evidence: Evidence) -> Iterator[Alarm]:
-    """FP32 itself is not what was published for this network and task: another checkpoint, data or
-    evaluation.
+    """The FP32 model's accuracy is far from the published one: checkpoint, data or evaluation differ.
 
-    Far is more than a point outside the 95 % interval (Wilson's) of the accuracy found here.
+    Far is more than :data:`FAR` outside the 95 % interval of the measured accuracy (Wilson 1927: Probable
+    inference, the law of succession, and statistical inference, JASA 22).
     """
     config, accuracy = evidence.model.config, evidence.metrics.get("accuracy_fp32")
     anchor = fp32_anchor(evidence.config["task"]["name"], config)
@@ -84,7 +86,7 @@ def fp32_far_from_published(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def too_few_examples(evidence: Evidence) -> Iterator[Alarm]:
-    """A drop that cannot be told from none, on fewer examples than it takes to see half a point."""
+    """A drop that cannot be told from none, on fewer examples than it takes to detect half a point."""
     primary, n = evidence.config["task"]["metrics"][0], len(evidence.labels)
     drop, low, high = (
         evidence.metrics.get(f"{primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
@@ -102,7 +104,7 @@ def too_few_examples(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def label_order_assumed(evidence: Evidence) -> Iterator[Alarm]:
-    """The checkpoint does not say which logit is which label."""
+    """The checkpoint has no label names, so the order of its logits is assumed."""
     if evidence.tags.get("label_order") == "assumed":
         yield Alarm(
             "label_order_assumed", "the checkpoint has no label names: its order is taken to be the task's"
@@ -110,11 +112,10 @@ def label_order_assumed(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def tokenizer_mismatch(evidence: Evidence) -> Iterator[Alarm]:
-    """The tokenizer's files do not fit its vocabulary or the model: FP32 is worse than it should be, and so
-    is all."""
-    if found := evidence.tags.get("tokenizer_mismatch"):
+    """The tokenizer's files do not fit its vocabulary or the model, which makes FP32 and all else worse."""
+    if mismatch := evidence.tags.get("tokenizer_mismatch"):
         yield Alarm(
-            "tokenizer_mismatch", f"the tokenizer is not the one that the model was trained with: {found}"
+            "tokenizer_mismatch", f"the tokenizer is not the one that the model was trained with: {mismatch}"
         )
 
 

@@ -1,1 +1,1 @@
-"""Time and memory, measured in fresh processes."""
+"""Latency and memory of a model, measured in fresh processes."""

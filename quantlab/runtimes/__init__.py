@@ -1,1 +1,1 @@
-"""ONNX Runtime and OpenVINO: exported files and what they answer."""
+"""Export to ONNX, and the runtimes that run exported models: ONNX Runtime and OpenVINO."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime."""
+"""Runs exported models on ONNX Runtime."""
 
 import tempfile
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ INTEGER = (
     "QAttention",
 )
 FLOATING = ("MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention")
-WEIGHT_INPUT = {"QLinearMatMul": 3, "QGemm": 3}  # of the others the second input
-ERRORS_ONLY = 3
-EXACT = ("session.x64quantprecision", "1")  # without VNNI: kernels that do not saturate, slower
+WEIGHT_INPUT = {"QLinearMatMul": 3, "QGemm": 3}  # index of the weight; 1 for all others
+ERRORS_ONLY = 3  # log level
+EXACT = ("session.x64quantprecision", "1")  # without VNNI: slower kernels that do not saturate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class OnnxRuntime(FileRuntime):
 
 class _Session(Session):
     def __init__(self, session: "onnxruntime.InferenceSession", products: ProductCounts):  # type: ignore[name-defined]  # noqa: F821
-        self.session, self.found = session, products
+        self.session, self.product_counts = session, products
         self.names = [node.name for node in session.get_inputs()]
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -76,7 +76,7 @@ class _Session(Session):
         return logits
 
     def products(self) -> ProductCounts:
-        return self.found
+        return self.product_counts
 
 
 def _products(optimized: Path) -> ProductCounts:

@@ -1,4 +1,4 @@
-"""OpenVINO."""
+"""Runs exported models on OpenVINO."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from quantlab.runtimes.runtime import (
 )
 
 WITH_WEIGHT = "FullyConnected"
-FUSED = "Subgraph"  # several nodes in one kernel, which its name does not tell
+FUSED = "Subgraph"  # one kernel for several nodes; its name does not say which
 PRODUCTS = (WITH_WEIGHT, "MatMul", FUSED)
 INTEGER = ("u8", "i8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVino(FileRuntime):
-    """OpenVINO, for the least latency; what is not quantized runs in FP32, not in the processor's 16 bits."""
+    """OpenVINO, tuned for latency. What is not quantized runs in FP32, even if the processor has 16 bits."""
 
     package: ClassVar[str] = "openvino"
-    signed: ClassVar[bool] = True  # attention's products run in integers then, all of attention as one kernel
+    signed: ClassVar[bool] = True  # then all of attention is one kernel, with products in integers
 
     device: str = "CPU"
 
@@ -59,7 +59,7 @@ class _Session(Session):
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         logits: np.ndarray = self.request.infer(dict(inputs))[self.compiled.output("logits")]
-        return logits.copy()  # the request's own memory, written again by the next call
+        return logits.copy()  # the next call overwrites the request's memory
 
     def products(self) -> ProductCounts:
         nodes = [node.get_rt_info() for node in self.compiled.get_runtime_model().get_ops()]

@@ -1,10 +1,9 @@
-"""A plan as a standard ONNX model: QuantizeLinear and DequantizeLinear around float operators, weights in
-integers.
+"""Exports a plan's model to ONNX: float operators between QuantizeLinear and DequantizeLinear.
 
 Runtimes turn ``MatMul(DequantizeLinear(x), DequantizeLinear(w))`` into integer products. Activations of 8
-bits travel as unsigned bytes, symmetric ones with zero point 128: there ONNX's grid has one level more than
-quantlab's (-128). A site in groups is split into them, each with its one range, so that its products are
-integer ones too.
+bits are unsigned bytes; symmetric ones have zero point 128, where ONNX's grid has one level more than
+quantlab's (-128). A site with groups is split into them, each with one range, so that its products run in
+integers too.
 """
 
 from __future__ import annotations
@@ -37,22 +36,22 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 FLOAT_BITS, WEIGHT_BITS = 16, 8
 DYNAMIC = ("batch", "tokens")  # the first two dimensions of each input
 TRACED_ROWS, TRACED_TOKENS = 2, 3
-EXTERNAL_BYTES = 1_800_000_000  # protobuf holds no more than 2 GB
-GROUPED = "_quantlab_grouped"
+EXTERNAL_BYTES = 1_800_000_000  # larger weights go into a file of their own: protobuf holds 2 GB
+GROUPED = "_quantlab_grouped"  # attribute of a tensor: the groups of channels that it was made from
 
 
 def check_exportable(plan: QuantPlan) -> None:
-    """Raises ValueError, naming sites and what can be done, where ONNX has no integers of a grid's width."""
-    odd = [item for item in plan.activations if item.grid.bits not in (8, FLOAT_BITS)]
-    if odd:
-        names = ", ".join(f"{item.site} ({item.grid})" for item in odd[:3]) + (
-            ", ..." if len(odd) > 3 else ""
+    """Raises ValueError, naming sites and a remedy, if ONNX has no integers of a grid's width."""
+    unsupported = [item for item in plan.activations if item.grid.bits not in (8, FLOAT_BITS)]
+    if unsupported:
+        names = ", ".join(f"{item.site} ({item.grid})" for item in unsupported[:3]) + (
+            ", ..." if len(unsupported) > 3 else ""
         )
         raise ValueError(
-            f"{len(odd)} sites have no integer equivalent in ONNX: {names}. Runtimes multiply 8-bit "
+            f"{len(unsupported)} sites have no integer equivalent in ONNX: {names}. Runtimes multiply 8-bit "
             f"activations: use "
             f"bits.activations=8, or keep them in 16 bits: "
-            f"bits.rules=[{{match: '{odd[0].site}', bits: fp16}}]"
+            f"bits.rules=[{{match: '{unsupported[0].site}', bits: fp16}}]"
         )
 
 
@@ -66,11 +65,12 @@ def export_onnx(
 ) -> None:
     """Writes the quantized model to ``path``, for batches of any number of rows and tokens.
 
-    ``names`` are the tokenizer's inputs, of which the file gets those that it knows (:data:`INPUTS`).
-    ``notes`` go into the file's metadata. ``signed`` writes activations on symmetric grids as signed bytes,
-    not as unsigned ones with zero point 128: runtimes are fast with one or the other. Raises ValueError where
-    the plan has no equivalent in ONNX or is another model's, and where the written file fixes a number of
-    rows or tokens.
+    ``names`` are the tokenizer's inputs; those in :data:`INPUTS` become the file's inputs. ``notes`` go into
+    the file's metadata. ``signed`` writes activations of symmetric grids as signed bytes instead of unsigned
+    ones with zero point 128: each runtime is fast with one of them.
+
+    Raises ValueError if the plan has no equivalent in ONNX or is another model's, or if the written file
+    fixes the number of rows or tokens.
     """
     check_exportable(plan)
     check_fits(model, plan)
@@ -95,10 +95,10 @@ def export_onnx(
 
 
 def _give_weights_their_own_zero_points(graph: ir.Graph) -> None:
-    """Undoes the exporter's sharing of equal constants.
+    """Undoes the exporter's sharing of equal constants, for the zero points of weights.
 
-    Without VNNI, ONNX Runtime turns signed weights into unsigned ones, each with its zero point, and fails
-    where two weights share one.
+    Without VNNI, ONNX Runtime makes signed weights and their zero points unsigned. It fails if two weights
+    share a zero point.
     """
     import onnx_ir as ir
 
@@ -119,11 +119,9 @@ def _give_weights_their_own_zero_points(graph: ir.Graph) -> None:
 
 
 def traced_inputs() -> dict[str, Tensor]:
-    """The batch that the exporter sees, (:data:`TRACED_ROWS`, :data:`TRACED_TOKENS`), its rows of two
-    lengths.
+    """Returns the batch that the exporter traces: (:data:`TRACED_ROWS`, :data:`TRACED_TOKENS`), with padding.
 
-    It is made here because real batches differ: the exporter takes a size of 1 for a constant, and a mask
-    without padding for no mask.
+    A real batch may not do: the exporter takes a size of 1 for a constant, and drops a mask without padding.
     """
     ids = torch.ones(TRACED_ROWS, TRACED_TOKENS, dtype=torch.long)
     mask = ids.clone()
@@ -132,27 +130,28 @@ def traced_inputs() -> dict[str, Tensor]:
 
 
 def check_dynamic(path: Path) -> None:
-    """Raises ValueError where a saved file's inputs or outputs have a fixed number of rows, or inputs one of
-    tokens."""
+    """Raises ValueError if a file's inputs fix the number of rows or tokens, or its outputs that of rows."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
     fixed = []
     for values, expected in ((graph.input, DYNAMIC), (graph.output, DYNAMIC[:1])):
         for value in values:
-            found = [
+            shape = [
                 dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim
             ]
-            if found[: len(expected)] != list(expected):
-                fixed.append(f"{value.name} is {tuple(found)}, not ({', '.join(expected)}, ...)")
+            if shape[: len(expected)] != list(expected):
+                fixed.append(f"{value.name} is {tuple(shape)}, not ({', '.join(expected)}, ...)")
     if fixed:
         raise ValueError(f"the exported file takes batches of one shape only: {'; '.join(fixed)}")
 
 
 @contextmanager
 def quantize_dequantize(model: PreTrainedModel, plan: QuantPlan, signed: bool = False) -> Iterator[None]:
-    """Inside, tracing the model writes ONNX's operators where the plan quantizes. They compute nothing
-    themselves."""
+    """Makes a trace of the model contain ONNX's quantization operators, until the exit.
+
+    The operators only stand for the computation: the model computes no useful values meanwhile.
+    """
     weights = {weight.parameter: weight for weight in plan.weights}
     integers = {
         name: weight
@@ -216,7 +215,7 @@ def _activation(item: ActivationQuant, signed: bool) -> TensorFunction:
 
 
 def _forward(module: nn.Module, weight: WeightQuant) -> Callable[[Tensor], Tensor]:
-    """The module's forward, with its weight stored as integers."""
+    """Returns a forward of the module that reads its weight from integers."""
     value = module.weight
     assert isinstance(value, Tensor)
     q, scale, zero_point = signed_integers(value.data.cpu(), weight)
@@ -234,13 +233,14 @@ def _forward(module: nn.Module, weight: WeightQuant) -> Callable[[Tensor], Tenso
 def _linear(
     linear: nn.Linear, q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None
 ) -> Callable[[Tensor], Tensor]:
-    """One product, or one for each group of the input's channels: a runtime multiplies by one scale an
-    input."""
+    """Returns a Linear's forward: one product, or one for each group of the input's channels.
+
+    A runtime's integer product has one scale for its whole input, so each group needs a product of its own.
+    """
 
     def product(x: Tensor, integers: Tensor) -> Tensor:
         weight = _dequantized(integers, scale, zero_point, None if axis is None else 1)
-        # a product of two dimensions would become a Gemm, which runtimes do in integers only with an integer
-        # bias
+        # A product of two dimensions would become a Gemm, which runs in integers only with an integer bias.
         return torch.matmul(x.unsqueeze(1), weight).squeeze(1) if x.ndim == 2 else torch.matmul(x, weight)
 
     def forward(x: Tensor) -> Tensor:
@@ -268,8 +268,7 @@ def _dequantized(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None)
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporter warns of torchvision, which nobody here needs, and of itself, and tells all that it
-    does."""
+    """Silences the exporter: it logs its steps, warns of its own code and of torchvision missing."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""What runs a trial's answers besides torch: a runtime opens an exported file and says what it made of it."""
+"""Runtimes that run a trial's exported model, and the matrix products that they run in integers."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -15,22 +15,23 @@ from quantlab.cli.progress import progress
 from quantlab.config.checks import nearest
 from quantlab.tasks.batching import Batch, total_rows
 
+# Operators that move values without changing them.
 LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Gather", "Identity")
 INTEGER, MIXED, FLOAT = "int8", "int8 in part", "float"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProductCounts:
-    """The matrix products of a runtime's own optimized graph: how many run on which kernel."""
+    """Matrix products of a runtime's optimized graph: how many run on each kernel, by the kernel's name."""
 
-    integer: Mapping[str, int]  # with weights
-    floating: Mapping[str, int]  # with weights
-    attention: Mapping[str, int]  # of two activations; a kernel that fuses all of attention is not counted
+    integer: Mapping[str, int]  # products with a weight, in integers
+    floating: Mapping[str, int]  # products with a weight, in float
+    attention: Mapping[str, int]  # products of two activations; without kernels that fuse all of attention
 
     def kind(self, planned: int) -> str:
-        """What a latency may be called where the file has so many products with weights in integers."""
-        found = sum(self.integer.values())
-        return INTEGER if found >= planned > 0 else MIXED if found else FLOAT
+        """Returns the arithmetic that a latency is of, if the file plans so many integer products."""
+        integer = sum(self.integer.values())
+        return INTEGER if integer >= planned > 0 else MIXED if integer else FLOAT
 
     def __str__(self) -> str:
         kinds = (("integer", self.integer), ("float", self.floating), ("in attention", self.attention))
@@ -40,18 +41,18 @@ class ProductCounts:
 class Session(ABC):
     """A model that a runtime has loaded."""
 
-    names: Sequence[str]  # of the inputs that the file has
+    names: Sequence[str]  # of the file's inputs
 
     @abstractmethod
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Logits of shape (rows, classes) for inputs of shape (rows, tokens)."""
+        """Returns logits, (rows, classes), for inputs of shape (rows, tokens)."""
 
     @abstractmethod
     def products(self) -> ProductCounts:
-        """Which matrix products the runtime runs in integers."""
+        """Returns the matrix products of the loaded model, by kernel."""
 
     def predict(self, batches: Sequence[Batch], columns: Sequence[int]) -> np.ndarray:
-        """Logits of all rows, in the examples' and the task's order."""
+        """Returns the logits of all rows, (N, classes), in the examples' and the task's order."""
         logits = np.empty((total_rows(batches), len(columns)), dtype=np.float32)
         for batch in progress(batches, "deployed"):
             inputs = {name: tensor.numpy() for name, tensor in batch.inputs.items() if name in self.names}
@@ -61,56 +62,54 @@ class Session(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime(ABC):
-    """What answers besides the trial's own engine, if anything."""
+    """Runs a trial's model besides the trial's own engine."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raises ValueError or OSError where a package or device is not there. Runs before anything is
-        loaded."""
+        """Raises ValueError or OSError if a package or device is missing. Runs before anything is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchOnly(Runtime):
-    """The trial's own engine alone: nothing is exported."""
+    """No other runtime: the trial's own engine runs the model, and nothing is exported."""
 
     def check(self) -> None:
-        """torch is here."""
+        """Does nothing: torch is always installed."""
 
 
 class FileRuntime(Runtime):
-    """A runtime of exported files: one file and one YAML each."""
+    """A runtime that runs exported ONNX files. Each is one module, and one YAML in ``conf/runtime``."""
 
     package: ClassVar[str]
-    signed: ClassVar[bool] = (
-        False  # how it likes activations on symmetric grids: as signed bytes, or as unsigned ones
-    )
+    # Whether it is faster with activations of symmetric grids as signed bytes than as unsigned ones.
+    signed: ClassVar[bool] = False
 
     @abstractmethod
     def open(self, path: Path, threads: int) -> Session:
-        """Loads a file. Raises ValueError where it is no ONNX model."""
+        """Loads a file, to run it on so many threads. Raises ValueError if it is no ONNX model."""
 
     def describe(self) -> str:
-        """Name and version."""
+        """Returns the package's name and version."""
         return f"{self.package} {version(self.package)}"
 
 
 def require(package: str, extra: str) -> None:
-    """Raises ValueError, naming the extra, where a package is not installed."""
+    """Raises ValueError, with the extra that installs it, if a package is not installed."""
     if find_spec(package) is None:
         raise ValueError(f"{package} is not installed: pip install 'quantlab[{extra}]'")
 
 
-def require_device(name: str, known: Iterable[str]) -> None:
-    """Raises ValueError where a runtime has no such device."""
-    known = list(known)
-    if name not in known:
+def require_device(name: str, available: Iterable[str]) -> None:
+    """Raises ValueError if a runtime has no such device."""
+    available = list(available)
+    if name not in available:
         raise ValueError(
-            f"runtime.device {name!r} is not here{nearest(name, known)}; there is {', '.join(known)}"
+            f"runtime.device {name!r} is not here{nearest(name, available)}; there is {', '.join(available)}"
         )
 
 
 def check_onnx(path: Path) -> None:
-    """ONNX's own checker, with shapes. Raises ValueError where the file is no valid model."""
+    """Runs ONNX's checker, shape inference included. Raises ValueError if the file is no valid model."""
     import onnx
 
     try:
@@ -120,9 +119,10 @@ def check_onnx(path: Path) -> None:
 
 
 def planned_products(path: Path) -> int:
-    """The file's products with weights whose two operands are dequantized: what a runtime can do in integers.
+    """Returns how many of a file's products with weights a runtime can run in integers.
 
-    A tensor that is only reshaped, transposed or cut after DequantizeLinear is dequantized all the same.
+    These are the products whose operands both come from a DequantizeLinear. Operators of :data:`LAYOUT` may
+    stand between.
     """
     import onnx
 
@@ -137,20 +137,23 @@ def planned_products(path: Path) -> int:
 
 
 def stored_values(graph: Any) -> set[str]:
-    """Names of the values that an ONNX graph stores, as they are or as integers that it dequantizes."""
+    """Returns the names of an ONNX graph's stored values, dequantized ones included."""
     names = {value.name for value in graph.initializer}
     unpacked = (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in names)
     return names | {node.output[0] for node in unpacked}
 
 
 def count_products(kernels: Iterable[tuple[str, bool]], integer: Iterable[str]) -> ProductCounts:
-    """Kernels by name and whether they read a weight, split into those that ``integer`` names and the
-    rest."""
-    kernels, whole = list(kernels), set(integer)
+    """Counts products by kernel.
+
+    ``kernels`` has a pair for each product: the kernel's name, and whether one operand is a weight.
+    ``integer`` are the names of integer kernels.
+    """
+    kernels, integer_names = list(kernels), set(integer)
     weighted = [name for name, has_weight in kernels if has_weight]
     return ProductCounts(
-        integer=Counter(name for name in weighted if name in whole),
-        floating=Counter(name for name in weighted if name not in whole),
+        integer=Counter(name for name in weighted if name in integer_names),
+        floating=Counter(name for name in weighted if name not in integer_names),
         attention=Counter(name for name, has_weight in kernels if not has_weight),
     )
 

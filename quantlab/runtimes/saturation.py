@@ -1,4 +1,4 @@
-"""Whether a runtime's integer products saturate on this processor.
+"""Tests whether a runtime's integer products saturate on this processor.
 
 Without VNNI, x86's instruction for bytes sums two products in 16 bits: 255 x 127 + 255 x 127 becomes 32767.
 """
@@ -10,14 +10,14 @@ import numpy as np
 
 from quantlab.runtimes.runtime import FileRuntime
 
-CHANNELS = 64  # of the input and of the output: enough for a runtime's own kernels
-WEIGHT = 127  # all weights
-INPUTS = (127.0, -128.0)  # the least and the largest byte, on a grid with step 1
+CHANNELS = 64  # of input and output: enough for a runtime to choose its usual kernel
+WEIGHT = 127  # the value of all weights
+INPUTS = (127.0, -128.0)  # the largest and the smallest signed byte, on a grid with step 1
 NAME = "x"
 
 
 def saturates(runtime: FileRuntime) -> bool:
-    """Runs one product of the largest bytes and compares it with the exact sum."""
+    """Returns True if a product of the largest bytes differs from the exact sum."""
     with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
         path = Path(folder) / "model.onnx"
         _write_product(path, runtime.signed)
