@@ -79,9 +79,9 @@ def test_sqnr_of_a_site(site: str, module: str, at: str) -> None:
             signal + x.double().square().sum().item(),
             noise + error.double().square().sum().item(),
         )
-    found = site_sqnr_db(tiny_model(), plan, sites_of(model), BATCHES)
-    assert found[site] == pytest.approx(10 * math.log10(signal / noise), rel=1e-9)
-    assert found.keys() == {item.site for item in plan.activations}
+    sqnr = site_sqnr_db(tiny_model(), plan, sites_of(model), BATCHES)
+    assert sqnr[site] == pytest.approx(10 * math.log10(signal / noise), rel=1e-9)
+    assert sqnr.keys() == {item.site for item in plan.activations}
 
 
 def test_sqnr_of_probabilities_leaves_padding_out() -> None:

@@ -166,8 +166,8 @@ def test_where_no_pair_differs_nothing_speaks_against_a_candidate(n: int, limit:
 
 @pytest.mark.parametrize("lost, won, n", [table for table in TABLES if table[0]])
 def test_the_larger_the_limit_the_less_speaks_against_a_candidate(lost: int, won: int, n: int) -> None:
-    found = [exceeds_drop_p(*paired(lost, won, n), limit) for limit in np.linspace(0, 1, 101)]
-    assert found == sorted(found) and found[-1] == 1 and 0 < found[0] < 1
+    p_values = [exceeds_drop_p(*paired(lost, won, n), limit) for limit in np.linspace(0, 1, 101)]
+    assert p_values == sorted(p_values) and p_values[-1] == 1 and 0 < p_values[0] < 1
 
 
 @pytest.mark.parametrize("lost, won, n", [table for table in TABLES if not table[0]])
@@ -176,8 +176,8 @@ def test_nothing_speaks_against_a_candidate_that_loses_nothing(lost: int, won: i
 
 
 def test_a_larger_loss_speaks_more_against_a_candidate() -> None:
-    found = [exceeds_drop_p(*paired(lost, 5, 400), 0.01) for lost in range(5, 60)]
-    assert found == sorted(found, reverse=True) and found[0] > 0.5 and found[-1] < 1e-6
+    p_values = [exceeds_drop_p(*paired(lost, 5, 400), 0.01) for lost in range(5, 60)]
+    assert p_values == sorted(p_values, reverse=True) and p_values[0] > 0.5 and p_values[-1] < 1e-6
 
 
 @pytest.mark.parametrize("n", [64, 400, 1600])
@@ -207,14 +207,14 @@ def compared(lost: int, won: int, n: int, detectable: float = 0.005, tests: int 
 @pytest.mark.parametrize("tests", [1, 11])
 @pytest.mark.parametrize("lost, won, n", TABLES)
 def test_p_is_exact_mcnemars_or_that_of_the_interval(lost: int, won: int, n: int, tests: int) -> None:
-    found = compared(lost, won, n, tests=tests)
+    comparison = compared(lost, won, n, tests=tests)
     exact = stats.binomtest(won, lost + won, 0.5).pvalue if lost + won else 1.0
     low, high = accuracy_drop_ci95(*paired(lost, won, n))
     wald = 2 * stats.norm.sf(abs(low + high) / (high - low) * stats.norm.ppf(0.975))
-    assert found.p == pytest.approx(min(1, tests * max(exact, wald)), rel=1e-9)
-    assert (found.n, found.difference) == (n, pytest.approx((won - lost) / n, abs=1e-12))
+    assert comparison.p == pytest.approx(min(1, tests * max(exact, wald)), rel=1e-9)
+    assert (comparison.n, comparison.difference) == (n, pytest.approx((won - lost) / n, abs=1e-12))
     wider = z_of(1 - 0.05 / tests) / z_of(0.95)
-    assert found.high - found.low == pytest.approx(wider * (high - low))
+    assert comparison.high - comparison.low == pytest.approx(wider * (high - low))
 
 
 @properties
@@ -223,9 +223,9 @@ def test_an_interval_never_contradicts_the_verdict_beside_it(
     lost: int, won: int, same: int, tests: int
 ) -> None:
     """Worse or better exactly where the interval leaves out 0, and on the side that the verdict names."""
-    found = compared(lost, won, max(lost + won + same, 1), tests=tests)
-    said = verdict(found)
-    assert (said == "worse") == (found.high < 0) and (said == "better") == (found.low > 0)
+    comparison = compared(lost, won, max(lost + won + same, 1), tests=tests)
+    said = verdict(comparison)
+    assert (said == "worse") == (comparison.high < 0) and (said == "better") == (comparison.low > 0)
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "accuracy"])
@@ -234,9 +234,9 @@ def test_intervals_of_other_metrics_do_not_contradict_either(metric: str, tests:
     said_so = set()
     for seed in range(6):
         one, other, labels = answered(metric, 80, 0.5 * seed, seed)
-        found = compare(metric, one, other, labels, resamples=99, tests=tests)
-        said = verdict(found)
-        assert (said == "worse") == (found.high < 0) and (said == "better") == (found.low > 0)
+        comparison = compare(metric, one, other, labels, resamples=99, tests=tests)
+        said = verdict(comparison)
+        assert (said == "worse") == (comparison.high < 0) and (said == "better") == (comparison.low > 0)
         said_so.add(said)
     assert "worse" in said_so  # 99 swaps show a p of 2 % at the least: 40 times as much would never be one
 
@@ -250,14 +250,14 @@ def test_a_comparison_the_other_way_round(lost: int, won: int, n: int) -> None:
 
 @pytest.mark.parametrize("lost, won, n", [(40, 27, 1600), (13, 5, 500), (10, 10, 200), (300, 250, 5463)])
 def test_needed_is_statsmodels_of_the_paired_differences(lost: int, won: int, n: int) -> None:
-    found = compared(lost, won, n).needed
-    assert found is not None
+    needed = compared(lost, won, n).needed
+    assert needed is not None
     differences = np.repeat([-1.0, 1.0, 0.0], [lost, won, n - lost - won])
     effect = 0.005 / differences.std(ddof=1)
-    power = [TTestPower().power(effect, nobs, 0.05) for nobs in (found - 1, found)]
+    power = [TTestPower().power(effect, nobs, 0.05) for nobs in (needed - 1, needed)]
     assert power[0] < 0.8 <= power[1]
     closed = ((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) / effect) ** 2
-    assert found == pytest.approx(closed, rel=0.01)
+    assert needed == pytest.approx(closed, rel=0.01)
 
 
 def test_needed_where_nearly_nothing_differs_is_that_of_a_model_which_only_loses() -> None:
@@ -277,53 +277,53 @@ def test_needed_gives_80_percent_power(differing: float) -> None:
     pilot = compared(round(10_000 * lost), round(10_000 * won), 10_000, detectable)
     assert pilot.needed is not None
     tables = np.random.default_rng(0).multinomial(pilot.needed, [lost, won, 1 - differing], size=1000)
-    found = {tuple(table): compared(*table[:2], pilot.needed).p for table in np.unique(tables, axis=0)}
+    p_values = {tuple(table): compared(*table[:2], pilot.needed).p for table in np.unique(tables, axis=0)}
     assert (
-        0.72 <= np.mean([found[tuple(table)] < 0.05 for table in tables]) <= 0.85
+        0.72 <= np.mean([p_values[tuple(table)] < 0.05 for table in tables]) <= 0.85
     )  # the exact test is a little shy
 
 
 @pytest.mark.parametrize("metric", list(METRICS))
 def test_the_same_answers(metric: str) -> None:
     _, logits, labels = answered(metric, 50, 0.5, seed=3)
-    found = compare(metric, logits, logits, labels, resamples=19)
-    assert (found.difference, found.p, found.needed) == (0, 1, None)
-    assert found.low <= 0 <= found.high
-    assert verdict(found) == "the same answers"
+    comparison = compare(metric, logits, logits, labels, resamples=19)
+    assert (comparison.difference, comparison.p, comparison.needed) == (0, 1, None)
+    assert comparison.low <= 0 <= comparison.high
+    assert verdict(comparison) == "the same answers"
 
 
 def test_other_wrong_answers_are_not_the_same_answers() -> None:
     labels = np.zeros(30, dtype=int)
-    found = compare("accuracy", np.eye(3)[labels + 1], np.eye(3)[labels + 2], labels)
-    assert found.p == 1 and found.difference == 0 and found.needed is not None
-    assert verdict(found).startswith("not distinguishable")
+    comparison = compare("accuracy", np.eye(3)[labels + 1], np.eye(3)[labels + 2], labels)
+    assert comparison.p == 1 and comparison.difference == 0 and comparison.needed is not None
+    assert verdict(comparison).startswith("not distinguishable")
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "accuracy"])
 def test_swapped_pairs(metric: str) -> None:
     reference, logits, labels = answered(metric, 150, 1.5, seed=0)
-    found = compare(metric, reference, logits, labels, resamples=99)
-    assert found == compare(metric, reference, logits, labels, resamples=99)
-    assert found.difference == METRICS[metric](logits, labels) - METRICS[metric](reference, labels) < 0
-    assert found.low < found.difference < found.high < 0
-    assert found.p < 2 / 100  # the least that 99 swaps can give: beyond it, the interval's own
-    assert found.needed is not None and verdict(found) == "worse"
+    comparison = compare(metric, reference, logits, labels, resamples=99)
+    assert comparison == compare(metric, reference, logits, labels, resamples=99)
+    assert comparison.difference == METRICS[metric](logits, labels) - METRICS[metric](reference, labels) < 0
+    assert comparison.low < comparison.difference < comparison.high < 0
+    assert comparison.p < 2 / 100  # the least that 99 swaps can give: beyond it, the interval's own
+    assert comparison.needed is not None and verdict(comparison) == "worse"
     again = compare(metric, logits, reference, labels, resamples=99)
     assert (again.difference, again.low, again.high) == pytest.approx(
-        (-found.difference, -found.high, -found.low)
+        (-comparison.difference, -comparison.high, -comparison.low)
     )
     assert verdict(again) == "better"
 
 
 @pytest.mark.slow
 def test_swapped_pairs_of_equals_are_rarely_called_different() -> None:
-    found = []
+    p_values = []
     for seed in range(40):
         random = np.random.default_rng(seed)
         labels = random.normal(size=100)
         one, other = (labels[:, None] + random.normal(size=(100, 1)) for _ in range(2))
-        found.append(compare("pearson", one, other, labels, resamples=99).p)
-    assert np.mean(np.array(found) < 0.05) <= 0.12  # two standard errors of 40 trials at 5 % are 0.07
+        p_values.append(compare("pearson", one, other, labels, resamples=99).p)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.12  # two standard errors of 40 trials at 5 % are 0.07
 
 
 def test_four_pairs_swapped_in_every_way() -> None:
@@ -359,19 +359,22 @@ def test_nan_is_a_wrong_answer(metric: str, bad: float) -> None:
 def test_a_regression_with_nan_has_no_numbers(metric: str) -> None:
     reference, logits, labels = answered(metric, 60, 0.5, seed=0)
     logits[3] = math.nan
-    found = compare(metric, reference, logits, labels)
-    assert np.isnan([found.difference, found.low, found.high, found.p]).all() and found.needed is None
-    assert verdict(found) == "no test with n = 60: NaN or infinite scores"
+    comparison = compare(metric, reference, logits, labels)
+    assert (
+        np.isnan([comparison.difference, comparison.low, comparison.high, comparison.p]).all()
+        and comparison.needed is None
+    )
+    assert verdict(comparison) == "no test with n = 60: NaN or infinite scores"
 
 
 @pytest.mark.parametrize("metric", list(METRICS))
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_few_examples(metric: str, n: int) -> None:
     reference, logits, labels = answered(metric, n, 3.0, seed=1)
-    found = compare(metric, reference, logits, labels, resamples=19)
-    assert math.isnan(found.p) == (n < 3 and metric != "accuracy")
-    if math.isnan(found.p):
-        assert verdict(found) == f"no test with n = {n}: too few examples"
+    comparison = compare(metric, reference, logits, labels, resamples=19)
+    assert math.isnan(comparison.p) == (n < 3 and metric != "accuracy")
+    if math.isnan(comparison.p):
+        assert verdict(comparison) == f"no test with n = {n}: too few examples"
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,11 @@ def test_every_range_is_the_plan_s(made: Exported) -> None:
             middle = 128 if item.grid.symmetric else 0
             expected.update((float(s), int(z) + middle) for s, z in zip(scale, zero_point, strict=True))
     file = File(made.path)
-    found = [tuple(file.constants[name] for name in node.input[1:]) for node in file.of("QuantizeLinear")]
-    assert all(zero_point.dtype == np.uint8 for _, zero_point in found)
-    assert Counter((float(scale), int(zero_point)) for scale, zero_point in found) == expected
+    parameters = [
+        tuple(file.constants[name] for name in node.input[1:]) for node in file.of("QuantizeLinear")
+    ]
+    assert all(zero_point.dtype == np.uint8 for _, zero_point in parameters)
+    assert Counter((float(scale), int(zero_point)) for scale, zero_point in parameters) == expected
 
 
 @every_plan

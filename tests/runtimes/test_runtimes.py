@@ -53,14 +53,14 @@ def test_integers_run_in_integers_and_give_the_simulation_s_answers(name: str, r
     if saturates(runtime):
         pytest.skip("the runtime's integer products saturate on this processor: it has no VNNI")
     made = exported(name, runtime.signed)
-    found = run_deployed(runtime, made.path, [ROWS], [0, 1])
+    deployed = run_deployed(runtime, made.path, [ROWS], [0, 1])
     # ONNX Runtime does not see that the first token's row is quantized where the whole tensor is
     cut = isinstance(runtime, OnnxRuntime) and made.case.placement == ALL
-    assert found.kind == (FLOAT if name == "fp32" else MIXED if cut else INTEGER)
-    assert found.planned == made.case.products
-    assert (sum(found.products.integer.values()) > 0) == (made.plan != QuantPlan())
-    assert found.size_bytes == 0  # the file has a name of its own here; see tests/test_export.py
-    errors = np.abs(found.logits - made.simulated.numpy()) / made.simulated.abs().max().item()
+    assert deployed.kind == (FLOAT if name == "fp32" else MIXED if cut else INTEGER)
+    assert deployed.planned == made.case.products
+    assert (sum(deployed.products.integer.values()) > 0) == (made.plan != QuantPlan())
+    assert deployed.size_bytes == 0  # the file has a name of its own here; see tests/test_export.py
+    errors = np.abs(deployed.logits - made.simulated.numpy()) / made.simulated.abs().max().item()
     # FP32's rounding in the simulation moves a row or so by a step, which the layers after it amplify.
     assert np.quantile(errors, 0.9) < 0.1 and np.median(errors) < 0.02
 
@@ -147,10 +147,10 @@ def test_a_device_that_is_not_here(package: str) -> None:
 def test_a_package_that_is_not_installed_names_its_extra(
     name: str, lacking: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {"onnx", "onnxruntime", "onnxscript", "openvino"} - {lacking}
+    installed = {"onnx", "onnxruntime", "onnxscript", "openvino"} - {lacking}
     spec = importlib.util.find_spec("json")
     monkeypatch.setattr(
-        "quantlab.runtimes.runtime.find_spec", lambda package: spec if package in found else None
+        "quantlab.runtimes.runtime.find_spec", lambda package: spec if package in installed else None
     )
     with pytest.raises(ValueError, match=rf"^{lacking} is not installed: pip install 'quantlab\[{extra}\]'$"):
         RUNTIMES[name]().check()
@@ -195,9 +195,9 @@ def test_products_are_counted_by_kernel() -> None:
         ("Q", False),
         ("M", False),
     ]
-    found = count_products(kernels, ["Q", "R", "never"])
-    assert found == ProductCounts(integer={"Q": 3, "R": 1}, floating={"M": 2}, attention={"Q": 1, "M": 1})
-    assert str(found) == "4 integer (3 Q, 1 R); 2 float (2 M); 2 in attention (1 M, 1 Q)"
+    counts = count_products(kernels, ["Q", "R", "never"])
+    assert counts == ProductCounts(integer={"Q": 3, "R": 1}, floating={"M": 2}, attention={"Q": 1, "M": 1})
+    assert str(counts) == "4 integer (3 Q, 1 R); 2 float (2 M); 2 in attention (1 M, 1 Q)"
     assert str(count_products([], ["Q"])) == "0 integer; 0 float; 0 in attention"
 
 

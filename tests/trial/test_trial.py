@@ -371,9 +371,9 @@ def test_a_real_model_collapses_and_recovers_as_published(real: Lab) -> None:
         "gemm": ["placement=gemm"],
         "published": ["calibration=published_percentile", "calibration.percentile=99.9"],
     }
-    found = {name: real.trial(*overrides, memo=memo) for name, overrides in rows.items()}
-    assert found["w8a8"].metrics["agreement_fp32"] < 0.65
-    assert found["mixed"].metrics["agreement_fp32"] > 0.85
-    assert found["gemm"].metrics["agreement_fp32"] > 0.85
-    assert found["published"].metrics["constant_prediction"] == 1
-    assert {"constant_prediction", "one_sided_range"} <= {alarm.name for alarm in found["published"].alarms}
+    results = {name: real.trial(*overrides, memo=memo) for name, overrides in rows.items()}
+    assert results["w8a8"].metrics["agreement_fp32"] < 0.65
+    assert results["mixed"].metrics["agreement_fp32"] > 0.85
+    assert results["gemm"].metrics["agreement_fp32"] > 0.85
+    assert results["published"].metrics["constant_prediction"] == 1
+    assert {"constant_prediction", "one_sided_range"} <= {alarm.name for alarm in results["published"].alarms}

@@ -30,8 +30,8 @@ def test_uncalibrated_site() -> None:
 
 @pytest.mark.parametrize("rows, raises", [(1, True), (8, True), (15, True), (16, False), (64, False)])
 def test_few_calibration_rows(rows: int, raises: bool) -> None:
-    found = message("few_calibration_rows", config=calibrated(samples=rows))
-    assert found == (f"the ranges of 1 sites come from {rows} rows" if raises else "")
+    text = message("few_calibration_rows", config=calibrated(samples=rows))
+    assert text == (f"the ranges of 1 sites come from {rows} rows" if raises else "")
     for without_ranges in (QuantPlan(), BF16, weight(-1.0, 1.0)):
         assert not message("few_calibration_rows", config=calibrated(samples=rows), plan=without_ranges)
 
@@ -44,8 +44,8 @@ def test_padding_counted(padding: str) -> None:
 @pytest.mark.parametrize("why", ["", "no C compiler: 'cc' is not on the path (set CC)"])
 def test_kernels_missing(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "missing", lambda: why)
-    found = message("kernels_missing", model=tiny_model())
-    assert found == (f"torch did the work of kernels.c, more slowly: {why}" if why else "")
+    text = message("kernels_missing", model=tiny_model())
+    assert text == (f"torch did the work of kernels.c, more slowly: {why}" if why else "")
     assert not message("kernels_missing", model=tiny_model(), plan=QuantPlan())
 
 

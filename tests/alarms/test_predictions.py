@@ -20,7 +20,7 @@ def test_a_trial_in_order_raises_nothing() -> None:
 
 @pytest.mark.parametrize("check", ALARMS, ids=lambda check: check.__name__)
 def test_every_alarm_is_tested_and_told(check) -> None:
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_alarms_*.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     assert f"def test_{check.__name__}" in tests and check.__doc__
     assert f"`{check.__name__}`" in (Path(__file__).parents[2] / "docs" / "numbers.md").read_text()
 
@@ -81,8 +81,8 @@ def scattered(distinct: int) -> np.ndarray:
     "distinct, before, raises", [(4, 200, True), (10, 100, True), (11, 200, False), (4, 20, False)]
 )
 def test_collapsed_logits(distinct: int, before: int, raises: bool) -> None:
-    found = message("collapsed_logits", logits=scattered(distinct), reference=scattered(before))
-    assert found == (f"200 answers have {distinct} different logits, FP32's {before}" if raises else "")
+    text = message("collapsed_logits", logits=scattered(distinct), reference=scattered(before))
+    assert text == (f"200 answers have {distinct} different logits, FP32's {before}" if raises else "")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

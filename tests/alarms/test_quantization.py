@@ -85,8 +85,8 @@ def test_fp16_overflow(format: str, largest: float, raises: bool) -> None:
     x = heavy_tailed(500, 4)
     x[3, 1] = largest
     plan = activation(FloatGrid(format=format), lo=(), hi=())
-    found = message("fp16_overflow", plan=plan, sketches={SITE: sketched(x)})
-    assert found == (f"0.ffn.sum reaches {abs(largest):.0f}, FP16 ends at 65504" if raises else "")
+    text = message("fp16_overflow", plan=plan, sketches={SITE: sketched(x)})
+    assert text == (f"0.ffn.sum reaches {abs(largest):.0f}, FP16 ends at 65504" if raises else "")
 
 
 def test_no_fp16_overflow_of_an_integer_grid() -> None:
@@ -109,10 +109,10 @@ def test_wasted_levels_of_an_activation(largest: float, used: int) -> None:
     seen, plan = {SITE: sketched(with_outliers(largest))}, activation(lo=(-1.0,), hi=(largest,))
     covered = site_coverage(plan.activations[0], seen[SITE])
     assert covered and covered.used == pytest.approx(used, abs=1) and covered.levels == 256
-    found = message("wasted_levels", plan=plan, sketches=seen)
-    assert bool(found) == (used < 16)
-    if found:
-        assert found.startswith("1 of 1 activations have under a sixteenth") and found.endswith(
+    text = message("wasted_levels", plan=plan, sketches=seen)
+    assert bool(text) == (used < 16)
+    if text:
+        assert text.startswith("1 of 1 activations have under a sixteenth") and text.endswith(
             f"0.ffn.sum ({covered.used} of 256)"
         )
 
@@ -147,10 +147,10 @@ def test_zeroed_weights_of_one_huge_weight() -> None:
     values[99, 7] = 7.91
     plan = weight(-0.2, 7.91, SYMMETRIC)
     expected = ((values.abs() < 7.91 / 127 / 2) & (values != 0)).float().mean().item()
-    found = weight_coverage(plan.weights[0], values)
-    assert found and found.zeroed == pytest.approx(expected, abs=0.01) and 0.5 < expected < 0.6
+    coverage = weight_coverage(plan.weights[0], values)
+    assert coverage and coverage.zeroed == pytest.approx(expected, abs=0.01) and 0.5 < expected < 0.6
     assert names(plan=plan, **classifier(values)) == ["zeroed_weights"]
-    assert f"classifier.weight ({found.zeroed:.1%})" in message(
+    assert f"classifier.weight ({coverage.zeroed:.1%})" in message(
         "zeroed_weights", plan=plan, **classifier(values)
     )
     values[99, 7] = 0.2
@@ -197,42 +197,43 @@ def test_slices_have_their_own_ranges(axis: int, symmetric: bool) -> None:
     lo, hi = values.quantile(0.2, 1 - axis), values.quantile(0.8, 1 - axis)
     grid = AffineGrid(bits=3, symmetric=symmetric)
     item = WeightQuant(parameter=WEIGHT, grid=grid, axis=axis, lo=tuple(lo.tolist()), hi=tuple(hi.tolist()))
-    found = weight_coverage(item, values)
+    coverage = weight_coverage(item, values)
     slices = [
         weight_coverage(
             replace(item, axis=None, lo=(item.lo[index],), hi=(item.hi[index],)), values.select(axis, index)
         )
         for index in range(6)
     ]
-    assert found and None not in slices
+    assert coverage and None not in slices
     assert (
-        found.outside == pytest.approx(np.mean([one.outside for one in slices if one])) and found.outside > 0
+        coverage.outside == pytest.approx(np.mean([one.outside for one in slices if one]))
+        and coverage.outside > 0
     )
-    assert found.zeroed == pytest.approx(np.mean([one.zeroed for one in slices if one]))
+    assert coverage.zeroed == pytest.approx(np.mean([one.zeroed for one in slices if one]))
 
 
 def test_a_large_weight_is_sampled_alike_every_time() -> None:
     values = heavy_tailed(3 * SAMPLE, 1)
     item = replace(weight(-1.0, 1.0).weights[0])
-    found = weight_coverage(item, values)
-    assert found == weight_coverage(item, values) and found
-    assert found.outside == pytest.approx(float((values.abs() > 1 + 1 / 255).float().mean()), abs=0.01)
+    coverage = weight_coverage(item, values)
+    assert coverage == weight_coverage(item, values) and coverage
+    assert coverage.outside == pytest.approx(float((values.abs() > 1 + 1 / 255).float().mean()), abs=0.01)
 
 
 @pytest.mark.parametrize("beyond, raises", [(0.0, False), (0.009, False), (0.011, True), (0.3, True)])
 def test_saturation(beyond: float, raises: bool) -> None:
     x = torch.linspace(-1, 1, 10_000)
     x[: round(beyond * len(x))] = 3.0
-    found = message(
+    text = message(
         "saturation", plan=activation(lo=(-1.0,), hi=(1.0,)), sketches={SITE: sketched(x[:, None])}
     )
-    assert found == (
+    assert text == (
         f"1 of 1 tensors have over 1% of their values outside their range: {SITE} ({beyond:.1%})"
         if raises
         else ""
     )
-    found = message("saturation", plan=weight(-1.0, 1.0), **classifier(x[:, None]))
-    assert bool(found) == raises
+    text = message("saturation", plan=weight(-1.0, 1.0), **classifier(x[:, None]))
+    assert bool(text) == raises
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

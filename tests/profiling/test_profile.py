@@ -229,9 +229,9 @@ def test_speedup_has_a_t_interval_over_pairs_of_processes() -> None:
     slow = [
         [np.full(5, 7 * math.exp(pair + turn)) for turn in (-0.3, 0, 0.3) * 4] for pair in (0.1, 0.3, 0.2)
     ]
-    found = speedup(slow, [[np.full(5, 7.0)] * 12] * 3)
+    speedups = speedup(slow, [[np.full(5, 7.0)] * 12] * 3)
     expected = {"speedup_vs_fp32": 0.2, "speedup_ci95_low": 0.2 - half, "speedup_ci95_high": 0.2 + half}
-    assert found == pytest.approx({key: math.exp(value) for key, value in expected.items()})
+    assert speedups == pytest.approx({key: math.exp(value) for key, value in expected.items()})
 
 
 @pytest.mark.parametrize("ratio", [0.3, 1, 2.5])
@@ -259,8 +259,8 @@ def test_speedup_the_other_way_round_is_the_reciprocal() -> None:
 
 
 def test_intervals_hold_a_planted_speedup_19_times_of_20() -> None:
-    found = [speedup(*noisy(1.7, seed)) for seed in range(400)]
-    held = [one["speedup_ci95_low"] < 1.7 < one["speedup_ci95_high"] for one in found]
+    speedups = [speedup(*noisy(1.7, seed)) for seed in range(400)]
+    held = [one["speedup_ci95_low"] < 1.7 < one["speedup_ci95_high"] for one in speedups]
     assert 0.92 < np.mean(held) < 0.98
 
 
