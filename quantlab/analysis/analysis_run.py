@@ -23,6 +23,7 @@ from quantlab.calibration.outlier_statistics import by_site
 from quantlab.cli.console import plain_console
 from quantlab.machine.provenance import machine_tags
 from quantlab.network.sites import Site
+from quantlab.searching.answer_summary import wrapped
 from quantlab.searching.setup import checked_space, prepared_model
 from quantlab.storage.files import code_digest, digest, write_whole
 from quantlab.storage.memo import Memo
@@ -33,6 +34,8 @@ from quantlab.trial.key import deciding_settings
 from quantlab.trial.material import Material, fp32_sketches, load_material, resolve_checkpoint, select_rows
 from quantlab.trial.result import plain_data
 
+SHOWN_OF_LAYERS = ["depth", "site", "kurtosis", "sum_kurtosis", "sum_largest", "dominant"]
+SHOWN_OF_SITES = ["site", "sqnr_db", "logit_error", "first_order", "kl"]
 SUMMARY = "summary.json"  # written last, so a folder that has it is complete
 # Settings of search.* that an analysis reads.
 SEARCH = (
@@ -195,12 +198,14 @@ def _tags(config: OutliersConfig, memo: Memo) -> dict[str, str]:
 
 
 def _show(tables: dict[str, pd.DataFrame], sentences: list[str], folder: Path) -> None:
+    """Prints the main columns of two tables, the findings and where everything is, in 80 columns."""
     console = plain_console()
     shown: dict[str, Any] = {"index": False, "float_format": "{:.4g}".format}
-    layers = tables["layers"].drop(columns=["min", "max"])
-    layers["dominant"] = layers["dominant"].str.split().str[:4].str.join(" ")
+    layers = tables["layers"][SHOWN_OF_LAYERS]
+    layers = layers.assign(dominant=layers["dominant"].str.split().str[:4].str.join(" "))
     console.print(layers.to_string(**shown))
-    console.print(tables["attribution"].head(10).to_string(**shown))
+    console.print(tables["attribution"][SHOWN_OF_SITES].head(10).to_string(**shown))
     for sentence in sentences:
-        console.print(f"- {sentence}")
+        console.print("\n".join(wrapped(f"- {sentence}")))
+    console.print(f"all tables, {SUMMARY} and attribution.png are in")
     console.print(str(folder))
