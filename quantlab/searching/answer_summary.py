@@ -43,6 +43,7 @@ class AnswerSummary:
         more = {"held_out": held_out or None, "sites": sites}
         return {
             "goal": self.goal(),
+            "cost_unit": self.cost.unit,
             "met": self.met(history),
             "answer": None if answer is None else row_of(answer) | more,
             "candidates": len(history.evaluated),

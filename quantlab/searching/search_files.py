@@ -12,19 +12,20 @@ from quantlab.cli.catalogue import FOUND
 from quantlab.cli.secrets import without_password
 from quantlab.searching.answer_summary import AnswerSummary, row_of, wrapped
 from quantlab.searching.history import EvaluatedCandidate, History
-from quantlab.searching.search_pictures import draw_precisions, draw_progress
+from quantlab.searching.search_pictures import best_cost_over_time, draw_precisions, draw_progress
 from quantlab.searching.study import storage_url
 from quantlab.storage.files import write_whole
 from quantlab.trial.result import plain_data
 
 BEST, FRONT, CANDIDATES, METHOD = "best.json", "front.csv", "candidates.csv", "method.yaml"
-MAP, PROGRESS = "map.png", "progress.png"
+MAP, PROGRESS, PROGRESS_TABLE = "map.png", "progress.png", "progress.csv"
 SCORES_TABLE, SCORES_PICTURE = "scores/scores.csv", "scores/scores.png"
 LABELS = {
     BEST: "answer",
     METHOD: "as a method",
     FRONT: "front",
     CANDIDATES: "candidates",
+    PROGRESS_TABLE: "best cost",
     SCORES_TABLE: "scores",
     MAP: "pictures",
     PROGRESS: "",
@@ -44,6 +45,9 @@ class SearchFiles:
         write_whole(self.folder / BEST, json.dumps(self.summary.as_data(history), indent=2))
         write_whole(self.folder / CANDIDATES, self._table(history.evaluated).to_csv(index=False))
         write_whole(self.folder / FRONT, self._table(history.front).to_csv(index=False))
+        spent, best = best_cost_over_time(history, self.summary.whole)
+        progress = pd.DataFrame({"evaluations": spent, "best_cost": best})
+        write_whole(self.folder / PROGRESS_TABLE, progress.to_csv(index=False))
         if answer := history.answer:
             text = self._method_yaml(answer, history)
             write_whole(self.folder / METHOD, text)

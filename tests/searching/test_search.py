@@ -106,6 +106,10 @@ def test_a_search_finds_what_was_planted_and_its_second_start_evaluates_nothing(
 
     scores = json.loads((done.folder / "scores" / "costs.json").read_text())["rows"]
     assert scores == {"noise_db": 16, "first_order": 48, "kl": 31 * 16}
+    progress = done.table("progress")
+    assert len(progress) == len(table) and progress["best_cost"].dropna().is_monotonic_decreasing
+    assert progress["best_cost"].iloc[-1] == done.cost
+    assert progress["evaluations"].iloc[-1] == pytest.approx(done.best["evaluations"])
     answered = ROWS + sum(scores.values()) + table["rows"][table["origin"] != "reference"].sum()
     assert done.best["rows"] == answered and done.best["evaluations"] == pytest.approx(answered / ROWS)
     assert f"{answered / ROWS:.2f} evaluations of the whole set, 6 candidates" in done.said
