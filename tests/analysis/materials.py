@@ -24,14 +24,14 @@ CALIBRATION = MinMax(samples=SAMPLES, batch_size=8)
 
 @dataclass(frozen=True, kw_only=True)
 class Made(Task):
-    """A task whose rows are handed over."""
+    """A task with given rows."""
 
     def load_material(self) -> Splits:
         raise NotImplementedError
 
 
 def made_tokenizer() -> BertTokenizerFast:
-    """WordPiece over :data:`VOCABULARY`."""
+    """A WordPiece tokenizer over :data:`VOCABULARY`."""
     return BertTokenizerFast(vocab={token: index for index, token in enumerate(VOCABULARY)})
 
 
@@ -47,7 +47,7 @@ def texts(count: int, seed: int = 0) -> Examples:
 
 
 def material_of(model: PreTrainedModel) -> Material:
-    """Everything that an analysis of the FP32 network reads."""
+    """The material that an analysis of the FP32 network reads."""
     tokenizer, task = (
         made_tokenizer(),
         Made(name="made", labels=("no", "yes"), metrics=("accuracy",), max_length=25),
@@ -73,7 +73,7 @@ def material_of(model: PreTrainedModel) -> Material:
 
 
 def seen(material: Material) -> tuple[list[Batch], dict[str, Sketch]]:
-    """The calibrating batches, and what the FP32 network's sites look like on them."""
+    """The calibration batches, and the sketches of the FP32 network's sites on them."""
     return material.calibration_batches(CALIBRATION), fp32_sketches(material, CALIBRATION)
 
 
@@ -85,6 +85,6 @@ def states(model: PreTrainedModel, batch: Batch) -> list[np.ndarray]:
 
 
 def kept(batch: Batch) -> np.ndarray:
-    """Which tokens are no padding, (rows, tokens)."""
+    """Mask of the tokens that are not padding, (rows, tokens)."""
     mask: np.ndarray = batch.inputs["attention_mask"].bool().numpy()
     return mask

@@ -1,5 +1,4 @@
-"""Attribution: the planted culprit comes first, and every number is what a direct run with the same plan
-gives."""
+"""Attribution: the planted site comes first, and every number equals that of a direct run with the plan."""
 
 from collections.abc import Iterator
 
@@ -29,8 +28,7 @@ SITES = 30
 
 
 class Direct:
-    """A bench's candidates by the plain way in: the whole plan inserted into the FP32 model, hidden states
-    taken from transformers."""
+    """Direct runs: a candidate's whole plan inserted into the FP32 model, transformers' hidden states."""
 
     def __init__(self, prepared: PreparedModel):
         self.prepared, self.model, self.batches = prepared, prepared.material.model, prepared.scored_rows()[0]
@@ -58,7 +56,7 @@ def kept(batch: Batch) -> Tensor:
 def found(
     request: pytest.FixtureRequest, make_lab: MakeLab
 ) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, Direct]]:
-    """Both tables of a model with one culprit, then the same model in FP32 again."""
+    """Both tables of a model with one planted site, and direct runs of its candidates."""
     with make_lab((1,)).prepared(f"engine={request.param}") as prepared:
         tables, direct = attribution_table(prepared), Direct(prepared)
     return *tables, direct  # type: ignore[return-value]
@@ -97,7 +95,7 @@ def test_changes_of_the_answers_are_those_of_direct_runs(found: Found) -> None:
 
 
 def test_noise_is_the_sites_own(found: Found) -> None:
-    """In the network with quantized weights and nothing else."""
+    """The noise is measured in the network with quantized weights only."""
     table, _, direct = found
     space, prepared = direct.prepared.space, direct.prepared
     narrow = QuantPlan(activations=prepared.activations(space.narrow))
@@ -108,7 +106,7 @@ def test_noise_is_the_sites_own(found: Found) -> None:
 
 
 def test_errors_accumulate_as_direct_runs_say(found: Found) -> None:
-    """Measured: everything narrow. Additive: each site alone, summed. Signal: everything wide."""
+    """measured: all sites narrow; additive: sum over sites narrow alone; signal: all wide."""
     _, table, direct = found
     space = direct.prepared.space
     base = direct.run(space.wide)[1]
@@ -143,7 +141,7 @@ def test_a_site_changes_nothing_before_it(found: Found) -> None:
 
 
 def insert_again(prepared: PreparedModel) -> object:
-    """The weights in place once more, after the bench has ended."""
+    """Inserts the quantized weights again, after the prepared model's end."""
     from quantlab.engines.insert import quantized_weights
 
     return quantized_weights(prepared.material.model, prepared.weights)

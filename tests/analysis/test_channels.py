@@ -1,5 +1,4 @@
-"""Channels along the residual stream: against numpy and scipy over transformers' own hidden states, and
-planted."""
+"""Channels along the residual stream, against numpy and scipy on transformers' own hidden states."""
 
 from dataclasses import replace
 
@@ -58,7 +57,7 @@ def test_one_draw_says_nothing_of_stability() -> None:
 
 
 def test_the_draws_are_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels that stand out only where a word occurs: some draws of two rows have it, some do not."""
+    """A channel that stands out only with one word, which some draws of two rows have."""
     model = tiny_model()
     model.bert.embeddings.word_embeddings.weight[7, 4] = 100
     few = replace(CALIBRATION, samples=2)
@@ -126,8 +125,7 @@ def test_the_sums_are_what_enters_the_layer_norms() -> None:
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_the_published_definition_counts_padding_and_takes_the_mean_over_batches(family: str) -> None:
-    """By hand: every row padded to the full length, all elements of a batch flattened; 1 % of 6,400 or
-    3,200."""
+    """Against numpy: rows padded to the full length and flattened; 1 % of 6,400 or 3,200 elements."""
     model = tiny_model(family)
     material = material_of(model)
     found = published_statistics(material, CALIBRATION, stream_sites(material)).set_index("site")

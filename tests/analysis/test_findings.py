@@ -1,5 +1,4 @@
-"""Sentences for made-up tables: what they say where there is something to say, and that NaN stops none of
-them."""
+"""Findings from invented tables: what the sentences say, and that NaN stops none of them."""
 
 import re
 
@@ -235,7 +234,7 @@ def test_a_missing_or_empty_table_is_passed_over(missing: str) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_nan_stops_nothing(name: str) -> None:
-    """Every number unknown, alone and all together."""
+    """Each number NaN alone, then all of them."""
     table = WHOLE[name]
     numbers = [
         column for column in table.select_dtypes("number") if column not in ("clipped", "sites", "n", "depth")

@@ -1,5 +1,4 @@
-"""``python -m quantlab.outliers`` from end to end on tiny models: its files, its record, and what it
-refuses."""
+"""``python -m quantlab.outliers`` from end to end on tiny models: its files, its MLflow run, its errors."""
 
 import json
 import re
@@ -53,7 +52,7 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Written:
-    """What an analysis left."""
+    """What an analysis wrote and printed."""
 
     folder: Path
     said: str
@@ -75,7 +74,7 @@ Analyse = Callable[..., Written]
 
 @pytest.fixture
 def analyse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Analyse:
-    """The command itself, in this process and a folder of its own; later overrides win."""
+    """Runs the command in this process in a new folder; later overrides win."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(outliers, "MEMO", Memo())
@@ -167,7 +166,7 @@ OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in ("roberta",
 
 @pytest.mark.parametrize("family", ["bert", *OTHERS])
 def test_every_architecture(analyse: Analyse, make_model: MakeModel, tiny_glue: Path, family: str) -> None:
-    """Without clipping and random draws, the sites of a layer decided together."""
+    """Without clipping and random draws, with the sites of a layer in one variable."""
     settings = (*SMALL, "model=hf", f"model.path={make_model(family)}", f"task.data_dir={tiny_glue}")
     done = analyse(*settings)
     tables, summary = done.tables, done.summary

@@ -29,7 +29,7 @@ def config(lab: SearchLab, *more: str) -> OutliersConfig:
 
 
 def ranked(prepared: PreparedModel) -> list[str]:
-    """The planted sites first, the rest of those that are decided in the network's order."""
+    """The variables, the planted ones first, the others in the network's order."""
     names = [variable.name for variable in prepared.space.variables]
     return [*PLANTED, *(name for name in names if name not in PLANTED)]
 
@@ -79,7 +79,7 @@ def test_random_sites_are_seeded_and_can_be_left_out(planted: SearchLab) -> None
 
 
 def test_a_draw_has_no_site_twice(planted: SearchLab) -> None:
-    """Two of two: every draw is both."""
+    """Two of two variables: every draw has both."""
     table = protecting(planted, 8, "search.sites=['*.ffn.mid']")
     drawn = [set(names.split()) for names in table["protected"][table["kind"] == "random"]]
     assert drawn == [set(PLANTED)] * 8
@@ -108,7 +108,7 @@ def test_nothing_needs_protection_where_the_loss_is_allowed(planted: SearchLab) 
 
 
 def test_all_are_tried_where_none_is_enough(planted: SearchLab) -> None:
-    """Weights of 2 bits against FP32: not even everything wide is within it."""
+    """With 2-bit weights not even everything wide is within the limit of FP32."""
     harsh = ("search.reference=fp32", "bits.weights=2", "search.max_drop=0", "search.group_by=layer")
     with Opened(config(planted, *harsh)) as prepared:
         names = [variable.name for variable in prepared.space.variables]

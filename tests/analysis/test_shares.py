@@ -1,5 +1,4 @@
-"""Error shares in closed form: outliers on the grid widen its step, clipped ones hold the error, others do
-neither."""
+"""Error shares against closed forms: covered outliers widen the step, clipped ones hold the error."""
 
 from collections.abc import Iterator
 
@@ -27,7 +26,7 @@ FLAT_GAIN = 1 - 1 / (4 * 127**2)  # uniform numbers in +-a: s² / 12 for s = a /
 
 
 def uniform(seed: int = 0) -> Tensor:
-    """(rows, tokens, channels) in +-1."""
+    """Uniform numbers in [-1, 1], (rows, tokens, channels)."""
     values = np.random.default_rng(seed).uniform(-1, 1, (ROWS, TOKENS, CHANNELS)).astype(np.float32)
     return torch.from_numpy(values)
 
@@ -37,7 +36,7 @@ def on_grid(lo: float, hi: float, grid: AffineGrid = SYMMETRIC, **groups: tuple[
 
 
 def shares(x: Tensor, item: ActivationQuant, mask: Tensor | None = None) -> dict[str, float]:
-    """The shares of one site's tensor, in two batches."""
+    """The shares of one tensor, observed in two batches."""
     mask = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
     sketch, errors = Sketch(channels=CHANNELS), SquaredErrors()
     sketch.update(valid_elements(x, mask, SITE))
@@ -83,7 +82,7 @@ def test_without_outliers_no_error_is_theirs(grid: AffineGrid) -> None:
 
 
 def test_clipped_outliers_hold_the_error() -> None:
-    """A percentile's range: the rest is as fine as it can be, what is lost is lost beyond."""
+    """With a percentile's range the error lies in what is clipped."""
     x = uniform()
     x[3, 4, 5] = LARGEST
     found = shares(x, on_grid(-1, 1))

@@ -1,5 +1,4 @@
-"""Which tokens carry outliers: kinds from vocabularies, shares counted by hand, attention as transformers
-gives it."""
+"""Outliers by kind of token: kinds from vocabularies, shares counted one by one, transformers' attention."""
 
 import numpy as np
 import pandas as pd
@@ -87,7 +86,7 @@ def test_padding_is_what_the_mask_leaves_out() -> None:
 
 
 def captured(material: object, site: Site, batches: list[Batch]) -> list[np.ndarray]:
-    """A site's tensors, padding and all."""
+    """A site's tensors with padding."""
     found: list[np.ndarray] = []
 
     def look(x: torch.Tensor) -> torch.Tensor:
@@ -108,7 +107,7 @@ def kind_of(token: int, valid: bool) -> str:
 
 
 def counted(batches: list[Batch], values: list[np.ndarray], channels: int) -> pd.DataFrame:
-    """Tokens, elements beyond 6 sigma and energy of each kind, one token after the other."""
+    """Tokens, elements beyond 6 sigma and energy by kind, counted token by token."""
     valid = np.concatenate([x[kept(batch)] for batch, x in zip(batches, values, strict=True)])
     mean, deviation = valid.mean(), valid.std()
     rows = [
@@ -193,7 +192,7 @@ def test_attention_is_what_transformers_eager_attention_pays(family: str) -> Non
 
 
 def test_dominant_channels_of_some_tokens_only() -> None:
-    """The mean over tokens: 1 where a token's strongest channel is the planted one, 0 elsewhere."""
+    """The mean over tokens of 1 if the strongest channel is the planted one, else 0."""
     model = tiny_model()
     model.bert.embeddings.word_embeddings.weight[SEP, CHANNEL] = 100
     material = material_of(model)

@@ -1,5 +1,4 @@
-"""The weights behind outliers: planted ones are named with their place, and their share of energy is
-exact."""
+"""Outlying weights: planted ones are listed with their place, and their share of energy is exact."""
 
 import math
 
@@ -59,7 +58,7 @@ def test_energy_is_one_where_one_weight_makes_the_channel() -> None:
 
 
 def test_energy_is_of_the_products_input_and_output() -> None:
-    """w² E[in²] / E[out²], from what enters and leaves the Linear."""
+    """w² E[in²] / E[out²] from the Linear's input and output."""
     model, ends = planted(), []
     dense = model.bert.encoder.layer[0].output.dense
     material = material_of(model)
@@ -78,8 +77,7 @@ def test_energy_is_of_the_products_input_and_output() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_linear_has_its_sites_and_no_other_module_is_listed(family: str) -> None:
-    """At half a standard deviation all matrices have some: which are known, and where their outputs are
-    named."""
+    """At half a standard deviation every matrix has some, so every matrix's site is seen."""
     model = tiny_model(family)
     linears = {
         f"{path}.weight" for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)

@@ -1,5 +1,4 @@
-"""What a search's budget buys is known before anything is loaded, and a budget that buys nothing is
-refused."""
+"""The budget of a search: computed before anything is loaded, and refused if no candidate fits in."""
 
 import re
 

@@ -1,5 +1,4 @@
-"""Ladders against every candidate there is, and what the worker makes of them against oracles that are
-known."""
+"""Ladders against enumeration of all candidates; a worker's proposals where the needed sites are known."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ Losses = dict[tuple[str, Precision], float]
 
 @st.composite
 def problems(draw: st.DrawFn, most: int = 5) -> tuple[Space, Cost, Losses]:
-    """A small space, a cost of it, and what each narrowing is predicted to lose: the narrower, the more."""
+    """A small space, a cost, and a predicted loss of each narrowing, which grows the narrower it is."""
     count, choices = draw(st.integers(1, most)), draw(st.sampled_from(CHOICES))
     space = space_named([f"{index}.x" for index in range(count)], choices)
     losses = {}
@@ -137,7 +136,7 @@ def test_greedy_takes_what_saves_most_first(saved: list[int]) -> None:
 
 @given(rungs=st.integers(1, 100), first=st.integers(0, 100))
 def test_bisection_finds_the_cheapest_that_keeps_the_answers(rungs: int, first: int) -> None:
-    """``first`` is the first feasible rung; none where it lies beyond the last."""
+    """``first`` is the first feasible rung; beyond the last rung, none is feasible."""
     names, known, asked = [(f"int{index}",) for index in range(rungs)], {}, 0
     while (rung := bisect(names, known)) is not None:
         assert rung not in known
@@ -155,8 +154,7 @@ def test_bisection_finds_the_cheapest_that_keeps_the_answers(rungs: int, first: 
 def test_the_worker_ends_at_exactly_the_sites_that_are_needed(
     data: st.DataObject, problem: tuple[Space, Cost, Losses]
 ) -> None:
-    """Bisection of both ladders and thinning, whatever the scores say, where wide planted sites keep the
-    answers."""
+    """Bisection and thinning end at the planted sites, however wrong the scores are."""
     space, cost, losses = problem
     planted = data.draw(st.sets(st.sampled_from(range(len(space.variables)))), label="planted")
     best, tried = driven(
@@ -231,7 +229,7 @@ def driven(
     feasible: Callable[[Choices], bool],
     **settings: object,
 ) -> tuple[Choices, Sequence[Choices]]:
-    """What a worker asks for, one after the other, until its proposals end; the first is the reference."""
+    """The best candidate and all that a worker proposes until its proposals end, from the reference on."""
     worker = SearchWorker(
         search=search_of(choices=space.choices, **{"cost": "average_bits", **settings}),
         space=space,

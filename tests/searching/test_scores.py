@@ -1,5 +1,4 @@
-"""Scores: what was planted comes out first in each, the first-order effect is a derivative, and rows are
-counted."""
+"""Scores: the planted site has the highest, the first-order effect is a derivative, and rows are counted."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +35,7 @@ SAMPLES = 16
 
 @pytest.fixture(scope="module")
 def prepared(make_lab: MakeLab) -> Iterator[PreparedModel]:
-    """One layer has an outlier channel: its FFN's middle is to blame for all that is lost."""
+    """One layer has an outlier channel at its ``ffn.mid``, which causes all of the loss."""
     with make_lab((1,)).prepared() as prepared:
         yield prepared
 
@@ -69,7 +68,7 @@ def test_there_is_a_row_for_every_variable_and_narrower_choice(
 
 
 def test_rows_are_those_that_were_answered(make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted by the rows that enter the model; a backward pass counts as two."""
+    """Rows are those that enter the model; a backward pass counts as two."""
     with make_lab((1,)).prepared("search.group_by=layer_role", "search.choices=[int4,int8,fp16]") as prepared:
         answered, backward, marks = [0], [0], {}
         prepared.material.model.register_forward_pre_hook(
@@ -137,7 +136,7 @@ def test_a_variable_has_its_worst_sites_noise(prepared: PreparedModel, make_lab:
 
 @pytest.mark.parametrize("labels", [np.array([0, 1, 1, 0, 1, 0]), np.array([1, 1, 0, 0, 0, 1])], ids=str)
 def test_the_first_order_effect_is_a_finite_difference(labels: np.ndarray) -> None:
-    """Row by row: the loss with a thousandth of a site's error added, less the loss, a thousand times."""
+    """Against a finite difference in each row: 1000 x (loss with 1/1000 of the site's error - loss)."""
     model, sites, batch = tiny_model(), sites_of(tiny_model()), padded()
     table = table_of(model, batch, sites)
     scores, step = scored(model, batch, labels, sites), 1e-3
@@ -221,7 +220,7 @@ def scored(model: torch.nn.Module, batch: Batch, labels: np.ndarray, sites: list
 
 
 def test_the_divergence_is_that_of_the_answers(planted: SearchLab) -> None:
-    """By hand, from logits that the inserted plans give."""
+    """Against logits of the inserted plans."""
     with planted.prepared("engine=simulated", "search.group_by=layer") as prepared:
         scores = prepared.scores()
         space, model, weights = prepared.space, prepared.material.model, prepared.weights

@@ -1,5 +1,4 @@
-"""Searches from end to end on tiny models: the answer, its files, and what becomes of a search that is cut
-short."""
+"""Searches from end to end on tiny models: the answer, its files, and how an interrupted search continues."""
 
 import json
 import signal
@@ -32,7 +31,7 @@ COLUMNS = {"number", "cost", "metric", "drop_points", "rows", "complete", "feasi
 
 @dataclass
 class Finished:
-    """What a search left behind."""
+    """What a search wrote, printed and returned, and the candidates that it evaluated."""
 
     folder: Path
     said: str
@@ -52,8 +51,7 @@ class Finished:
 
 
 class Searching:
-    """Runs searches in this process and in a folder of their own, and notes which candidates are
-    evaluated."""
+    """Runs searches in this process in a new folder, and records which candidates are evaluated."""
 
     def __init__(
         self, lab: SearchLab, folder: Path, patch: pytest.MonkeyPatch, said: pytest.CaptureFixture[str]
@@ -257,7 +255,7 @@ def test_mlflow_has_one_run_of_the_search_and_one_below_it_for_each_candidate(
 
 @pytest.mark.slow
 def test_an_interrupted_search_tells_mlflow_its_best_so_far(searching: Searching, tmp_path: Path) -> None:
-    """The first start found everything at its widest; the second one better, before Ctrl-C."""
+    """The first start ends with everything at its widest; the second finds a better one before Ctrl-C."""
     from mlflow import MlflowClient
 
     tracked = (GROUPED, "tracking=sqlite", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
@@ -335,7 +333,7 @@ def test_sensitivity_writes_its_tables_and_its_picture(
 def test_a_killed_search_goes_on_to_the_same_answer_which_a_trial_repeats(
     planted: SearchLab, searching: Searching, python: Python, tmp_path: Path
 ) -> None:
-    """The command line itself: killed in its middle, started again, its method run as a trial."""
+    """The command line: killed half-way, started again, and the found method run as a trial."""
     more = ("search.trials=6", "search.heartbeat_s=1", GROUPED)
     whole, killed = searching(*more), tmp_path / "killed"
     folder = killed / "multirun" / "searches" / "tiny"

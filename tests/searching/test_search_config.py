@@ -1,4 +1,4 @@
-"""What a search may be: every other setting is refused by name."""
+"""Settings of a search: wrong ones are refused by name."""
 
 import pytest
 from searches import SearchLab, search_of

@@ -1,4 +1,4 @@
-"""Candidates' answers: as a trial gives them, no more of them than needed, and judged in pairs."""
+"""Evaluation of candidates: equal to a trial's answers, stopped early, and judged in pairs of rows."""
 
 import itertools
 import math
@@ -19,8 +19,7 @@ ALL_ROWS = np.ones(ROWS, bool)
 
 @given(count=st.integers(1, 300))
 def test_every_prefix_of_the_order_lies_evenly(count: int) -> None:
-    """Of the first k numbers, no half, quarter, ... of the range has two more than another of the same
-    size."""
+    """Among the first k numbers, the counts in all halves, quarters, ... of the range differ by at most 1."""
     order = spread(count)
     assert sorted(order) == list(range(count))
     width = 1 << max(1, (count - 1).bit_length())
@@ -41,7 +40,7 @@ def test_of_a_power_of_two_every_prefix_is_as_even_as_can_be(power: int) -> None
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_complete_answers_are_those_of_the_inserted_plan(planted: SearchLab, engine: str) -> None:
-    """Bit for bit, reused layers or not, ``insert`` called after the weights' half was taken out."""
+    """Bit for bit, with and without reused layers, against ``insert`` of the whole plan."""
     config = planted.config(f"engine={engine}")
     with planted.prepared(f"engine={engine}") as prepared:
         runner, columns, material = (
@@ -101,7 +100,7 @@ def test_prefixes_grow_twofold(planted: SearchLab, batch_size: int, prefixes: li
 
 
 def judged(right: np.ndarray, reference_right: np.ndarray) -> tuple[Judge, CandidateOutcomes]:
-    """A judge, and a candidate that has these of the rows right."""
+    """A judge and the outcomes of a candidate that has these rows right."""
     labels = np.arange(len(right)) % 2
     logits = np.eye(2, dtype=np.float32)
     task = Glue(name="x", labels=("a", "b"), metrics=("accuracy",), config="qnli", text=("s",), data_dir=".")

@@ -1,4 +1,4 @@
-"""Which sites are decided together, and that a decision is the plan which a trial with its method makes."""
+"""Grouping of sites into variables; a candidate's plan equals that of a trial with its method."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""One study for whoever works on it: continued, shared, and never mixed with another one's results."""
+"""The study: continued, shared by workers, and refused to searches whose results do not compare."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def study_in(folder: Path, **settings: object) -> Study:
 
 
 def finish(study: Study, one: EvaluatedCandidate, **attributes: object) -> None:
-    """Adds a candidate as a worker leaves it."""
+    """Adds an evaluated candidate to the study as a worker does."""
     text = json.dumps(
         {name: value for name, value in asdict(one).items() if name not in ("number", "chosen")}
     )
@@ -61,7 +61,7 @@ def finish(study: Study, one: EvaluatedCandidate, **attributes: object) -> None:
 
 
 def running(study: Study, chosen: Choices, **attributes: object) -> None:
-    """Another worker's candidate."""
+    """Adds a candidate that another worker evaluates."""
     study.add_trial(
         create_trial(
             state=TrialState.RUNNING,
@@ -292,7 +292,7 @@ def worker(**settings: object) -> SearchWorker:
             self.kept = chosen
 
     class Half:
-        """Four of eight rows are right; the reference has all."""
+        """A judge of candidates that have four of eight rows right."""
 
         labels, counts_right = np.zeros(8), True
         measure = staticmethod(lambda _: measurement(50.0, 0.5))
@@ -313,7 +313,7 @@ def worker(**settings: object) -> SearchWorker:
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Choices]:
-    """What is evaluated; all rows are answered."""
+    """Replaces the evaluation by one that answers all rows; returns the list of evaluated candidates."""
     seen: list[Choices] = []
 
     def evaluate(_: object, chosen: Choices, *__: object) -> CandidateOutcomes:
@@ -379,7 +379,7 @@ def test_a_candidate_as_dear_as_the_best_is_not_answered(tmp_path: Path, evaluat
 def test_the_best_trial_of_the_study_is_the_best_answer_for_other_tools_too(
     tmp_path: Path, evaluated: list[Choices], mode: str
 ) -> None:
-    """optuna-dashboard asks the storage for the best value, and knows constraints as a list without names."""
+    """optuna-dashboard takes the best value of the storage, and constraints as a list without names."""
     limits = {"cost": {"max_drop": 2.0}, "accuracy": {"max_cost": 2.0}}[mode]
     one = worker(mode=mode, reference="all16", trials=None, **limits)
     drops = {
@@ -415,7 +415,7 @@ def test_the_best_trial_of_the_study_is_the_best_answer_for_other_tools_too(
 def test_an_interrupted_candidate_is_tried_again(
     tmp_path: Path, evaluated: list[Choices], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the scores asked for when Ctrl-C came is asked for again, and more after it."""
+    """The candidate that was evaluated at Ctrl-C is proposed again first."""
     losses = {"kl": {(v.name, "int8"): float(index + 1) for index, v in enumerate(SPACE.variables)}}
     study, seeded = study_in(tmp_path), worker(seeded=True, trials=None, budget=100, max_drop=60.0)
     object.__setattr__(seeded, "losses", losses)
@@ -436,7 +436,7 @@ def test_an_interrupted_candidate_is_tried_again(
 def test_a_worker_that_was_killed_before_it_signed_holds_no_place(
     tmp_path: Path, evaluated: list[Choices]
 ) -> None:
-    """Neither its process nor a heartbeat is known; Optuna itself leaves such a trial running for ever."""
+    """Without owner and heartbeat, Optuna itself would leave such a trial running for ever."""
     study = study_in(tmp_path, heartbeat_s=1)
     running(study, ("int8", "fp16", "int8"))
     study.add_trial(create_trial(state=TrialState.RUNNING))  # nothing suggested yet
