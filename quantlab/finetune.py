@@ -1,153 +1,22 @@
-"""``python -m quantlab.finetune model=minilm task=docmatch``: trains a classifier once, for every later
-trial.
+"""``quantlab finetune model=minilm task=docmatch``: trains a classifier once, for every later trial."""
 
-The result lies in the cache folder under a key of all that decides its weights: the base checkpoint, the
-train split, the labels, the recipe. The same seed on the same machine gives the same weights.
-"""
-
-import json
-import platform
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
-
-import hydra
-import numpy as np
-import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quantlab.cli.conf_dir import CONF
-from quantlab.cli.console import plain_console
 from quantlab.cli.errors import compact_errors
+from quantlab.cli.hydra_command import hydra_command
 from quantlab.cli.signals import end_on_sigterm
-from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share, predict
-from quantlab.machine.allocator import keep_freed_memory
-from quantlab.network import checkpoint
-from quantlab.network.architecture import skeleton_of
-from quantlab.network.compatibility import check_fit, check_token_types
-from quantlab.network.models import FineTuned, ModelSpec
-from quantlab.storage.files import whole_folder
-from quantlab.tasks import metrics
-from quantlab.tasks.batching import by_length, tokenize
-from quantlab.tasks.task import Splits, Task
-from quantlab.training.recipe import train
-
-EVALUATION_BATCH = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """What ``conf/finetune.yaml`` builds."""
-
-    model: ModelSpec
-    task: Task
-
-    def run(self, console: Console) -> Path:
-        """Trains and stores the model unless it is there, and returns its folder."""
-        if not isinstance(self.model, FineTuned):
-            raise ValueError(
-                "this model is a checkpoint already; train with model=minilm, or with model=bert_base and "
-                "model.base.path=<folder or hub name>"
-            )
-        data, base = self.task.load(), self.model.base.folder()
-        target = self.model.target(self.task, data, base)
-        if target.is_dir():
-            console.print(f"already there: {target}")
-            return target
-        with whole_folder(
-            target
-        ) as scratch:  # made first, so that a read-only cache fails before hours of training
-            scores = finetune(self.model, self.task, data, base, scratch)
-        console.print(", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        console.print(f"stored in {target}")
-        return target
-
-
-def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path) -> dict[str, float]:
-    """Trains ``base``, writes model, tokenizer and recipe.json into ``folder``, returns the evaluation's
-    metrics."""
-    device = spec.torch_device()
-    tokenizer = checkpoint.read_tokenizer(base)
-    skeleton = skeleton_of(checkpoint.read_config(base))
-    check_fit(skeleton, tokenizer, task, base)
-    rows = tokenize(data.train, tokenizer, task.max_length)
-    check_token_types(rows, skeleton, base)
-    with torch.random.fork_rng(
-        [device] if device.type == "cuda" else []
-    ):  # the caller's random state is its own
-        torch.manual_seed(spec.recipe.seed)
-        model = with_head(base, task)
-        model.to(device)  # type: ignore[arg-type]
-        train(model, tokenizer, rows, spec.recipe)
-    logits = answers(model, tokenizer, task, data)
-    require_learnt(task, logits, data.evaluation.labels)
-    with checkpoint.quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    scores = metrics.compute(task.metrics, logits, data.evaluation.labels)
-    scores["loss"] = metrics.loss(logits, data.evaluation.labels, task.regression)
-    write_card(folder, spec, task, data, scores)
-    return scores
-
-
-def with_head(base: Path, task: Task) -> PreTrainedModel:
-    """The encoder with a new head for the task. Raises ValueError where tensors of the encoder itself are
-    missing."""
-    names = dict(enumerate(task.labels or ("score",)))
-    kind = "regression" if task.regression else "single_label_classification"
-    ids = {name: index for index, name in names.items()}
-    model, missing = checkpoint.read_model(
-        base, num_labels=task.num_labels, id2label=names, label2id=ids, problem_type=kind
-    )
-    if lost := checkpoint.encoder_tensors(missing, model):
-        raise ValueError(f"{base} lacks {', '.join(lost[:8])}: the encoder is not whole")
-    return model
-
-
-def answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits
-) -> np.ndarray:
-    """Logits of shape (N, classes) for the evaluation split, in FP32."""
-    batches = by_length(tokenize(data.evaluation, tokenizer, task.max_length), tokenizer, EVALUATION_BATCH)
-    return predict(model, batches, range(task.num_labels), "evaluating").logits
-
-
-def require_learnt(task: Task, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Raises ValueError where a classifier answers one class to next to all rows, though the labels do
-    not."""
-    if task.regression or largest_share(labels) >= CONSTANT_SHARE:
-        return
-    classes, counts = np.unique(logits.argmax(-1), return_counts=True)
-    if counts.max() >= CONSTANT_SHARE * len(labels):
-        raise ValueError(
-            f"training did not work: it answers {task.labels[classes[counts.argmax()]]!r} to "
-            f"{counts.max():,} of "
-            f"{len(labels):,} evaluation rows, so nothing is stored; try a lower "
-            f"model.recipe.learning_rate, more "
-            f"model.recipe.epochs or another model.recipe.seed"
-        )
-
-
-def write_card(folder: Path, spec: FineTuned, task: Task, data: Splits, scores: dict[str, float]) -> None:
-    """recipe.json: how this model was made, and how well it does."""
-    card = {
-        "task": task.name,
-        "labels": task.labels,
-        "max_length": task.max_length,
-        "recipe": asdict(spec.recipe),
-        "fingerprints": {"train": data.train.fingerprint, "evaluation": data.evaluation.fingerprint},
-        "evaluation": scores,
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy", "scipy")}
-        | {"python": platform.python_version()},
-    }
-    (folder / "recipe.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-
-
-@hydra.main(version_base="1.3", config_path=CONF, config_name="finetune")
+@hydra_command("finetune")
 def main(settings: DictConfig) -> None:
+    """Builds the components and trains."""
+    # Imported here, so that help and errors of the command line do not wait for torch.
+    from hydra.utils import instantiate
+
+    from quantlab.cli.console import plain_console
+    from quantlab.machine.allocator import keep_freed_memory
+    from quantlab.training.finetuning import FineTuning
+
     keep_freed_memory()
     with compact_errors():
         config: FineTuning = instantiate(settings)

@@ -1,17 +1,15 @@
-"""``python -m quantlab.run``: one trial; with ``-m``, a sweep of them."""
+"""``quantlab run``: one trial; with ``-m``, a sweep of them."""
 
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from quantlab.cli.catalogue import register
-from quantlab.cli.conf_dir import CONF
 from quantlab.cli.errors import compact_errors
+from quantlab.cli.hydra_command import hydra_command
 from quantlab.cli.signals import end_on_sigterm
-from quantlab.machine.allocator import keep_freed_memory
 from quantlab.storage.memo import Memo
 
 MEMO = Memo()  # shared by the trials that one process runs
@@ -19,12 +17,13 @@ MEMO = Memo()  # shared by the trials that one process runs
 register()
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+@hydra_command("run")
 def main(settings: DictConfig) -> Any:
-    """Builds the components and runs the trial; as a member of a sweep, returns what it found."""
-    # Only now: what Hydra finds wrong with an override is told without the seconds that these take.
+    """Builds the components and runs the trial. As a member of a sweep, returns its ``result.json``."""
+    # Imported here, so that help and errors of the command line do not wait for torch.
     from hydra.utils import instantiate
 
+    from quantlab.machine.allocator import keep_freed_memory
     from quantlab.sweeping.member import run_member, run_single
     from quantlab.sweeping.run_config import RunConfig, trial_run_name
     from quantlab.sweeping.summary import print_member, print_summary

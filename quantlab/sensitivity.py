@@ -1,29 +1,22 @@
-"""``python -m quantlab.sensitivity``: how much each site's quantization matters, by four scores.
+"""``quantlab sensitivity``: how much each site's quantization matters, by four scores.
 
 Noise (dB), the first-order effect on the loss and the divergence of the answers come from
 ``search.sensitivity_rows`` calibration rows, the loss of accuracy from all evaluation rows: each of one
-variable alone, the rest in 16 bits. Takes the settings of ``quantlab.search``; writes scores.csv, scores.png
+variable alone, the rest in 16 bits. Takes the settings of ``quantlab search``; writes scores.csv, scores.png
 and correlations.csv.
 """
 
 import math
 from pathlib import Path
 
-import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from quantlab.cli.catalogue import register
-from quantlab.cli.conf_dir import CONF
-from quantlab.cli.console import plain_console
 from quantlab.cli.errors import compact_errors
+from quantlab.cli.hydra_command import hydra_command
 from quantlab.cli.signals import end_on_sigterm
-from quantlab.machine.allocator import keep_freed_memory
-from quantlab.searching.scores import MEASURED, MEASURED_ERROR
-from quantlab.searching.search_config import SearchConfig
-from quantlab.searching.search_run import measure_sensitivity
 from quantlab.storage.memo import Memo
 
 MEMO = Memo()
@@ -33,10 +26,19 @@ CHANCE = 0.2  # of the variance of measured losses that may be chance in a ranki
 register("search")
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="search")
+@hydra_command("sensitivity")
 def main(settings: DictConfig) -> None:
     """Builds the components, scores, and prints the worst sites and how the scores agree with what was
     measured."""
+    # Imported here, so that help and errors of the command line do not wait for torch.
+    from hydra.utils import instantiate
+
+    from quantlab.cli.console import plain_console
+    from quantlab.machine.allocator import keep_freed_memory
+    from quantlab.searching.scores import MEASURED, MEASURED_ERROR
+    from quantlab.searching.search_config import SearchConfig
+    from quantlab.searching.search_run import measure_sensitivity
+
     keep_freed_memory()
     console = plain_console()
     with compact_errors():

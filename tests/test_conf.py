@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
-from quantlab.finetune import FineTuning
 from quantlab.sweeping.run_config import RunConfig
+from quantlab.training.finetuning import FineTuning
 
 register()
 

@@ -13,13 +13,13 @@ from processes import Python
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from quantlab import finetune
-from quantlab.finetune import FineTuning
 from quantlab.network import checkpoint
 from quantlab.network.models import Checkpoint, FineTuned, Pretrained, Recipe, ResolvedCheckpoint
 from quantlab.tasks.batching import tokenize
 from quantlab.tasks.glue import Glue
+from quantlab.training import finetuning
 from quantlab.training import recipe as training
+from quantlab.training.finetuning import FineTuning
 
 RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=5e-3, bf16=False)  # enough to learn from learnable_glue
 SILENT = Console(quiet=True)
@@ -111,7 +111,7 @@ def test_what_is_there_is_not_trained_again(
 ) -> None:
     run = FineTuning(model=spec_of(headless), task=qnli(learnable_glue)).run
     first = run(SILENT)
-    monkeypatch.setattr(finetune, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(finetuning, "train", lambda *_: pytest.fail("trained again"))
     assert run(Console()) == first
     assert "already there" in capsys.readouterr().out
 
@@ -119,7 +119,7 @@ def test_what_is_there_is_not_trained_again(
 def test_a_run_that_dies_leaves_nothing(
     headless: Path, learnable_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune, "write_card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(finetuning, "write_card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     spec, task = spec_of(headless), qnli(learnable_glue)
     with pytest.raises(KeyboardInterrupt):
         FineTuning(model=spec, task=task).run(SILENT)
@@ -211,15 +211,17 @@ def test_a_training_that_answers_one_class_only_is_not_stored(
     headless: Path, tiny_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     constant = np.tile(np.float32([0.1, 0.2]), (64, 1))
-    monkeypatch.setattr(finetune, "answers", lambda *_: constant)
+    monkeypatch.setattr(finetuning, "answers", lambda *_: constant)
     with pytest.raises(
         ValueError, match=r"'not_entailment' to 64 of 64.*nothing is stored.*lower model\.recipe"
     ):
         FineTuning(model=spec_of(headless), task=qnli(tiny_glue)).run(SILENT)
     assert not list((own_cache / "finetuned").iterdir())
     labels = np.repeat(np.int64([0, 1]), 32)
-    finetune.require_learnt(qnli(tiny_glue), np.eye(2)[labels], labels)
-    finetune.require_learnt(qnli(tiny_glue), constant, np.ones(64, dtype=np.int64))  # there is one class only
+    finetuning.require_learnt(qnli(tiny_glue), np.eye(2)[labels], labels)
+    finetuning.require_learnt(
+        qnli(tiny_glue), constant, np.ones(64, dtype=np.int64)
+    )  # there is one class only
 
 
 def test_an_encoder_with_holes_is_refused(headless: Path, tiny_glue: Path) -> None:

@@ -1,5 +1,4 @@
-"""What Hydra is told of quantlab: its sweeper, and the sweeps that ``+sweeps=<name>`` finds from any
-folder."""
+"""Registers quantlab with Hydra: its sweeper, the sweeps, and the methods that searches have found."""
 
 from pathlib import Path
 
@@ -8,33 +7,24 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from hydra_plugins.quantlab_sweeper import QuantlabSweeper
-from quantlab.cli.conf_dir import CONF
-
-SWEEPS = Path(CONF).parent / "sweeps"
-FOUND = Path("conf") / "method" / "found"  # what searches found in this working folder
-
-
-def files(kind: str = "sweep") -> list[Path]:
-    """The files of ``sweeps/`` that describe a ``sweep`` of trials, or a ``search``."""
-    return sorted(path for path in SWEEPS.glob("*.yaml") if kind in OmegaConf.load(path))
+from quantlab.cli.commands import sweep_files
+from quantlab.cli.conf_dir import FOUND_METHODS
 
 
 def register(kind: str = "sweep") -> None:
-    """Makes :func:`files` overlays of the whole config, and what searches found here methods.
+    """Makes the files of ``sweeps/`` overlays of the whole config (``+sweeps=peg_k``), and the files of
+    ``conf/method/found`` in the working folder methods (``method=found/mixed_precision``).
 
     ``--config-dir`` adds a folder of one's own.
     """
     Plugins.instance().register(QuantlabSweeper)  # Hydra's own search does not see into editable installs
-    store = ConfigStore.instance().store
-    for path in files(kind):
-        store(
-            group="sweeps", name=path.stem, node=OmegaConf.load(path), package="_global_", provider="quantlab"
-        )
-    for path in sorted(FOUND.glob("*.yaml")):
-        store(
-            group="method/found",
-            name=path.stem,
-            node=OmegaConf.load(path),
-            package="method",
-            provider="quantlab",
-        )
+    for path in sweep_files(kind):
+        _store("sweeps", path, package="_global_")
+    for path in sorted(FOUND_METHODS.glob("*.yaml")):
+        _store("method/found", path, package="method")
+
+
+def _store(group: str, path: Path, package: str) -> None:
+    ConfigStore.instance().store(
+        group=group, name=path.stem, node=OmegaConf.load(path), package=package, provider="quantlab"
+    )

@@ -1,14 +1,15 @@
-"""Where the configs lie."""
+"""The folders of configs, of sweeps, and of methods that searches have found."""
 
 from pathlib import Path
 
 
-def _conf_dir() -> str:
-    """``quantlab/conf`` of an installed wheel, else the ``conf`` folder beside the package in the
-    repository."""
+def _data_dir(name: str) -> Path:
+    """``quantlab/<name>`` of an installed wheel, else the folder beside the package in the repository."""
     package = Path(__file__).parents[1]
-    inside, beside = package / "conf", package.parent / "conf"
-    return str(inside if inside.is_dir() else beside)
+    inside, beside = package / name, package.parent / name
+    return inside if inside.is_dir() else beside
 
 
-CONF = _conf_dir()
+CONF = str(_data_dir("conf"))  # as Hydra takes it
+SWEEPS = _data_dir("sweeps")
+FOUND_METHODS = Path("conf") / "method" / "found"  # of the working folder: searches write their answers there

@@ -1,17 +1,35 @@
 """What is wrong with the input, said in one line."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import CompactHydraException
-from omegaconf.errors import MissingMandatoryValue
+from hydra.errors import (
+    CompactHydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
+from quantlab.cli.commands import choices
+from quantlab.cli.conf_dir import CONF, FOUND_METHODS
 from quantlab.cli.secrets import without_password
+from quantlab.config.checks import nearest
+
+UNKNOWN_FIELD = re.compile(r"unexpected keyword argument '(?P<name>\w+)'")
+FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 
 
 @contextmanager
 def compact_errors() -> Iterator[None]:
-    """Lets Hydra print the message alone; HYDRA_FULL_ERROR=1 shows where it was found."""
+    """Marks errors of the input as such: the command prints their message alone."""
     try:
         yield
     except MissingMandatoryValue as error:
@@ -20,3 +38,75 @@ def compact_errors() -> Iterator[None]:
         ) from None
     except (ValueError, OSError) as error:
         raise CompactHydraException(without_password(str(error))) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error of Hydra or OmegaConf says, in quantlab's words, with the nearest name that exists."""
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error)
+    if isinstance(error, InstantiationException):
+        return _not_built(error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} is no setting: write name=value, and quote what the shell would change, "
+            f"as in 'bits.rules=[{{match: \"*.ffn.sum\", bits: 16}}]'"
+        )
+    cause = error.__cause__
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, Container):
+        return _unknown_setting(str(cause.full_key), cause.parent_node)
+    told = cause if isinstance(cause, OmegaConfBaseException) else error
+    return without_password(" ".join(str(told).split()))
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    """``method=pge``: there is no such file in the slot's folder."""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    allowed = [option for option in error.options or () if option != "base"]
+    if group == "method/found":
+        return (
+            f"there is no method=found/{name}: {FOUND_METHODS.absolute()} has no {name}.yaml"
+            f"{nearest(name, allowed)}; quantlab search search.name={name} writes it"
+        )
+    names = f"; {group} is one of {', '.join(allowed)}" if allowed else ""
+    return f"there is no {group}={name}{nearest(name, allowed)}{names}"
+
+
+def _unknown_setting(key: str, parent: Container) -> str:
+    """``bits.wieghts=4``: the part of the config that the key starts with has no such setting."""
+    root = parent._get_root()
+    close = nearest(key, _keys(root) if isinstance(root, DictConfig) else [])
+    group, _, name = key.partition(".")
+    having = [
+        option
+        for option in choices(group)
+        if name and name in OmegaConf.load(f"{CONF}/{group}/{option}.yaml")
+    ]
+    hint = f"; {' and '.join(f'{group}={option}' for option in having)} has it" if having else ""
+    return f"there is no setting {key}{hint or close}"
+
+
+def _keys(tree: DictConfig, prefix: str = "") -> list[str]:
+    """The full names of all settings, Hydra's own left out: ``bits.weights``."""
+    names = []
+    for name in tree:
+        if name == "hydra" or str(name).startswith("_"):
+            continue
+        names.append(f"{prefix}{name}")
+        child = tree._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none():
+            names += _keys(child, f"{prefix}{name}.")
+    return names
+
+
+def _not_built(error: InstantiationException) -> str:
+    """A component that refuses its settings, or cannot be imported: the slot, and the first cause."""
+    place = match["key"] if (match := FULL_KEY.search(str(error))) else ""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = without_password(" ".join(str(cause).split()))
+    if isinstance(cause, TypeError) and (unknown := UNKNOWN_FIELD.search(text)):
+        return f"there is no setting {place}.{unknown['name']}"
+    if not isinstance(cause, ValueError | OSError | InstantiationException):
+        text = f"{type(cause).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
+    return text if not place or text.startswith(place) else f"{place}: {text}"

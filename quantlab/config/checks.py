@@ -10,9 +10,9 @@ from typing import Any
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the closest of ``allowed``, or nothing where none is close."""
-    matches = difflib.get_close_matches(str(name), list(allowed), n=3, cutoff=0.5)
+def nearest(name: str, allowed: Iterable[str], most: int = 3) -> str:
+    """``" (did you mean 'x'?)"`` for the ``most`` closest of ``allowed``; empty where none is close."""
+    matches = difflib.get_close_matches(str(name), list(allowed), n=most, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, matches))}?)" if matches else ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from quantlab.cli.catalogue import FOUND
+from quantlab.cli.conf_dir import FOUND_METHODS
 from quantlab.cli.secrets import without_password
 from quantlab.searching.answer_summary import AnswerSummary, row_of, wrapped
 from quantlab.searching.history import EvaluatedCandidate, History
@@ -51,8 +51,8 @@ class SearchFiles:
         if answer := history.answer:
             text = self._method_yaml(answer, history)
             write_whole(self.folder / METHOD, text)
-            FOUND.mkdir(parents=True, exist_ok=True)
-            write_whole(FOUND / f"{self._name}.yaml", text)
+            FOUND_METHODS.mkdir(parents=True, exist_ok=True)
+            write_whole(FOUND_METHODS / f"{self._name}.yaml", text)
 
     def draw(self, history: History) -> None:
         """The pictures: the answer's precisions, and the best cost against what was spent."""

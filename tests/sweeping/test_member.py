@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from quantlab.cli.catalogue import files, register
+from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
 from quantlab.evaluation.answering import Evaluation
 from quantlab.results.reading import TrialRecord
@@ -148,7 +148,7 @@ def test_a_held_folder_is_held(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sweep_files("sweep"), ids=lambda path: path.stem)
 def test_every_sweep_composes_into_distinct_trials(path: Path) -> None:
     """The layer sets are counted for six layers; how many trials each has, its first lines say."""
     config = configured(f"+sweeps={path.stem}")
