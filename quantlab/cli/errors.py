@@ -24,6 +24,7 @@ from quantlab.cli.secrets import without_password
 from quantlab.config.checks import nearest
 
 UNKNOWN_FIELD = re.compile(r"unexpected keyword argument '(?P<name>\w+)'")
+NOT_CHOSEN = re.compile(r"Could not override '(?P<group>.*)'\. No match in the defaults list\.\s.*use \+(?P<setting>.*)")
 FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 
 
@@ -40,6 +41,12 @@ def compact_errors() -> Iterator[None]:
         raise CompactHydraException(without_password(str(error))) from error
 
 
+def require_values(settings: DictConfig) -> None:
+    """Raises CompactHydraException where a mandatory setting (``???``) has no value."""
+    if missing := sorted(OmegaConf.missing_keys(settings)):
+        raise CompactHydraException(f"{missing[0]} has no value: give one with {missing[0]}=...")
+
+
 def one_line(error: Exception) -> str:
     """What an error of Hydra or OmegaConf says, in quantlab's words, with the nearest name that exists."""
     if isinstance(error, MissingConfigException):
@@ -51,6 +58,8 @@ def one_line(error: Exception) -> str:
             f"{error.override!r} is no setting: write name=value, and quote what the shell would change, "
             f"as in 'bits.rules=[{{match: \"*.ffn.sum\", bits: 16}}]'"
         )
+    if unchosen := NOT_CHOSEN.search(str(error)):
+        return f"no {unchosen['group']} is chosen so far, so it is added: +{unchosen['setting']}"
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, Container):
         return _unknown_setting(str(cause.full_key), cause.parent_node)
@@ -74,7 +83,7 @@ def _missing_choice(error: MissingConfigException) -> str:
 def _unknown_setting(key: str, parent: Container) -> str:
     """``bits.wieghts=4``: the part of the config that the key starts with has no such setting."""
     root = parent._get_root()
-    close = nearest(key, _keys(root) if isinstance(root, DictConfig) else [])
+    close = nearest(key, _keys(root) if isinstance(root, DictConfig) else [], most=1)
     group, _, name = key.partition(".")
     having = [
         option

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from quantlab.cli.catalogue import register
+from quantlab.cli.commands import sweep_files
 from quantlab.cli.conf_dir import CONF
 from quantlab.evaluation.answering import Evaluation
 from quantlab.results.reading import TrialRecord
