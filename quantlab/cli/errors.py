@@ -24,7 +24,9 @@ from quantlab.cli.secrets import without_password
 from quantlab.config.checks import nearest
 
 UNKNOWN_FIELD = re.compile(r"unexpected keyword argument '(?P<name>\w+)'")
-NOT_CHOSEN = re.compile(r"Could not override '(?P<group>.*)'\. No match in the defaults list\.\s.*use \+(?P<setting>.*)")
+NOT_CHOSEN = re.compile(
+    r"Could not override '(?P<group>.*)'\. No match in the defaults list\.\s.*use \+(?P<setting>.*)"
+)
 FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 
 

@@ -241,11 +241,11 @@ def test_ones_own_sweep(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+sweeps=peg_kk"], "Could not find 'sweeps/peg_kk'"),
-        (["method=peg", "method.kk=2,3"], "Could not override 'method.kk'"),
+        (["+sweeps=peg_kk"], "there is no sweeps=peg_kk (did you mean 'peg_k'?)"),
+        (["method=peg", "method.kk=2,3"], "there is no setting method.kk (did you mean 'method.k'?)"),
         (["method=peg", "method.k=2,100000"], "trial 'k=100000'"),
         (["placement.sites=[nowhere],[*.ffn.in]"], "trial"),
-        (["method.k=2,3"], "Could not override 'method.k'"),
+        (["method.k=2,3"], "there is no setting method.k; method=peg has it"),
         (["method=peg", "method.k=2,3", "model.path=/nowhere"], "'/nowhere' is no folder"),
     ],
     ids=str,
