@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import fsum
@@ -61,9 +61,10 @@ def site_sqnr_db(
     by_name = {site.name: site for site in sites}
     signal: dict[str, list[float]] = defaultdict(list)
     noise: dict[str, list[float]] = defaultdict(list)
-    running = threading.local()  # batches run side by side, each with the mask of its padding
+    # Batches run side by side in threads. Each thread keeps the mask of its batch for the functions below.
+    running = threading.local()
 
-    def compare(site: Site, snap: TensorFunction, x: Tensor) -> Tensor:
+    def measure(site: Site, snap: TensorFunction, x: Tensor) -> Tensor:
         signal[site.name].append(unpadded_energy(x, running.mask, site))
         snapped = snap(x)
         noise[site.name].append(unpadded_energy(x - snapped, running.mask, site))
@@ -76,11 +77,12 @@ def site_sqnr_db(
         model(**inputs)
 
     functions = {
-        item.tap: partial(compare, by_name[item.site], quantizer(item, model.device))
+        item.tap: partial(measure, by_name[item.site], quantizer(item, model.device))
         for item in plan.activations
     }
     with tapped(model, functions):
-        deque(side_by_side(run, batches, model.device), maxlen=0)
+        for _ in side_by_side(run, batches, model.device):
+            pass
     return {item.site: ratio_db(fsum(signal[item.site]), fsum(noise[item.site])) for item in plan.activations}
 
 

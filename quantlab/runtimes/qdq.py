@@ -37,7 +37,7 @@ FLOAT_BITS, WEIGHT_BITS = 16, 8
 DYNAMIC = ("batch", "tokens")  # the first two dimensions of each input
 TRACED_ROWS, TRACED_TOKENS = 2, 3
 EXTERNAL_BYTES = 1_800_000_000  # larger weights go into a file of their own: protobuf holds 2 GB
-GROUPED = "_quantlab_grouped"  # attribute of a tensor: the groups of channels that it was made from
+GROUPED = "_quantlab_grouped"  # attribute of a tensor: pairs of a group's channels and its part
 
 
 def check_exportable(plan: QuantPlan) -> None:
@@ -175,6 +175,8 @@ def quantize_dequantize(model: PreTrainedModel, plan: QuantPlan, signed: bool = 
 
 
 class _Logits(nn.Module):
+    """A model whose forward takes the file's inputs and returns the logits alone."""
+
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
@@ -190,6 +192,10 @@ class _Logits(nn.Module):
 
 
 def _activation(item: ActivationQuant, signed: bool) -> TensorFunction:
+    """Returns a function that puts a site's tensor on its grid, each group of channels on its own.
+
+    A tensor with groups carries them in the attribute :data:`GROUPED`, for the Linears that read it.
+    """
     assert isinstance(item.grid, AffineGrid)
     scale, zero_point = activation_parameters(item, item.grid)
     if item.grid.symmetric:
@@ -224,7 +230,9 @@ def _forward(module: nn.Module, weight: WeightQuant) -> Callable[[Tensor], Tenso
     if isinstance(module, nn.Linear):
         return _linear(module, q.t().contiguous(), scale, zero_point, weight.axis)
     if isinstance(module, nn.Embedding):
-        return lambda ids: _dequantized(functional.embedding(ids, q), scale, zero_point, weight.axis and -1)
+        # An embedding's ranges are of its columns, the last dimension of what is looked up.
+        axis = None if weight.axis is None else -1
+        return lambda ids: _dequantized(functional.embedding(ids, q), scale, zero_point, axis)
     assert isinstance(module, nn.LayerNorm)
     shape, bias, eps = module.normalized_shape, module.bias, module.eps
     return lambda x: functional.layer_norm(x, shape, _dequantized(q, scale, zero_point, None), bias, eps)
@@ -252,6 +260,7 @@ def _linear(
 
 
 def _qdq(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Writes QuantizeLinear and DequantizeLinear into the trace."""
     q = torch.onnx.ops.symbolic(
         "QuantizeLinear", (x, scale, zero_point), dtype=zero_point.dtype, shape=x.shape
     )
@@ -259,6 +268,7 @@ def _qdq(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 def _dequantized(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    """Writes DequantizeLinear into the trace. ``axis`` is that of the scales; None for a single scale."""
     attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     y: Tensor = torch.onnx.ops.symbolic(
         "DequantizeLinear", (q, scale, zero_point), attributes, dtype=torch.float32, shape=q.shape
