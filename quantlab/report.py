@@ -1,7 +1,7 @@
-"""``python -m quantlab.report <sweep folder | trial folders | MLflow run ids>``: one page about trials of one
-kind.
+"""``python -m quantlab.report <folders | MLflow run ids>``: one HTML page about finished trials.
 
-A sweep's folder is ``multirun/sweeps/<name>``, a trial's any that holds a ``result.json``.
+A folder is a sweep's (``multirun/sweeps/<name>``), a search's (``multirun/searches/<name>``) or a trial's
+(any that holds a ``result.json``). Trials on several checkpoints or tasks stand side by side on one page.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from quantlab.reporting.outlier_analysis import analysis_of
 from quantlab.reporting.recommendation import MAX_DROP
 from quantlab.reporting.sources import from_folders
-from quantlab.reporting.writing import FORMATS, write_report
+from quantlab.reporting.writing import FORMATS, write_page, write_report
 from quantlab.tracking.download import fetch
 
 RUN_ID = re.compile("[0-9a-f]{32}")
@@ -23,19 +23,17 @@ RUN_ID = re.compile("[0-9a-f]{32}")
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 1 where there is nothing to report, or nowhere to write it."""
     options = parse_arguments(arguments)
-    out = options.out or Path(f"report.{options.format}")
     try:
-        if out.exists() and not options.force:
-            raise FileExistsError(
-                f"{out} exists and is kept; --force overwrites it, --out names another file"
-            )
+        check_sources(options.what)
+        out = output_file(options.output, options.what, options.format, overwrite=options.force)
         with TemporaryDirectory(prefix="quantlab-report-") as scratch:
-            study = from_folders(
-                [resolve_source(name, options.tracking_uri, Path(scratch)) for name in options.what]
-            )
-            write_report(
-                study, analysis_of(study, options.analysis), out, options.format, max_drop=options.max_drop
-            )
+            folders = [resolve_source(name, options.tracking_uri, Path(scratch)) for name in options.what]
+            if options.format == "html":
+                write_page(folders, options.analysis, out, max_drop=options.max_drop)
+            else:
+                study = from_folders(folders)
+                analysis = analysis_of(study, options.analysis)
+                write_report(study, analysis, out, options.format, max_drop=options.max_drop)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -43,20 +41,43 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def check_sources(names: Sequence[str]) -> None:
+    """Raises ValueError for the first name that is neither a folder nor the id of an MLflow run."""
+    for name in names:
+        if not Path(name).is_dir() and not RUN_ID.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is neither a folder nor the id of an MLflow run (32 hexadecimal digits)"
+            )
+
+
+def output_file(chosen: Path | None, names: Sequence[str], format: str, overwrite: bool) -> Path:
+    """The file to write, as an absolute path.
+
+    By default it is ``report.<format>`` in the one folder that is reported on, and replaces an older report.
+    For several folders and for MLflow runs it lies in the working directory.
+    Raises FileExistsError where another file exists and may not be overwritten.
+    """
+    name = f"report.{format}"
+    if chosen is None and len(names) == 1 and Path(names[0]).is_dir():
+        return (Path(names[0]) / name).absolute()
+    out = (chosen or Path(name)).absolute()
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists and is kept; --force overwrites it, --output names another file")
+    return out
+
+
 def resolve_source(name: str, uri: str, scratch: Path) -> Path:
-    """A folder as it is, or what an MLflow run has, downloaded."""
-    if Path(name).is_dir():
-        return Path(name)
-    if not RUN_ID.fullmatch(name):
-        raise ValueError(f"{name!r} is neither a folder nor the id of an MLflow run (32 hexadecimal digits)")
-    return fetch(uri, name, scratch)
+    """The folder itself, or the files of an MLflow run, downloaded below ``scratch``."""
+    return Path(name) if Path(name).is_dir() else fetch(uri, name, scratch)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m quantlab.report", description=__doc__)
-    parser.add_argument("what", nargs="+", help="a sweep's folder, trials' folders, or ids of MLflow runs")
-    parser.add_argument("--out", type=Path, help="the file to write; report.<format> by default")
+    parser.add_argument("what", nargs="+", help="folders of sweeps, of trials, of a search; or run ids")
+    parser.add_argument(
+        "--output", "--out", type=Path, help="the file to write; report.<format> in the folder by default"
+    )
     parser.add_argument("--format", choices=FORMATS, default="html", help="html: the page; others: its table")
     parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
     parser.add_argument(

@@ -83,6 +83,7 @@ def page_content(study: Study, analysis: Analysis | None, max_drop: float) -> Co
         "facts": _facts(study),
         "contents": list(names.items()),
         "marked": marked,
+        "heading": "What to deploy",
         "answer": recommend(study, found, max_drop),
         "rows": found,
         "columns": shown,

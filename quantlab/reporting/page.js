@@ -136,52 +136,6 @@
     themed();
   });
 
-  // The table: sorted by a click or a key on its heads, what is empty last; filtered by words.
-  const table = document.getElementById("table"), body = table.tBodies[0], rows = [...body.rows];
-  const value = (row, index) => {
-    const text = row.cells[index].dataset.value;
-    return text === "" || text === "nan" ? null : text;
-  };
-  const order = (index, numeric, sign) => (a, b) => {
-    const [x, y] = [value(a, index), value(b, index)];
-    if (x === null || y === null) return (x === null) - (y === null);
-    return sign * (numeric ? x - y : x.localeCompare(y, "en", { numeric: true }));
-  };
-  [...table.tHead.rows[0].cells].forEach((head, index) => {
-    head.querySelector("button").addEventListener("click", () => {
-      const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-      const values = rows.map((row) => value(row, index)).filter((text) => text !== null);
-      const numeric = values.every((text) => Number.isFinite(Number(text)));
-      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-      body.append(...rows.toSorted(order(index, numeric, sign)));
-    });
-  });
-  const filter = document.getElementById("filter"), shown = document.getElementById("shown");
-  const count = () => {
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
-    const left = rows.filter((row) => !row.hidden).length;
-    shown.textContent = words.length ? `${left} of ${rows.length} trials` : `${rows.length} trials`;
-  };
-  filter.addEventListener("input", count);
-  count();
-
-  // Columns: those marked as folded are shown on request.
-  const heads = [...table.tHead.rows[0].cells], chooser = document.getElementById("columns");
-  const show = (index, visible) => { for (const row of table.rows) row.cells[index].hidden = !visible; };
-  heads.forEach((head, index) => {
-    if (index === 0) return;
-    const choice = document.createElement("label"), box = document.createElement("input");
-    box.type = "checkbox";
-    box.checked = !("folded" in head.dataset);
-    box.addEventListener("change", () => { show(index, box.checked); edges(); });
-    choice.append(box, ` ${head.dataset.title}`);
-    chooser.append(choice);
-    show(index, box.checked);
-  });
-  document.getElementById("chooser").hidden = false;
-
   // Edges: a shade where a table goes on beyond what is seen.
   const boxes = [...document.querySelectorAll(".scroll")];
   const edges = () => boxes.forEach((box) => {
@@ -191,6 +145,56 @@
   boxes.forEach((box) => box.addEventListener("scroll", edges, { passive: true }));
   addEventListener("resize", edges);
   edges();
+
+  const table = document.getElementById("table");
+  if (table) {
+    // The table: sorted by a click or a key on its heads, what is empty last; filtered by words.
+    const body = table.tBodies[0], rows = [...body.rows];
+    const value = (row, index) => {
+      const text = row.cells[index].dataset.value;
+      return text === "" || text === "nan" ? null : text;
+    };
+    const order = (index, numeric, sign) => (a, b) => {
+      const [x, y] = [value(a, index), value(b, index)];
+      if (x === null || y === null) return (x === null) - (y === null);
+      return sign * (numeric ? x - y : x.localeCompare(y, "en", { numeric: true }));
+    };
+    [...table.tHead.rows[0].cells].forEach((head, index) => {
+      head.querySelector("button").addEventListener("click", () => {
+        const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+        const values = rows.map((row) => value(row, index)).filter((text) => text !== null);
+        const numeric = values.every((text) => Number.isFinite(Number(text)));
+        for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+        body.append(...rows.toSorted(order(index, numeric, sign)));
+      });
+    });
+    const filter = document.getElementById("filter"), shown = document.getElementById("shown");
+    const count = () => {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+      const left = rows.filter((row) => !row.hidden).length;
+      shown.textContent = words.length ? `${left} of ${rows.length} trials` : `${rows.length} trials`;
+    };
+    filter.addEventListener("input", count);
+    count();
+
+    // Columns: those marked as folded are shown on request.
+    const heads = [...table.tHead.rows[0].cells], chooser = document.getElementById("columns");
+    const show = (index, visible) => { for (const row of table.rows) row.cells[index].hidden = !visible; };
+    heads.forEach((head, index) => {
+      if (index === 0) return;
+      const choice = document.createElement("label"), box = document.createElement("input");
+      box.type = "checkbox";
+      box.checked = !("folded" in head.dataset);
+      box.addEventListener("change", () => { show(index, box.checked); edges(); });
+      choice.append(box, ` ${head.dataset.title}`);
+      chooser.append(choice);
+      show(index, box.checked);
+    });
+    document.getElementById("chooser").hidden = false;
+    edges();
+  }
 
   // Data: what a plot or the table shows, as a file made here.
   const quoted = (cell) => {

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from quantlab.cli.secrets import without_password
-from quantlab.results.reading import Study, TrialRecord, as_study, summary_of
+from quantlab.results.reading import Study, TrialRecord, as_studies, as_study, summary_of
 from quantlab.results.store import finished_summary
 from quantlab.results.table import short_names
 from quantlab.trial.result import RESULT
@@ -29,7 +29,43 @@ def is_sweep(folder: Path) -> bool:
 
 
 def from_folders(folders: Sequence[Path]) -> Study:
-    """The trials of a sweep, or of single folders. Raises ValueError where a folder is neither."""
+    """The trials of a sweep, or of single folders, as one study.
+
+    Raises ValueError where a folder is neither, and MixedTrialsError where the trials do not compare.
+    """
+    source = _source(folders)
+    return source.completed(as_study(source.title, source.trials, source.root))
+
+
+def studies_from_folders(folders: Sequence[Path]) -> list[Study]:
+    """The same as several studies where checkpoints, tasks or examples differ."""
+    source = _source(folders)
+    return [source.completed(one) for one in as_studies(source.title, source.trials, source.root)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Source:
+    """What folders hold: their trials, and what they say of all of them."""
+
+    title: str
+    trials: Sequence[TrialRecord]
+    sweeps: Sequence[Path] = ()  # empty where a folder is a single trial's
+
+    @property
+    def root(self) -> Path | None:
+        return self.sweeps[0].absolute().parents[1] if self.sweeps else None
+
+    def completed(self, study: Study) -> Study:
+        """The study with the alarms, the command and the evaluation of its sweep."""
+        if not self.sweeps:
+            return study
+        alarms = tuple(alarm for folder in self.sweeps for alarm in _alarms(folder))
+        again = _again(self.sweeps[0]) if len(self.sweeps) == 1 else ""
+        evaluation = _evaluation(self.sweeps[0], study.evaluation)
+        return replace(study, alarms=alarms, command=again, evaluation=evaluation)
+
+
+def _source(folders: Sequence[Path]) -> _Source:
     for folder in folders:
         if not is_sweep(folder) and not (folder / RESULT).is_file():
             what = "has neither" if folder.is_dir() else "is no folder with"
@@ -37,18 +73,14 @@ def from_folders(folders: Sequence[Path]) -> Study:
                 f"{folder} {what} {TABLE} (of a sweep that ended: multirun/sweeps/<name>) nor "
                 f"{RESULT} (of a trial)"
             )
-    trials = [
+    rows = [
         trial for folder in folders for trial in (_rows(folder) if is_sweep(folder) else [_single(folder)])
     ]
+    trials = [replace(trial, number=number) for number, trial in enumerate(rows, start=1)]
     if all(map(is_sweep, folders)):
         title = " and ".join(dict.fromkeys(_question(folder) for folder in folders))
-        found = as_study(title, _numbered(trials), folders[0].absolute().parents[1])
-        alarms = tuple(alarm for folder in folders for alarm in _alarms(folder))
-        again = _again(folders[0]) if len(folders) == 1 else ""
-        return replace(
-            found, alarms=alarms, command=again, evaluation=_evaluation(folders[0], found.evaluation)
-        )
-    return as_study("Trials compared", _told_apart(_numbered(trials)), None)
+        return _Source(title=title, trials=trials, sweeps=folders)
+    return _Source(title="Trials compared", trials=_told_apart(trials))
 
 
 def _rows(folder: Path) -> list[TrialRecord]:
@@ -85,10 +117,6 @@ def _single(folder: Path) -> TrialRecord:
     return TrialRecord(
         number=0, name=folder.name, folder=folder, summary=summary_of(folder), command=command(folder)
     )
-
-
-def _numbered(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return [replace(trial, number=number) for number, trial in enumerate(trials, start=1)]
 
 
 def _told_apart(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

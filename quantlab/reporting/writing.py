@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
@@ -15,8 +15,9 @@ from quantlab.reporting.comparing import compared_trials
 from quantlab.reporting.content import page_content
 from quantlab.reporting.outlier_analysis import Analysis, analysis_of
 from quantlab.reporting.page import render
+from quantlab.reporting.plain_content import is_search, search_content, side_by_side
 from quantlab.reporting.recommendation import MAX_DROP
-from quantlab.reporting.sources import from_folders
+from quantlab.reporting.sources import studies_from_folders
 from quantlab.reporting.trial_table import columns, frame
 from quantlab.results.reading import Study
 from quantlab.results.table import latex, markdown
@@ -29,8 +30,23 @@ FORMATS = ("html", "md", "tex", "png")
 WRAP = 28  # characters of a line in the picture of a table
 
 
+def write_page(folders: Sequence[Path], analysis: Path | None, out: Path, max_drop: float) -> None:
+    """Writes the page of a search, of trials that compare, or of several studies side by side.
+
+    Raises ValueError where a folder is none of these, or ``analysis`` belongs to another checkpoint.
+    """
+    if len(folders) == 1 and is_search(folders[0]):
+        _written(out, render(search_content(folders[0])))
+        return
+    studies = studies_from_folders(folders)
+    if len(studies) == 1:
+        write_report(studies[0], analysis_of(studies[0], analysis), out, "html", max_drop)
+        return
+    _written(out, render(side_by_side(studies, max_drop)))
+
+
 def write_report(study: Study, analysis: Analysis | None, out: Path, format: str, max_drop: float) -> None:
-    """Writes a study's report, whole. Raises OSError where that cannot be."""
+    """Writes a study's page or table as one whole file. Raises OSError where it cannot be written."""
     if format == "html":
         _written(out, render(page_content(study, analysis, max_drop)))
         return
@@ -42,14 +58,14 @@ def write_report(study: Study, analysis: Analysis | None, out: Path, format: str
 
 
 def write_sweep(folder: Path) -> Path:
-    """The page of a sweep that has ended, in its own folder; returns the file."""
-    study, out = from_folders([folder]), folder / "report.html"
-    write_report(study, analysis_of(study, None), out, "html", max_drop=MAX_DROP)
+    """Writes the page of a sweep that has ended into the sweep's folder. Returns the file."""
+    out = folder / "report.html"
+    write_page([folder], None, out, max_drop=MAX_DROP)
     return out
 
 
 def picture(table: pd.DataFrame, title: str) -> Figure:
-    """A table as a figure; texts are wrapped, and columns as wide as their longest line."""
+    """Draws a table as a figure. Texts are wrapped; a column is as wide as its longest line."""
     from matplotlib.figure import Figure
 
     cells = table.map(lambda text: fill(text.replace(" (", "\n("), WRAP))

@@ -1,6 +1,7 @@
 """Trials as a report sees them, read from their folders."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +20,12 @@ ALIKE = {  # what trials of one report must share: a name for people, and where 
 }
 
 
+HASH = re.compile(r"\b[0-9a-f]{13,}\b")
+DIGITS = 12  # of a hash in messages
+
+
 class MixedTrialsError(ValueError):
-    """The trials answer different questions."""
+    """The trials differ in checkpoint, task or examples, so no differences may be taken between them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +113,7 @@ class Study:
 
 
 def as_study(title: str, trials: Iterable[TrialRecord], root: Path | None) -> Study:
-    """The trials, found to belong together.
+    """The study of trials on one checkpoint and one set of examples.
 
     Raises ValueError where none finished, and MixedTrialsError where checkpoint, task or data differ.
     """
@@ -125,19 +130,41 @@ def as_study(title: str, trials: Iterable[TrialRecord], root: Path | None) -> St
     return Study(title=title, trials=trials, root=root, evaluation=finished[0].config.get("evaluation", {}))
 
 
+def as_studies(title: str, trials: Iterable[TrialRecord], root: Path | None) -> list[Study]:
+    """One study for each checkpoint, task and set of examples.
+
+    Where there are several, trials that did not finish are in none of them.
+    Raises ValueError where none finished.
+    """
+    trials = tuple(trials)
+    groups: dict[tuple[Any, ...], list[TrialRecord]] = {}
+    for trial in trials:
+        if trial.summary is not None:
+            key = tuple(_value(trial.summary, place) for place in ALIKE.values())
+            groups.setdefault(key, []).append(trial)
+    if len(groups) < 2:
+        return [as_study(title, trials, root)]
+    return [as_study(title, group, root) for group in groups.values()]
+
+
 def _require_alike(what: str, place: tuple[str, ...], trials: Sequence[TrialRecord]) -> None:
     first, *others = trials
     for other in others:
         values = [_value(trial.summary, place) for trial in (first, other)]
         if values[0] != values[1]:
             shown = " and ".join(
-                f"{value} ({trial.name}, {trial.tags.get('checkpoint', '?')})"
+                f"{_short(str(value))} ({trial.name}, {_short(trial.tags.get('checkpoint', '?'))})"
                 for value, trial in zip(values, (first, other), strict=True)
             )
             raise MixedTrialsError(
                 f"the trials differ in {what} ({'.'.join(place)}): {shown}; a report compares trials on one "
                 "checkpoint, one task and the same examples"
             )
+
+
+def _short(text: str) -> str:
+    """The text with each long hash cut to its first digits."""
+    return HASH.sub(lambda match: match[0][:DIGITS], text)
 
 
 def _value(tree: Any, place: tuple[str, ...]) -> Any:

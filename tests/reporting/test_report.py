@@ -16,8 +16,10 @@ from quantlab.reporting.comparing import compared_trials, pair_matrix, repeats
 from quantlab.reporting.content import page_content
 from quantlab.reporting.figures import front, pareto
 from quantlab.reporting.outlier_analysis import analysis_of
+from quantlab.reporting.page import render
+from quantlab.reporting.plain_content import side_by_side
 from quantlab.reporting.recommendation import recommend
-from quantlab.reporting.sources import from_folders
+from quantlab.reporting.sources import from_folders, studies_from_folders
 from quantlab.reporting.writing import write_report, write_sweep
 from quantlab.results.reading import MixedTrialsError
 from quantlab.tasks.sampling import held_out
@@ -282,7 +284,8 @@ def test_nothing_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_what_is_no_folder_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     assert "has neither results.csv" in capsys.readouterr().err
-    assert main(["nothing"]) == 1
+    (tmp_path / "report.html").write_text("kept")
+    assert main(["nothing", "--output", str(tmp_path / "report.html")]) == 1  # says what is missing first
     assert "neither a folder nor the id of an MLflow run" in capsys.readouterr().err
 
 
@@ -293,6 +296,41 @@ def test_a_result_that_is_none(tmp_path: Path) -> None:
         ValueError, match="result.json is not a trial's result: it lacks alarms, config, metrics, tags"
     ):
         from_folders([folder])
+
+
+def test_other_checkpoints_stand_side_by_side(tmp_path: Path) -> None:
+    other = {"tags": {"checkpoint": "models/b", "checkpoint_fingerprint": "c2"}}
+    rows = [{"name": "PEG model=a", "wrong": 8}, {"name": "PEG model=b", "wrong": 40, **other}]
+    studies = studies_from_folders([sweep(tmp_path, rows)])
+    content = side_by_side(studies, 0.5)
+    overview, trials = content.values["sections"][0].tables
+    assert [row[0] for row in overview.rows] == ["qnli on a", "qnli on b"]
+    assert trials.rows == [["PEG", "88.00 (\u22122.00)", "80.00 (\u221210.00)"]]
+    html5lib.HTMLParser(strict=True).parse(render(content))
+
+
+def searched(folder: Path) -> Path:
+    folder.mkdir()
+    row = {"number": 1, "cost": 5.0, "metric": 0.8, "drop_points": 2.0, "rows": 200, "complete": True}
+    row |= {"feasible": True, "origin": "first_order", "drop_ci95_low": 1.0, "drop_ci95_high": 3.0}
+    for name in ("candidates", "front"):
+        pd.DataFrame([row]).to_csv(folder / f"{name}.csv", index=False)
+    held_out = {"rows": 100, "drop_points": -1.0, "drop_ci95_low": -2.0, "drop_ci95_high": 0.5}
+    best = {"answer": row | {"held_out": held_out, "sites": {"0.ffn.in": "int8"}}, "hand_made": {"x": 9.0}}
+    best |= {"goal": "least sites", "met": True, "candidates": 1, "evaluations": 2.0}
+    (folder / "best.json").write_text(json.dumps(best))
+    return folder
+
+
+def test_a_search_has_a_report_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = searched(tmp_path / "mine")
+    for _ in range(2):  # its own report is replaced
+        assert main([str(folder)]) == 0
+        assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    page = (folder / "report.html").read_text()
+    html5lib.HTMLParser(strict=True).parse(page)
+    assert "The best plan costs 5 and loses 2.00 points (95 % interval +1.00 to +3.00)" in page
+    assert "On 100 rows that did not choose it, it gains 1.00 points (95 % interval −0.50 to +2.00)" in page
 
 
 def test_an_output_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
