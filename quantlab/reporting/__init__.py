@@ -1,1 +1,1 @@
-"""One page about trials that belong together."""
+"""The report: one HTML page about finished trials."""

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: which of our trials comes nearest to a published row."""
+"""Tables of published numbers, each beside our trials with the nearest settings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from quantlab.results.reading import Study
 
 Config = Mapping[str, Any]
 PAPER_TASK = "qnli"
-SHOWN = 3  # of our trials beside one published row
+SHOWN = 3  # our trials beside one published row, at most
 
 
 def published_tables(study: Study, rows: Sequence[ComparedTrial]) -> list[Table]:
-    """The published rows for the study's task that we know of."""
+    """Tables of the numbers that were published for the study's task; none where none are known."""
     task = str(study.finished[0].config["task"].get("name"))
     if task != PAPER_TASK or study.primary != "accuracy":
         return []
@@ -84,7 +84,7 @@ def _ours(rows: Sequence[ComparedTrial]) -> dict[str, str]:
 
 
 def paper_row(config: Config) -> str:
-    """The row of arXiv 2603.04308's table that a trial's settings are nearest to; "" for none."""
+    """The name of the row of arXiv 2603.04308's table with a trial's settings; "" where there is none."""
     method, calibration = component_class(config, "method"), component_class(config, "calibration")
     bits = config["bits"]
     if method == "Fp32":
@@ -109,7 +109,7 @@ LIKE: dict[str, Callable[[str, str], bool]] = {
 
 
 def is_like(anchor: Anchor, config: Config) -> bool:
-    """Whether a trial's settings are those of a published number, as far as they are known."""
+    """Whether a trial has the settings of a published number, as far as the source tells them."""
     method, bits = component_class(config, "method"), config["bits"]
     if anchor.method not in LIKE or not LIKE[anchor.method](method, component_class(config, "calibration")):
         return False
@@ -121,5 +121,5 @@ def is_like(anchor: Anchor, config: Config) -> bool:
 
 
 def component_class(config: Config, group: str) -> str:
-    """The class of a component."""
+    """The class name of a config group's component: ``Uniform`` for the group ``method``."""
     return str(config[group]["_target_"]).rsplit(".", 1)[1]

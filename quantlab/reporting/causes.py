@@ -1,5 +1,4 @@
-"""What quantization's errors do: which sites change the answers, how errors add up, and what takes them
-away."""
+"""The section on errors: which sites change the answers, how errors add up, what removes them."""
 
 import math
 import re
@@ -21,7 +20,7 @@ TOP = 20  # sites that a bar chart shows; its data has all
 
 
 def errors(study: Study, found: Sequence[ComparedTrial], analysis: Analysis | None) -> Section:
-    """Which sites' errors change the answers, how errors add up, and what takes them away."""
+    """The section on errors. Without an analysis it shows each site's noise and the command for more."""
     tables = analysis.tables if analysis else {}
     plots = [_attribution(tables["attribution"])] if "attribution" in tables else _site_noise(found)
     if "accumulation" in tables:
@@ -48,7 +47,7 @@ def errors(study: Study, found: Sequence[ComparedTrial], analysis: Analysis | No
 
 
 def _levels(found: Sequence[ComparedTrial]) -> list[Table]:
-    """Of the trial that lost most: the tensors whose bulk has the fewest of its grid's levels."""
+    """The tensors of the trial that lost most whose bulk uses the fewest levels of the grid."""
     for row in sorted((row for row in found if row.difference < 0), key=lambda row: row.difference):
         sites = row.trial.sites
         if sites is not None and "levels_used" in sites and sites["levels_used"].notna().any():
@@ -83,7 +82,7 @@ ANALYSED = re.compile(r"[+~]*([\w/]+@)?(model|task|evaluation)\b[^=]*=")  # over
 
 
 def _command(study: Study) -> list[str]:
-    """The analysis of the study's model and rows."""
+    """The command that analyses the study's model on its rows; empty where no trial kept its own."""
     for trial in study.finished:
         words = [word for word in shlex.split(trial.command) if ANALYSED.match(word)]
         if words:
@@ -116,7 +115,7 @@ def _attribution(sites: pd.DataFrame) -> Plot:
 
 
 def _site_noise(found: Sequence[ComparedTrial]) -> list[Plot]:
-    """Without an analysis: the sites with the most noise of the trial that lost most, by its own table."""
+    """The noisiest sites of the trial that lost most, from its own table of sites."""
     losing = sorted((row for row in found if row.difference < 0), key=lambda row: row.difference)
     for row in losing:
         sites = row.trial.sites

@@ -1,5 +1,4 @@
-"""Rows of the report: every trial against FP32 on the same examples, repeats taken together, and trials in
-pairs."""
+"""Comparisons of a report: each trial with FP32 on the same examples, repeats, and trials in pairs."""
 
 import math
 import re
@@ -20,18 +19,16 @@ NO_FILE = "no answers file"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ComparedTrial:
-    """A trial with what can be said of it on all rows."""
+    """A trial and its comparison with FP32 on all examples."""
 
     trial: TrialRecord
     value: float  # the primary metric, a fraction
-    comparison: (
-        Comparison | None
-    )  # this less FP32, beside those of the report's other trials; None where not tested
+    comparison: Comparison | None  # trial less FP32, corrected for the report's trials; None where not tested
     verdict: str
 
     @property
     def p(self) -> float:
-        """The corrected p-value; NaN where there is none."""
+        """The corrected p-value; NaN where nothing was tested."""
         return self.comparison.p if self.comparison else math.nan
 
     @property
@@ -41,7 +38,7 @@ class ComparedTrial:
 
     @property
     def low(self) -> float:
-        """The lower end of the metric's interval, that of the difference around FP32."""
+        """The lower end of the metric's interval: FP32's metric plus that of the difference."""
         return self.value - self.difference + self.comparison.low if self.comparison else math.nan
 
     @property
@@ -51,7 +48,7 @@ class ComparedTrial:
 
 
 def compared_trials(study: Study) -> list[ComparedTrial]:
-    """A row a trial, in the study's order."""
+    """Every trial of the study compared with FP32, in the study's order."""
     tests = max(1, sum(trial.answers is not None and not trial.reference for trial in study.finished))
     found = [_against_fp32(study.primary, trial, tests) for trial in study.trials]
     return [
@@ -66,7 +63,7 @@ def compared_trials(study: Study) -> list[ComparedTrial]:
 
 
 def _against_fp32(metric: str, trial: TrialRecord, tests: int) -> tuple[Comparison | None, str]:
-    """The comparison that a trial's answers allow, and what there is to say instead of a verdict."""
+    """The comparison of a trial's answers with FP32's, and a note that, if any, replaces the verdict."""
     if trial.summary is None:
         return None, "failed: " + (trial.error.strip().split("\n")[0] or "no result")
     if trial.reference:
@@ -81,13 +78,13 @@ def _against_fp32(metric: str, trial: TrialRecord, tests: int) -> tuple[Comparis
 
 
 def _untested(metric: str, trial: TrialRecord) -> Comparison | None:
-    """The difference as the trial's result has it, without a test."""
+    """The difference and interval of the trial's result, without a test."""
     drop, low, high = (trial.number_of(f"{metric}_drop{part}") for part in ("", "_ci95_low", "_ci95_high"))
     return Comparison(n=0, difference=-drop, low=-high, high=-low, p=math.nan, needed=None)
 
 
 def study_measuring_rows(study: Study, candidates: Sequence[ComparedTrial]) -> np.ndarray | None:
-    """The rows, bool (N,), that do not choose among candidates; None where all rows do."""
+    """The examples, bool (N,), that measure and do not choose; None where all do both."""
     share, seed = study.evaluation.get("holdout", 0.0), study.evaluation.get("seed", 0)
     return measuring_rows([row.trial.answers for row in candidates], share, seed)
 
@@ -113,7 +110,7 @@ class Repeat:
 
 
 def seed_overrides(study: Study) -> list[str]:
-    """The swept overrides that only repeat a trial."""
+    """The swept overrides that repeat a trial: seeds and draws."""
     return [name for name in study.swept if SEEDS.search(name)]
 
 
@@ -141,7 +138,7 @@ def repeats(study: Study, found: Sequence[ComparedTrial]) -> list[Repeat]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairMatrix:
-    """Trials in pairs: ``comparisons[i, j]`` is row i less row j, beside all other pairs."""
+    """Trials in pairs: ``comparisons[i, j]`` is row i less row j, corrected for all pairs."""
 
     rows: tuple[ComparedTrial, ...]
     comparisons: Mapping[tuple[int, int], Comparison]
@@ -149,7 +146,7 @@ class PairMatrix:
 
 
 def pair_matrix(study: Study, found: Sequence[ComparedTrial]) -> PairMatrix | None:
-    """The best trials in pairs, where the metric is accuracy and two or more have comparable answers."""
+    """The best trials in pairs; None where the metric is not accuracy or fewer than two have answers."""
     if study.primary != "accuracy":
         return None
     usable = [row for row in found if row.trial.answers is not None and not row.trial.answers.missing]

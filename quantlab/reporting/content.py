@@ -1,4 +1,4 @@
-"""What the page says, section by section."""
+"""The content of the page about one study, section by section."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Content:
-    """All that the template names, and what it draws."""
+    """The template's values, the plots, and the table of trials."""
 
     values: Mapping[str, Any]
     plots: Sequence[Plot]
@@ -66,7 +66,7 @@ class Content:
 
 
 def page_content(study: Study, analysis: Analysis | None, max_drop: float) -> Content:
-    """The page's content: sections that have nothing to show are left out."""
+    """The content of a study's page; sections without content are left out."""
     found = compared_trials(study)
     pairs = pair_matrix(study, found)
     shown = columns(study, found)
@@ -113,12 +113,12 @@ def _sections(study: Study, found: Sequence[ComparedTrial], analysis: Analysis |
 
 
 def verdict_style(words: str) -> str:
-    """The style of a verdict."""
+    """The CSS class of a verdict: better, worse, failed or unclear."""
     return next((name for name in ("better", "worse", "failed") if words.startswith(name)), "unclear")
 
 
 def numbers(study: Study, found: Sequence[ComparedTrial], shown: Sequence[Column]) -> pd.DataFrame:
-    """The table of trials for further use: raw numbers, a row a trial."""
+    """The table of trials for the CSV: unrounded numbers, a row a trial."""
     records = []
     for row in found:
         comparison = row.comparison
@@ -131,7 +131,7 @@ def numbers(study: Study, found: Sequence[ComparedTrial], shown: Sequence[Column
 
 
 def marked(sentence: str, row: ComparedTrial | None) -> Markup:
-    """A sentence with the trial's name in it set apart; all of it escaped."""
+    """The sentence as escaped HTML, with the trial's name in bold."""
     name = row.trial.name if row else ""
     before, found, after = sentence.partition(name) if name else (sentence, "", "")
     return (
@@ -257,7 +257,7 @@ def _alarms(study: Study) -> list[Table]:
 
 
 def _few(names: Sequence[str], shown: int = 6) -> str:
-    """The first names, and how many more."""
+    """The first names, and how many are left out."""
     names = list(dict.fromkeys(names))
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 

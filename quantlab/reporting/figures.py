@@ -1,5 +1,4 @@
-"""Plots of a study as plotly's own JSON, each with its data as a table. Colours are set by the page, for its
-theme."""
+"""Plots of a study as plotly JSON, each with its data. The page sets the colours of its theme."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from quantlab.results.plots import COLOURS, axis_positions
 from quantlab.results.reading import Study
 from quantlab.results.table import SPEED, short_names
 
-LINES = 8  # that one plot can show apart
+LINES = 8  # in one plot, at most; more are drawn as dots and their mean
 
 
 def pareto(study: Study, rows: Sequence[ComparedTrial]) -> Plot | None:
@@ -135,7 +134,7 @@ def _points(table: pd.DataFrame, x: str, name: str, colour: str, symbol: str) ->
 
 
 def against_axes(study: Study, rows: Sequence[ComparedTrial]) -> list[Plot]:
-    """The metric against every swept override that is no seed."""
+    """A plot for every swept override but seeds: the metric against its levels."""
     short = short_names(study.swept)
     repeated = set(seed_overrides(study))
     names = [name for name in study.swept if name not in repeated]
@@ -144,7 +143,7 @@ def against_axes(study: Study, rows: Sequence[ComparedTrial]) -> list[Plot]:
 
 
 def _against(study: Study, rows: Sequence[ComparedTrial], name: str, short: str) -> Plot | None:
-    """The trials that differ in one override alone, a line for each setting of the others."""
+    """The metric against one override, a line for each setting of the others; None below two levels."""
     table = _crossed(study, rows, name)
     levels = axis_positions(table[name]) if len(table) else {}
     if len(levels) < 2:
@@ -193,7 +192,7 @@ def _against(study: Study, rows: Sequence[ComparedTrial], name: str, short: str)
 
 
 def _crossed(study: Study, rows: Sequence[ComparedTrial], name: str) -> pd.DataFrame:
-    """The finished trials that set an override and have a sibling that differs in it alone, seeds aside."""
+    """The finished trials that set an override and have a sibling that differs only in it and in seeds."""
     shown = [row for row in rows if name in row.trial.settings and math.isfinite(row.value)]
     repeated = set(seed_overrides(study))
     others = [other for other in study.swept if other != name and other not in repeated]

@@ -1,4 +1,4 @@
-"""The outlier analysis that belongs to a study: what ``python -m quantlab.outliers`` wrote."""
+"""Reads an analysis of outliers, as ``python -m quantlab.outliers`` writes it."""
 
 import json
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ FINGERPRINT = "checkpoint_fingerprint"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
-    """A finished analysis."""
+    """A finished analysis of outliers: its summary and its tables."""
 
     folder: Path
     summary: Mapping[str, Any]
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Its tables by name; those that hold nothing are left out."""
+        """The tables by file name; empty ones are left out."""
         read = {path.stem: pd.read_csv(path) for path in sorted(self.folder.glob("*.csv"))}
         return {name: table for name, table in read.items() if len(table)}
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """One of its tables, or None."""
+        """A table by name; None where it is missing or empty."""
         return self.tables.get(name)
 
 
 def read_analysis(folder: Path) -> Analysis:
-    """Raises ValueError where the folder holds no finished analysis."""
+    """Reads the analysis in a folder. Raises ValueError where it holds no finished one."""
     path = folder / SUMMARY
     if not path.is_file():
         raise ValueError(
@@ -44,10 +44,9 @@ def read_analysis(folder: Path) -> Analysis:
 
 
 def analysis_of(study: Study, folder: Path | None) -> Analysis | None:
-    """The analysis in ``folder``, else the newest beside the trials on their checkpoint; None where there is
-    none.
+    """The analysis in ``folder``, or the newest of the trials' checkpoint beside them; None without one.
 
-    Raises ValueError where ``folder`` holds none, or one of another checkpoint.
+    Raises ValueError where ``folder`` holds no analysis, or one of another checkpoint.
     """
     own = study.finished[0].tags.get(FINGERPRINT)
     if folder is not None:

@@ -1,4 +1,4 @@
-"""Where outliers are: by depth, channel and token, and in which weights."""
+"""The section on outliers: by depth, channel and token, and the weights that make them."""
 
 import math
 
@@ -32,7 +32,7 @@ TOKENS = {
 
 
 def outliers(study: Study, analysis: Analysis | None) -> Section:
-    """Where outliers are: by depth, channel and token, and in which weights."""
+    """The section on outliers; without an analysis, by depth only, as every trial measures it."""
     layers = analysis.table("layers") if analysis else None
     by_depth = layers if layers is not None else _by_depth(study)
     plots = [] if by_depth is None else [_kurtosis(by_depth), _energy(by_depth)]
@@ -54,7 +54,7 @@ def outliers(study: Study, analysis: Analysis | None) -> Section:
 
 
 def _by_depth(study: Study) -> pd.DataFrame | None:
-    """What every trial measured of the FP32 network, of the first that did."""
+    """Kurtosis and energy by depth of the FP32 network, from the first trial that has them."""
     names = [*KURTOSES, *ENERGIES]
     for trial in study.finished:
         lists = {name: trial.metrics[name] for name in names if isinstance(trial.metrics.get(name), list)}
@@ -118,7 +118,7 @@ def _growth(layers: pd.DataFrame) -> Plot:
 
 
 def depth_step(layers: pd.DataFrame) -> int:
-    """Between ticks of an axis of depths."""
+    """Depths from one tick of the axis to the next."""
     return max(1, math.ceil(len(layers) / 14))
 
 
@@ -170,7 +170,7 @@ def _tokens(tokens: pd.DataFrame) -> list[Table]:
 
 
 def _by_kind(tokens: pd.DataFrame, column: str, title: str) -> Table:
-    """A row a kind of token, a column a depth, in percent."""
+    """Percent by kind of token (rows) and depth (columns)."""
     wide = 100 * tokens.pivot_table(index="kind", columns="depth", values=column, sort=False)
     share = 100 * tokens.groupby("kind", sort=False)["tokens"].mean()
     texts = pd.concat([share.rename("of tokens"), wide], axis=1).map("{:.1f}".format, na_action="ignore")

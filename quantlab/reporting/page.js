@@ -48,9 +48,10 @@
     drawn.add(id);
     if (!window.Plotly) start();
     return Plotly.react(id, structuredClone(figure.data), layout(figure), options).then((plot) => {
-      if (!figure.labelled || plot.labelling) return;
-      plot.labelling = true;
+      if (!figure.labelled) return;
       label(plot, figure);
+      if (plot.labelling) return;
+      plot.labelling = true;
       plot.on("plotly_relayout", (change) => { if (!("annotations" in change)) label(plot, figure); });
     });
   };

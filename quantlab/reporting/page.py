@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network."""
+"""Renders a page as one HTML file that needs no network."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ NOT_IN_HTML = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uf
 
 
 def render(content: Content) -> str:
-    """The page; all text of the content is escaped."""
+    """The page as HTML. All text is escaped; the page's security policy admits only its own two scripts."""
     scripts = {"plotly": plotly_script(), "script": text("page.js")}
     allowed = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts.values())
     figures = [{"id": "trials", "table": _table(content.table)}, *map(_json, content.plots)]
@@ -40,14 +40,14 @@ def render(content: Content) -> str:
 
 
 def embedded(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
+    """The value as JSON that cannot end the script element around it."""
     content = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return Markup(content.replace("<", "\\u003c"))
 
 
 @cache
 def plotly_script() -> str:
-    """Plotly's own bundle, safe inside a script element of a valid page."""
+    """Plotly's JavaScript bundle, made safe for a script element of a valid page."""
     from plotly.offline import get_plotlyjs
 
     safe = str(get_plotlyjs()).replace("</script", "<\\/script").replace("<!--", "<\\!--")
@@ -55,12 +55,12 @@ def plotly_script() -> str:
 
 
 def text(name: str) -> str:
-    """A file of this package."""
+    """The text of a file of this package."""
     return (files("quantlab.reporting") / name).read_text(encoding="utf-8")
 
 
 def html_templates() -> Environment:
-    """Templates that escape everything and miss nothing."""
+    """The environment of the template: escapes all values, raises for a missing one."""
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 

@@ -1,4 +1,4 @@
-"""What to deploy, and what failed worst: the first two sentences of the report."""
+"""The first two sentences of the report: what to deploy, and what failed worst."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SAME_SIZE = 1.01  # ranges and group indices make trials of equal bits differ by
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recommendation:
-    """``deploy`` and ``worst`` are sentences; the trials they are about may be None."""
+    """The sentences ``deploy`` and ``worst``, and the trials that they are about."""
 
     chosen: ComparedTrial | None
     within: bool  # whether ``chosen`` is within the limit, or only the closest to it
@@ -36,7 +36,7 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
-    """A quantized trial, judged on the rows that choose, and measured on those that are held out."""
+    """A quantized trial, judged on the rows that choose and measured on the held-out rows."""
 
     row: ComparedTrial
     metric: str
@@ -50,13 +50,12 @@ class Candidate:
 
     @cached_property
     def measured(self) -> Comparison:
-        """The trial less FP32 on the rows that do not choose, with an interval of its own: it is the only one
-        shown."""
+        """The trial less FP32 on the held-out rows, uncorrected: one trial alone is measured."""
         return self._compared(self.held_out)
 
     @property
     def rows(self) -> str:
-        """Which rows chose and measured it."""
+        """Which rows chose and measured it, in words."""
         answers = self.row.trial.answers
         return measured_where(self.held_out, len(answers.labels) if answers else 0, self.among)
 
@@ -69,10 +68,10 @@ class Candidate:
 
 
 def recommend(study: Study, rows: Sequence[ComparedTrial], limit: float) -> Recommendation:
-    """The smallest quantized trial, then fastest, then best, that loses at most ``limit`` points; else the
-    closest.
+    """Recommends the smallest quantized trial that loses at most ``limit`` points, else names the closest.
 
-    It and what failed worst are chosen on the rows that choose, and measured on those that are held out.
+    Of equal sizes the fastest wins, then the best. This trial and the one that failed worst are chosen on the
+    rows that choose, and measured on the held-out rows.
     """
     metric = study.primary
     quantized = [row for row in rows if not row.trial.reference and math.isfinite(row.difference)]
@@ -102,7 +101,7 @@ def recommend(study: Study, rows: Sequence[ComparedTrial], limit: float) -> Reco
 
 
 def _unsound(row: ComparedTrial) -> bool:
-    """Whether its answers are none: one class, no better than one class, or not numbers."""
+    """Whether the model answers one class only, does no better than that, or returns NaN."""
     names = {alarm["name"] for alarm in row.trial.alarms}
     answers = row.trial.answers
     return bool(names & set(NO_ANSWERS)) or (answers is not None and answers.missing > 0)
@@ -114,8 +113,7 @@ def _loss(comparison: Comparison) -> float:
 
 
 def _speed(trial: TrialRecord) -> tuple[float, float, float, str]:
-    """Times FP32's speed, its interval, and where it was measured; zeros where only a simulation was
-    timed."""
+    """The speed-up, the ends of its interval and its runtime; zeros where no real one was measured."""
     for prefix, where in (("deployed_", trial.tags.get("runtime", "")), ("", "torch")):
         arithmetic = trial.tags.get("deployed_arithmetic" if prefix else "engine")
         value = trial.number_of(f"{prefix}speedup_vs_fp32")
@@ -126,7 +124,7 @@ def _speed(trial: TrialRecord) -> tuple[float, float, float, str]:
 
 
 def signed(value: float) -> str:
-    """``+0.40`` or ``−0.40``, with a real minus."""
+    """``+0.40`` or ``−0.40``, with a typographic minus."""
     return f"{value:+z.2f}".replace("-", "−")
 
 
@@ -147,7 +145,7 @@ def _change(one: Candidate) -> str:
 
 
 def _recommendation(one: Candidate, limit: float) -> str:
-    """What to deploy, or why that is not yet clear: rows that did not choose a trial may not bear it out."""
+    """The trial to deploy; or, where the held-out rows put it beyond the limit, that it is not clear yet."""
     trial, comparison = one.row.trial, one.measured
     if _loss(comparison) > limit + SLACK:
         return (

@@ -1,4 +1,4 @@
-"""Sections of the page and plain tables in them."""
+"""Sections of a page and plain tables in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from quantlab.reporting.shapes import Plot
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """A table of texts."""
+    """A table of texts, with a title and a caption."""
 
     id: str
     title: str

@@ -1,4 +1,4 @@
-"""The few kinds of traces that plots here are made of."""
+"""The traces, axes and lines that the report's plots are made of, as plotly JSON."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,7 @@ Trace = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plot:
-    """A plot: what it asks, what it shows and how to read it, traces and layout, and the numbers behind
-    it."""
+    """A plot with its caption, and the numbers behind it as ``data``."""
 
     id: str
     title: str
@@ -36,7 +35,7 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def level_line(value: float, label: str = "") -> dict[str, Any]:
-    """A dashed line across a plot at a value, as a part of its layout; nothing for NaN."""
+    """The layout of a dashed line across a plot at a value; empty for NaN."""
     if not math.isfinite(value):
         return {}
     shape = {
@@ -63,20 +62,20 @@ def level_line(value: float, label: str = "") -> dict[str, Any]:
 
 
 def plain(values: Any) -> list[Any]:
-    """A column for JSON: what is not finite is null, and numbers are plain ones."""
+    """A column as a list for JSON; numbers that are not finite become None."""
     items = np.asarray(values, dtype=object).tolist()
     return [None if isinstance(item, float) and not math.isfinite(item) else item for item in items]
 
 
 def bars(low: Any, high: Any, value: Any) -> dict[str, Any]:
-    """Error bars from the ends of an interval; none where there is no interval."""
+    """Error bars from the ends of an interval; of length 0 where the ends are NaN."""
     up = [float(h - v) if math.isfinite(h) else 0.0 for h, v in zip(high, value, strict=True)]
     down = [float(v - w) if math.isfinite(w) else 0.0 for w, v in zip(low, value, strict=True)]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 3}
 
 
 def line(x: Any, y: Any, name: str, index: int, hover: str = "%{y:.4g}", **more: Any) -> Trace:
-    """A line with marks, in the colour, dash and mark of its number."""
+    """A line with markers; ``index`` chooses colour, dash and marker."""
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -104,7 +103,7 @@ def bar(names: Any, values: Any, hover: str, text: Any = None) -> Trace:
 
 
 def heat(table: pd.DataFrame, title: str, hover: str, symmetric: bool = False) -> Trace:
-    """A table as colours; where zero lies in the middle, as far to both sides."""
+    """A heat map of a table; ``symmetric`` puts zero in the middle of the colours."""
     largest = float(np.nanmax(np.abs(table.to_numpy(float))))
     scale = {"colorscale": "RdBu", "reversescale": True, "zmin": -largest, "zmax": largest}
     return {

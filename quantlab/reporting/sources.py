@@ -1,4 +1,4 @@
-"""From what the command names (a sweep's folder, trials' folders, MLflow runs) to a study."""
+"""Reads the trials of sweeps' and trials' folders as studies."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ RUN = "python -m quantlab.run"
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether it is the folder of a sweep that has ended."""
+    """Whether the folder is that of a sweep that has ended."""
     return (folder / TABLE).is_file()
 
 
@@ -38,7 +38,7 @@ def from_folders(folders: Sequence[Path]) -> Study:
 
 
 def studies_from_folders(folders: Sequence[Path]) -> list[Study]:
-    """The same as several studies where checkpoints, tasks or examples differ."""
+    """The trials of sweeps, or of single folders: one study for each checkpoint, task and set of examples."""
     source = _source(folders)
     return [source.completed(one) for one in as_studies(source.title, source.trials, source.root)]
 
@@ -84,7 +84,7 @@ def _source(folders: Sequence[Path]) -> _Source:
 
 
 def _rows(folder: Path) -> list[TrialRecord]:
-    """The rows of a sweep's table, each with its trial's files."""
+    """The rows of a sweep's table, each with the files of its trial."""
     table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
     root = folder.absolute().parents[1]
     found = []
@@ -120,7 +120,7 @@ def _single(folder: Path) -> TrialRecord:
 
 
 def _told_apart(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Single trials with the settings in which they differ, and named by these."""
+    """Single trials, named by the settings in which they differ."""
     flat = [_flat(trial.summary["config"] if trial.summary else {}) for trial in trials]
     names = dict.fromkeys(name for settings in flat for name in settings)
     varying = [name for name in names if len({settings.get(name) for settings in flat}) > 1]
@@ -144,13 +144,13 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What Hydra composed for a sweep; nothing where it is not there."""
+    """The config that Hydra composed for a sweep; empty where its file is missing."""
     path = folder / "multirun.yaml"
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
 def _evaluation(folder: Path, first: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The sweep's own, for what decides no answer may be another than when a trial that it reuses ran."""
+    """The sweep's evaluation settings: a trial that it reuses may have run with another holdout or seed."""
     settings = OmegaConf.create(_settings(folder))
     if "evaluation" not in settings:
         return first
@@ -159,7 +159,7 @@ def _evaluation(folder: Path, first: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _again(folder: Path) -> str:
-    """The command line that runs a sweep again; "" where it is not known."""
+    """The command that runs a sweep again; "" where its overrides are not known."""
     hydra = _settings(folder).get("hydra", {})
     overrides = hydra.get("overrides", {}).get("task")
     return _line("-m", *_config_dir(hydra), *overrides) if overrides is not None else ""
@@ -181,14 +181,13 @@ def _alarms(folder: Path) -> list[tuple[str, str]]:
 
 
 def _question(folder: Path) -> str:
-    """What the sweep asks."""
+    """The sweep's question, else its name."""
     sweep = _settings(folder).get("sweep") or {}
     return str(sweep.get("question") or sweep.get("name") or folder.name)
 
 
 def command(folder: Path) -> str:
-    """The command line that runs a trial again, from the overrides that Hydra kept beside it; "" without
-    them."""
+    """The command that runs a trial again, from the overrides that Hydra kept; "" where there are none."""
     path = folder / OVERRIDES
     if not path.is_file():
         return ""
@@ -201,5 +200,5 @@ def command(folder: Path) -> str:
 
 
 def _line(*words: Any) -> str:
-    """A command line as it is typed, but for passwords: these come from the environment."""
+    """The command line as one types it, without passwords: these come from the environment."""
     return without_password(shlex.join([*RUN.split(), *map(str, words)]))

@@ -1,4 +1,4 @@
-"""The table of trials: what each column says as text, and what it sorts by."""
+"""The table of trials: each column's texts, and the values that they sort by."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ DEPLOYED = "deployed_"  # before the metrics of the exported file
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A text, the value that it sorts by ("" or NaN last), and what stands small beneath it."""
+    """A text, the value it sorts by ("" and NaN last), and a note in small print."""
 
     text: str
     value: float | str
@@ -80,7 +80,7 @@ def _time(rows: Sequence[ComparedTrial], prefix: str) -> Column:
 
 
 def frame(columns: Sequence[Column]) -> pd.DataFrame:
-    """The table as text, for Markdown and LaTeX; two columns never share a name."""
+    """The table as text, for Markdown and LaTeX. Notes stand in brackets."""
     texts = {
         column.title: [
             f"{cell.text} ({cell.note})".replace("−", "-") if cell.note else cell.text.replace("−", "-")
@@ -92,17 +92,17 @@ def frame(columns: Sequence[Column]) -> pd.DataFrame:
 
 
 def alarm_names(trial: TrialRecord) -> list[str]:
-    """The names of its alarms, each once."""
+    """The names of a trial's alarms, each once."""
     return list(dict.fromkeys(alarm["name"] for alarm in trial.alarms))
 
 
 def number(value: float, spec: str) -> str:
-    """A number as a format has it, its minus a real one; "" for NaN."""
+    """A number in a format, with a typographic minus; "" for NaN."""
     return "" if math.isnan(value) else f"{value:{spec}}".replace("-", "−")
 
 
 def interval(low: float, high: float, spec: str) -> str:
-    """``-0.10 to 1.14``; "" where there is none."""
+    """``−0.10 to 1.14``; "" where an end is NaN."""
     return "" if math.isnan(low) or math.isnan(high) else f"{number(low, spec)} to {number(high, spec)}"
 
 

@@ -1,4 +1,4 @@
-"""A report as a file: the page, or its table for a paper."""
+"""Writes a report: the page, or its table for a paper."""
 
 from __future__ import annotations
 

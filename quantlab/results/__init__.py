@@ -1,1 +1,1 @@
-"""What sweeps and reports read of finished trials."""
+"""Finished trials as sweeps and reports read them: results, answers, tables and figures."""

@@ -1,4 +1,4 @@
-"""What finished trials answered, and which of these rows choose among the trials."""
+"""The answers of finished trials, and which examples choose among the trials."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from quantlab.tasks.sampling import held_out
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedAnswers:
-    """What a trial and FP32 answered: ``labels`` (N,), logits (N, classes)."""
+    """The answers in a trial's folder: labels (N,), the trial's and FP32's logits (N, classes)."""
 
     labels: np.ndarray
     logits: np.ndarray
@@ -22,7 +22,7 @@ class SavedAnswers:
 
     @property
     def missing(self) -> int:
-        """Examples without a finite answer of the trial's or FP32's."""
+        """The number of examples for which the trial's or FP32's logits are not finite."""
         return int((~(np.isfinite(self.logits).all(axis=1) & np.isfinite(self.fp32).all(axis=1))).sum())
 
     @property
@@ -42,12 +42,12 @@ class SavedAnswers:
         return float("nan") if self.missing else METRICS[metric](self.logits, self.labels)
 
     def against_fp32(self, metric: str, tests: int = 1) -> Comparison:
-        """The trial less FP32, one of ``tests`` comparisons that stand beside each other."""
+        """The trial less FP32, corrected for ``tests`` comparisons."""
         return compare(metric, self.fp32, self.logits, self.labels, tests=tests)
 
 
 def read_answers(folder: Path) -> SavedAnswers | None:
-    """The answers in a trial's folder; None where only its summary is there, as from another machine."""
+    """Reads the answers in a trial's folder; None where the file is missing."""
     path = folder / "answers.parquet"
     if not path.is_file():
         return None
@@ -57,10 +57,10 @@ def read_answers(folder: Path) -> SavedAnswers | None:
 
 
 def measuring_rows(trials: Sequence[SavedAnswers | None], share: float, seed: int) -> np.ndarray | None:
-    """The rows, bool (N,), that do not choose among these trials and measure the chosen one.
+    """The examples, bool (N,), that measure the chosen trial and do not choose it.
 
-    None where the same rows do both: where fewer than two trials leave nothing to choose, where a trial's
-    answers are not there or are to other rows, and where there are too few rows to hold any out.
+    None where the same examples do both: with fewer than two trials, where a trial's answers are missing or
+    belong to other examples, and where there are too few examples to hold any out.
     """
     first = trials[0] if trials else None
     if first is None or len(trials) < 2:
@@ -72,8 +72,7 @@ def measuring_rows(trials: Sequence[SavedAnswers | None], share: float, seed: in
 
 
 def measured_where(held_out: np.ndarray | None, rows: int, candidates: int) -> str:
-    """Which rows chose and measured a trial, in words; ``rows`` are all, 0 where their number is not
-    known."""
+    """Which rows chose and measured a trial, in words; ``rows`` is the number of all, 0 where unknown."""
     if held_out is not None:
         measuring = int(held_out.sum())
         return f"measured on {measuring:,} rows, chosen on {rows - measuring:,} others"

@@ -167,7 +167,7 @@ def path_plot(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel
 
 
 def save_figure(figure: Figure, title: str, file: Path) -> Path:
-    """Writes a PNG with a title above, wrapped to the figure's width; returns the file."""
+    """Writes a figure as PNG, its title wrapped to its width. Returns the file."""
     figure.suptitle(fill(title, int(12 * figure.get_figwidth())).replace("$", r"\$"), fontsize=10)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
@@ -198,17 +198,17 @@ def _spaced_by_number(numbers: np.ndarray) -> bool:
 
 
 def label_text(text: str) -> str:
-    """A user's text as a label: a long one is cut, and dollars are no mathematics."""
+    """A text as a label: long ones are cut, dollar signs escaped for matplotlib."""
     return shortened(text, LABEL).replace("$", r"\$")
 
 
 def _width(labels: Sequence[str]) -> float:
-    """Inches that an axis needs for its ticks' labels side by side."""
+    """The inches that tick labels need side by side."""
     return 0.085 * len(labels) * (max(map(len, labels)) + 1.5)
 
 
 def _ticks(axes: Axes, places: Iterable[float], labels: Sequence[str], width: float) -> None:
-    """Labels the ticks of an axis of so many inches: aslant where they would not fit."""
+    """Labels the ticks of an axis ``width`` inches wide; labels that would not fit are slanted."""
     labels = list(map(label_text, labels))
     slant: dict[str, Any] = {"rotation": 30, "ha": "right"} if _width(labels) > width else {}
     axes.set_xticks(list(places), labels=labels, fontsize=9, **slant)

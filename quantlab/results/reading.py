@@ -1,4 +1,4 @@
-"""Trials as a report sees them, read from their folders."""
+"""Trials read from their folders, and studies of trials that compare."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import pandas as pd
 from quantlab.results.answers import SavedAnswers, read_answers
 from quantlab.trial.result import RESULT, is_reference
 
-ALIKE = {  # what trials of one report must share: a name for people, and where it stands
+ALIKE = {  # trials of one study share these: a name for messages, and the place in result.json
     "checkpoint": ("tags", "checkpoint_fingerprint"),
     "task": ("config", "task", "name"),
     "data": ("tags", "data_fingerprint"),
@@ -30,7 +30,7 @@ class MixedTrialsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrialRecord:
-    """A row of the report. ``summary`` is what ``result.json`` holds, None where the trial did not finish."""
+    """A trial as its folder has it. ``summary`` is ``result.json``, None where the trial did not finish."""
 
     number: int
     name: str
@@ -42,42 +42,42 @@ class TrialRecord:
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """Its metrics by name; none where it did not finish."""
+        """The metrics by name; empty where the trial did not finish."""
         return self.summary["metrics"] if self.summary else {}
 
     @property
     def tags(self) -> Mapping[str, str]:
-        """Its tags; none where it did not finish."""
+        """The tags; empty where the trial did not finish."""
         return self.summary["tags"] if self.summary else {}
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Its config as plain data; nothing where it did not finish."""
+        """The config as plain data; empty where the trial did not finish."""
         return self.summary["config"] if self.summary else {}
 
     @property
     def alarms(self) -> Sequence[Mapping[str, str]]:
-        """Its alarms, each with a name and a message."""
+        """The alarms, each with a name and a message."""
         return self.summary["alarms"] if self.summary else ()
 
     def number_of(self, name: str) -> float:
-        """A metric of one number; NaN where it has none."""
+        """A scalar metric; NaN where the trial has none of that name."""
         value = self.metrics.get(name)
         return float("nan") if value is None or isinstance(value, list) else float(value)
 
     @property
     def reference(self) -> bool:
-        """Whether it is the unquantized FP32 network itself."""
+        """Whether this is the reference: the unquantized network, by the tag ``engine=fp32``."""
         return is_reference(self.tags)
 
     @cached_property
     def answers(self) -> SavedAnswers | None:
-        """Its answers; None where their file is not there."""
+        """The answers; None where their file is missing."""
         return read_answers(self.folder) if self.summary is not None else None
 
     @cached_property
     def sites(self) -> pd.DataFrame | None:
-        """Its table of sites; None where there is none."""
+        """The table of sites; None where it is missing."""
         path = self.folder / "sites.csv"
         return pd.read_csv(path) if path.is_file() else None
 
@@ -102,12 +102,12 @@ class Study:
 
     @property
     def primary(self) -> str:
-        """The metric that has a drop beside it."""
+        """The primary metric: the one that has a drop beside it."""
         return next(name.removesuffix("_drop") for name in self.finished[0].metrics if name.endswith("_drop"))
 
     @property
     def swept(self) -> list[str]:
-        """The overrides that tell the trials apart."""
+        """The overrides in which the trials differ."""
         names = dict.fromkeys(name for trial in self.trials for name in trial.settings)
         return [name for name in names if len({trial.settings.get(name, "") for trial in self.trials}) > 1]
 
@@ -174,8 +174,10 @@ def _value(tree: Any, place: tuple[str, ...]) -> Any:
 
 
 def summary_of(folder: Path) -> dict[str, Any] | None:
-    """``result.json`` of a trial's folder, or None. Raises ValueError, naming the file, where it is not
-    one."""
+    """Reads ``result.json`` of a trial's folder; None where it is missing.
+
+    Raises ValueError that names the file where it is not a trial's result.
+    """
     path = folder / RESULT
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Finished trials on disk, by key: what a sweep need not run again."""
+"""Finished trials on disk by key, so that a sweep runs none twice."""
 
 import json
 import logging
@@ -19,24 +19,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialStore:
-    """A folder with one folder a trial."""
+    """The root folder of trials: one folder a trial, named by its key."""
 
     root: Path
 
     def folder(self, key: str) -> Path:
-        """Where a trial's files lie, or will."""
+        """The folder of a trial's files, whether it exists or not."""
         return self.root / "trials" / key
 
     def summary(self, key: str, timing: str = "") -> dict[str, Any] | None:
-        """What ``result.json`` says, or None where the trial has not finished, or not with this timing."""
+        """The trial's ``result.json``; None where it has not finished, or not with this timing."""
         return finished_summary(self.folder(key), key, timing)
 
 
 def finished_summary(folder: Path, key: str, timing: str = "") -> dict[str, Any] | None:
-    """What the ``result.json`` of a trial's folder says; None unless it is there, whole, and of that key.
+    """Reads the ``result.json`` of a trial's folder; None where it is missing, broken or of another key.
 
-    Where ``timing`` is given, the latencies have to be of it as well: those of another processor or profile
-    are none.
+    With ``timing``, also None where the latencies are of another processor or profile.
     """
     path = folder / RESULT
     if not path.is_file():
@@ -51,22 +50,21 @@ def finished_summary(folder: Path, key: str, timing: str = "") -> dict[str, Any]
 
 
 def key_in(name: str) -> str:
-    """The trial's key in the name of its folder, which goes on with a timing where a sweep times one trial in
-    several ways."""
+    """The trial's key in a folder's name: what stands before ``-<timing>``."""
     return name.partition("-")[0]
 
 
 def tracked_outcome(folder: Path, summary: Mapping[str, Any]) -> RunOutcome:
-    """What a tracker is told of a finished trial."""
+    """Metrics, tags and files of a finished trial, for a tracker."""
     files = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return RunOutcome(metrics=summary["metrics"], tags=summary["tags"], files=tuple(files))
 
 
 @contextmanager
 def locked_folder(folder: Path, what: str, wait: bool) -> Iterator[None]:
-    """Keeps a folder for this process; the lock ends with the process, however that ends.
+    """Locks a folder for this process; the lock ends with the process.
 
-    Raises BlockingIOError where another process holds it and we do not ``wait``.
+    Raises BlockingIOError where another process holds the lock and ``wait`` is false.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)

@@ -1,4 +1,4 @@
-"""What a finished sweep holds, and its tables."""
+"""The results of a finished sweep, and its tables as CSV, Markdown and LaTeX."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -81,8 +81,7 @@ class Results:
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """``results.csv`` with everything; ``results.md`` and ``results.tex`` (needs booktabs) with what a paper
-    shows."""
+    """Writes ``results.csv`` with everything, ``results.md`` and ``results.tex`` (booktabs) for readers."""
     shown = concise(results)
     tables = {"csv": results.table.to_csv(index=False), "md": markdown(shown), "tex": latex(shown)}
     return write_texts(folder, {f"results.{suffix}": text for suffix, text in tables.items()})
@@ -93,7 +92,7 @@ P50 = "p50 (ms)"
 
 
 def concise(results: Results) -> pd.DataFrame:
-    """The table as text for readers; a column that nothing fills is left out."""
+    """The table as text for readers; empty columns are left out."""
     table, percent = results.table, results.percent()
     drops = [
         100 * results.metric(f"{results.primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
@@ -119,7 +118,7 @@ def concise(results: Results) -> pd.DataFrame:
 
 
 def untold(results: Results) -> list[str]:
-    """The swept overrides in which rows of one name differ."""
+    """The swept overrides that row names do not tell apart."""
     names = results.table.groupby("name")
     return [name for name in results.swept if (names[name].nunique() > 1).any()]
 
@@ -174,25 +173,25 @@ def speed_texts(results: Results, prefix: str) -> pd.Series:
 
 
 def number_texts(values: pd.Series, spec: str) -> pd.Series:
-    """Numbers as a format has them; "" for NaN."""
+    """Numbers in a format; "" for NaN."""
     return values.map(f"{{:{spec}}}".format, na_action="ignore").astype(object).fillna("")
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A table of text, numbers to the right."""
+    """The table as Markdown; columns of numbers are aligned right."""
     sides = ["right" if numeric else "left" for numeric in _numeric(frame)]
     escaped = frame.replace(r"\|", r"\\|", regex=True)
     return str(escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)) + "\n"
 
 
 def latex(frame: pd.DataFrame) -> str:
-    """A table of text, numbers to the right."""
+    """The table as LaTeX; columns of numbers are aligned right."""
     sides = "".join("r" if numeric else "l" for numeric in _numeric(frame))
     return frame.to_latex(index=False, escape=True, column_format=sides)
 
 
 def write_texts(folder: Path, contents: Mapping[str, str]) -> list[Path]:
-    """Writes text files by name; returns them."""
+    """Writes text files, given by name, into a folder. Returns their paths."""
     for name, content in contents.items():
         write_whole(folder / name, content)
     return [folder / name for name in contents]

@@ -90,6 +90,31 @@ def test_the_table_sorts_by_click_and_by_key(opened: Opened) -> None:
     assert opened.page.locator("#table thead th[aria-sort]").count() == 1
 
 
+def test_the_table_fits_a_laptop_and_its_columns_can_be_chosen(opened: Opened) -> None:
+    box = "document.querySelector('#trials .scroll')"
+    assert opened.page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")
+    settings = opened.page.locator("#table thead th", has_text=re.compile("^k"))
+    assert not settings.is_visible()
+    opened.page.get_by_text("Columns").click()
+    opened.page.get_by_label("k", exact=True).check()
+    assert settings.is_visible()
+
+
+@pytest.mark.slow
+def test_names_stand_beside_points_apart_and_stay_in_another_theme(opened: Opened) -> None:
+    plot = opened.plot("pareto")
+    opened.page.wait_for_selector("#pareto .annotation-text")
+    boxes = [text.bounding_box() for text in plot.locator(".annotation-text").all()]
+    for index, one in enumerate(boxes):
+        for other in boxes[:index]:
+            apart = one["x"] >= other["x"] + other["width"] or other["x"] >= one["x"] + one["width"]
+            assert apart or abs(one["y"] - other["y"]) >= min(one["height"], other["height"]) - 2
+    opened.page.get_by_role("button", name="Dark theme").click()
+    opened.page.wait_for_timeout(300)
+    names = {"FP32", "good k=4", "poor k=3", "bad k=2"}
+    assert names <= set(plot.locator(".annotation-text").all_text_contents())
+
+
 @pytest.mark.slow
 def test_rows_are_filtered(opened: Opened) -> None:
     opened.page.get_by_label("Show rows with").fill("k= worse")
@@ -140,7 +165,7 @@ def test_on_paper_everything_is_there_and_nothing_to_press(opened: Opened) -> No
     opened.page.emulate_media(media="print")
     assert opened.page.locator(".plot").count() == opened.page.locator(".plot > .plot-container").count()
     assert opened.page.locator("button:visible").count() == len(
-        opened.page.locator("#table thead button").all()
+        opened.page.locator("#table thead th:not([hidden]) button").all()
     )
     assert opened.page.locator("details:not([open])").count() == 0
     opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
