@@ -13,12 +13,12 @@ from quantlab.reporting.content import Content, marked
 from quantlab.reporting.figures import pareto
 from quantlab.reporting.recommendation import Recommendation, recommend
 from quantlab.reporting.sections import Section, Table, as_table
-from quantlab.reporting.shapes import Plot, axis, plain
+from quantlab.reporting.shapes import Plot, axis, line, plain
 from quantlab.reporting.trial_table import columns, frame, number
 from quantlab.results.plots import COLOURS
 from quantlab.results.reading import Study
 
-BEST = "best.json"  # of a search
+BEST, PROGRESS = "best.json", "progress.csv"  # of a search
 APART = ("model", "task", "evaluation")  # overrides that make another study of a trial
 
 
@@ -50,12 +50,17 @@ def search_content(folder: Path) -> Content:
     """The page of a search: its answer, the front, and the precision of every site."""
     summary = json.loads((folder / BEST).read_text(encoding="utf-8"))
     candidates, front = (pd.read_csv(folder / f"{name}.csv") for name in ("candidates", "front"))
-    answer = summary["answer"]
+    answer, unit = summary["answer"], str(summary.get("cost_unit", "of cost"))
     tables = [_candidates("front", "The front", front)]
     hand_made = {"set": summary["hand_made"].keys(), "cost": summary["hand_made"].values()}
     tables += [as_table("hand-made", "Sets that people would choose", pd.DataFrame(hand_made).astype(str))]
     sections = [
-        Section(id="cost", title="Metric and cost", plots=[_candidate_plot(candidates, front)], tables=tables)
+        Section(
+            id="cost",
+            title="Metric and cost",
+            plots=_search_plots(folder, candidates, front, unit),
+            tables=tables,
+        )
     ]
     if answer is not None:
         sections.append(Section(id="sites", title="The answer's sites", tables=[_sites(answer["sites"])]))
@@ -69,7 +74,7 @@ def search_content(folder: Path) -> Content:
             ("Evaluations of the whole set", f"{summary['evaluations']:.2f}"),
         ],
         heading="The answer",
-        lead=_answer_sentence(answer, bool(summary["met"])),
+        lead=_answer_sentence(answer, unit, bool(summary["met"])),
         second=_held_out_sentence(answer),
         sections=[section for section in sections if section.filled],
     )
@@ -145,11 +150,11 @@ def _study_section(index: int, one: _Compared) -> Section:
     )
 
 
-def _answer_sentence(answer: Mapping[str, Any] | None, met: bool) -> str:
+def _answer_sentence(answer: Mapping[str, Any] | None, unit: str, met: bool) -> str:
     if answer is None:
         return "No candidate was evaluated in full."
     start = "The best plan" if met else "The goal was not met; the closest plan"
-    return f"{start} costs {answer['cost']:g} and {_drop_words(answer)} on the rows that chose it."
+    return f"{start} costs {answer['cost']:g} {unit} and {_drop_words(answer)} on the rows that chose it."
 
 
 def _held_out_sentence(answer: Mapping[str, Any] | None) -> str:
@@ -168,7 +173,27 @@ def _drop_words(measured: Mapping[str, Any]) -> str:
     return f"{verb} {abs(drop):.2f} points{interval.replace('-', '−')}"
 
 
-def _candidate_plot(candidates: pd.DataFrame, front: pd.DataFrame) -> Plot:
+def _search_plots(folder: Path, candidates: pd.DataFrame, front: pd.DataFrame, unit: str) -> list[Plot]:
+    """The candidates, and the best cost against what was spent where the search kept it."""
+    plots, progress = [_candidate_plot(candidates, front, unit)], folder / PROGRESS
+    if progress.is_file():
+        table = pd.read_csv(progress)
+        best = line(table["evaluations"], table["best_cost"], "best cost", 0)
+        best["line"]["shape"] = "hv"
+        plots.append(
+            Plot(
+                id="progress",
+                title="Best cost",
+                caption="The least cost within the limit, against the evaluations of the whole set spent.",
+                traces=[best],
+                data=table,
+                layout={"xaxis": axis("evaluations of the whole set"), "yaxis": axis(f"best cost, {unit}")},
+            )
+        )
+    return plots
+
+
+def _candidate_plot(candidates: pd.DataFrame, front: pd.DataFrame, unit: str) -> Plot:
     complete = candidates[candidates["complete"]]
     traces = [
         {
@@ -194,7 +219,7 @@ def _candidate_plot(candidates: pd.DataFrame, front: pd.DataFrame) -> Plot:
         caption="Up and to the left is better; on the rows that choose, evaluated in full.",
         traces=[trace for trace in traces if trace["x"]],
         data=candidates,
-        layout={"xaxis": axis("cost"), "yaxis": axis("metric (%)")},
+        layout={"xaxis": axis(f"cost, {unit}"), "yaxis": axis("metric (%)")},
     )
 
 

@@ -318,6 +318,10 @@ def searched(folder: Path) -> Path:
     held_out = {"rows": 100, "drop_points": -1.0, "drop_ci95_low": -2.0, "drop_ci95_high": 0.5}
     best = {"answer": row | {"held_out": held_out, "sites": {"0.ffn.in": "int8"}}, "hand_made": {"x": 9.0}}
     best |= {"goal": "least sites", "met": True, "candidates": 1, "evaluations": 2.0}
+    best |= {"cost_unit": "16-bit sites"}
+    pd.DataFrame({"evaluations": [1, 2], "best_cost": [None, 5.0]}).to_csv(
+        folder / "progress.csv", index=False
+    )
     (folder / "best.json").write_text(json.dumps(best))
     return folder
 
@@ -329,7 +333,7 @@ def test_a_search_has_a_report_in_its_folder(tmp_path: Path, capsys: pytest.Capt
         assert capsys.readouterr().out.strip() == str(folder / "report.html")
     page = (folder / "report.html").read_text()
     html5lib.HTMLParser(strict=True).parse(page)
-    assert "The best plan costs 5 and loses 2.00 points (95 % interval +1.00 to +3.00)" in page
+    assert "The best plan costs 5 16-bit sites and loses 2.00 points (95 % interval +1.00 to +3.00)" in page
     assert "On 100 rows that did not choose it, it gains 1.00 points (95 % interval −0.50 to +2.00)" in page
 
 
