@@ -35,8 +35,8 @@ def simulated_latency(evidence: Evidence) -> Iterator[Alarm]:
         also = "" if speedup is None else f"; nor is {speedup:.2f} its speed-up"
         yield Alarm(
             "simulated_latency",
-            f"p50 of {latency:.1f} ms is that of FP32 arithmetic on quantized values, no "
-            f"integer latency{also}",
+            f"p50 of {latency:.1f} ms is that of FP32 arithmetic on quantized values, "
+            f"no integer latency{also}",
         )
 
 
@@ -86,9 +86,8 @@ def runtime_saturates(evidence: Evidence) -> Iterator[Alarm]:
     if evidence.tags.get("runtime_saturates") == "True":
         yield Alarm(
             "runtime_saturates",
-            f"{evidence.tags['runtime']} sums products of bytes in 16 bits on this processor (it has no "
-            f"VNNI), and cuts "
-            "large sums: a processor with VNNI gives other answers",
+            f"{evidence.tags['runtime']} sums products of bytes in 16 bits on this processor "
+            "(it has no VNNI), and cuts large sums: a processor with VNNI gives other answers",
         )
 
 

@@ -80,8 +80,7 @@ def fp32_far_from_published(evidence: Evidence) -> Iterator[Alarm]:
         yield Alarm(
             "fp32_far_from_published",
             f"FP32 has an accuracy of {accuracy:.2%} ({low:.2%} to {high:.2%} with n = {n:,}), "
-            f"{anchor.source} "
-            f"published {anchor.value:.2%}",
+            f"{anchor.source} published {anchor.value:.2%}",
         )
 
 
@@ -97,9 +96,8 @@ def too_few_examples(evidence: Evidence) -> Iterator[Alarm]:
     if needed is not None and needed > n:
         yield Alarm(
             "too_few_examples",
-            f"a drop of {100 * drop:.2f} points ({100 * low:.2f} to {100 * high:.2f}) cannot be told "
-            f"from none with "
-            f"n = {n:,}: it takes about {needed:,} to see {100 * DETECTABLE:g} points",
+            f"a drop of {100 * drop:.2f} points ({100 * low:.2f} to {100 * high:.2f}) cannot be told from "
+            f"none with n = {n:,}: it takes about {needed:,} to see {100 * DETECTABLE:g} points",
         )
 
 

@@ -48,8 +48,7 @@ def wasted_levels(evidence: Evidence) -> Iterator[Alarm]:
         yield Alarm(
             "wasted_levels",
             f"{len(wasted)} of {len(judged)} activations have under a sixteenth of their levels where "
-            f"all but 0.02 % "
-            f"of the values lie: {first_few([name for _, name in sorted(wasted)])}",
+            f"all but 0.02 % of the values lie: {first_few([name for _, name in sorted(wasted)])}",
         )
 
 
@@ -94,9 +93,8 @@ def unpermuted_groups(evidence: Evidence) -> Iterator[Alarm]:
         names = first_few([f"{name} ({share:.0%})" for share, name in poor])
         yield Alarm(
             "unpermuted_groups",
-            f"{len(poor)} of {len(grouped)} sites with groups have neighbouring channels in one "
-            f"group; sorted by "
-            f"range, half of the channels would get under half the range: {names}",
+            f"{len(poor)} of {len(grouped)} sites with groups have neighbouring channels in one group; "
+            f"sorted by range, half of the channels would get under half the range: {names}",
         )
 
 

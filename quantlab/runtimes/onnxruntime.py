@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from quantlab.config.checks import one_of
 from quantlab.runtimes.runtime import (
     FileRuntime,
     ProductCounts,
@@ -15,7 +16,6 @@ from quantlab.runtimes.runtime import (
     check_onnx,
     count_products,
     require,
-    require_device,
     stored_values,
 )
 
@@ -49,7 +49,8 @@ class OnnxRuntime(FileRuntime):
         import onnxruntime
 
         available = onnxruntime.get_available_providers()
-        require_device(self.device, [name for name, provider in PROVIDERS.items() if provider in available])
+        devices = [name for name, provider in PROVIDERS.items() if provider in available]
+        one_of("runtime.device", self.device, devices)
 
     def open(self, path: Path, threads: int) -> Session:
         import onnxruntime

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantlab.config.checks import one_of
 from quantlab.runtimes.runtime import (
     FileRuntime,
     ProductCounts,
@@ -14,7 +15,6 @@ from quantlab.runtimes.runtime import (
     check_onnx,
     count_products,
     require,
-    require_device,
 )
 
 WITH_WEIGHT = "FullyConnected"
@@ -38,7 +38,7 @@ class OpenVino(FileRuntime):
         require("onnxscript", "onnx")
         import openvino
 
-        require_device(self.device, openvino.Core().available_devices)
+        one_of("runtime.device", self.device, openvino.Core().available_devices)
 
     def open(self, path: Path, threads: int) -> Session:
         import openvino

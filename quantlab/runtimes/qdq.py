@@ -49,8 +49,7 @@ def check_exportable(plan: QuantPlan) -> None:
         )
         raise ValueError(
             f"{len(unsupported)} sites have no integer equivalent in ONNX: {names}. Runtimes multiply 8-bit "
-            f"activations: use "
-            f"bits.activations=8, or keep them in 16 bits: "
+            f"activations: use bits.activations=8, or keep them in 16 bits: "
             f"bits.rules=[{{match: '{unsupported[0].site}', bits: fp16}}]"
         )
 

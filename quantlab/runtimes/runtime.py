@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantlab.cli.progress import progress
-from quantlab.config.checks import nearest
 from quantlab.tasks.batching import Batch, total_rows
 
 # Operators that move values without changing them.
@@ -97,15 +96,6 @@ def require(package: str, extra: str) -> None:
     """Raises ValueError, with the extra that installs it, if a package is not installed."""
     if find_spec(package) is None:
         raise ValueError(f"{package} is not installed: pip install 'quantlab[{extra}]'")
-
-
-def require_device(name: str, available: Iterable[str]) -> None:
-    """Raises ValueError if a runtime has no such device."""
-    available = list(available)
-    if name not in available:
-        raise ValueError(
-            f"runtime.device {name!r} is not here{nearest(name, available)}; there is {', '.join(available)}"
-        )
 
 
 def check_onnx(path: Path) -> None:

@@ -128,7 +128,8 @@ def test_a_device_that_is_not_here(package: str) -> None:
     device = DEVICES[package]
     RUNTIMES[package](device=device).check()
     with pytest.raises(
-        ValueError, match=rf"runtime.device '{device}x' is not here \(did you mean '{device}'.*{device}"
+        ValueError,
+        match=rf"runtime.device must be one of .*{device}.*got '{device}x' \(did you mean '{device}'",
     ):
         RUNTIMES[package](device=f"{device}x").check()
 
