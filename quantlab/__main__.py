@@ -38,6 +38,9 @@ def _complete(arguments: list[str]) -> None:
 
     Hydra completes ``<program> <settings>``: it gets the line without the command.
     """
+    if not any(argument.startswith("query=") for argument in arguments):  # install=bash, uninstall=bash
+        _run("run", ["-sc", *arguments])
+        return
     program, *words = os.environ.get("COMP_LINE", "quantlab ").split(" ")
     if len(words) < 2:
         print(" ".join(COMMANDS))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantlab.storage.files import CODE, NO_NUMBERS
 
-COMMANDS = ("run", "search", "sensitivity", "outliers", "report", "export", "finetune", "sync")
+COMMANDS = ("run", "search", "sensitivity", "outliers", "report", "export", "finetune", "sync", "list")
 # Folders from the bottom up. A folder imports from rows above its own row only, so no two import each other.
 LAYERS = (
     ("hydra_plugins", "quantlab", "storage", "config"),

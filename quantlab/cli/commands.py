@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import TextWrapper
@@ -112,6 +112,16 @@ _ALL = (
         ),
         docs="docs/sweeps.md",
     ),
+    Command(
+        name="list",
+        summary="List the choices of a slot, the sweeps, or a model's sites, with a sentence and a file.",
+        examples=(
+            "quantlab list methods",
+            "quantlab list sweeps",
+            "quantlab list sites model=hf model.path=<folder or hub name>",
+        ),
+        docs="docs/extending.md",
+    ),
 )
 COMMANDS = {command.name: command for command in _ALL}
 
@@ -126,16 +136,17 @@ def overview() -> str:
             "Usage: quantlab <command> ...    (the same: python -m quantlab.<command> ...)",
             "",
             "Commands (quantlab <command> --help explains one):",
-            *_columns((command.name, command.summary) for command in COMMANDS.values()),
+            *columns((command.name, command.summary) for command in COMMANDS.values()),
             "",
             "A trial is a choice in each slot (quantlab run <slot>=<choice>; *: the default):",
-            *_slots("config"),
+            *columns(_slots("config")),
             "",
             "Examples:",
             "  quantlab run method=peg method.k=4 bits.symmetric=true",
             "  quantlab run -m +sweeps=paper_table",
             "  quantlab report multirun/sweeps/<name>",
             "",
+            'Tab completion in bash: eval "$(quantlab -sc install=bash)"',
             "Docs: README.md, docs/",
         ]
     )
@@ -152,16 +163,20 @@ def help_page(command: Command) -> str:
             f"Usage: quantlab {command.name} [<slot>=<choice> ...] [<slot>.<setting>=<value> ...]",
             "",
             "Slots and their choices (*: the default):",
-            *_slots(command.config),
-            *_columns([(f"{name}.*", ", ".join(names)) for name, names in settings.items()]),
-            *([] if command.config == "finetune" else _columns([("+sweeps", f"a prepared study: {sweeps}")])),
+            *columns(
+                [
+                    *_slots(command.config),
+                    *((f"{name}.*", ", ".join(names)) for name, names in settings.items()),
+                    *([] if command.config == "finetune" else [("+sweeps", f"a prepared study: {sweeps}")]),
+                ]
+            ),
             "",
             "Examples:",
             *(f"  {example}" for example in command.examples),
             "",
             f"All settings with their values: quantlab {command.name} --cfg job",
             "Your own components: --config-dir <folder>. Hydra's other options: --hydra-help",
-            f'Tab completion in bash: eval "$(quantlab {command.name} -sc install=bash)"',
+            'Tab completion in bash: eval "$(quantlab -sc install=bash)"',
             f"Docs: {command.docs}",
         ]
     )
@@ -189,18 +204,18 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml") if path.stem != "base")
 
 
-def _slots(config: str) -> list[str]:
-    """A line for each slot: what it asks, and its choices, the default marked."""
+def _slots(config: str) -> list[tuple[str, str]]:
+    """Each slot, with what it asks and its choices, the default marked."""
     own = (Path(CONF) / f"{config}.yaml").read_text(encoding="utf-8")
     slots = [*SLOT.finditer(own)] or [*SLOT.finditer(_text("config"))]
-    return _columns(
+    return [
         (
             slot["name"],
             f"{slot['asks']}: "
             + ", ".join(f"{name}*" if name == slot["choice"] else name for name in choices(slot["name"])),
         )
         for slot in slots
-    )
+    ]
 
 
 def _settings(config: str) -> dict[str, list[str]]:
@@ -213,7 +228,9 @@ def _text(config: str) -> str:
     return (Path(CONF) / f"{config}.yaml").read_text(encoding="utf-8")
 
 
-def _columns(rows: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> list[str]:
-    """Names at the left, wrapped texts at the right."""
-    wrap = TextWrapper(WIDTH, subsequent_indent=" " * 16, break_on_hyphens=False)
-    return [line for name, text in rows for line in wrap.wrap(f"  {name:13} {text}")]
+def columns(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of names at the left and wrapped texts at the right."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    wrap = TextWrapper(WIDTH, subsequent_indent=" " * (width + 4), break_on_hyphens=False)
+    return [line for name, text in rows for line in wrap.wrap(f"  {name:{width}}  {text}")]

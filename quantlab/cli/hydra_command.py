@@ -2,9 +2,11 @@
 
 import functools
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -22,6 +24,7 @@ from quantlab.cli.secrets import variables
 from quantlab.config.checks import nearest
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+HYDRAS_OWN = {".hydra", ".lock"}  # what a run's folder holds before the run has written anything
 
 
 def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -38,6 +41,8 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_page(command))
                 return
+            if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
+                sys.argv[0] = "quantlab"  # Hydra completes the program of this name
             # Hydra names the job after this module, instead of after the file that the task below lies in.
             with variables({"HYDRA_MAIN_MODULE": f"quantlab.{name}"}):
                 if os.environ.get(FULL_ERROR) == "1":
@@ -53,6 +58,7 @@ def hydra_command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable
 def _run(function: Callable[[DictConfig], Any], name: str, config: str) -> None:
     """Runs the command, and prints what goes wrong itself."""
     failures: list[Exception] = []
+    folders: list[Path] = []
 
     @functools.wraps(function)
     def task(settings: DictConfig) -> Any:
@@ -67,6 +73,7 @@ def _run(function: Callable[[DictConfig], Any], name: str, config: str) -> None:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
             failures.append(error)
+            folders.append(Path(HydraConfig.get().runtime.output_dir))
 
     _refuse_unknown_options(name)
     try:
@@ -74,11 +81,25 @@ def _run(function: Callable[[DictConfig], Any], name: str, config: str) -> None:
             hydra.main(version_base="1.3", config_path=CONF, config_name=config)(task)()
     except (CompactHydraException, OmegaConfBaseException) as error:
         failures.append(error)
+    for folder in folders:
+        _remove_traces(folder)
     for failure in failures:
         if isinstance(failure, CompactHydraException | OmegaConfBaseException):
             sys.exit(one_line(failure))
         traceback.print_exception(failure)
         sys.exit(1)
+
+
+def _remove_traces(folder: Path) -> None:
+    """Removes the folder of a failed run, and parents left empty, if Hydra alone has written there."""
+    if not {path.name for path in folder.glob("*")} <= HYDRAS_OWN:
+        return
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    (folder / ".lock").unlink(missing_ok=True)
+    for path in (folder, *folder.parents):
+        if Path.cwd() not in path.parents or any(path.iterdir()):
+            return
+        path.rmdir()
 
 
 def _refuse_unknown_options(name: str) -> None:

@@ -21,6 +21,7 @@ def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialR
         raise ValueError(
             f"{config.sweep.name} is a sweep: it needs -m, as in python -m quantlab.run -m +sweeps=..."
         )
+    trial_key(config, memo)  # raises where checkpoint or data are wrong, before anything is recorded
     result, problem = _recorded(
         config, RunEntry(identity=uuid.uuid4().hex, name=name, params=config.params()), folder, memo
     )
