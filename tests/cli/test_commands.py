@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantlab import __main__, finetune, list, outliers, run, search, sensitivity
+from quantlab.cli import signals
 from quantlab.cli.commands import COMMANDS, choices, sweep_files
 from quantlab.cli.conf_dir import CONF
 
@@ -79,6 +80,8 @@ def test_bash_completes(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["quantlab", "-sc", "query=bash"])
     monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.delitem(sys.modules, "quantlab.run")  # runpy warns of a module that is imported already
+    monkeypatch.setattr(signals, "end_on_sigterm", lambda: None)
     __main__.main()
     assert answer in capsys.readouterr().out
 
