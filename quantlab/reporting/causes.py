@@ -19,10 +19,10 @@ FEWEST_LEVELS = 10  # tensors in the table of levels
 TOP = 20  # sites that a bar chart shows; its data has all
 
 
-def errors(study: Study, found: Sequence[ComparedTrial], analysis: Analysis | None) -> Section:
+def errors(study: Study, rows: Sequence[ComparedTrial], analysis: Analysis | None) -> Section:
     """The section on errors. Without an analysis it shows each site's noise and the command for more."""
     tables = analysis.tables if analysis else {}
-    plots = [_attribution(tables["attribution"])] if "attribution" in tables else _site_noise(found)
+    plots = [_attribution(tables["attribution"])] if "attribution" in tables else _site_noise(rows)
     if "accumulation" in tables:
         plots.append(_accumulation(tables["accumulation"]))
     if "protection" in tables:
@@ -41,14 +41,14 @@ def errors(study: Study, found: Sequence[ComparedTrial], analysis: Analysis | No
         title="What the errors do",
         plots=plots,
         paragraphs=[] if analysis else missing,
-        tables=_levels(found),
+        tables=_levels(rows),
         commands=[] if analysis else _command(study),
     )
 
 
-def _levels(found: Sequence[ComparedTrial]) -> list[Table]:
+def _levels(rows: Sequence[ComparedTrial]) -> list[Table]:
     """The tensors of the trial that lost most whose bulk uses the fewest levels of the grid."""
-    for row in sorted((row for row in found if row.difference < 0), key=lambda row: row.difference):
+    for row in sorted((row for row in rows if row.difference < 0), key=lambda row: row.difference):
         sites = row.trial.sites
         if sites is not None and "levels_used" in sites and sites["levels_used"].notna().any():
             known = sites[sites["levels_used"].notna()]
@@ -114,9 +114,9 @@ def _attribution(sites: pd.DataFrame) -> Plot:
     )
 
 
-def _site_noise(found: Sequence[ComparedTrial]) -> list[Plot]:
+def _site_noise(rows: Sequence[ComparedTrial]) -> list[Plot]:
     """The noisiest sites of the trial that lost most, from its own table of sites."""
-    losing = sorted((row for row in found if row.difference < 0), key=lambda row: row.difference)
+    losing = sorted((row for row in rows if row.difference < 0), key=lambda row: row.difference)
     for row in losing:
         sites = row.trial.sites
         if sites is not None and "sqnr_db" in sites and np.isfinite(sites["sqnr_db"]).any():

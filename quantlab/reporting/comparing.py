@@ -50,7 +50,7 @@ class ComparedTrial:
 def compared_trials(study: Study) -> list[ComparedTrial]:
     """Every trial of the study compared with FP32, in the study's order."""
     tests = max(1, sum(trial.answers is not None and not trial.reference for trial in study.finished))
-    found = [_against_fp32(study.primary, trial, tests) for trial in study.trials]
+    compared = [_against_fp32(study.primary, trial, tests) for trial in study.trials]
     return [
         ComparedTrial(
             trial=trial,
@@ -58,7 +58,7 @@ def compared_trials(study: Study) -> list[ComparedTrial]:
             comparison=comparison,
             verdict=note or (verdict(comparison) if comparison else ""),
         )
-        for trial, (comparison, note) in zip(study.trials, found, strict=True)
+        for trial, (comparison, note) in zip(study.trials, compared, strict=True)
     ]
 
 
@@ -114,11 +114,11 @@ def seed_overrides(study: Study) -> list[str]:
     return [name for name in study.swept if SEEDS.search(name)]
 
 
-def repeats(study: Study, found: Sequence[ComparedTrial]) -> list[Repeat]:
+def repeats(study: Study, rows: Sequence[ComparedTrial]) -> list[Repeat]:
     """The groups of two or more finished trials that differ in seeds alone."""
     over = seed_overrides(study)
     groups: dict[tuple[object, ...], list[ComparedTrial]] = {}
-    for row in found:
+    for row in rows:
         trial = row.trial
         same = tuple((name, trial.settings.get(name, "")) for name in study.swept if name not in over)
         bare = " ".join(word for word in trial.name.split() if not SEEDS.search(word.split("=")[0]))
@@ -145,13 +145,13 @@ class PairMatrix:
     left_out: int
 
 
-def pair_matrix(study: Study, found: Sequence[ComparedTrial]) -> PairMatrix | None:
+def pair_matrix(study: Study, rows: Sequence[ComparedTrial]) -> PairMatrix | None:
     """The best trials in pairs; None where the metric is not accuracy or fewer than two have answers."""
     if study.primary != "accuracy":
         return None
-    usable = [row for row in found if row.trial.answers is not None and not row.trial.answers.missing]
+    usable = [row for row in rows if row.trial.answers is not None and not row.trial.answers.missing]
     best = sorted(usable, key=lambda row: -row.value)[:PAIRS_OF]
-    chosen = [row for row in found if row in best]  # in the table's order
+    chosen = [row for row in rows if row in best]  # in the table's order
     if len(chosen) < 2:
         return None
     pairs = list(combinations(range(len(chosen)), 2))

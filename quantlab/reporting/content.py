@@ -67,48 +67,48 @@ class Content:
 
 def page_content(study: Study, analysis: Analysis | None, max_drop: float) -> Content:
     """The content of a study's page; sections without content are left out."""
-    found = compared_trials(study)
-    pairs = pair_matrix(study, found)
-    shown = columns(study, found)
-    sections = [section for section in _sections(study, found, analysis) if section.filled]
+    rows = compared_trials(study)
+    pairs = pair_matrix(study, rows)
+    shown = columns(study, rows)
+    sections = [section for section in _sections(study, rows, analysis) if section.filled]
     names = (
         {"trials": "Trials"}
         | ({"pairs": "Pairs"} if pairs else {})
         | {part.id: part.title for part in sections}
     )
     names |= {"reproduce": "Run again", "definitions": "Definitions"}
-    commands = [(row.trial.name, row.trial.command) for row in found if row.trial.command]
+    commands = [(row.trial.name, row.trial.command) for row in rows if row.trial.command]
     values = {
         "title": study.title,
         "facts": _facts(study),
         "contents": list(names.items()),
         "marked": marked,
         "heading": "What to deploy",
-        "answer": recommend(study, found, max_drop),
-        "rows": found,
+        "answer": recommend(study, rows, max_drop),
+        "rows": rows,
         "columns": shown,
-        "kinds": [verdict_style(row.verdict) for row in found],
+        "kinds": [verdict_style(row.verdict) for row in rows],
         "table_note": _table_note(study),
         "matrix": _matrix(pairs) if pairs else None,
         "sections": sections,
         "again": study.command,
         "commands": commands,
-        "uncommanded": _uncommanded(found),
+        "uncommanded": _uncommanded(rows),
         "definitions": [*DEFINITIONS.items(), *_environment(study)],
     }
     plots = [plot for section in sections for plot in section.plots]
-    return Content(values=values, plots=plots, table=numbers(study, found, shown))
+    return Content(values=values, plots=plots, table=numbers(study, rows, shown))
 
 
-def _sections(study: Study, found: Sequence[ComparedTrial], analysis: Analysis | None) -> list[Section]:
-    cost, axes = pareto(study, found), against_axes(study, found)
+def _sections(study: Study, rows: Sequence[ComparedTrial], analysis: Analysis | None) -> list[Section]:
+    cost, axes = pareto(study, rows), against_axes(study, rows)
     return [
         Section(id="cost", title="Accuracy and cost", plots=[cost] if cost else []),
-        Section(id="axes", title="What was swept", plots=axes, tables=_repeats(study, found)),
+        Section(id="axes", title="What was swept", plots=axes, tables=_repeats(study, rows)),
         outliers(study, analysis),
-        errors(study, found, analysis),
+        errors(study, rows, analysis),
         Section(id="alarms", title="Alarms", tables=_alarms(study)),
-        Section(id="published", title="Published numbers", tables=anchors.published_tables(study, found)),
+        Section(id="published", title="Published numbers", tables=anchors.published_tables(study, rows)),
     ]
 
 
@@ -117,10 +117,10 @@ def verdict_style(words: str) -> str:
     return next((name for name in ("better", "worse", "failed") if words.startswith(name)), "unclear")
 
 
-def numbers(study: Study, found: Sequence[ComparedTrial], shown: Sequence[Column]) -> pd.DataFrame:
+def numbers(study: Study, rows: Sequence[ComparedTrial], shown: Sequence[Column]) -> pd.DataFrame:
     """The table of trials for the CSV: unrounded numbers, a row a trial."""
     records = []
-    for row in found:
+    for row in rows:
         comparison = row.comparison
         scalars = {name: value for name, value in row.trial.metrics.items() if not isinstance(value, list)}
         tested = {"difference": row.difference, "p_corrected": row.p, "verdict": row.verdict}
@@ -133,10 +133,10 @@ def numbers(study: Study, found: Sequence[ComparedTrial], shown: Sequence[Column
 def marked(sentence: str, row: ComparedTrial | None) -> Markup:
     """The sentence as escaped HTML, with the trial's name in bold."""
     name = row.trial.name if row else ""
-    before, found, after = sentence.partition(name) if name else (sentence, "", "")
+    before, bold, after = sentence.partition(name) if name else (sentence, "", "")
     return (
         escape(before)
-        + (Markup("<strong>") + escape(found) + Markup("</strong>") if found else "")
+        + (Markup("<strong>") + escape(bold) + Markup("</strong>") if bold else "")
         + escape(after)
     )
 
@@ -158,14 +158,14 @@ def _facts(study: Study) -> list[tuple[str, str]]:
 
 
 def _environment(study: Study) -> list[tuple[str, str]]:
-    found = []
+    environment = []
     for tag, name in ENVIRONMENT.items():
         values = dict.fromkeys(trial.tags[tag] for trial in study.finished if trial.tags.get(tag))
         if values:
-            found.append((name, ", ".join(values)))
+            environment.append((name, ", ".join(values)))
     seeds = dict.fromkeys(str(_seed(trial.summary)) for trial in study.finished)
     return [
-        *found,
+        *environment,
         ("Calibration seeds", ", ".join("none: the first rows" if s == "None" else s for s in seeds)),
     ]
 
@@ -208,8 +208,8 @@ def _matrix(pairs: PairMatrix) -> dict[str, Any]:
     return {"names": [row.trial.name for row in pairs.rows], "cells": cells, "caption": caption}
 
 
-def _repeats(study: Study, found: Sequence[ComparedTrial]) -> list[Table]:
-    groups = repeats(study, found)
+def _repeats(study: Study, rows: Sequence[ComparedTrial]) -> list[Table]:
+    groups = repeats(study, rows)
     if not groups:
         return []
     metric = study.primary.replace("_", " ")
@@ -262,8 +262,8 @@ def _few(names: Sequence[str], shown: int = 6) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
-def _uncommanded(found: Sequence[ComparedTrial]) -> str:
-    without = [row.trial.name for row in found if not row.trial.command]
+def _uncommanded(rows: Sequence[ComparedTrial]) -> str:
+    without = [row.trial.name for row in rows if not row.trial.command]
     if not without:
         return ""
     return f"Without a command, as the overrides kept in .hydra/ are not beside the results: {_few(without)}."

@@ -50,19 +50,19 @@ def analysis_of(study: Study, folder: Path | None) -> Analysis | None:
     """
     own = study.finished[0].tags.get(FINGERPRINT)
     if folder is not None:
-        found = read_analysis(folder)
-        if (theirs := found.summary["tags"].get(FINGERPRINT)) != own:
+        analysis = read_analysis(folder)
+        if (theirs := analysis.summary["tags"].get(FINGERPRINT)) != own:
             raise ValueError(
                 f"the analysis {folder} is of another checkpoint: {FINGERPRINT} {theirs}, the trials' {own}"
             )
-        return found
+        return analysis
     if study.root is None:
         return None
     places = sorted(
         study.root.glob(f"outliers/*/{SUMMARY}"), key=lambda path: path.stat().st_mtime, reverse=True
     )
     analyses = (read_analysis(path.parent) for path in places)
-    return next((found for found in analyses if found.summary["tags"].get(FINGERPRINT) == own), None)
+    return next((analysis for analysis in analyses if analysis.summary["tags"].get(FINGERPRINT) == own), None)
 
 
 COMMAND = "python -m quantlab.outliers"

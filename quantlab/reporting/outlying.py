@@ -37,11 +37,11 @@ def outliers(study: Study, analysis: Analysis | None) -> Section:
     by_depth = layers if layers is not None else _by_depth(study)
     plots = [] if by_depth is None else [_kurtosis(by_depth), _energy(by_depth)]
     plots += [_growth(layers)] if layers is not None and "sum_rms" in layers else []
-    found = analysis.tables if analysis else {}
+    tables_by_name = analysis.tables if analysis else {}
     makers = {"channels": _channels, "token_channels": _token_channels}
-    plots += [make(found[name]) for name, make in makers.items() if name in found]
-    tables = _tokens(found["tokens"]) if "tokens" in found else []
-    tables += [_weights(found["weights"])] if "weights" in found else []
+    plots += [make(tables_by_name[name]) for name, make in makers.items() if name in tables_by_name]
+    tables = _tokens(tables_by_name["tokens"]) if "tokens" in tables_by_name else []
+    tables += [_weights(tables_by_name["weights"])] if "weights" in tables_by_name else []
     findings = [str(sentence) for sentence in analysis.summary["findings"]] if analysis else []
     return Section(
         id="outliers",

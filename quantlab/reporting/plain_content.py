@@ -22,7 +22,7 @@ BEST, PROGRESS = "best.json", "progress.csv"  # of a search
 APART = ("model", "task", "evaluation")  # overrides that make another study of a trial
 
 
-def side_by_side(studies: Sequence[Study], max_drop: float) -> Content:
+def side_by_side_content(studies: Sequence[Study], max_drop: float) -> Content:
     """Studies on other checkpoints, tasks or examples. No difference is taken from one to another."""
     compared = [_Compared(study=study, rows=compared_trials(study), limit=max_drop) for study in studies]
     sections = [

@@ -87,15 +87,15 @@ def _rows(folder: Path) -> list[TrialRecord]:
     """The rows of a sweep's table, each with the files of its trial."""
     table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
     root = folder.absolute().parents[1]
-    found = []
+    records = []
     for row in table.to_dict("records"):
         place = root / "trials" / row["key"]
         own = finished_summary(place, row["key"])
         error = row["error"] or (
             "" if own else f"{place / RESULT} is not there, not whole, or another trial's"
         )
-        found.append((row, place, own, error))
-    metrics = {name for _, _, own, _ in found if own for name in own["metrics"]}
+        records.append((row, place, own, error))
+    metrics = {name for _, _, own, _ in records if own for name in own["metrics"]}
     swept = [str(name) for name in table.columns if name not in ROW | metrics]
     return [
         TrialRecord(
@@ -107,7 +107,7 @@ def _rows(folder: Path) -> list[TrialRecord]:
             command=command(place),
             settings={name: row[name] for name in swept if row[name]},
         )
-        for row, place, own, error in found
+        for row, place, own, error in records
     ]
 
 

@@ -15,7 +15,7 @@ from quantlab.reporting.comparing import compared_trials
 from quantlab.reporting.content import page_content
 from quantlab.reporting.outlier_analysis import Analysis, analysis_of
 from quantlab.reporting.page import render
-from quantlab.reporting.plain_content import is_search, search_content, side_by_side
+from quantlab.reporting.plain_content import is_search, search_content, side_by_side_content
 from quantlab.reporting.recommendation import MAX_DROP
 from quantlab.reporting.sources import studies_from_folders
 from quantlab.reporting.trial_table import columns, frame
@@ -42,7 +42,7 @@ def write_page(folders: Sequence[Path], analysis: Path | None, out: Path, max_dr
     if len(studies) == 1:
         write_report(studies[0], analysis_of(studies[0], analysis), out, "html", max_drop)
         return
-    _written(out, render(side_by_side(studies, max_drop)))
+    _written(out, render(side_by_side_content(studies, max_drop)))
 
 
 def write_report(study: Study, analysis: Analysis | None, out: Path, format: str, max_drop: float) -> None:

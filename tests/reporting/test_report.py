@@ -17,7 +17,7 @@ from quantlab.reporting.content import page_content
 from quantlab.reporting.figures import front, pareto
 from quantlab.reporting.outlier_analysis import analysis_of
 from quantlab.reporting.page import render
-from quantlab.reporting.plain_content import side_by_side
+from quantlab.reporting.plain_content import side_by_side_content
 from quantlab.reporting.recommendation import recommend
 from quantlab.reporting.sources import from_folders, studies_from_folders
 from quantlab.reporting.writing import write_report, write_sweep
@@ -302,7 +302,7 @@ def test_other_checkpoints_stand_side_by_side(tmp_path: Path) -> None:
     other = {"tags": {"checkpoint": "models/b", "checkpoint_fingerprint": "c2"}}
     rows = [{"name": "PEG model=a", "wrong": 8}, {"name": "PEG model=b", "wrong": 40, **other}]
     studies = studies_from_folders([sweep(tmp_path, rows)])
-    content = side_by_side(studies, 0.5)
+    content = side_by_side_content(studies, 0.5)
     overview, trials = content.values["sections"][0].tables
     assert [row[0] for row in overview.rows] == ["qnli on a", "qnli on b"]
     assert trials.rows == [["PEG", "88.00 (\u22122.00)", "80.00 (\u221210.00)"]]
