@@ -1,6 +1,5 @@
 """The end of a sweep: its table, its plots, its best trial, and what did not go well."""
 
-import logging
 import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass
@@ -17,7 +16,6 @@ from quantlab.alarms import Alarm
 from quantlab.cli.console import alarm_line, plain_console, shortened
 from quantlab.reporting.writing import write_sweep
 from quantlab.results.answers import SavedAnswers, read_answers
-from quantlab.results.reading import MixedTrialsError
 from quantlab.results.table import Results, concise, write_tables, write_texts
 from quantlab.sweeping.alarms import flat_axes
 from quantlab.sweeping.best import best_of
@@ -27,7 +25,6 @@ from quantlab.trial.result import is_reference
 
 LOG_WIDTH = 160  # columns, where the output goes to a file
 CELL = 200  # characters of a setting or a name on the terminal; the files have all of it
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,8 +72,6 @@ def write_sweep_files(sweeping: PreparedSweep, reused: Set[str], errors: Mapping
                 undrawn.append(f"{type(view).__name__} was not drawn: {error}")
         try:
             files.append(write_sweep(sweeping.folder))
-        except MixedTrialsError as error:
-            log.warning("no report: %s", error)  # a sweep over tasks or checkpoints is in order
         except (ValueError, OSError, LookupError, TypeError) as error:
             undrawn.append(f"the report was not written: {error}")
     total = len(sweeping.unique)
