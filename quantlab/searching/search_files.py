@@ -65,12 +65,13 @@ class SearchFiles:
         figure.savefig(self.folder / PROGRESS, dpi=150)
 
     def text(self, history: History) -> list[str]:
-        """How to run the answer, and the path of every file that is there, in lines for a terminal."""
+        """How to run the answer and make the report, and the paths of all files, in lines for a terminal."""
         run = wrapped(f"run it: python -m quantlab.run method=found/{self._name} ...")
         paths = [(label, self.folder / name) for name, label in LABELS.items()]
         study = without_password(storage_url(self.summary.config.search.storage, self.folder))
         return [
             *(run if history.answer else []),
+            f"report: python -m quantlab.report {self.folder}",
             *(f"  {label:11}  {path}" for label, path in paths if path.is_file()),
             f"  {'study':11}  {study}",
         ]

@@ -26,7 +26,7 @@ CALIBRATION = MinMax(samples=SAMPLES, batch_size=8)
 class Made(Task):
     """A task with given rows."""
 
-    def load_material(self) -> Splits:
+    def load(self) -> Splits:
         raise NotImplementedError
 
 
