@@ -147,6 +147,12 @@ def tiny_bert(make_model: MakeModel) -> Path:
     return make_model()
 
 
+@pytest.fixture
+def copy(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may break."""
+    return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+
+
 @pytest.fixture(scope="session")
 def tiny_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with QNLI's columns: train.parquet of 96 rows, validation.parquet of 64, of different
