@@ -246,3 +246,14 @@ def test_table_row_of_an_optional_module() -> None:
     family = Family(layers="bert.encoder.layer", embed={}, layer={}, head=rows)
     tap = Tap("classifier", "input")
     assert family.sites(tiny_model()) == [Site(name="head.mid", channels=32, made_at=tap, read_at=tap)]
+
+
+@families
+def test_a_placement_picks_one_tap_of_every_site(family: str) -> None:
+    model = tiny_model(family)
+    by_name = {site.name: site for site in all_sites(model)}
+    assert {site.tap for site in by_name.values()} == {s.made_at or s.read_at for s in by_name.values()}
+    for site in sites_of(model, ALL):
+        assert (site.tap, site.read_at) == (by_name[site.name].made_at, None)
+    for site in sites_of(model, GEMM):
+        assert (site.tap, site.made_at) == (by_name[site.name].read_at, None)
