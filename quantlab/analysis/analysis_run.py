@@ -110,7 +110,7 @@ def check_rows(config: OutliersConfig, train: int) -> None:
 def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields each table with its name as soon as it is computed."""
     material = _material(config, memo)
-    key = (config.model, config.task, config.evaluation, *config.calibration.data)
+    key = (config.model, config.task, config.evaluation, *config.calibration.observation_key)
     sketches = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
     batches, calibration = material.calibration_batches(config.calibration), config.calibration
     tokens, stability = token_table(material, batches, sketches)

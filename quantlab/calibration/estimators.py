@@ -46,7 +46,7 @@ class Calibration(ABC):
         one_of("calibration.through", self.through, ("fp32", "quantized_weights", "quantized"))
 
     @property
-    def data(self) -> tuple[object, ...]:
+    def observation_key(self) -> tuple[object, ...]:
         """The settings that decide what calibration sees in the FP32 network."""
         return self.samples, self.batch_size, self.seed, self.padding
 

@@ -182,7 +182,7 @@ def prepared_model(config: SearchConfig, memo: Memo) -> Iterator[PreparedModel]:
     sites, space = checked_space(config, memo)
     shared = (config.model, config.task, config.evaluation)
     material = load_material(*shared, memo)
-    key = (*shared, *config.calibration.data)
+    key = (*shared, *config.calibration.observation_key)
     of_fp32 = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
     weights, sketches = weights_and_sketches(config, material, sites, of_fp32)
     specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}

@@ -45,7 +45,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
     seconds: dict[str, float] = {}
 
     with timed("calibrate_s", seconds):
-        seen_rows = (*shared, *config.calibration.data)
+        seen_rows = (*shared, *config.calibration.observation_key)
         fp32 = memo.get("sketches", seen_rows, lambda: fp32_sketches(material, config.calibration))
         plan, sketches = make_plan(config, material, sites, fp32)
 

@@ -67,8 +67,8 @@ def test_everything_that_decides_what_is_seen_is_in_the_key() -> None:
         {"seed": 0},
         {"padding": "included"},
     ]
-    assert len({MinMax(**one).data for one in settings}) == len(settings)
-    assert MinMax().data == Percentile(percentile=60, through="quantized").data
+    assert len({MinMax(**one).observation_key for one in settings}) == len(settings)
+    assert MinMax().observation_key == Percentile(percentile=60, through="quantized").observation_key
 
 
 GRID = AffineGrid(bits=8, symmetric=True)
