@@ -1,1 +1,1 @@
-"""C and library kernels."""
+"""Kernels: quantize-dequantize, integer products and attention, in C and in libraries."""

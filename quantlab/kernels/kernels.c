@@ -1,4 +1,4 @@
-/* Quantize-dequantize and attention on a CPU in one pass over memory, where torch makes one pass per operator. */
+/* Quantize-dequantize and attention on a CPU in one pass over memory; torch makes one pass per operator. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 
 typedef struct {
     float inverse, lower, upper, step;
-} Grid; /* quantizes x to step * clamp(round(x * inverse), lower, upper); the zero point is part of the bounds */
+} Grid; /* x becomes step * clamp(round(x * inverse), lower, upper); the bounds include the zero point */
 
 /* Equal to torch's multiply, round and clamp to the bit. NaN stays NaN. */
 static inline float integer_of(float x, Grid grid) {
@@ -24,14 +24,15 @@ static inline float integer_of(float x, Grid grid) {
 
 static inline float snapped(float x, Grid grid) { return integer_of(x, grid) * grid.step; }
 
-/* Inner loops are functions of their own, inlined once for each case of their arguments: branches in the loop, and
-   variables that OpenMP's threads share, would keep the compiler from vectorizing it. */
+/* Inner loops are functions of their own, inlined once for each case of their arguments: branches in the
+   loop, and variables that OpenMP's threads share, would keep the compiler from vectorizing it. */
 #define SPECIALIZED static inline __attribute__((always_inline))
 #define BLOCK 16384 /* elements that one thread takes at a time */
 
-/* Writes the quantized values to y and the integers plus zero_point to bytes. Either may be null, and y may be x.
-   If bytes is given, returns whether x holds NaN, which no byte represents. */
-SPECIALIZED int snap_block(const float *x, float *y, uint8_t *bytes, int64_t count, Grid grid, int32_t zero_point) {
+/* Writes the quantized values to y and the integers plus zero_point to bytes. Either may be null, and y may
+   be x. If bytes is given, returns whether x holds NaN, which no byte represents. */
+SPECIALIZED int snap_block(const float *x, float *y, uint8_t *bytes, int64_t count, Grid grid,
+                           int32_t zero_point) {
     int nan = 0;
 #pragma omp simd reduction(| : nan)
     for (int64_t i = 0; i < count; i++) {
@@ -47,8 +48,8 @@ static int snap_part(const float *x, float *y, uint8_t *bytes, int64_t count, Gr
     return y ? snap_block(x, y, 0, count, grid, 0) : snap_block(x, 0, bytes, count, grid, zero_point);
 }
 
-int snap(const float *x, float *y, uint8_t *bytes, int64_t count, float inverse, float lower, float upper, float step,
-         int32_t zero_point, int threads) {
+int snap(const float *x, float *y, uint8_t *bytes, int64_t count, float inverse, float lower, float upper,
+         float step, int32_t zero_point, int threads) {
     int nan = 0;
 #pragma omp parallel for num_threads(threads) reduction(| : nan)
     for (int64_t i = 0; i < count; i += BLOCK)
@@ -58,7 +59,8 @@ int snap(const float *x, float *y, uint8_t *bytes, int64_t count, float inverse,
 }
 
 SPECIALIZED int snap_row(const float *x, float *y, uint8_t *bytes, int64_t channels, const float *inverse,
-                         const float *lower, const float *upper, const float *step, const int32_t *zero_point) {
+                         const float *lower, const float *upper, const float *step,
+                         const int32_t *zero_point) {
     int nan = 0;
 #pragma omp simd reduction(| : nan)
     for (int64_t c = 0; c < channels; c++) {
@@ -70,8 +72,9 @@ SPECIALIZED int snap_row(const float *x, float *y, uint8_t *bytes, int64_t chann
 }
 
 /* snap with one grid per channel; channels are the last dimension. */
-int snap_channels(const float *x, float *y, uint8_t *bytes, int64_t rows, int64_t channels, const float *inverse,
-                  const float *lower, const float *upper, const float *step, const int32_t *zero_point, int threads) {
+int snap_channels(const float *x, float *y, uint8_t *bytes, int64_t rows, int64_t channels,
+                  const float *inverse, const float *lower, const float *upper, const float *step,
+                  const int32_t *zero_point, int threads) {
     int nan = 0;
 #pragma omp parallel for num_threads(threads) reduction(| : nan)
     for (int64_t row = 0; row < rows; row++) {
@@ -88,8 +91,8 @@ int snap_channels(const float *x, float *y, uint8_t *bytes, int64_t rows, int64_
     return nan;
 }
 
-/* e^x for x <= 0, within 2 units in the last place: e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln 2 / 2. ln 2 is
-   split into two floats, so that r is exact enough; e^r is its Taylor series up to r^7 / 7!. */
+/* e^x for x <= 0, within 2 units in the last place: e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2.
+   ln 2 is split into two floats, so that r is exact enough; e^r is its Taylor series up to r^7 / 7!. */
 static inline float exp_of_negative(float x) {
     float n = rintf(x * 1.44269504f);
     float r = fmaf(n, -1.42860677e-6f, fmaf(n, -0.693145752f, x));
@@ -108,8 +111,8 @@ static inline float exp_of_negative(float x) {
     return x < -87.f ? 0.f : p * power.value;
 }
 
-/* Turns one row of attention scores into probabilities: scale, quantize (before), mask, softmax, quantize (after).
-   A null grid skips its step. NaN and infinite scores give a row of NaN, as in torch. */
+/* Turns one row of attention scores into probabilities: scale, quantize (before), mask, softmax, quantize
+   (after). A null grid skips its step. NaN and infinite scores give a row of NaN, as in torch. */
 SPECIALIZED void softmax(float *x, int64_t keys, float scaling, const Grid *before, const float *mask,
                          const Grid *after) {
     float largest = -INFINITY, sum = 0;
@@ -145,8 +148,8 @@ static void to_probabilities(float *x, int64_t keys, float scaling, const Grid *
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
 /* sums[r] = sum over i of factors[r][i] * rows[i * stride ..], LANES columns at a time. */
-static inline void multiply_add(Lanes sums[ROWS], const float *const factors[ROWS], const float *rows, int64_t stride,
-                                int64_t count) {
+static inline void multiply_add(Lanes sums[ROWS], const float *const factors[ROWS], const float *rows,
+                                int64_t stride, int64_t count) {
     for (int r = 0; r < ROWS; r++) sums[r] = (Lanes){0};
     for (int64_t i = 0; i < count; i++) {
         const Lanes row = *(const Lanes *)(rows + i * stride);
@@ -154,18 +157,20 @@ static inline void multiply_add(Lanes sums[ROWS], const float *const factors[ROW
     }
 }
 
-/* Softmax attention. query, key, value and context lie in memory as (batch, tokens, heads, width); width is a multiple
-   of LANES. mask is added to the scaled scores, or null; mask_strides are its elements per batch and per query. before
-   and after are the grids of scores and probabilities, one per head, or null. Returns 1 if memory runs out, else 0. */
-int attend(const float *query, const float *key, const float *value, const float *mask, float *context, int64_t batch,
-           int64_t heads, int64_t queries, int64_t keys, int64_t width, const int64_t *mask_strides, float scaling,
-           const Grid *before, const Grid *after, int threads) {
+/* Softmax attention. query, key, value and context lie in memory as (batch, tokens, heads, width); width is a
+   multiple of LANES. mask is added to the scaled scores, or null; mask_strides are its elements per batch and
+   per query. before and after are the grids of scores and probabilities, one per head, or null. Returns 1 if
+   memory runs out, else 0. */
+int attend(const float *query, const float *key, const float *value, const float *mask, float *context,
+           int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t width,
+           const int64_t *mask_strides, float scaling, const Grid *before, const Grid *after, int threads) {
     const int64_t padded = (keys + LANES - 1) / LANES * LANES, stride = heads * width;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        float *transposed = calloc(padded * (2 * width + ROWS + 1), sizeof(float)); /* keys: (width, padded) */
-        float *values = transposed + padded * width, *scores = values + padded * width, *masked = scores + padded * ROWS;
+        float *transposed = calloc(padded * (2 * width + ROWS + 1), sizeof(float)); /* the keys */
+        float *values = transposed + padded * width;
+        float *scores = values + padded * width, *masked = scores + padded * ROWS;
         failed |= !transposed;
         for (int64_t j = keys; j < padded && transposed; j++) masked[j] = -INFINITY;
 #pragma omp for collapse(2)
@@ -181,7 +186,7 @@ int attend(const float *query, const float *key, const float *value, const float
                     const int rows = queries - i < ROWS ? queries - i : ROWS;
                     const float *q[ROWS], *p[ROWS];
                     Lanes sums[ROWS];
-                    for (int r = 0; r < ROWS; r++) { /* rows beyond the last query repeat its first and are dropped */
+                    for (int r = 0; r < ROWS; r++) { /* rows beyond the last query repeat row i; dropped */
                         q[r] = query + (b * queries + i + (r < rows ? r : 0)) * stride + head * width;
                         p[r] = scores + r * padded;
                     }
@@ -190,9 +195,12 @@ int attend(const float *query, const float *key, const float *value, const float
                         for (int r = 0; r < ROWS; r++) *(Lanes *)(scores + r * padded + j) = sums[r];
                     }
                     for (int r = 0; r < rows; r++) {
-                        if (mask) memcpy(masked, mask + b * mask_strides[0] + (i + r) * mask_strides[1], keys * sizeof(float));
-                        to_probabilities(scores + r * padded, padded, scaling, before ? before + head : 0, masked,
-                                         after ? after + head : 0);
+                        if (mask) {
+                            const float *from = mask + b * mask_strides[0] + (i + r) * mask_strides[1];
+                            memcpy(masked, from, keys * sizeof(float));
+                        }
+                        to_probabilities(scores + r * padded, padded, scaling, before ? before + head : 0,
+                                         masked, after ? after + head : 0);
                     }
                     for (int64_t d = 0; d < width; d += LANES) {
                         multiply_add(sums, p, values + d, width, keys);

@@ -1,0 +1,1 @@
+"""Tensor math without models: grids, granularity, ranges, sketches and SQNR."""
