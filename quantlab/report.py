@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantlab.reporting.outlier_analysis import analysis_of
-from quantlab.reporting.recommendation import MAX_DROP
-from quantlab.reporting.sources import from_folders
-from quantlab.reporting.writing import FORMATS, write_page, write_report
-from quantlab.tracking.download import fetch
+from quantlab.cli.commands import COMMANDS, parser
+from quantlab.reporting.options import FORMATS, MAX_DROP
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
@@ -26,6 +23,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         check_sources(options.what)
         out = output_file(options.output, options.what, options.format, overwrite=options.force)
+        # Imported here, so that help and errors of the command line do not wait for pandas and torch.
+        from quantlab.reporting.outlier_analysis import analysis_of
+        from quantlab.reporting.sources import from_folders
+        from quantlab.reporting.writing import write_page, write_report
+
         with TemporaryDirectory(prefix="quantlab-report-") as scratch:
             folders = [resolve_source(name, options.tracking_uri, Path(scratch)) for name in options.what]
             if options.format == "html":
@@ -68,28 +70,32 @@ def output_file(chosen: Path | None, names: Sequence[str], format: str, overwrit
 
 def resolve_source(name: str, uri: str, scratch: Path) -> Path:
     """The folder itself, or the files of an MLflow run, downloaded below ``scratch``."""
+    from quantlab.tracking.download import fetch
+
     return Path(name) if Path(name).is_dir() else fetch(uri, name, scratch)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(prog="python -m quantlab.report", description=__doc__)
-    parser.add_argument("what", nargs="+", help="folders of sweeps, of trials, of a search; or run ids")
-    parser.add_argument(
+    options = parser(COMMANDS["report"])
+    options.add_argument("what", nargs="+", help="folders of sweeps, of trials, of a search; or run ids")
+    options.add_argument(
         "--output", "--out", type=Path, help="the file to write; report.<format> in the folder by default"
     )
-    parser.add_argument("--format", choices=FORMATS, default="html", help="html: the page; others: its table")
-    parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
-    parser.add_argument(
+    options.add_argument(
+        "--format", choices=FORMATS, default="html", help="html: the page; others: its table"
+    )
+    options.add_argument("--force", action="store_true", help="overwrite a file that exists")
+    options.add_argument(
         "--max-drop", type=float, default=MAX_DROP, help="points that may be lost against FP32 (0.5)"
     )
-    parser.add_argument(
+    options.add_argument(
         "--analysis", type=Path, help="a folder of quantlab.outliers; by default the trials' newest"
     )
-    parser.add_argument(
+    options.add_argument(
         "--tracking-uri", default=str(Path.cwd() / "mlflow.db"), help="where runs are; ./mlflow.db by default"
     )
-    return parser.parse_args(arguments)
+    return options.parse_args(arguments)
 
 
 if __name__ == "__main__":

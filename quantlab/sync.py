@@ -10,26 +10,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantlab.cli.commands import COMMANDS, parser
 from quantlab.cli.secrets import without_password
 from quantlab.tracking.address import store_uri
-from quantlab.tracking.mlflow import abandoned, attempt, deliver
-from quantlab.tracking.record import unsent
 
 FOLDERS = ("outputs", "multirun")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 1 where something could not be sent."""
-    parser = argparse.ArgumentParser(prog="python -m quantlab.sync", description=__doc__)
-    parser.add_argument(
+    arguments_of = parser(COMMANDS["sync"])
+    arguments_of.add_argument(
         "folders", nargs="*", type=Path, default=[Path(name) for name in FOLDERS if Path(name).is_dir()]
     )
-    parser.add_argument(
+    arguments_of.add_argument(
         "--tracking-uri", type=_uri, default=[], help="a store with its password", action="append"
     )
-    options = parser.parse_args(arguments)
+    options = arguments_of.parse_args(arguments)
     if missing := [folder for folder in options.folders if not folder.is_dir()]:
-        parser.error(f"no such folder: {', '.join(map(str, missing))}")
+        arguments_of.error(f"no such folder: {', '.join(map(str, missing))}")
+
+    # Imported here, so that help and errors of the command line do not wait for torch.
+    from quantlab.tracking.mlflow import abandoned, attempt, deliver
+    from quantlab.tracking.record import unsent
+
     given = {without_password(uri): uri for uri in options.tracking_uri}
     results = [
         attempt(deliver, abandoned(record), folder, given.get(record.uri, record.uri))[1]

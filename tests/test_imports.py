@@ -218,6 +218,19 @@ def test_a_wrong_override_does_not_wait_for_what_only_a_trial_needs() -> None:
     assert not waited_for
 
 
+def test_help_and_the_command_line_wait_for_no_library() -> None:
+    """Importing a command imports Hydra and YAML at most."""
+    cheap = {"hydra", "omegaconf", "yaml"}
+    waited_for = {
+        f"{command}: {name}"
+        for command in ("__main__", *(set(COMMANDS) - {"export", "sensitivity"}))
+        for module in reached(f"quantlab.{command}")
+        for name in imported(MODULES[module], everywhere=False)
+        if name.split(".")[0] not in {"quantlab", "hydra_plugins", *cheap, *sys.stdlib_module_names}
+    }
+    assert not waited_for
+
+
 def test_what_hydra_finds_wrong_is_told_before_torch_is_imported(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "quantlab.run", "method=pge"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

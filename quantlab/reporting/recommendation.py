@@ -18,7 +18,6 @@ NO_ANSWERS = (
     "majority_accuracy_fp32",
 )  # alarms: it answers nothing
 MB = 1e6
-MAX_DROP = 0.5  # points
 SLACK = 1e-9  # points: of sums in floating point
 SAME_SIZE = 1.01  # ranges and group indices make trials of equal bits differ by less
 

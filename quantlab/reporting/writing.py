@@ -13,10 +13,10 @@ import pandas as pd
 
 from quantlab.reporting.comparing import compared_trials
 from quantlab.reporting.content import page_content
+from quantlab.reporting.options import MAX_DROP
 from quantlab.reporting.outlier_analysis import Analysis, analysis_of
 from quantlab.reporting.page import render
 from quantlab.reporting.plain_content import is_search, search_content, side_by_side_content
-from quantlab.reporting.recommendation import MAX_DROP
 from quantlab.reporting.sources import studies_from_folders
 from quantlab.reporting.trial_table import columns, frame
 from quantlab.results.reading import Study
@@ -26,7 +26,6 @@ from quantlab.storage.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("html", "md", "tex", "png")
 WRAP = 28  # characters of a line in the picture of a table
 
 
