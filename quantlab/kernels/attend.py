@@ -25,9 +25,8 @@ def attend(
     Computes ``P(softmax(S(scaling q k^T) + mask)) v``, where S and P are the quantizers ``scores_on`` and
     ``probs_on``, or the identity for None. Query, key and value are (batch, heads, tokens, width).
 
-    Returns (batch, tokens, heads, width), equal to torch's operators up to the order of sums. Returns None if
-    ``kernels.c`` does not take the tensors or grids: the caller then uses torch's operators. Raises
-    MemoryError if the scratch memory cannot be allocated.
+    Returns (batch, tokens, heads, width), equal to torch's operators up to the order of sums, or None if
+    ``kernels.c`` does not take the tensors or grids. Raises MemoryError if there is no scratch memory.
     """
     if not _fit(query, key, value, mask, (scores_on, probs_on)):
         return None
