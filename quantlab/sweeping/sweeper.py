@@ -83,9 +83,8 @@ def _recorded(sweeping: PreparedSweep, launch: Launch, console: Console) -> Fini
         members = _members(sweeping, identity, run.id)
         reused = _reused(sweeping, members)
         missing = [trial for key, trial in sweeping.unique.items() if key not in reused]
-        console.print(
-            f"sweep {identity}: {len(members)} trial{'s' * (len(members) != 1)}, {len(reused)} reused, {len(missing)} to run"
-        )
+        total = f"{len(members)} trial{'s' * (len(members) != 1)}"
+        console.print(f"sweep {identity}: {total}, {len(reused)} reused, {len(missing)} to run")
         console.print(f"results: {sweeping.folder}")
         if tracking.ui():
             console.print(f"MLflow: {tracking.ui()}, filter: {equality_filter('tags.sweep', identity)}")
