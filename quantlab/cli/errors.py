@@ -1,6 +1,8 @@
 """What is wrong with the input, said in one line."""
 
 import re
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,7 +36,8 @@ FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 def compact_errors() -> Iterator[None]:
     """Marks errors of the input as such: the command prints their message alone."""
     try:
-        yield
+        with import_errors():
+            yield
     except MissingMandatoryValue as error:
         raise CompactHydraException(
             f"{error.full_key} has no value: give one with {error.full_key}=..."
@@ -121,3 +124,41 @@ def _not_built(error: InstantiationException) -> str:
     if not isinstance(cause, ValueError | OSError | InstantiationException):
         text = f"{type(cause).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
     return text if not place or text.startswith(place) else f"{place}: {text}"
+
+
+@contextmanager
+def import_errors() -> Iterator[None]:
+    """Replaces Hydra's "Error locating target" by what went wrong when the component was imported, and where:
+    ``method: mine.Mine cannot be imported: No module named 'scipi' (mine.py, line 3)``."""
+    try:
+        yield
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ImportError):  # the component was found, and refused its settings
+            raise
+        target, _, key = str(error).removeprefix("Error locating target ").partition("full_key: ")
+        name = target.split("'")[1]
+        place = f"{key.strip()}: " if key else ""
+        raise CompactHydraException(
+            f"{place}{name} cannot be imported: {_first_cause(error.__cause__, name)}"
+        ) from error
+
+
+def _first_cause(error: BaseException, name: str) -> str:
+    """The first error of the chain, with the line of the component's own code that raised it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    module, _, attribute = name.rpartition(".")
+    if isinstance(error, ModuleNotFoundError) and error.name == name:
+        file = getattr(sys.modules.get(module), "__file__", module)
+        return f"{file} has no {attribute}"
+    if isinstance(error, ModuleNotFoundError) and name.startswith(f"{error.name}."):
+        return f"{error}; is the folder that holds it on PYTHONPATH?"
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{str(error) or type(error).__name__}{where}"
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith("<") and "importlib" not in file and "/hydra/" not in file

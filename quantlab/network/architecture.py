@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +19,8 @@ from quantlab.network.sites import Site, Tap
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+FOREIGN = "quantlab_families"  # a namespace package: each folder of this name on PYTHONPATH adds tables
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,36 @@ class Family:
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The table in ``quantlab/network/families/<model type>.py``. Raises ValueError if there is none."""
-    known = sorted(module.name for module in pkgutil.iter_modules(quantlab.network.families.__path__))
-    name = config.model_type.replace("-", "_")
-    if name not in known:
-        raise ValueError(
-            f"quantlab has no site table for the architecture {config.model_type!r}{nearest(name, known)}; "
-            f"it has {', '.join(known)}. A new one is one file in quantlab/network/families"
-        )
-    family = importlib.import_module(f"quantlab.network.families.{name}").FAMILY
+    """The table of a model's architecture. Raises ValueError if there is none."""
+    family = importlib.import_module(_table_module(config)).FAMILY
     assert isinstance(family, Family)
     return family
+
+
+def foreign_table(config: PretrainedConfig) -> Path | None:
+    """The file of an architecture's table that is not quantlab's own; None for its own."""
+    module = importlib.import_module(_table_module(config))
+    return Path(str(module.__file__)) if module.__name__.startswith(f"{FOREIGN}.") else None
+
+
+def _table_module(config: PretrainedConfig) -> str:
+    """The module ``<model type>`` of ``quantlab.network.families``, or of ``quantlab_families`` in any folder
+    on PYTHONPATH."""
+    own = [module.name for module in pkgutil.iter_modules(quantlab.network.families.__path__)]
+    spec = importlib.util.find_spec(FOREIGN)
+    folders = [] if spec is None else spec.submodule_search_locations
+    foreign = [module.name for module in pkgutil.iter_modules(folders)]
+    name = config.model_type.replace("-", "_")
+    if name in own:
+        return f"quantlab.network.families.{name}"
+    if name in foreign:
+        return f"{FOREIGN}.{name}"
+    known = sorted([*own, *foreign])
+    raise ValueError(
+        f"quantlab has no site table for the architecture {config.model_type!r}{nearest(name, known)}; "
+        f"it has {', '.join(known)}. A new one is a file {FOREIGN}/{name}.py in a folder on PYTHONPATH "
+        f"(docs/extending.md)"
+    )
 
 
 def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:

@@ -15,7 +15,7 @@ CODE = Path(__file__).parents[1]
 # What starts, records and compares trials decides none of their numbers (tests/test_imports.py holds it to
 # that).
 NO_NUMBERS = frozenset(
-    ["analysis", "cli", "reporting", "results", "searching", "sweeping", "tracking", "training"]
+    ["analysis", "api", "cli", "reporting", "results", "searching", "sweeping", "tracking", "training"]
     + [path.name for path in CODE.glob("*.py") if path.stem != "__init__"]  # the commands
 )
 

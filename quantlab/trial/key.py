@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from quantlab.machine.provenance import device_name, processors
+from quantlab.network.architecture import foreign_table
 from quantlab.profiling.profile import NoProfile
 from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.files import code_digest, digest, file_digest
@@ -35,12 +36,15 @@ def trial_key(config: TrialConfig, memo: Memo) -> str:
     """Returns the key of a trial without running it. Reads files; loads no weight."""
     runtime = config.runtime
     packages = ("onnx", "onnxscript", runtime.package) if isinstance(runtime, FileRuntime) else ()
+    checkpoint = resolve_checkpoint(config.model, config.task, memo)
+    table = foreign_table(checkpoint.skeleton.config)
     return key_of(
         plain_config(config),
-        resolve_checkpoint(config.model, config.task, memo).fingerprint,
+        checkpoint.fingerprint,
         select_rows(config.task, config.evaluation, memo).fingerprint,
         config.model.torch_device(),
-        {f"version.{package}": version(package) for package in packages},
+        {f"version.{package}": version(package) for package in packages}
+        | ({} if table is None else {"site_table": file_digest(table)}),
     )
 
 

@@ -1,0 +1,1 @@
+"""Quantlab's calls from Python, behind the names of the package itself."""

@@ -1,0 +1,76 @@
+"""A model in memory as the checkpoint folder that a trial reads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+
+from quantlab.network.architecture import skeleton_of
+from quantlab.network.checkpoint import quiet
+from quantlab.storage.files import digest, file_digest, published
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def saved_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Saves model and tokenizer to a temporary folder, once for each content, and returns it.
+
+    The folder is removed when the process ends. Raises ValueError where the model is not the sequence
+    classifier that its config describes: another would be read back from the folder.
+    """
+    _require_plain(model)
+    content = digest(_content(model, tokenizer))
+    folder = _scratch() / f"{model.config.model_type}-{content[:16]}"
+    if not folder.is_dir():
+        with published(folder) as unfinished, quiet():
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+    return folder
+
+
+@cache
+def _scratch() -> Path:
+    """This process's own temporary folder."""
+    folder = TemporaryDirectory(prefix="quantlab-models-")
+    _KEPT.append(folder)
+    return Path(folder.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []  # removed by their finalizers when the process ends
+
+
+def _require_plain(model: PreTrainedModel) -> None:
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        hint = (
+            ": merge the adapter first, with merge_and_unload" if hasattr(model, "merge_and_unload") else ""
+        )
+        raise ValueError(f"model must be a model of transformers, got {type(model).__name__}{hint}")
+    expected = type(skeleton_of(model.config))
+    if type(model) is not expected:
+        raise ValueError(f"model must be a {expected.__name__}, got {type(model).__name__}")
+
+
+def _content(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str | bytes]:
+    """All that decides the model's answers: config, tokenizer's files, and every tensor's bytes."""
+    with TemporaryDirectory() as folder, quiet():
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir()):
+            yield from (path.name, file_digest(path))
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        yield from (
+            name,
+            str(tensor.dtype),
+            str(tuple(tensor.shape)),
+            flat.view(torch.uint8).numpy().tobytes(),
+        )
