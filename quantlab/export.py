@@ -10,38 +10,24 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import yaml
-
 from quantlab.cli.console import plain_console
 from quantlab.plan.plan import QuantPlan
+from quantlab.results.saved import SavedTrial, load_plan, load_trial
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.files import whole_folder, write_whole
 from quantlab.storage.memo import Memo
 from quantlab.trial.config import TrialConfig
-from quantlab.trial.deployed import DeployedResult, deployed_scores, run_deployed, write_model
+from quantlab.trial.deployed import MODEL, DeployedResult, deployed_scores, run_deployed, write_model
 from quantlab.trial.material import Material, load_material, resolve_checkpoint
-from quantlab.trial.result import RESULT
 
 LEAST_AGREEMENT = 0.9  # less is another model; rounding alone, through many layers, changes some answers
 READABLE = 0o755  # a scratch folder is its owner's alone
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What a trial's folder holds that an export needs."""
-
-    config: TrialConfig
-    plan: QuantPlan
-    tags: Mapping[str, str]
-    logits: np.ndarray
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,15 +44,18 @@ def main(arguments: Sequence[str]) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
-        trial = read_trial(chosen.trial, chosen.plan)
-        target = chosen.output or _folder(chosen.trial) / "onnx"
-        summary = export(trial, target, runtime_of(trial.config), own_plan=chosen.plan is None)
+        trial = load_trial(chosen.trial)
+        config = built({**trial.config, "_target_": "quantlab.trial.config.TrialConfig"})
+        runtime = runtime_of(config)
+        target = chosen.output or trial.folder / "onnx"
+        summary = export(trial, config, load_plan(chosen.plan) if chosen.plan else None, target, runtime)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     console = plain_console()
     console.print("\n".join(f"{name}: {value}" for name, value in summary.items()))
     console.print(str(target))
+    console.print(f"in Python: {runtime.python_line(target.absolute() / MODEL)}")
     return 0
 
 
@@ -74,30 +63,6 @@ def runtime_of(config: TrialConfig) -> FileRuntime:
     """The runtime that a trial's export is made for, and that checks it: ONNX Runtime where the trial names
     none."""
     return config.runtime if isinstance(config.runtime, FileRuntime) else OnnxRuntime()
-
-
-def read_trial(path: Path, plan: Path | None) -> Trial:
-    """Reads a trial's folder. Raises ValueError or OSError where it is none, or half of one."""
-    folder = _folder(path)
-    for name in ("config.yaml", "plan.json", "answers.parquet", RESULT):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} is no finished trial: it has no {name}. A plan from elsewhere is exported with "
-                f"python -m quantlab.export <trial> --plan <plan.json>"
-            )
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{folder / 'config.yaml'}: {error}") from error
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{folder / 'config.yaml'} is no trial's config")
-    answers = pd.read_parquet(folder / "answers.parquet")
-    return Trial(
-        config=built({**config, "_target_": "quantlab.trial.config.TrialConfig"}),
-        plan=_read_plan(plan or folder / "plan.json"),
-        tags=json.loads((folder / RESULT).read_text(encoding="utf-8"))["tags"],
-        logits=answers.filter(regex=r"^logit_\d+$").to_numpy(),
-    )
 
 
 def built(tree: Any) -> Any:
@@ -131,9 +96,11 @@ def _component(target: str) -> type:
     raise ValueError(f"config.yaml names {target}: an export builds quantlab's own components only")
 
 
-def export(trial: Trial, target: Path, runtime: FileRuntime, own_plan: bool) -> dict[str, Any]:
-    """Writes the folder, and only whole: ``runtime`` has answered the trial's rows with it. Returns what it
-    found.
+def export(
+    trial: SavedTrial, config: TrialConfig, other: QuantPlan | None, target: Path, runtime: FileRuntime
+) -> dict[str, Any]:
+    """Writes the folder of the trial's plan, or of an ``other`` one for the same checkpoint: whole or not at
+    all. Before it is there, ``runtime`` answers the trial's rows with it. Returns what came of that.
 
     Raises ValueError where the checkpoint is not the trial's, the plan has no equivalent, or the answers are
     others.
@@ -141,7 +108,7 @@ def export(trial: Trial, target: Path, runtime: FileRuntime, own_plan: bool) -> 
     if target.exists():
         raise ValueError(f"{target} is there already: name another --output, or remove it")
     runtime.check()
-    config, memo = trial.config, Memo()
+    memo, plan = Memo(), other or trial.plan
     checkpoint = resolve_checkpoint(config.model, config.task, memo)
     fingerprint = checkpoint.fingerprint
     if fingerprint != trial.tags["checkpoint_fingerprint"]:
@@ -153,17 +120,17 @@ def export(trial: Trial, target: Path, runtime: FileRuntime, own_plan: bool) -> 
     material = load_material(config.model, config.task, config.evaluation, memo)
     notes = {
         "quantlab_key": trial.tags["key"],
-        "quantlab_plan": trial.plan.fingerprint,
+        "quantlab_plan": plan.fingerprint,
         "quantlab_checkpoint": fingerprint,
     }
     with whole_folder(target) as scratch:
         scratch.chmod(READABLE)
         names = material.batches[0].inputs
-        path = write_model(runtime, material.loaded, trial.plan, names, scratch, notes)
+        path = write_model(runtime, material.loaded, plan, names, scratch, notes)
         found = run_deployed(runtime, path, material.batches, material.loaded.label_columns)
-        summary = summarized(trial, material, found, runtime)
+        summary = summarized(trial, plan, material, found, runtime)
         agreement = summary.get("agreement_deployed", 1.0)
-        if own_plan and agreement < LEAST_AGREEMENT:
+        if other is None and agreement < LEAST_AGREEMENT:
             raise ValueError(
                 f"{runtime.describe()} gives the trial's answer on {agreement:.1%} of the rows only: "
                 f"nothing exported"
@@ -175,34 +142,21 @@ def export(trial: Trial, target: Path, runtime: FileRuntime, own_plan: bool) -> 
 
 
 def summarized(
-    trial: Trial, material: Material, found: DeployedResult, runtime: FileRuntime
+    trial: SavedTrial, plan: QuantPlan, material: Material, found: DeployedResult, runtime: FileRuntime
 ) -> dict[str, Any]:
     """What the runtime made of the file, beside the trial's own answers."""
-    task, labels = trial.config.task, material.rows.labels
+    task, labels, own = material.task, material.rows.labels, trial.answers.logits
     primary = task.metrics[0]
-    own = deployed_scores(task, labels, trial.logits, trial.logits)[f"{primary}_deployed"]
     return {
-        primary: own,
-        **deployed_scores(task, labels, found.logits, trial.logits),
+        primary: deployed_scores(task, labels, own, own)[f"{primary}_deployed"],
+        **deployed_scores(task, labels, found.logits, own),
         "size_onnx_bytes": found.size_bytes,
         "runtime": runtime.describe(),
         "arithmetic": found.kind,
         "products": str(found.products),
         "saturates": found.saturates,
-        "float_sites": ", ".join(item.site for item in trial.plan.activations if item.grid.bits == 16)
-        or "none",
+        "float_sites": ", ".join(item.site for item in plan.activations if item.grid.bits == 16) or "none",
     }
-
-
-def _read_plan(path: Path) -> QuantPlan:
-    try:
-        return QuantPlan.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _folder(path: Path) -> Path:
-    return path.parent if path.name == "plan.json" else path
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan
+from quantlab.runtimes.openvino import OpenVino
 from quantlab.runtimes.runtime import INTEGER
 from quantlab.storage.memo import Memo
 from quantlab.trial.trial import run_trial
@@ -112,6 +114,13 @@ def test_the_folder_is_whole(finished: Path, written: Path) -> None:
     assert summary["arithmetic"] == INTEGER and summary["float_sites"] == "none"
 
 
+def test_the_line_for_openvino_loads_the_file(written: Path) -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install -e '.[onnx,openvino]'")
+    variables: dict[str, Any] = {}
+    exec(OpenVino().python_line(written / "model.onnx"), variables)
+    assert variables["session"].outputs[0].any_name == "logits"
+
+
 def test_what_is_in_the_folder_is_enough_to_answer(finished: Path, written: Path, tiny_glue: Path) -> None:
     """With ONNX Runtime and a tokenizer alone; the columns are the checkpoint's, as its config.json names
     them."""
@@ -132,8 +141,11 @@ def test_what_is_in_the_folder_is_enough_to_answer(finished: Path, written: Path
 @pytest.mark.usefixtures("quickly")
 def test_it_says_what_it_found_and_where(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert quantlab.export.main([str(trial / "plan.json")]) == 0
-    *summary, target = capsys.readouterr().out.splitlines()
+    *summary, target, line = capsys.readouterr().out.splitlines()
     assert target == str(trial / "onnx")
+    variables: dict[str, Any] = {}
+    exec(line.removeprefix("in Python: "), variables)  # what it prints loads the file
+    assert [node.name for node in variables["session"].get_outputs()] == ["logits"]
     said = dict(line.split(": ", 1) for line in summary)
     assert {
         "accuracy",

@@ -13,7 +13,7 @@ import torch
 
 from quantlab.network.architecture import skeleton_of
 from quantlab.network.checkpoint import quiet
-from quantlab.storage.files import digest, file_digest, published
+from quantlab.storage.files import digest, file_digest, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ def saved_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     content = digest(_content(model, tokenizer))
     folder = _scratch() / f"{model.config.model_type}-{content[:16]}"
     if not folder.is_dir():
-        with published(folder) as unfinished, quiet():
+        with whole_folder(folder) as unfinished, quiet():
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
     return folder

@@ -66,6 +66,14 @@ class OnnxRuntime(FileRuntime):
             session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDERS[self.device]])
             return _Session(session, _products(optimized))
 
+    def python_line(self, path: Path) -> str:
+        """With the setting that keeps integer products exact on processors without VNNI."""
+        return (
+            f"import onnxruntime as ort; options = ort.SessionOptions(); "
+            f"options.add_session_config_entry{EXACT}; "
+            f"session = ort.InferenceSession({str(path)!r}, options, providers=[{PROVIDERS[self.device]!r}])"
+        )
+
 
 class _Session(Session):
     def __init__(self, session: "onnxruntime.InferenceSession", products: ProductCounts):  # type: ignore[name-defined]  # noqa: F821

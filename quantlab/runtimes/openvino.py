@@ -51,6 +51,9 @@ class OpenVino(FileRuntime):
         }
         return _Session(openvino.Core().compile_model(str(path), self.device, settings))
 
+    def python_line(self, path: Path) -> str:
+        return f"import openvino; session = openvino.Core().compile_model({str(path)!r}, {self.device!r})"
+
 
 class _Session(Session):
     def __init__(self, compiled: Any):

@@ -87,6 +87,10 @@ class FileRuntime(Runtime):
     def open(self, path: Path, threads: int) -> Session:
         """Loads a file, to run it on so many threads. Raises ValueError if it is no ONNX model."""
 
+    @abstractmethod
+    def python_line(self, path: Path) -> str:
+        """A line of Python that loads a file with the runtime alone, as the variable ``session``."""
+
     def describe(self) -> str:
         """Returns the package's name and version."""
         return f"{self.package} {version(self.package)}"

@@ -268,6 +268,9 @@ def test_a_runtime_gets_the_inputs_that_its_file_has() -> None:
             opened.append((path, threads))
             return Session()
 
+        def python_line(self, path: Path) -> str:
+            raise NotImplementedError
+
     subject = RuntimeSubject(path=Path("model.onnx"), runtime=Runtime())
     with ExitStack() as stack:
         run = subject.load({**INPUTS, "token_type_ids": INPUTS["input_ids"]}, 2, stack)
