@@ -52,8 +52,9 @@ class TrialResult:
             "alarms": [{"name": alarm.name, "message": alarm.message} for alarm in self.alarms],
         }
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: str | Path) -> list[Path]:
         """Writes all files. Returns their paths. ``result.json`` comes last: where it is, all files are."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False))
         write_whole(folder / "plan.json", self.plan.to_json())
