@@ -75,7 +75,8 @@ def test_the_four_extensions_run_outside_the_repository(tmp_path: Path, python: 
     assert targets == {"mine.deepest.Deepest", "mine.spread.Spread", "mine.tickets.Tickets"}
     grids = {item.site: str(item.grid) for item in trial.plan.activations}
     assert grids["11.ffn.sum"] == "fp16" and grids["9.ffn.sum"] == "int8 asymmetric"
-    (tmp_path / "quantlab_families" / "ernie.py").open("a").write("\n# changed")
+    table = tmp_path / "quantlab_families" / "ernie.py"
+    table.write_text(table.read_text() + "\n# changed")
     assert ran(tmp_path, python, "second", *arguments).tags["key"] != trial.tags["key"]
 
 
