@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from quantlab.plan.plan import QuantPlan
-from quantlab.results.answers import Answers, read_answers
+from quantlab.results.answers import SavedAnswers, read_answers
 from quantlab.results.reading import summary_of
 from quantlab.trial.result import RESULT
 
@@ -25,7 +25,7 @@ class SavedTrial:
     metrics: Mapping[str, Any]  # docs/numbers.md says what each means
     tags: Mapping[str, str]
     alarms: Sequence[Mapping[str, str]]  # each with a name and a message
-    answers: Answers  # labels (N,), and logits (N, classes) of the trial and of FP32
+    answers: SavedAnswers  # labels (N,), and logits (N, classes) of the trial and of FP32
 
 
 def load_trial(path: str | Path) -> SavedTrial:
