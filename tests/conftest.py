@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the tests run side by side
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it then
 
 import multiprocessing
 import shutil
@@ -27,8 +28,6 @@ from transformers import (
 from quantlab.engines.kernel_choice import arithmetic
 from quantlab.network.checkpoint import quiet
 from quantlab.profiling import timing
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 pytest_plugins = ["servers", "searches", "processes"]
 

@@ -28,6 +28,7 @@ OPTIONS = [(group, option) for group, options in GROUPS.items() if group != "rec
 # What a config leaves to the user, and where Hydra's own run would be asked for its folder.
 NEEDED = {
     ("model", "hf"): ["model.path=/nowhere"],
+    ("task", "text"): ["task.data=/nowhere.csv", "task.text=sentence"],
     ("tracking", "server"): ["tracking.uri=http://localhost:5000"],
     ("tracking", "sqlite"): ["tracking.uri=sqlite:////tmp/mlflow.db"],
 }

@@ -218,7 +218,7 @@ def test_a_training_that_answers_one_class_only_is_not_stored(
         FineTuning(model=spec_of(headless), task=qnli(tiny_glue)).run(SILENT)
     assert not list((own_cache / "finetuned").iterdir())
     labels = np.repeat(np.int64([0, 1]), 32)
-    finetuning.require_learnt(qnli(tiny_glue), np.eye(2)[labels], labels)
+    finetuning.require_learnt(qnli(tiny_glue).labels, np.eye(2)[labels], labels)
     finetuning.require_learnt(
         qnli(tiny_glue), constant, np.ones(64, dtype=np.int64)
     )  # there is one class only

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 
 
@@ -60,6 +61,13 @@ def texts(field: str, values: Iterable[Any]) -> None:
         if not isinstance(value, str):
             hint = "; YAML reads yes, no, on and off as booleans" if isinstance(value, bool) else ""
             raise ValueError(f"{field} must be texts, got {value!r}: quote it{hint}")
+
+
+def can_name_hub_repository(path: str) -> bool:
+    """Whether a path that is not there may be a name on the Hugging Face Hub: ``name`` or ``owner/name``."""
+    local = Path(path).expanduser()
+    missing = not local.exists() and (local.parent == Path() or not local.parent.is_dir())
+    return missing and HUB_NAME.fullmatch(path) is not None
 
 
 def refuse_pointer(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from quantlab.config.checks import refuse_pointer
+from quantlab.config.checks import can_name_hub_repository, refuse_pointer
 from quantlab.storage.files import digest, file_digest
 
 CONFIG, INDEX = "config.json", ".index.json"
@@ -49,7 +48,6 @@ TOKENIZER = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def require_path(path: object) -> None:
@@ -67,11 +65,7 @@ def locate(path: str, revision: str | None) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    if (
-        not HUB_NAME.fullmatch(path)
-        or folder.exists()
-        or (folder.parent != Path() and folder.parent.is_dir())
-    ):
+    if not can_name_hub_repository(path):
         raise FileNotFoundError(f"model path {path!r} is no folder, and no name on the hub")
     try:
         snapshot = _downloaded(path, revision, (CONFIG, ADAPTERS[0], *TOKENIZER, *SAFETENSORS))

@@ -84,7 +84,8 @@ class ModelSpec(ABC):
         self.torch_device()
         folder = self.folder(task, splits)
         config = checkpoint.read_config(folder)
-        columns, order = label_columns(config, task)
+        classes = {} if task.labels or task.regression else splits().classes
+        columns, order = label_columns(config, task, classes)
         tokenizer, skeleton = checkpoint.read_tokenizer(folder), skeleton_of(config)
         check_fit(skeleton, tokenizer, task, folder)
         require_whole(folder, skeleton, checkpoint.missing_tensors(folder, skeleton))
@@ -235,6 +236,6 @@ class FineTuned(ModelSpec):
     def target(self, task: Task, splits: Splits, base: Path) -> Path:
         """Its folder in the cache, named by all that decides its weights; ``base`` is the encoder's
         folder."""
-        content = (checkpoint_files.fingerprint(base), splits.train.fingerprint, *task.labels)
+        content = (checkpoint_files.fingerprint(base), splits.train.fingerprint, *task.classes(splits))
         settings = (repr(sorted(asdict(self.recipe).items())), str(task.max_length))
         return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"

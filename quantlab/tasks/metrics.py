@@ -15,12 +15,17 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Binary F1 of class 1, as GLUE gives it for MRPC and QQP; 0 where neither answers nor labels hold class
-    1."""
-    answers, truth = (
-        logits.argmax(-1) == 1,
-        labels == 1,
-    )  # not by sklearn: its checks take 50 times as long as this
+    """F1 of class 1 where there are two classes, as GLUE gives it for MRPC and QQP; of more classes, the mean
+    over those that occur (macro F1). A class that occurs in neither answers nor labels has 0."""
+    answers, classes = logits.argmax(-1), logits.shape[1]
+    if classes == 2:
+        return _f1_of(answers == 1, labels == 1)
+    occurring = np.union1d(answers, labels)
+    return float(np.mean([_f1_of(answers == each, labels == each) for each in occurring]))
+
+
+def _f1_of(answers: np.ndarray, truth: np.ndarray) -> float:
+    # Not by sklearn: its checks take 50 times as long as this.
     return float(2 * np.sum(answers & truth) / max(np.sum(answers) + np.sum(truth), 1))
 
 

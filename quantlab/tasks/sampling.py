@@ -12,6 +12,7 @@ class Purpose(IntEnum):
 
     DRAW = 0
     HOLD_OUT = 1
+    SPLIT = 2
 
 
 def shuffled(labels: np.ndarray, seed: int, purpose: Purpose) -> np.ndarray:
@@ -44,3 +45,16 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     if min(count, len(labels) - count) >= FEWEST:
         mask[shuffled(labels, seed, Purpose.HOLD_OUT)[:count]] = True
     return mask
+
+
+def evaluated(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which rows of one file make its evaluation split, bool (N,); the others train and calibrate.
+
+    Rows of one of the ``groups`` (N,) stay together; of both splits, at least one group. ``share`` is of the
+    groups, and every class has its share, as far as a group has one label.
+    """
+    names, first = np.unique(groups, return_index=True)
+    if len(names) < 2:
+        raise ValueError(f"{len(labels)} rows with the same texts cannot be split in two")
+    count = min(max(round(share * len(names)), 1), len(names) - 1)
+    return np.isin(groups, names[shuffled(labels[first], seed, Purpose.SPLIT)[:count]])

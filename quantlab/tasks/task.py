@@ -1,8 +1,8 @@
 """What a task is: labelled texts in two splits, the names of the labels, and the metrics that count."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +48,9 @@ class Splits:
 
     train: Examples
     evaluation: Examples
+    # The classes in the order of their indices, and where each first occurs; empty where the task names them.
+    classes: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)  # what a trial says of its data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class Task(ABC):
         if not self.metrics:
             raise ValueError("metrics must name at least one metric")
         for metric in self.metrics:
-            one_of("metrics", metric, CLASSIFICATION if self.labels else REGRESSION)
+            one_of("metrics", metric, REGRESSION if self.regression else CLASSIFICATION)
         whole("max_length", self.max_length, 4)
 
     @abstractmethod
@@ -83,7 +86,6 @@ class Task(ABC):
         """Whether the labels are scores."""
         return not self.labels
 
-    @property
-    def num_labels(self) -> int:
-        """The number of logits a model for this task has: 1 for a regression."""
-        return len(self.labels) or 1
+    def classes(self, splits: Splits) -> tuple[str, ...]:
+        """The names of the classes in the order of their indices; none for a regression."""
+        return self.labels or tuple(splits.classes)

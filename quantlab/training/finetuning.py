@@ -6,6 +6,7 @@ train split, the labels, the recipe. The same seed on the same machine gives the
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,11 +71,11 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
         [device] if device.type == "cuda" else []
     ):  # the caller's random state is its own
         torch.manual_seed(spec.recipe.seed)
-        model = with_head(base, task)
+        model = with_head(base, task, data)
         model.to(device)  # type: ignore[arg-type]
         train(model, tokenizer, rows, spec.recipe)
     logits = answers(model, tokenizer, task, data)
-    require_learnt(task, logits, data.evaluation.labels)
+    require_learnt(task.classes(data), logits, data.evaluation.labels)
     with checkpoint.quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -84,14 +85,14 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
     return scores
 
 
-def with_head(base: Path, task: Task) -> PreTrainedModel:
+def with_head(base: Path, task: Task, data: Splits) -> PreTrainedModel:
     """The encoder with a new head for the task. Raises ValueError where tensors of the encoder itself are
     missing."""
-    names = dict(enumerate(task.labels or ("score",)))
+    names = dict(enumerate(task.classes(data) or ("score",)))
     kind = "regression" if task.regression else "single_label_classification"
     ids = {name: index for index, name in names.items()}
     model, missing = checkpoint.read_model(
-        base, num_labels=task.num_labels, id2label=names, label2id=ids, problem_type=kind
+        base, num_labels=len(names), id2label=names, label2id=ids, problem_type=kind
     )
     if lost := checkpoint.encoder_tensors(missing, model):
         raise ValueError(f"{base} lacks {', '.join(lost[:8])}: the encoder is not whole")
@@ -103,18 +104,20 @@ def answers(
 ) -> np.ndarray:
     """Logits of shape (N, classes) for the evaluation split, in FP32."""
     batches = by_length(tokenize(data.evaluation, tokenizer, task.max_length), tokenizer, EVALUATION_BATCH)
-    return predict(model, batches, range(task.num_labels), "evaluating").logits
+    return predict(model, batches, range(len(task.classes(data)) or 1), "evaluating").logits
 
 
-def require_learnt(task: Task, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Raises ValueError where a classifier answers one class to next to all rows, though the labels do
-    not."""
-    if task.regression or largest_share(labels) >= CONSTANT_SHARE:
+def require_learnt(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> None:
+    """Raises ValueError if a classifier gives nearly all rows one class and the labels do not.
+
+    ``names`` are the classes'; none for a regression, which is not checked.
+    """
+    if not names or largest_share(labels) >= CONSTANT_SHARE:
         return
     classes, counts = np.unique(logits.argmax(-1), return_counts=True)
     if counts.max() >= CONSTANT_SHARE * len(labels):
         raise ValueError(
-            f"training did not work: it answers {task.labels[classes[counts.argmax()]]!r} to "
+            f"training did not work: it answers {names[classes[counts.argmax()]]!r} to "
             f"{counts.max():,} of "
             f"{len(labels):,} evaluation rows, so nothing is stored; try a lower "
             f"model.recipe.learning_rate, more "
@@ -126,7 +129,7 @@ def write_card(folder: Path, spec: FineTuned, task: Task, data: Splits, scores: 
     """recipe.json: how this model was made, and how well it does."""
     card = {
         "task": task.name,
-        "labels": task.labels,
+        "labels": task.classes(data),
         "max_length": task.max_length,
         "recipe": asdict(spec.recipe),
         "fingerprints": {"train": data.train.fingerprint, "evaluation": data.evaluation.fingerprint},

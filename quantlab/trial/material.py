@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class Material:
     batches: list[Batch]  # of these rows
     sites: list[Site]  # all of the model's
     data_fingerprint: str  # of the rows that calibrate and the rows that are answered
+    data_tags: Mapping[str, str]  # what the task says of its data
     key: str  # digest of checkpoint, data, batching, environment and code
 
     @property
@@ -114,6 +116,7 @@ def load_material(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Me
             batches=by_length(rows, loaded.tokenizer, evaluation.batch_size),
             sites=all_sites(loaded.model),
             data_fingerprint=selected.fingerprint,
+            data_tags=load_splits(task, memo).tags,
             key=digest([loaded.fingerprint, selected.fingerprint, *setting, code_digest()]),
         )
 

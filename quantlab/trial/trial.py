@@ -137,6 +137,7 @@ def result_of(
     alarms = raised_alarms(evidence)
     tags = {
         **material.loaded.tags,
+        **material.data_tags,
         **machine_tags(device),
         **deciding_environment(device),
         **measured_tags,

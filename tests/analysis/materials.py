@@ -68,6 +68,7 @@ def material_of(model: PreTrainedModel) -> Material:
         batches=by_length(rows, tokenizer, 8),
         sites=all_sites(model),
         data_fingerprint="",
+        data_tags={},
         key="",
     )
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from quantlab.network import checkpoint
 from quantlab.network.labels import label_columns
 from quantlab.network.models import Checkpoint, FineTuned, Packaged, Pretrained, Recipe
+from quantlab.tasks.text import TextClassification
 
 
 def test_a_loaded_model_is_fp32_eager_and_at_rest(tiny_bert: Path) -> None:
@@ -59,7 +60,56 @@ def test_half_precision_files_run_in_fp32(copy: Path) -> None:
 )
 def test_label_order(make_model: MakeModel, model: tuple, task: tuple, columns: tuple, order: str) -> None:
     config = checkpoint.read_config(make_model(labels=model))
-    assert label_columns(config, task_of(task)) == (columns, order)
+    assert label_columns(config, task_of(task), {}) == (columns, order)
+
+
+THREE = ("entailment", "neutral", "Contradiction")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "columns", "order"),
+    [
+        (("negative", "positive"), ("positive", "negative"), (1, 0), "matched"),
+        (THREE, ("contradiction", "entailment"), (2, 0, 1), "matched"),  # all logits stay, the data's first
+        (QNLI, ("0", "1"), (0, 1), "assumed"),
+        (THREE, ("0", "2"), (0, 2, 1), "assumed"),
+        (("LABEL_0", "LABEL_1"), ("0", "1"), (0, 1), "assumed"),
+        (("0", "1"), ("1", "0"), (1, 0), "matched"),
+    ],
+)
+def test_classes_of_the_data_are_the_checkpoint_s_by_name_or_number(
+    make_model: MakeModel, model: tuple, data: tuple, columns: tuple, order: str
+) -> None:
+    config = checkpoint.read_config(make_model(labels=model))
+    task = TextClassification(name="t", labels=(), metrics=("accuracy",), data="d", text=("a",), label="b")
+    assert label_columns(config, task, dict.fromkeys(data, "d")) == (columns, order)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (
+            QNLI,
+            {"entailment": "here", "not_entailmant": "d.csv: column 'b', line 7"},
+            r"d\.csv: column 'b', line 7: the checkpoint does not know label 'not_entailmant' \(did you mean "
+            r"'not_entailment'.*it answers entailment, not_entailment",
+        ),
+        (QNLI, {"1": "first", "2": "second"}, "does not know label '1'"),
+        (
+            ("LABEL_0", "LABEL_1"),
+            {"bad": "", "good": ""},
+            r"no names .*task\.labels=\[bad,good\], in the order",
+        ),
+        (("LABEL_0",), {"bad": "", "good": ""}, "one logit"),
+    ],
+)
+def test_classes_that_the_checkpoint_does_not_know_are_named(
+    make_model: MakeModel, model: tuple, data: dict[str, str], message: str
+) -> None:
+    config = checkpoint.read_config(make_model(labels=model))
+    task = TextClassification(name="t", labels=(), metrics=("accuracy",), data="d", text=("a",), label="b")
+    with pytest.raises(ValueError, match=message):
+        label_columns(config, task, data)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +146,7 @@ def test_answers_that_are_no_choice_of_one_label_are_refused(
 ) -> None:
     config = checkpoint.read_config(make_model(labels=labels, problem_type=problem))
     with pytest.raises(ValueError, match=message):
-        label_columns(config, task_of())
+        label_columns(config, task_of(), {})
 
 
 def test_devices() -> None:

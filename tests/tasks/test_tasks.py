@@ -76,7 +76,7 @@ def test_every_task_reads_its_own_columns(name: str, tmp_path: Path) -> None:
     assert evaluation.texts[2] == tuple(f"{column} 2" for column in TEXTS[name])
     assert evaluation.labels.tolist() == labels
     assert evaluation.labels.dtype == (np.float32 if name == "stsb" else np.int64)
-    assert task.num_labels == {"stsb": 1, "mnli": 3}.get(name, 2)
+    assert len(task.classes(task.load())) == {"stsb": 0, "mnli": 3}.get(name, 2)
 
 
 def test_first_metrics_are_glues() -> None:
@@ -143,7 +143,7 @@ def test_mnli_takes_either_name_of_its_evaluation_file(tmp_path: Path) -> None:
         ({"label": [0.0, 1.0, 0.5, 1.0]}, "row 2: unknown label '0.5'"),
         ({"label": 2}, r"unknown label '2'; allowed are 0 \(entailment\), 1 \(not_entailment\)"),
         ({"label": "entailmant"}, r"unknown label 'entailmant' \(did you mean 'entailment'"),
-        ({"sentence": 7}, r"column 'sentence' must hold texts, row 0 holds 7"),
+        ({"sentence": 7}, r"column 'sentence', row 0 holds 7, which is no text"),
     ],
 )
 def test_wrong_values_are_named(tmp_path: Path, change: dict, message: str) -> None:
@@ -161,7 +161,11 @@ def test_wrong_values_are_named(tmp_path: Path, change: dict, message: str) -> N
             "question\tsentence\tlabel\na\tb\t0\na\tb\tc\t0\n",
             r"line 3 has 4 fields, the header names 3",
         ),
-        ("tsv", "question\tsentence\tlabel\n\na\tb\t\n", "line 3: label '' means that there is none"),
+        (
+            "tsv",
+            "question\tsentence\tlabel\n\na\tb\t\n",
+            "column 'label', line 3: label '' means that there is none",
+        ),
         ("tsv", "a\tb\t0\n", r"no column 'question'; found \['a', 'b', '0'\]"),
         (
             "jsonl",
@@ -218,7 +222,7 @@ def test_the_hub_s_shards_are_read_in_order(tmp_path: Path) -> None:
     splits = qnli(tmp_path).load()
     assert splits.train.fingerprint == splits.evaluation.fingerprint
     write(frame.assign(label=7), tmp_path / "train-00002-of-00003.parquet")
-    with pytest.raises(ValueError, match=r"train-\*\.parquet: row 8: unknown label '7'"):
+    with pytest.raises(ValueError, match=r"train-\*\.parquet: column 'label', row 8: unknown label '7'"):
         qnli(tmp_path).load()
     (tmp_path / "train-00001-of-00003.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks train-00001-of-00003\.parquet: it has 2 of 3 shards"):
@@ -279,13 +283,16 @@ def test_wrong_columns_are_listed_with_the_nearest(tmp_path: Path) -> None:
 
 def test_missing_empty_and_doubled_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"nowhere is no folder; expected one with train\.\{parquet,jsonl,tsv\}"
+        FileNotFoundError,
+        match=r"nowhere is no folder; expected one with train\.\{parquet,csv,tsv,jsonl,json\}",
     ):
         qnli(tmp_path / "nowhere").load()
-    with pytest.raises(FileNotFoundError, match=r"has no train\.\{parquet,jsonl,tsv\}; it holds nothing"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no train\.\{parquet,csv,tsv,jsonl,json\}; it holds nothing"
+    ):
         qnli(tmp_path).load()
-    (tmp_path / "train.csv").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"it holds train\.csv"):
+    (tmp_path / "train.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"it holds train\.txt"):
         qnli(tmp_path).load()
     for suffix in ("parquet", "tsv"):
         write(qnli_rows(4), tmp_path / f"train.{suffix}")
@@ -312,14 +319,17 @@ def test_broken_and_empty_files_are_named(tmp_path: Path, suffix: str) -> None:
 def test_the_hub_is_asked_for_the_named_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple] = []
 
-    def load_dataset(hub: str, config: str, *, revision: str, split: str) -> datasets.Dataset:
-        asked.append((hub, config, revision, split))
+    def load_dataset(hub: str, config: str, *, revision: str) -> datasets.DatasetDict:
+        asked.append((hub, config, revision))
         frame = pd.DataFrame({"premise": ["a"], "hypothesis": ["b"], "label": [1]})
-        return datasets.Dataset.from_pandas(frame)
+        splits = ("train", "validation_matched", "validation_mismatched", "test_matched")
+        return datasets.DatasetDict({split: datasets.Dataset.from_pandas(frame) for split in splits})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert configured("mnli", revision="abc").load().evaluation.labels.tolist() == [1]
-    assert asked == [("nyu-mll/glue", "mnli", "abc", split) for split in ("train", "validation_matched")]
+    assert asked == [("nyu-mll/glue", "mnli", "abc")]
+    with pytest.raises(OSError, match=r"glue/mnli has no split 'validation_mached' \(did you mean"):
+        configured("mnli", evaluation_split="validation_mached").load()
 
 
 @pytest.mark.parametrize(
@@ -330,7 +340,9 @@ def test_a_failing_hub_says_what_else_can_be_done(monkeypatch: pytest.MonkeyPatc
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(OSError, match=rf"nyu-mll/glue/rte/train.*{error}.*task\.data_dir=<folder of"):
+    with pytest.raises(
+        OSError, match=rf"nyu-mll/glue/rte cannot be loaded.*{error}.*task\.data_dir=<folder of"
+    ):
         configured("rte").load()
 
 
