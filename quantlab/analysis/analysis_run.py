@@ -188,7 +188,6 @@ def _tags(config: OutliersConfig, memo: Memo) -> dict[str, str]:
     return {
         **material.loaded.tags,
         **material.data_tags,
-        **material.data_tags,
         **machine_tags(material.model.device),
         **deciding_environment(material.model.device),
         "task": config.task.name,

@@ -18,8 +18,8 @@ def label_columns(
 ) -> tuple[tuple[int, ...], str]:
     """The logit's index for each of the task's labels, and how it is known: matched, assumed or regression.
 
-    ``classes`` are the data's, each with the place where it first occurs; they count where the task names no
-    labels. Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError if they contradict, and
+    ``classes`` are the data's, each with the place where it first occurs; they count where the task names
+    none. Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError if they contradict, and
     if the checkpoint does not choose one label of several: multi-label models, or one logit with a threshold.
     """
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
