@@ -1,6 +1,7 @@
 """One's own texts: every kind of file gives the same rows, and messages point at what is wrong."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,3 +313,19 @@ def test_a_trial_on_ones_own_text_answers_as_glue_s_to_the_bit(lab: tuple[Path, 
     assert np.array_equal(own.logits, glue.logits) and np.array_equal(own.labels, glue.labels)
     assert own.tags["data_fingerprint"] == glue.tags["data_fingerprint"]
     assert own.tags["classes"] == "entailment, not_entailment" and "f1" in own.metrics
+
+
+def test_the_examples_of_the_documentation_run(lab: tuple[Path, Lab], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    commands = [
+        shlex.split(line) for line in page.replace("\\\n", "").splitlines() if "-m quantlab.run" in line
+    ]
+    rows = pd.concat([qnli_rows(100, seed=seed) for seed in (0, 1)])
+    rows = rows.assign(answer=rows["label"].map({0: "Entailment", 1: "not entailment"}))
+    rows[["sentence", "label"]].to_csv(tmp_path / "reviews.csv", index=False)
+    rows[["question", "sentence", "answer"]].to_parquet(tmp_path / "pairs.parquet")
+    assert len(commands) == 2
+    for words in commands:
+        given = [word for word in words if word.startswith("task")]
+        result = lab[1].trial(*(word.replace("data=", f"data={tmp_path}/") for word in given))
+        assert result.tags["splits"].startswith("evaluation: ") and len(result.labels) >= 30
