@@ -174,7 +174,7 @@ def test_a_regression_trains_with_its_own_loss(headless: Path, tmp_path: Path) -
 def test_an_epoch_has_every_row_once_in_batches_of_like_length(tiny_bert: Path, tiny_glue: Path) -> None:
     tokenizer = checkpoint.read_tokenizer(tiny_bert)
     rows = tokenize(qnli(tiny_glue).load().train, tokenizer, 32)
-    epochs = [list(training.shuffled(rows, tokenizer, RECIPE, epoch)) for epoch in (0, 0, 1)]
+    epochs = [list(training.shuffled_batches(rows, tokenizer, RECIPE, epoch)) for epoch in (0, 0, 1)]
     lengths = rows.lengths()
     for batches in epochs:
         found = sorted(
@@ -211,7 +211,7 @@ def test_a_training_that_answers_one_class_only_is_not_stored(
     headless: Path, tiny_glue: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     constant = np.tile(np.float32([0.1, 0.2]), (64, 1))
-    monkeypatch.setattr(finetuning, "answers", lambda *_: constant)
+    monkeypatch.setattr(finetuning, "evaluation_logits", lambda *_: constant)
     with pytest.raises(
         ValueError, match=r"'not_entailment' to 64 of 64.*nothing is stored.*lower model\.recipe"
     ):

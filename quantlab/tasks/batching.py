@@ -15,17 +15,16 @@ from quantlab.tasks.task import Examples
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-AT_ONCE = 256  # examples: a tokenizer's own record of what it did takes ten times the memory of the ids
+AT_ONCE = 256  # examples a call of the tokenizer, whose result takes ten times the memory of the token ids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenized:
-    """Examples as token ids, one row each, without padding; ``features`` are the tokenizer's other per-token
-    inputs."""
+    """Examples as token ids, one row each, without padding."""
 
-    rows: tuple[dict[str, list[int]], ...]
-    labels: np.ndarray
-    max_length: int
+    rows: tuple[dict[str, list[int]], ...]  # input_ids, and the tokenizer's other inputs for each token
+    labels: np.ndarray  # (N,), as the examples'
+    max_length: int  # in tokens; longer rows have been cut
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,9 +46,9 @@ class Batch:
 
 
 def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
-    """Each example's sentences as one row, cut to ``max_length`` tokens.
+    """Turns each example's texts into one row of at most ``max_length`` tokens.
 
-    Raises ValueError, naming the example, where the tokenizer makes no token of its texts.
+    Raises ValueError that names the example if its texts have no token.
     """
     rows: list[dict[str, list[int]]] = []
     for start in range(0, len(examples.texts), AT_ONCE):
@@ -76,8 +75,10 @@ def in_file_order(
 
 
 def by_length(data: Tokenized, tokenizer: PreTrainedTokenizerBase, size: int) -> list[Batch]:
-    """Batches of rows of like length, longest first (what does not fit in memory fails at once), padded to
-    their own longest row: next to no work is spent on padding."""
+    """Batches of rows of like length, each padded to its own longest row, which leaves little padding.
+
+    The longest come first: if they do not fit in memory, the trial fails at once.
+    """
     return _batches(data, tokenizer, np.argsort(-data.lengths(), kind="stable"), size, None)
 
 

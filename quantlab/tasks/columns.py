@@ -8,19 +8,19 @@ import numpy as np
 import pandas as pd
 
 from quantlab.config.checks import nearest
-from quantlab.tasks.tables import Column
+from quantlab.tasks.tables import DataColumn
 
 HIDDEN = "-1"  # the hub's mark of a test set's hidden labels
 NO_LABEL = ("", "-")  # texts that stand for a missing label
 SHOWN = 10  # labels in a message
 
 
-def pair_texts(columns: Sequence[Column]) -> tuple[tuple[str, ...], ...]:
+def pair_texts(columns: Sequence[DataColumn]) -> tuple[tuple[str, ...], ...]:
     """The texts of each row, one a column. Raises ValueError where a value is no text."""
     return tuple(zip(*map(_texts, columns), strict=True))
 
 
-def require_no_blank(columns: Sequence[Column]) -> None:
+def require_no_blank(columns: Sequence[DataColumn]) -> None:
     """Raises ValueError where a text is empty or has only blanks."""
     for column in columns:
         blank = [row for row, text in enumerate(column.values) if not text.strip()]
@@ -31,7 +31,7 @@ def require_no_blank(columns: Sequence[Column]) -> None:
             )
 
 
-def class_indices(column: Column, names: Sequence[str]) -> np.ndarray:
+def class_indices(column: DataColumn, names: Sequence[str]) -> np.ndarray:
     """The class of each row, int64 (N,), as an index into ``names``.
 
     A label is a class's name, or its index where no name is itself a number; of two classes, false and true
@@ -45,7 +45,7 @@ def class_indices(column: Column, names: Sequence[str]) -> np.ndarray:
     return np.array([allowed[label] for label in labels], dtype=np.int64)
 
 
-def classes_of(columns: Sequence[Column]) -> dict[str, str]:
+def classes_of(columns: Sequence[DataColumn]) -> dict[str, str]:
     """The classes that occur in label columns, in order, each with the place of its first row.
 
     Class names that the files record keep their order; whole numbers are sorted as numbers, texts as texts.
@@ -74,7 +74,7 @@ def classes_of(columns: Sequence[Column]) -> dict[str, str]:
     return {name: places[name] for name in sorted(places, key=int if numeric else str)}
 
 
-def scores(column: Column, least: float, most: float) -> np.ndarray:
+def scores(column: DataColumn, least: float, most: float) -> np.ndarray:
     """The scores of a regression, float32 (N,). Raises ValueError on a value outside [least, most]."""
     values = pd.to_numeric(pd.Series(column.values), errors="coerce").to_numpy(np.float32)
     bad = ~((values >= least) & (values <= most))  # true for NaN too
@@ -95,7 +95,7 @@ def label_name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _texts(column: Column) -> list[str]:
+def _texts(column: DataColumn) -> list[str]:
     for row, value in enumerate(column.values):
         if not isinstance(value, str):
             raise ValueError(f"{column.at(row)} holds {value!r}, which is no text")
@@ -116,7 +116,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
-def _require_class(column: Column, row: int, value: Any) -> None:
+def _require_class(column: DataColumn, row: int, value: Any) -> None:
     if _is_missing(value):
         raise ValueError(f"{column.at(row)}: {_unknown(value, ())}")
     if not isinstance(value, str | int) and not (isinstance(value, float) and value.is_integer()):

@@ -6,7 +6,7 @@ from pathlib import Path
 from quantlab.config.checks import one_of, texts
 from quantlab.tasks.columns import class_indices, pair_texts, scores
 from quantlab.tasks.hub import load_hub
-from quantlab.tasks.tables import Table, expected, read_split
+from quantlab.tasks.tables import DataTable, expected, read_split
 from quantlab.tasks.task import Examples, Splits, Task
 
 CONFIGS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
@@ -48,7 +48,7 @@ class Glue(Task):
         train, evaluation = self._from_hub() if self.data_dir is None else self._from_folder(self.data_dir)
         return Splits(train=self._examples(train), evaluation=self._examples(evaluation))
 
-    def _from_folder(self, data_dir: str) -> tuple[Table, Table]:
+    def _from_folder(self, data_dir: str) -> tuple[DataTable, DataTable]:
         split, folder, header = (
             self.evaluation_split,
             Path(data_dir).expanduser(),
@@ -57,12 +57,12 @@ class Glue(Task):
         stems = dict.fromkeys((split, SPLITS.get(split, split), "validation", "dev"))
         return read_split(folder, ("train",), header), read_split(folder, tuple(stems), header)
 
-    def _from_hub(self) -> tuple[Table, Table]:
+    def _from_hub(self) -> tuple[DataTable, DataTable]:
         otherwise = f"give task.data_dir=<folder of {expected(('train', 'validation'))}>"
         data = load_hub(self.hub, self.config, self.revision, otherwise)
         return data.table("train"), data.table(self.evaluation_split)
 
-    def _examples(self, table: Table) -> Examples:
+    def _examples(self, table: DataTable) -> Examples:
         *columns, label = (table.column(name, COLUMNS.get(name, ())) for name in (*self.text, "label"))
         labels = scores(label, *SCORES) if self.regression else class_indices(label, self.labels)
         return Examples(texts=pair_texts(columns), labels=labels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantlab.config.checks import nearest
-from quantlab.tasks.tables import Table
+from quantlab.tasks.tables import DataTable
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -23,7 +23,7 @@ class HubData:
     source: str  # its name and configuration, for messages
     splits: DatasetDict
 
-    def table(self, split: str) -> Table:
+    def table(self, split: str) -> DataTable:
         """The rows of a split. Raises OSError that lists the splits where there is no such one."""
         names = list(map(str, self.splits))
         if split not in names:
@@ -33,7 +33,7 @@ class HubData:
             name: tuple(kind.names) for name, kind in data.features.items() if hasattr(kind, "int2str")
         }
         frame = data.to_pandas().rename_axis("row")
-        return Table(source=f"{self.source}/{split}", frame=frame, classes=classes)
+        return DataTable(source=f"{self.source}/{split}", frame=frame, classes=classes)
 
 
 def load_hub(name: str, config: str | None, revision: str | None, otherwise: str) -> HubData:

@@ -1,4 +1,4 @@
-"""Which rows are drawn, and which of them are held out: seeded, with every class in its share."""
+"""Draws rows and splits them in two: with a seed, and with every class in its share."""
 
 from enum import IntEnum
 
@@ -8,14 +8,14 @@ FEWEST = 100  # rows on either side of a split: with fewer, one standard error o
 
 
 class Purpose(IntEnum):
-    """What an order is for. Two purposes with one seed get orders that know nothing of each other."""
+    """What an order is for. The orders of two purposes are independent, also with one seed."""
 
     DRAW = 0
     HOLD_OUT = 1
     SPLIT = 2
 
 
-def shuffled(labels: np.ndarray, seed: int, purpose: Purpose) -> np.ndarray:
+def shuffled_rows(labels: np.ndarray, seed: int, purpose: Purpose) -> np.ndarray:
     """All row numbers, (N,), in a random order every prefix of which holds the classes in their shares.
 
     Integer ``labels`` (N,) are classes; scores are no classes, and their rows are shuffled as one. The order
@@ -32,29 +32,29 @@ def shuffled(labels: np.ndarray, seed: int, purpose: Purpose) -> np.ndarray:
 
 def drawn(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """``count`` row numbers, or all where there are fewer, in the order of the file."""
-    return np.sort(shuffled(labels, seed, Purpose.DRAW)[:count])
+    return np.sort(shuffled_rows(labels, seed, Purpose.DRAW)[:count])
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which rows choose nothing, bool (N,): what the other rows choose is measured on them.
+    """The rows, bool (N,), that choose nothing and measure what the other rows have chosen.
 
-    None are where either side would have fewer than ``FEWEST`` rows.
+    There are none where either side would have fewer than ``FEWEST`` rows.
     """
     count = round(share * len(labels))
     mask = np.zeros(len(labels), bool)
     if min(count, len(labels) - count) >= FEWEST:
-        mask[shuffled(labels, seed, Purpose.HOLD_OUT)[:count]] = True
+        mask[shuffled_rows(labels, seed, Purpose.HOLD_OUT)[:count]] = True
     return mask
 
 
 def evaluated(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which rows of one file make its evaluation split, bool (N,); the others train and calibrate.
+    """The rows, bool (N,), of a file that become its evaluation split; the others train and calibrate.
 
-    Rows of one of the ``groups`` (N,) stay together; of both splits, at least one group. ``share`` is of the
-    groups, and every class has its share, as far as a group has one label.
+    Rows of one group stay together (``groups``, integers (N,)); either split gets at least one group.
+    ``share`` is of the groups. The first row of a group stands for its class. Raises ValueError if there is one group.
     """
     names, first = np.unique(groups, return_index=True)
     if len(names) < 2:
         raise ValueError(f"{len(labels)} rows with the same texts cannot be split in two")
     count = min(max(round(share * len(names)), 1), len(names) - 1)
-    return np.isin(groups, names[shuffled(labels[first], seed, Purpose.SPLIT)[:count]])
+    return np.isin(groups, names[shuffled_rows(labels[first], seed, Purpose.SPLIT)[:count]])

@@ -22,7 +22,7 @@ LONGEST_FIELD = 2**31 - 1  # characters of a CSV field; Python's own limit is 13
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Column:
+class DataColumn:
     """One column of a table, with what a message needs to point at a value."""
 
     name: str
@@ -37,14 +37,14 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Table:
+class DataTable:
     """The rows of one split."""
 
     source: str  # the file, or the hub's name of the split, for messages
     frame: pd.DataFrame  # its index says where the rows stand in the source
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by column; see Column
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by column; see DataColumn
 
-    def column(self, name: str, aliases: Sequence[str] = ()) -> Column:
+    def column(self, name: str, aliases: Sequence[str] = ()) -> DataColumn:
         """A column by its name, or else by the first of its other names that is there.
 
         Raises ValueError that lists the columns where there is none of these names, or several of one.
@@ -57,7 +57,7 @@ class Table:
             raise ValueError(f"{self.source}: {names.count(known)} columns are called {known!r}")
         if self.frame.empty:
             raise ValueError(f"{self.source} holds no rows")
-        return Column(
+        return DataColumn(
             name=known,
             values=self.frame.iloc[:, names.index(known)].tolist(),
             source=self.source,
@@ -66,7 +66,7 @@ class Table:
         )
 
 
-def read_split(folder: Path, stems: Sequence[str], header: Sequence[str] = ()) -> Table:
+def read_split(folder: Path, stems: Sequence[str], header: Sequence[str] = ()) -> DataTable:
     """The split that is called by one of ``stems``, from one file or from all of its shards.
 
     ``header`` names the columns of a tab-separated file whose first line has as many fields and none of these
@@ -76,14 +76,14 @@ def read_split(folder: Path, stems: Sequence[str], header: Sequence[str] = ()) -
     tables = [read_file(path, header) for path in files]
     if len(files) == 1:
         return tables[0]
-    return Table(
+    return DataTable(
         source=str(files[0].with_name(f"{stem_of(files[0])}-*{files[0].suffix}")),
         frame=pd.concat([table.frame for table in tables], ignore_index=True).rename_axis("row"),
         classes=tables[0].classes,
     )
 
 
-def read_file(path: Path, header: Sequence[str] = ()) -> Table:
+def read_file(path: Path, header: Sequence[str] = ()) -> DataTable:
     """The table in one file; for ``header``, see :func:`read_split`.
 
     Raises ValueError that names the file and the line, also on a kind of file that is not read.
@@ -105,7 +105,7 @@ def read_file(path: Path, header: Sequence[str] = ()) -> Table:
         classes = _recorded_classes(path) if suffix == "parquet" else {}
     except (ValueError, OSError, csv.Error) as error:  # what pandas and pyarrow raise on a broken file
         raise ValueError(f"{path} cannot be read as {suffix}: {error}") from error
-    return Table(source=str(path), frame=frame, classes=classes)
+    return DataTable(source=str(path), frame=frame, classes=classes)
 
 
 def find_files(folder: Path, stems: Sequence[str]) -> list[Path]:

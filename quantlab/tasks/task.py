@@ -44,18 +44,19 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Splits:
-    """``train`` feeds calibration and fine-tuning, ``evaluation`` is only ever answered."""
+    """A task's data: ``train`` calibrates and fine-tunes, ``evaluation`` measures."""
 
     train: Examples
     evaluation: Examples
-    # The classes in the order of their indices, and where each first occurs; empty where the task names them.
+    # The classes in the order of their indices, each with the place of its first row; empty for tasks that
+    # always name their labels.
     classes: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)  # what a trial says of its data
+    tags: Mapping[str, str] = field(default_factory=dict)  # for the trial's tags: what was read, how split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A task's YAML keys. A subclass adds where its examples come from, and ``load``."""
+    """A task's settings. A subclass adds where its examples come from, and ``load``."""
 
     name: str
     labels: tuple[str, ...]  # the classes in the order of their indices; none for a regression
@@ -78,8 +79,7 @@ class Task(ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Both splits. Raises ValueError or OSError that says what is wrong with the data and where it
-        lies."""
+        """Reads both splits. Raises ValueError or OSError that names the file and what is wrong with it."""
 
     @property
     def regression(self) -> bool:

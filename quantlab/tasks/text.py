@@ -11,7 +11,7 @@ from quantlab.config.checks import can_name_hub_repository, nearest, texts, whol
 from quantlab.tasks.columns import class_indices, classes_of, pair_texts, require_no_blank
 from quantlab.tasks.hub import load_hub
 from quantlab.tasks.sampling import evaluated
-from quantlab.tasks.tables import READERS, Table, listed, read_file, read_split, stem_of, table_files
+from quantlab.tasks.tables import READERS, DataTable, listed, read_file, read_split, stem_of, table_files
 from quantlab.tasks.task import Examples, Splits, Task
 
 TRAIN = ("train", "training")
@@ -83,7 +83,7 @@ class TextClassification(Task):
             tags=tags | {"splits": f"evaluation: {drawn}; train: the others"},
         )
 
-    def _tables(self) -> list[Table]:
+    def _tables(self) -> list[DataTable]:
         """One table, or the train table and the evaluation table."""
         path = Path(self.data).expanduser()
         if path.is_dir():
@@ -113,7 +113,7 @@ class TextClassification(Task):
             raise ValueError(f"task.train_split and task.evaluation_split are both {train!r}")
         return [train, evaluation]
 
-    def _examples(self, table: Table, names: Sequence[str]) -> Examples:
+    def _examples(self, table: DataTable, names: Sequence[str]) -> Examples:
         columns = [table.column(name) for name in self.text]
         rows = pair_texts(columns)
         require_no_blank(columns)

@@ -74,7 +74,7 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
         model = with_head(base, task, data)
         model.to(device)  # type: ignore[arg-type]
         train(model, tokenizer, rows, spec.recipe)
-    logits = answers(model, tokenizer, task, data)
+    logits = evaluation_logits(model, tokenizer, task, data)
     require_learnt(task.classes(data), logits, data.evaluation.labels)
     with checkpoint.quiet():
         model.save_pretrained(folder)
@@ -99,7 +99,7 @@ def with_head(base: Path, task: Task, data: Splits) -> PreTrainedModel:
     return model
 
 
-def answers(
+def evaluation_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits
 ) -> np.ndarray:
     """Logits of shape (N, classes) for the evaluation split, in FP32."""

@@ -1,5 +1,4 @@
-"""The training loop: AdamW, linear warm-up and decay, batches of like length, BF16 where the hardware has
-it."""
+"""The training loop: AdamW, linear warm-up and decay, batches of like length, BF16 where that is fast."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ MAX_GRAD_NORM = 1.0
 def train(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Tokenized, recipe: Recipe
 ) -> None:
-    """Trains in place by the recipe. Raises FloatingPointError where the loss is no longer finite."""
+    """Trains the model in place. Raises FloatingPointError if the loss becomes NaN or infinite."""
     steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True
@@ -29,10 +28,10 @@ def train(
     warmup = round(recipe.warmup_fraction * steps)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]
     model.train()
-    with progress() as bar:
+    with training_progress() as bar:
         shown = bar.add_task("fine-tuning", total=steps, loss=float("nan"), rate=recipe.learning_rate)
         for epoch in range(recipe.epochs):
-            for batch, labels in shuffled(rows, tokenizer, recipe, epoch):
+            for batch, labels in shuffled_batches(rows, tokenizer, recipe, epoch):
                 loss = step(model, batch, labels, recipe.bf16)
                 optimizer.step()
                 schedule.step()
@@ -41,7 +40,7 @@ def train(
 
 
 def step(model: PreTrainedModel, batch: Batch, labels: np.ndarray, bf16: bool) -> float:
-    """Leaves the batch's clipped gradients in the model and returns its loss."""
+    """Computes the batch's gradients into the model, clipped to ``MAX_GRAD_NORM``, and returns the loss."""
     wanted = torch.from_numpy(labels).to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and bf16_is_fast(model.device)):
         logits = model(**on_device(batch, model.device)).logits
@@ -55,16 +54,16 @@ def step(model: PreTrainedModel, batch: Batch, labels: np.ndarray, bf16: bool) -
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy with class indices, mean squared error with scores. Shapes (N, C) and (N,)."""
+    """Cross entropy of logits (N, C) for class indices (N,), or mean squared error of (N, 1) for scores (N,)."""
     if labels.is_floating_point():
         return functional.mse_loss(logits[:, 0], labels)
     return functional.cross_entropy(logits, labels)
 
 
-def shuffled(
+def shuffled_batches(
     rows: Tokenized, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, epoch: int
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """An epoch's batches in random order, each of rows of like length, with their labels."""
+    """Yields an epoch's batches in random order, each of rows of like length, with their labels (rows,)."""
     generator = np.random.default_rng([recipe.seed, epoch])
     order = generator.permutation(len(rows))
     for pool in np.split(order, range(POOL * recipe.batch_size, len(order), POOL * recipe.batch_size)):
@@ -86,13 +85,13 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the hardware multiplies in BF16 itself rather than in emulation."""
+    """True if the hardware itself multiplies in BF16; emulation is slower than FP32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def progress() -> Progress:
+def training_progress() -> Progress:
     """A bar with the loss and the learning rate."""
     numbers = TextColumn("loss {task.fields[loss]:.3f}, rate {task.fields[rate]:.1e}")
     return Progress(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from properties import properties
 
 from quantlab.evaluation.answering import Evaluation
-from quantlab.tasks.sampling import FEWEST, Purpose, drawn, held_out, shuffled
+from quantlab.tasks.sampling import FEWEST, Purpose, drawn, held_out, shuffled_rows
 from quantlab.tasks.task import Examples
 
 LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=300).map(np.array)
@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 2**32)
 def test_every_prefix_holds_the_classes_in_their_shares(
     labels: np.ndarray, seed: int, purpose: Purpose, share: float
 ) -> None:
-    order = shuffled(labels, seed, purpose)
+    order = shuffled_rows(labels, seed, purpose)
     assert np.array_equal(np.sort(order), np.arange(len(labels)))
     prefix = labels[order[: round(share * len(labels))]]
     for label in np.unique(labels):
@@ -69,5 +69,5 @@ def test_held_out_rows_are_enough_on_both_sides_or_none(rows: int, share: float,
 
 def test_the_draw_and_the_split_know_nothing_of_each_other() -> None:
     labels = np.zeros(10_000, np.int64)
-    draw, hold = (shuffled(labels, 0, purpose)[:5000] for purpose in (Purpose.DRAW, Purpose.HOLD_OUT))
+    draw, hold = (shuffled_rows(labels, 0, purpose)[:5000] for purpose in (Purpose.DRAW, Purpose.HOLD_OUT))
     assert len(np.intersect1d(draw, hold)) == pytest.approx(2500, abs=100)  # four standard errors
