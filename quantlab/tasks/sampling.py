@@ -51,7 +51,9 @@ def evaluated(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -
     """The rows, bool (N,), of a file that become its evaluation split; the others train and calibrate.
 
     Rows of one group stay together (``groups``, integers (N,)); either split gets at least one group.
-    ``share`` is of the groups. The first row of a group stands for its class. Raises ValueError if there is one group.
+    ``share`` is of the groups. The first row of a group stands for its class.
+
+    Raises ValueError if there is one group.
     """
     names, first = np.unique(groups, return_index=True)
     if len(names) < 2:

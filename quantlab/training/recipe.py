@@ -54,7 +54,7 @@ def step(model: PreTrainedModel, batch: Batch, labels: np.ndarray, bf16: bool) -
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of logits (N, C) for class indices (N,), or mean squared error of (N, 1) for scores (N,)."""
+    """Cross entropy of logits (N, C) for class indices (N,); mean squared error of (N, 1) for scores."""
     if labels.is_floating_point():
         return functional.mse_loss(logits[:, 0], labels)
     return functional.cross_entropy(logits, labels)
