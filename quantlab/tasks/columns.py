@@ -98,7 +98,8 @@ def label_name(value: Any) -> str:
 def _texts(column: DataColumn) -> list[str]:
     for row, value in enumerate(column.values):
         if not isinstance(value, str):
-            raise ValueError(f"{column.at(row)} holds {value!r}, which is no text")
+            what = "nothing" if _is_missing(value) else f"{value!r}, which is no text"
+            raise ValueError(f"{column.at(row)} holds {what}")
     return list(column.values)
 
 

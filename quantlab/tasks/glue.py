@@ -1,5 +1,6 @@
 """GLUE (Wang et al. 2018, arXiv 1804.07461): from the hub, or from a folder of files in the hub's columns."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,22 +46,21 @@ class Glue(Task):
     def load(self) -> Splits:
         """The train split and GLUE's public evaluation split. Nothing but local files is read with
         ``data_dir``."""
-        train, evaluation = self._from_hub() if self.data_dir is None else self._from_folder(self.data_dir)
-        return Splits(train=self._examples(train), evaluation=self._examples(evaluation))
+        tables = self._from_hub() if self.data_dir is None else self._from_folder(Path(self.data_dir))
+        train, evaluation = map(self._examples, tables)
+        return Splits(train=train, evaluation=evaluation)
 
-    def _from_folder(self, data_dir: str) -> tuple[DataTable, DataTable]:
-        split, folder, header = (
-            self.evaluation_split,
-            Path(data_dir).expanduser(),
-            HEADERS.get(self.config, ()),
-        )
+    def _from_folder(self, data_dir: Path) -> Iterator[DataTable]:
+        folder, header, split = data_dir.expanduser(), HEADERS.get(self.config, ()), self.evaluation_split
+        yield read_split(folder, ("train",), header)
         stems = dict.fromkeys((split, SPLITS.get(split, split), "validation", "dev"))
-        return read_split(folder, ("train",), header), read_split(folder, tuple(stems), header)
+        yield read_split(folder, tuple(stems), header)
 
-    def _from_hub(self) -> tuple[DataTable, DataTable]:
+    def _from_hub(self) -> Iterator[DataTable]:
         otherwise = f"give task.data_dir=<folder of {expected(('train', 'validation'))}>"
         data = load_hub(self.hub, self.config, self.revision, otherwise)
-        return data.table("train"), data.table(self.evaluation_split)
+        yield data.table("train")
+        yield data.table(self.evaluation_split)
 
     def _examples(self, table: DataTable) -> Examples:
         *columns, label = (table.column(name, COLUMNS.get(name, ())) for name in (*self.text, "label"))

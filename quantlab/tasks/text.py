@@ -11,7 +11,16 @@ from quantlab.config.checks import can_name_hub_repository, nearest, texts, whol
 from quantlab.tasks.columns import class_indices, classes_of, pair_texts, require_no_blank
 from quantlab.tasks.hub import load_hub
 from quantlab.tasks.sampling import evaluated
-from quantlab.tasks.tables import READERS, DataTable, listed, read_file, read_split, stem_of, table_files
+from quantlab.tasks.tables import (
+    READERS,
+    DataColumn,
+    DataTable,
+    listed,
+    read_file,
+    read_split,
+    stem_of,
+    table_files,
+)
 from quantlab.tasks.task import Examples, Splits, Task
 
 TRAIN = ("train", "training")
@@ -65,9 +74,10 @@ class TextClassification(Task):
         Raises ValueError or OSError that names what is wrong with the data, and where it stands.
         """
         tables = self._tables()
-        columns = [table.column(self.label) for table in tables]
-        names = classes_of(columns) if not self.labels else dict.fromkeys(self.labels, tables[0].source)
-        examples = [self._examples(table, list(names)) for table in tables]
+        columns = [[table.column(name) for name in (*self.text, self.label)] for table in tables]
+        given = dict.fromkeys(self.labels, tables[0].source)
+        names = given or classes_of([label for *_, label in columns])
+        examples = [_examples(pair, label, list(names)) for *pair, label in columns]
         tags = {"splits": " and ".join(table.source for table in tables), "classes": ", ".join(names)}
         if len(examples) == 2:
             return Splits(train=examples[0], evaluation=examples[1], classes=names, tags=tags)
@@ -113,16 +123,16 @@ class TextClassification(Task):
             raise ValueError(f"task.train_split and task.evaluation_split are both {train!r}")
         return [train, evaluation]
 
-    def _examples(self, table: DataTable, names: Sequence[str]) -> Examples:
-        columns = [table.column(name) for name in self.text]
-        rows = pair_texts(columns)
-        require_no_blank(columns)
-        return Examples(texts=rows, labels=class_indices(table.column(self.label), names))
-
     def _require_none(self, names: Sequence[str], kind: str) -> None:
         for name in names:
             if getattr(self, name) is not None:
                 raise ValueError(f"task.{name}={getattr(self, name)} is for {kind}, not for {self.data}")
+
+
+def _examples(columns: Sequence[DataColumn], label: DataColumn, names: Sequence[str]) -> Examples:
+    rows = pair_texts(columns)
+    require_no_blank(columns)
+    return Examples(texts=rows, labels=class_indices(label, names))
 
 
 def _as_texts(values: object) -> object:

@@ -129,7 +129,7 @@ def test_mnli_takes_either_name_of_its_evaluation_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sentence": None}, r"row 0 holds None"),
+        ({"sentence": None}, r"row 0 holds nothing"),
         (
             {"label": -1},
             r"row 0: unknown label '-1', which marks the hidden labels of a test set; allowed are "
