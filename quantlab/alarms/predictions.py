@@ -102,10 +102,11 @@ def too_few_examples(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def label_order_assumed(evidence: Evidence) -> Iterator[Alarm]:
-    """The checkpoint has no label names, so the order of its logits is assumed."""
+    """Names do not say which logit is which label, so the order of the logits is assumed."""
     if evidence.tags.get("label_order") == "assumed":
         yield Alarm(
-            "label_order_assumed", "the checkpoint has no label names: its order is taken to be the task's"
+            "label_order_assumed",
+            "no names match logits with labels: the checkpoint's order is taken to be the task's",
         )
 
 
