@@ -42,7 +42,7 @@ SHORTEST = 25  # characters of a description
 
 @dataclass(frozen=True, kw_only=True)
 class DocMatch(Task):
-    """The pairs of the installed Python, numpy, scipy and torch. The same versions give the same pairs."""
+    """Pairs from the installed Python, numpy, scipy and torch. The same versions give the same pairs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +50,7 @@ class DocMatch(Task):
             raise ValueError(f"labels of docmatch are {list(LABELS)}, got {list(self.labels)}")
 
     def load(self) -> Splits:
-        """Both splits, built in some seconds the first time, then read from the cache folder."""
+        """Reads both splits from the cache folder; the first call builds them there in some seconds."""
         folder = cache_dir() / "docmatch" / _key()
         if not folder.is_dir():
             with whole_folder(folder) as scratch:
@@ -60,7 +60,7 @@ class DocMatch(Task):
 
 
 def build() -> dict[str, pd.DataFrame]:
-    """Columns question, text, label of both splits; in each, any even number of first rows is balanced."""
+    """Both splits, with columns question, text and label. The first 2n rows have n of each label."""
     texts = described(MODULES)
     kept_back = {name for name in texts if _fraction(name, "split") < EVALUATION_SHARE}
     return {
@@ -70,8 +70,8 @@ def build() -> dict[str, pd.DataFrame]:
 
 
 def pairs(texts: dict[str, str]) -> pd.DataFrame:
-    """Matches and mismatches in turn, each in its own random but fixed order. ``texts``: callable to
-    paragraph."""
+    """Matches and mismatches in turn, each in a random but fixed order. ``texts`` maps callables to
+    paragraphs."""
     others = dict(chain.from_iterable(_rotated(group) for group in _by_package(texts)))
     order = [sorted(others, key=lambda name: _fraction(name, salt)) for salt in ("matches", "mismatches")]
     rows = [
@@ -84,18 +84,16 @@ def pairs(texts: dict[str, str]) -> pd.DataFrame:
 
 
 def described(modules: tuple[str, ...]) -> dict[str, str]:
-    """Callable to paragraph. Of the callables that share a paragraph, the one with the shortest name has
-    it."""
+    """Maps callables to their paragraphs. A paragraph of several callables goes to the shortest name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # modules and attributes that are deprecated say so when touched
         # All are imported before any is read: some replace functions of others.
-        imported = [
-            importlib.import_module(name) for name in modules if find_spec(name)
-        ]  # versions differ in modules
-        found = {name: paragraph(doc) for module in imported for name, doc in _documented(module)}
+        # Versions differ in modules.
+        imported = [importlib.import_module(name) for name in modules if find_spec(name)]
+        paragraphs = {name: paragraph(doc) for module in imported for name, doc in _documented(module)}
     owners: dict[str, str] = {}
-    for name in sorted(found, key=lambda name: (name.count("."), len(name), name)):
-        if text := found[name]:
+    for name in sorted(paragraphs, key=lambda name: (name.count("."), len(name), name)):
+        if text := paragraphs[name]:
             owners.setdefault(text, name)
     return {name: text for text, name in owners.items()}
 
@@ -131,16 +129,15 @@ def _doc(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _at_home(value: Any, module: ModuleType) -> bool:
-    """Whether a value comes from the module's own package: other packages add methods to its classes."""
+    """True if a value comes from the module's own package: other packages add methods to its classes."""
     root = module.__name__.partition(".")[0]
-    home = str(getattr(value, "__module__", None) or root).partition(".")[
-        0
-    ]  # some built-in functions tell none
+    # Some built-in functions have no module.
+    home = str(getattr(value, "__module__", None) or root).partition(".")[0]
     return home == root or {home, root} <= sys.stdlib_module_names
 
 
 def _own(kind: type) -> list[type]:
-    """The class and its private bases, such as torch._C.TensorBase: what a public base has is that base's."""
+    """The class and its private bases, such as torch._C.TensorBase. A public base is asked about itself."""
     return [base for base in kind.__mro__ if base is kind or "._" in f".{base.__module__}"]
 
 
@@ -148,9 +145,8 @@ def _by_package(names: dict[str, str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: _fraction(name, "partner")):
         groups.setdefault(name.partition(".")[0] if "." in name else "builtins", []).append(name)
-    return [
-        group for group in groups.values() if len(group) > 1
-    ]  # a lone callable has no other's text to be given
+    # A lone callable has no mismatching text.
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _rotated(group: list[str]) -> Iterator[tuple[str, str]]:
@@ -158,7 +154,7 @@ def _rotated(group: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _fraction(name: str, salt: str) -> float:
-    """A number in [0, 1) that looks random but is the name's own, in every process."""
+    """A pseudo-random number in [0, 1) that depends on name and salt alone."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8], "big") / 2**64
 
 
