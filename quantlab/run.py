@@ -37,10 +37,10 @@ def main(settings: DictConfig) -> Any:
             summary = run_member(config, config.sweep.member, folder, MEMO)
             print_member(config.sweep.member, summary)
             return summary
-        result = run_single(
+        result, page = run_single(
             config, trial_run_name(composed.runtime.choices, composed.overrides.task), folder, MEMO
         )
-        return print_summary(result, folder)
+        return print_summary(result, folder, page)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from quantlab.tracking.tracker import RunOutcome
 from quantlab.trial.result import RESULT
 
 LOCK = ".lock"
@@ -52,12 +51,6 @@ def finished_summary(folder: Path, key: str, timing: str = "") -> dict[str, Any]
 def key_in(name: str) -> str:
     """The trial's key in a folder's name: what stands before ``-<timing>``."""
     return name.partition("-")[0]
-
-
-def tracked_outcome(folder: Path, summary: Mapping[str, Any]) -> RunOutcome:
-    """Metrics, tags and files of a finished trial, for a tracker."""
-    files = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return RunOutcome(metrics=summary["metrics"], tags=summary["tags"], files=tuple(files))
 
 
 @contextmanager

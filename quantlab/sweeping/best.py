@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from quantlab.evaluation.answering import Evaluation
-from quantlab.results.answers import SavedAnswers, measured_where, measuring_rows
+from quantlab.results.answers import SavedAnswers, measuring_rows
 from quantlab.results.table import Results, drop_text
 
 
@@ -64,5 +66,18 @@ def best_of(
         metric=primary,
         value=float(value),
         drop=(100 * drop, 100 * low, 100 * high),
-        rows=measured_where(held_out, len(found.labels) if found else 0, len(given)),
+        rows=_chosen_and_measured(held_out, len(found.labels) if found else 0, len(given)),
     )
+
+
+def _chosen_and_measured(held_out: np.ndarray | None, rows: int, candidates: int) -> str:
+    """Over what a trial was chosen, and on which rows it was measured; ``rows`` is 0 where their number is
+    not known."""
+    known = f"{rows:,} rows" if rows else "rows"
+    if candidates < 2:
+        return f"the only trial to choose, measured on {known}"
+    chosen = f"lowest drop among {candidates} trials"
+    if held_out is None:
+        return f"{chosen}, measured on the {known} that chose it, which flatters it"
+    measuring = int(held_out.sum())
+    return f"{chosen} on {rows - measuring:,} rows, measured on the other {measuring:,}"

@@ -1,30 +1,29 @@
 """The end of a sweep: its table, its plots, its best trial, and what did not go well."""
 
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from quantlab.alarms import Alarm
-from quantlab.cli.console import alarm_line, plain_console, shortened
+from quantlab.cli.console import alarm_line
 from quantlab.reporting.writing import write_sweep
 from quantlab.results.answers import SavedAnswers, read_answers
-from quantlab.results.table import Results, concise, write_tables, write_texts
+from quantlab.results.table import Results, write_tables, write_texts
 from quantlab.sweeping.alarms import flat_axes
 from quantlab.sweeping.best import best_of
 from quantlab.sweeping.prepare import PreparedSweep, PreparedTrial
+from quantlab.sweeping.summary import print_places
 from quantlab.sweeping.sweep import varying
+from quantlab.sweeping.terminal_table import table_lines
 from quantlab.trial.result import is_reference
 
-LOG_WIDTH = 160  # columns, where the output goes to a file
-CELL = 200  # characters of a setting or a name on the terminal; the files have all of it
+QUESTION = ("checkpoint_fingerprint", "data_fingerprint")  # tags that say what was asked of which model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +60,9 @@ def write_sweep_files(sweeping: PreparedSweep, reused: Set[str], errors: Mapping
     alarms = flat_axes(results) if results else ()
     chosen = None
     if results is not None:
-        chosen = best_of(results, _answers(sweeping, results.table["key"]), sweeping.trials[0].evaluation)
+        if one_question(sweeping):
+            answers = _answers(sweeping, results.table["key"])
+            chosen = best_of(results, answers, sweeping.trials[0].evaluation)
         files += write_tables(results, sweeping.folder)
         raised = pd.DataFrame([asdict(alarm) for alarm in alarms], columns=["name", "message"])
         files += write_texts(sweeping.folder, {"alarms.csv": raised.to_csv(index=False)})
@@ -90,25 +91,29 @@ def write_sweep_files(sweeping: PreparedSweep, reused: Set[str], errors: Mapping
     )
 
 
-def print_sweep(ended: FinishedSweep, sweeping: PreparedSweep, console: Console) -> None:
-    """The table on the terminal, the best trial, and where the rest is."""
-    wide = console if console.is_terminal else plain_console(width=LOG_WIDTH, soft_wrap=False)
+def one_question(sweeping: PreparedSweep) -> bool:
+    """Whether all finished trials answered the same rows with one checkpoint, so that one can be the best."""
+    summaries = filter(None, map(sweeping.store.summary, sweeping.unique))
+    return len({tuple(summary["tags"].get(name) for name in QUESTION) for summary in summaries}) == 1
+
+
+def print_sweep(
+    ended: FinishedSweep, sweeping: PreparedSweep, console: Console, page: Sequence[str] = ()
+) -> None:
+    """Prints the table, the best trial, and at the end where the files and the tracker's ``page`` are."""
     if ended.results is not None:
-        frame = concise(ended.results)
-        table = Table(title=sweeping.sweep.question or None, box=SIMPLE, padding=(0, 1, 0, 0))
-        for name in frame.columns:
-            table.add_column(
-                name, justify="left" if name in ("name", "alarms", "status") else "right", overflow="fold"
-            )
-        for row in frame.itertuples(index=False):
-            table.add_row(*(shortened(str(cell), CELL) for cell in row))
-        wide.print(table)
+        if sweeping.sweep.question:
+            console.print(sweeping.sweep.question)
+        for line in table_lines(ended.results, console.width):
+            console.print(line)
     counts = [f"{ended.metrics[f'trials_{what}']:.0f} {what}" for what in ("done", "reused", "failed")]
     console.print(", ".join(counts))
     for alarm in ended.alarms:
         console.print(alarm_line(alarm.name, alarm.message))
     if "best" in ended.tags:
         console.print(f"best: {ended.tags['best']}")
+    report = [str(path) for path in ended.files if path.suffix == ".html"]
+    print_places(console, {"report": report, "results": [str(sweeping.folder)], "MLflow": page})
 
 
 def gather_results(sweeping: PreparedSweep, reused: Set[str], errors: Mapping[str, str]) -> Results | None:

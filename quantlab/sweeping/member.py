@@ -2,36 +2,39 @@
 
 import platform
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantlab.results.store import finished_summary, key_in, locked_folder, tracked_outcome
+from quantlab.results.store import finished_summary, key_in, locked_folder
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import Member
-from quantlab.tracking.tracker import RunEntry
+from quantlab.sweeping.tracked_trial import trial_outcome
+from quantlab.tracking.tracker import Run, RunEntry
 from quantlab.trial.key import trial_key, trial_timing_key
 from quantlab.trial.result import RESULT, TrialResult, check_writable
 from quantlab.trial.trial import run_trial
 
 
-def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> TrialResult:
-    """One trial. Raises ConnectionError, with the way to send it later, where the tracker did not take it."""
+def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> tuple[TrialResult, tuple[str, ...]]:
+    """Runs one trial; returns its result and the lines that lead to its page in the tracker.
+
+    Raises ConnectionError, with the way to send it later, where the tracker did not take the result.
+    """
     if config.sweep.trials:
         raise ValueError(
             f"{config.sweep.name} is a sweep: it needs -m, as in python -m quantlab.run -m +sweeps=..."
         )
     trial_key(config, memo)  # raises where checkpoint or data are wrong, before anything is recorded
-    result, problem = _recorded(
-        config, RunEntry(identity=uuid.uuid4().hex, name=name, params=config.params()), folder, memo
-    )
-    if problem:
+    entry = RunEntry(identity=uuid.uuid4().hex, name=name, params=config.params())
+    result, run = _recorded(config, entry, folder, memo)
+    if run.problem:
         raise ConnectionError(
-            f"the trial is done and in {folder / RESULT}, but was not recorded: {problem}; "
-            f"send it later with "
-            f"python -m quantlab.sync {folder}"
+            f"the trial is done and in {folder / RESULT}, but was not recorded: {run.problem}; "
+            f"send it later with python -m quantlab.sync {folder}"
         )
-    return result
+    return result, config.tracking.run_page(run.id)
 
 
 def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> dict[str, Any]:
@@ -51,28 +54,28 @@ def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> d
     with locked_folder(folder, f"trial {member.name}", wait=True):
         summary = finished_summary(folder, member.key, trial_timing_key(config))
         if summary is None:
-            result, _ = _recorded(config, entry(member), folder, memo)
+            result, _ = _recorded(config, entry(member, config.params()), folder, memo)
             summary = result.summary()
         else:
-            config.tracking.replay(entry(member), folder, tracked_outcome(folder, summary))
+            config.tracking.replay(entry(member, config.params()), folder, trial_outcome(folder, summary))
         return summary
 
 
-def entry(member: Member) -> RunEntry:
-    """What the tracker is told of a sweep's trial before it runs: one run for each trial of each sweep."""
+def entry(member: Member, params: Mapping[str, str]) -> RunEntry:
+    """What a tracker records of a sweep's trial before it runs: one run for each trial of each sweep."""
     return RunEntry(
         identity=f"{member.sweep}/{member.key}",
         name=member.name,
-        params=dict(item.split("=", 1) for item in member.swept),
+        params=dict(item.split("=", 1) for item in member.swept) | dict(params),
         tags={"sweep": member.sweep, "trial": f"{member.number} of {member.total}"},
         parent=member.parent,
     )
 
 
-def _recorded(config: RunConfig, entry: RunEntry, folder: Path, memo: Memo) -> tuple[TrialResult, str | None]:
+def _recorded(config: RunConfig, entry: RunEntry, folder: Path, memo: Memo) -> tuple[TrialResult, Run]:
     check_writable(folder)
     with config.tracking.start(entry, folder) as run:
         result = run_trial(config, memo)
         result.save(folder)
-        run.log(tracked_outcome(folder, result.summary()))
-    return result, run.problem
+        run.log(trial_outcome(folder, result.summary()))
+    return result, run

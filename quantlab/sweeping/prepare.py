@@ -38,6 +38,7 @@ class PreparedTrial:
     key: str  # names the folder of its files; see with_timing_names
     timing: str  # names the circumstances of its latencies; empty where nothing is timed
     overrides: Sequence[str]  # all that Hydra composes it from
+    params: Mapping[str, str]  # its settings, as a tracker records them
     evaluation: Evaluation
 
 
@@ -113,7 +114,14 @@ def _checked(row: SweepRow, overrides: list[str], compose: Compose, memo: Memo) 
     except (ValueError, OSError) as error:
         raise ValueError(f"trial {row.name!r}: {error}") from error
     key, timing = trial_key(config, memo), trial_timing_key(config)
-    return PreparedTrial(row=row, key=key, timing=timing, overrides=overrides, evaluation=config.evaluation)
+    return PreparedTrial(
+        row=row,
+        key=key,
+        timing=timing,
+        overrides=overrides,
+        params=config.params(),
+        evaluation=config.evaluation,
+    )
 
 
 def with_timing_names(trials: Sequence[PreparedTrial]) -> list[PreparedTrial]:

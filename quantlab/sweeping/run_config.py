@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from quantlab.sweeping.sweep import Sweep
 from quantlab.tracking.tracker import Tracker
 from quantlab.trial.config import TrialConfig, plain_config
@@ -19,8 +21,20 @@ class RunConfig(TrialConfig):
     sweep: Sweep
 
     def params(self) -> dict[str, Any]:
-        """The trial's settings as flat names and values: ``bits.weights: 8``."""
-        return dict(_flat(plain_config(self), ""))
+        """The trial's settings as flat names and texts, as one types them: ``method: peg``, ``method.k: 4``.
+
+        A group's own name has the choice that Hydra composed (``peg``); outside Hydra, the class (``Peg``).
+        """
+        settings = plain_config(self)
+        leaves = {name: _typed(value) for name, value in _flat(settings, "")}
+        return leaves | {group: choice for group, choice in chosen_groups().items() if group in settings}
+
+
+def chosen_groups() -> dict[str, str]:
+    """What Hydra composed of each config group of the trial in hand: ``{"method": "peg", ...}``."""
+    if not HydraConfig.initialized():
+        return {}
+    return {group: str(choice) for group, choice in HydraConfig.get().runtime.choices.items() if choice}
 
 
 def trial_run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) -> str:
@@ -32,6 +46,13 @@ def trial_run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) 
         if item.split(".", 1)[0] in NAMING and "." in item.split("=")[0]
     ]
     return " ".join([*(str(choices[group]) for group in NAMING), *(setting for _, setting in changed)])
+
+
+def _typed(value: Any) -> str:
+    """A value as the command line and YAML have it: ``true``, ``null``."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:

@@ -1,15 +1,17 @@
 """A trial on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from quantlab.cli.console import alarm_line, plain_console, shortened
 from quantlab.sweeping.sweep import Member
 from quantlab.trial.result import RESULT, Metric, TrialResult
 
+SAME = "agreement_deployed"
 NAME = 200  # characters of a trial's name on the terminal
 
 
@@ -21,6 +23,16 @@ def answer_line(metrics: Mapping[str, Metric]) -> str:
         f"{number:.4f}" if isinstance(number := metrics[name], float) else "none" for name in names
     )
     return f"{primary} {value}, FP32 {fp32}, drop {drop} (95 % interval {low} to {high})"
+
+
+def deployed_line(metrics: Mapping[str, Metric]) -> str:
+    """The primary metric of the deployed model; empty where nothing was deployed."""
+    name = next((name for name in metrics if name.endswith("_deployed") and name != SAME), "")
+    value, same = metrics.get(name), metrics.get(SAME)
+    if not isinstance(value, float):
+        return ""
+    share = f", {100 * same:.1f} % of the answers as here" if isinstance(same, float) else ""
+    return f"deployed: {name.removesuffix('_deployed')} {value:.4f}{share}"
 
 
 def latencies(metrics: Mapping[str, Metric], tags: Mapping[str, str]) -> list[str]:
@@ -52,12 +64,23 @@ def print_member(member: Member, summary: Mapping[str, Any]) -> None:
     plain_console().print(Text.assemble(said, (alarms, "bold red")))
 
 
-def print_summary(result: TrialResult, folder: Path) -> None:
-    """The answer first, then the alarms, then where the rest is."""
+def print_summary(result: TrialResult, folder: Path, page: Sequence[str] = ()) -> None:
+    """The answer first, then the alarms, then where the rest is: the file and the tracker's ``page``."""
     console = plain_console()
     console.print(answer_line(result.metrics))
+    if deployed := deployed_line(result.metrics):
+        console.print(deployed)
     for line in latencies(result.metrics, result.tags):
         console.print(line)
     for alarm in result.alarms:
         console.print(alarm_line(alarm.name, alarm.message))
-    console.print(str(folder / RESULT))
+    print_places(console, {"result": [str(folder / RESULT)], "MLflow": page})
+
+
+def print_places(console: Console, places: Mapping[str, Sequence[str]]) -> None:
+    """Where to look further: a place's name, and its lines below each other. Places without lines are left
+    out."""
+    indent = 2 + max(map(len, places))
+    for name, lines in places.items():
+        for title, line in zip([f"{name}:", *[""] * len(lines)], lines, strict=False):
+            console.print(f"{title:<{indent}}{line}")

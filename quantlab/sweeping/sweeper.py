@@ -21,7 +21,7 @@ from rich.console import Console
 from quantlab.cli.console import plain_console
 from quantlab.cli.errors import compact_errors
 from quantlab.cli.secrets import without_password, without_passwords
-from quantlab.results.store import locked_folder, tracked_outcome
+from quantlab.results.store import locked_folder
 from quantlab.storage.files import write_whole
 from quantlab.sweeping.clusters import join
 from quantlab.sweeping.ending import FinishedSweep, print_sweep, write_sweep_files
@@ -29,8 +29,8 @@ from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import PreparedSweep, PreparedTrial, prepare_sweep
 from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.sweep import Member, varying
-from quantlab.tracking.mlflow_limits import equality_filter
-from quantlab.tracking.tracker import RunEntry, RunOutcome
+from quantlab.sweeping.tracked_trial import readable, trial_outcome
+from quantlab.tracking.tracker import RunEntry, RunOutcome, RunsTable
 from quantlab.trial.result import RESULT
 
 WORKERS_END_S = 3.0
@@ -53,8 +53,8 @@ def run_sweep(
         with _room(sweeping), locked_folder(sweeping.folder, f"sweep {sweeping.sweep.name}", wait=False):
             settings = without_passwords(OmegaConf.to_container(master, resolve=False))
             OmegaConf.save(OmegaConf.create(settings), sweeping.folder / "multirun.yaml")
-            ended = _recorded(sweeping, partial(launcher.launch, initial_job_idx=0), console)
-    print_sweep(ended, sweeping, console)
+            ended, page = _recorded(sweeping, partial(launcher.launch, initial_job_idx=0), console)
+    print_sweep(ended, sweeping, console, page)
     if complaint := ended.complaint(sweeping):
         raise CompactHydraException(complaint)
 
@@ -72,7 +72,9 @@ def _room(sweeping: PreparedSweep) -> Iterator[None]:
         ) from error
 
 
-def _recorded(sweeping: PreparedSweep, launch: Launch, console: Console) -> FinishedSweep:
+def _recorded(
+    sweeping: PreparedSweep, launch: Launch, console: Console
+) -> tuple[FinishedSweep, tuple[str, ...]]:
     """Reuses, runs and closes the sweep, under its own run."""
     sweep, tracking = sweeping.sweep, sweeping.tracking
     identity = _identity(sweeping)
@@ -83,11 +85,9 @@ def _recorded(sweeping: PreparedSweep, launch: Launch, console: Console) -> Fini
         members = _members(sweeping, identity, run.id)
         reused = _reused(sweeping, members)
         missing = [trial for key, trial in sweeping.unique.items() if key not in reused]
-        total = f"{len(members)} trial{'s' * (len(members) != 1)}"
-        console.print(f"sweep {identity}: {total}, {len(reused)} reused, {len(missing)} to run")
+        trials = "1 trial" if len(members) == 1 else f"{len(members)} trials"
+        console.print(f"sweep {identity}: {trials}, {len(reused)} reused, {len(missing)} to run")
         console.print(f"results: {sweeping.folder}")
-        if tracking.ui():
-            console.print(f"MLflow: {tracking.ui()}, filter: {equality_filter('tags.sweep', identity)}")
         try:
             with _workers_ended():
                 returns = (
@@ -101,7 +101,24 @@ def _recorded(sweeping: PreparedSweep, launch: Launch, console: Console) -> Fini
         run.log(
             RunOutcome(metrics=ended.metrics, tags=ended.tags, files=tuple(path.name for path in ended.files))
         )
-    return ended
+    page = tracking.table_page(_runs_table(identity, ended, sweeping)) if ended.results is not None else ()
+    return ended, page
+
+
+def _runs_table(identity: str, ended: FinishedSweep, sweeping: PreparedSweep) -> RunsTable:
+    """The sweep's trials as the tracker's page shows them: the highest score first, with what was swept."""
+    assert ended.results is not None
+    primary = ended.results.primary
+    metrics = (primary, f"{primary}_drop_points", "size_mb", "speedup_vs_fp32", "latency_p50_ms")
+    own = readable(dict.fromkeys(ended.results.table.columns, 1.0))  # only the tracker has these
+    return RunsTable(
+        tag="sweep",
+        value=identity,
+        order_by=primary,
+        metrics=tuple(name for name in metrics if name in own or ended.results.metric(name).notna().any()),
+        params=ended.results.swept,
+        tags=("alarms",),
+    )
 
 
 def _identity(sweeping: PreparedSweep) -> str:
@@ -136,7 +153,9 @@ def _reused(sweeping: PreparedSweep, members: Mapping[str, Member]) -> set[str]:
         if sweeping.sweep.fresh:
             (folder / RESULT).unlink(missing_ok=True)
         elif summary := sweeping.store.summary(key, sweeping.unique[key].timing):
-            sweeping.tracking.replay(entry(member), folder, tracked_outcome(folder, summary))
+            sweeping.tracking.replay(
+                entry(member, sweeping.unique[key].params), folder, trial_outcome(folder, summary)
+            )
             reused.add(key)
     return reused
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from quantlab.cli.secrets import signed_in, without_password
 from quantlab.tracking import mlflow_limits
+from quantlab.tracking import mlflow_pages as pages
 from quantlab.tracking import record as records
 from quantlab.tracking.address import sqlite_file, store_uri
 from quantlab.tracking.database import first_use
 from quantlab.tracking.opening import first_request, set_mlflow_environment
 from quantlab.tracking.record import FAILED, FINISHED, KILLED, RUNNING, Record
-from quantlab.tracking.tracker import Run, RunEntry, RunOutcome, Tracker
+from quantlab.tracking.tracker import Run, RunEntry, RunOutcome, RunsTable, Tracker
 from quantlab.trial.result import Metric
 
 if TYPE_CHECKING:
@@ -88,9 +89,23 @@ class MLflow(Tracker):
             done = replace(record.ended(FINISHED), outcome=run.outcome)
             _, run.problem = attempt(deliver, done, folder, self.uri)
 
-    def ui(self) -> str:
-        start = f"mlflow ui --backend-store-uri {shlex.quote(self.address)}"
-        return self.address if self.uri.startswith("http") else start
+    def run_page(self, run_id: str | None) -> tuple[str, ...]:
+        if run_id is None:
+            return ()
+        store = connection(self.uri, self.experiment)  # known since the run started
+        return pages.lines(self.address, pages.run_path(store.experiment_id, run_id))
+
+    def table_page(self, table: RunsTable) -> tuple[str, ...]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with signed_in(self.uri):
+                store = connection(self.uri, self.experiment)
+                path = pages.save_table(store.client, store.experiment_id, table)
+        except (MlflowException, OSError) as error:
+            log.warning("no link into MLflow: %s", without_password(str(error)).splitlines()[0])
+            return ()
+        return pages.lines(self.address, path)
 
     def unsent(self, folder: Path) -> int:
         return sum(record.uri == self.address for _, record in records.unsent(folder))
@@ -282,7 +297,8 @@ def _new_experiment(client: "MlflowClient", uri: str, experiment: str) -> str:
 
     file = sqlite_file(uri)
     try:
-        return client.create_experiment(experiment, (file.parent / "mlartifacts").as_uri() if file else None)
+        artifacts = (file.parent / "mlartifacts").as_uri() if file else None
+        return client.create_experiment(experiment, artifacts, dict([pages.KIND]))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

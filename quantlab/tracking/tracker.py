@@ -30,17 +30,31 @@ class RunOutcome:
     files: tuple[str, ...]
 
 
-class Run(ABC):
-    """One run's record, open while the run lasts."""
+@dataclass(frozen=True, kw_only=True)
+class RunsTable:
+    """A table of runs for a tracker's web page: which runs, in which order, in which columns."""
 
-    id: str | None = None
-    problem: str | None = (
-        None  # why the record did not arrive; its file in the run's folder waits for quantlab.sync
-    )
+    tag: str  # the runs that have this tag ...
+    value: str  # ... with this value
+    order_by: str  # a metric; the highest value comes first
+    metrics: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+class Run(ABC):
+    """One run's record, open while the run lasts.
+
+    The tracker sets ``id`` when the run starts. It sets ``problem`` when the run has ended: read it after the
+    ``with`` block.
+    """
+
+    id: str | None = None  # None where nothing is recorded
+    problem: str | None = None  # why the record did not arrive; quantlab.sync sends it later
 
     @abstractmethod
     def log(self, outcome: RunOutcome) -> None:
-        """Takes what a finished run found. It is sent when the run ends."""
+        """Takes the outcome of a finished run. The tracker sends it when the run ends."""
 
 
 class Tracker(ABC):
@@ -61,8 +75,13 @@ class Tracker(ABC):
         one."""
 
     @abstractmethod
-    def ui(self) -> str:
-        """How to look at the runs; nothing where there is nothing to look at."""
+    def run_page(self, run_id: str | None) -> tuple[str, ...]:
+        """The lines that lead to a run's web page: a command that serves it, where one is needed, and a URL.
+        Empty where nothing is recorded."""
+
+    @abstractmethod
+    def table_page(self, table: RunsTable) -> tuple[str, ...]:
+        """The lines that lead to a table of runs, as :meth:`run_page` has them."""
 
     @abstractmethod
     def unsent(self, folder: Path) -> int:
@@ -91,8 +110,11 @@ class NoTracking(Tracker):
     def replay(self, entry: RunEntry, folder: Path, outcome: RunOutcome) -> str | None:
         return None
 
-    def ui(self) -> str:
-        return ""
+    def run_page(self, run_id: str | None) -> tuple[str, ...]:
+        return ()
+
+    def table_page(self, table: RunsTable) -> tuple[str, ...]:
+        return ()
 
     def unsent(self, folder: Path) -> int:
         return 0

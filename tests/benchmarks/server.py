@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import sweeps
-from quantlab.results.store import tracked_outcome
+from quantlab.sweeping.tracked_trial import trial_outcome
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.tracker import RunEntry
 from quantlab.trial.result import RESULT
@@ -66,7 +66,7 @@ def replayed(uri: str, trial: Path, seconds: float, files: bool) -> int:
     """Logs the trial under new names for some seconds; returns how often."""
     tracker, count = MLflow(uri=uri, experiment="load"), 0
     with copied(trial) as folder:
-        found = tracked_outcome(folder, json.loads((folder / RESULT).read_text()))
+        found = trial_outcome(folder, json.loads((folder / RESULT).read_text()))
         found = found if files else replace(found, files=())
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:

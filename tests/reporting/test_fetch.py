@@ -9,7 +9,8 @@ from made import EVIL, ROWS, sweep
 
 from quantlab.report import main
 from quantlab.reporting.sources import from_folders
-from quantlab.results.store import TrialStore, tracked_outcome
+from quantlab.results.store import TrialStore
+from quantlab.sweeping.tracked_trial import trial_outcome
 from quantlab.tracking.download import _downloaded, fetch
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.tracker import RunEntry, RunOutcome
@@ -29,7 +30,7 @@ def test_a_sweep_and_a_trial_come_back_from_mlflow(
             assert summary is not None
             own = RunEntry(identity=f"s/{path.name}", name=f"trial/{path.name}", parent=parent.id)
             with tracker.start(own, path) as child:
-                child.log(tracked_outcome(path, summary))
+                child.log(trial_outcome(path, summary))
         files = tuple(path.name for path in folder.iterdir() if path.is_file())
         parent.log(RunOutcome(metrics={}, tags={}, files=files))
     shutil.rmtree(root)

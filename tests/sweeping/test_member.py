@@ -52,7 +52,7 @@ def member(key: str) -> Member:
 
 def test_the_key_is_known_before_the_trial_runs(config: RunConfig, tmp_path: Path) -> None:
     key = trial_key(config, Memo())
-    result = run_single(config, "alone", tmp_path, Memo())
+    result, _ = run_single(config, "alone", tmp_path, Memo())
     assert result.tags["key"] == key and finished_summary(tmp_path, key) is not None
 
 
@@ -83,7 +83,7 @@ def test_a_trial_says_itself_whether_it_is_fp32(
     """FP16 activations on FP32 weights answer as FP32 does and weigh as much."""
     fp16 = configured(f"method={method}", "bits.weights=32", "bits.activations=fp16", "bits.embeddings=32")
     config = replace(config, method=fp16.method, bits=fp16.bits)
-    result = run_single(config, "alone", tmp_path, Memo())
+    result, _ = run_single(config, "alone", tmp_path, Memo())
     assert result.metrics["size_bytes"] == result.metrics["size_fp32_bytes"]
     assert (
         is_reference(result.tags)
@@ -104,7 +104,9 @@ def test_a_trial_with_another_key_here_is_not_run(config: RunConfig, tmp_path: P
 def test_profiles_of_one_trial_have_folders_of_their_own() -> None:
     def trial(key: str, timing: str) -> PreparedTrial:
         row = SweepRow(block="", name="", overrides={})
-        return PreparedTrial(row=row, key=key, timing=timing, overrides=(), evaluation=Evaluation())
+        return PreparedTrial(
+            row=row, key=key, timing=timing, overrides=(), params={}, evaluation=Evaluation()
+        )
 
     trials = with_timing_names(
         [trial("a", "x"), trial("b", "x"), trial("b", "y"), trial("b", ""), trial("c", "z"), trial("c", "z")]
@@ -132,8 +134,11 @@ def test_a_sweep_without_m_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_tracker_is_told() -> None:
-    told = entry(member("key"))
-    assert told.params == {"method.k": "4", "a.b": "c=d"} and told.tags == {"sweep": "s", "trial": "1 of 2"}
+    told = entry(member("key"), {"method.k": "4", "method": "peg"})
+    assert told.params == {"method": "peg", "method.k": "4", "a.b": "c=d"} and told.tags == {
+        "sweep": "s",
+        "trial": "1 of 2",
+    }
     assert (told.parent, told.identity) == ("p", "s/key")
 
 

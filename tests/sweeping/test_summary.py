@@ -48,7 +48,7 @@ def test_what_users_named_is_no_markup(name: str, capsys: pytest.CaptureFixture[
     )  # type: ignore[arg-type]
     assert capsys.readouterr().out.splitlines()[1:] == [
         f"alarm a: {name}",
-        str(tmp_path / name / "result.json"),
+        f"result: {tmp_path / name / 'result.json'}",
     ]
 
 

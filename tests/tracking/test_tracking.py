@@ -104,7 +104,7 @@ def test_a_trial_arrives_whole(
     )
     history = client.get_metric_history(run.info.run_id, "kurtosis")
     assert [point.step for point in history] == [0, 1, 2]  # the embeddings, then the layers
-    assert run.data.params["bits.weights"] == "8" and run.data.params["calibration"] == "MinMax"
+    assert run.data.params["bits.weights"] == "8" and run.data.params["calibration"] == "minmax"
     assert run.data.tags["engine"] == "integer" and len(run.data.tags["plan_fingerprint"]) == 64
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert files == {
