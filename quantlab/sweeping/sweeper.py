@@ -22,6 +22,7 @@ from quantlab.cli.console import plain_console
 from quantlab.cli.errors import compact_errors
 from quantlab.cli.secrets import without_password, without_passwords
 from quantlab.results.store import locked_folder
+from quantlab.results.table import Results
 from quantlab.storage.files import write_whole
 from quantlab.sweeping.clusters import join
 from quantlab.sweeping.ending import FinishedSweep, print_sweep, write_sweep_files
@@ -29,7 +30,7 @@ from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import PreparedSweep, PreparedTrial, prepare_sweep
 from quantlab.sweeping.quoting import in_hydra
 from quantlab.sweeping.sweep import Member, varying
-from quantlab.sweeping.tracked_trial import readable, trial_outcome
+from quantlab.sweeping.tracked_trial import trial_outcome
 from quantlab.tracking.tracker import RunEntry, RunOutcome, RunsTable
 from quantlab.trial.result import RESULT
 
@@ -101,22 +102,25 @@ def _recorded(
         run.log(
             RunOutcome(metrics=ended.metrics, tags=ended.tags, files=tuple(path.name for path in ended.files))
         )
-    page = tracking.table_page(_runs_table(identity, ended, sweeping)) if ended.results is not None else ()
+    page = tracking.table_page(_runs_table(identity, ended.results)) if ended.results else ()
     return ended, page
 
 
-def _runs_table(identity: str, ended: FinishedSweep, sweeping: PreparedSweep) -> RunsTable:
+def _runs_table(identity: str, results: Results) -> RunsTable:
     """The sweep's trials as the tracker's page shows them: the highest score first, with what was swept."""
-    assert ended.results is not None
-    primary = ended.results.primary
-    metrics = (primary, f"{primary}_drop_points", "size_mb", "speedup_vs_fp32", "latency_p50_ms")
-    own = readable(dict.fromkeys(ended.results.table.columns, 1.0))  # only the tracker has these
+    primary = results.primary
+    timed = ("speedup_vs_fp32", "latency_p50_ms")
     return RunsTable(
         tag="sweep",
         value=identity,
         order_by=primary,
-        metrics=tuple(name for name in metrics if name in own or ended.results.metric(name).notna().any()),
-        params=ended.results.swept,
+        metrics=(
+            primary,
+            f"{primary}_drop_points",
+            "size_mb",
+            *(name for name in timed if results.metric(name).notna().any()),
+        ),
+        params=results.swept,
         tags=("alarms",),
     )
 
