@@ -113,9 +113,8 @@ def export(
     fingerprint = checkpoint.fingerprint
     if fingerprint != trial.tags["checkpoint_fingerprint"]:
         raise ValueError(
-            f"{checkpoint.tags['checkpoint']} is not the checkpoint that the trial ran on: its "
-            f"fingerprint is "
-            f"{fingerprint[:12]}, the trial's {trial.tags['checkpoint_fingerprint'][:12]}"
+            f"{checkpoint.tags['checkpoint']} is not the checkpoint that the trial ran on: its fingerprint "
+            f"is {fingerprint[:12]}, the trial's {trial.tags['checkpoint_fingerprint'][:12]}"
         )
     material = load_material(config.model, config.task, config.evaluation, memo)
     notes = {

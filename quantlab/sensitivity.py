@@ -70,9 +70,8 @@ def caution(losses: np.ndarray, errors: np.ndarray, rows: int) -> str:
     chance, seen = float(np.mean(errors**2)), float(np.var(losses, ddof=1))
     if chance >= seen:
         return (
-            f"{intervals}. Too few examples: on {rows:,} rows the measured losses differ no more "
-            f"than by chance, so "
-            "these correlations say nothing; take more (evaluation.limit)"
+            f"{intervals}. Too few examples: on {rows:,} rows the measured losses differ no more than by "
+            "chance, so these correlations say nothing; take more (evaluation.limit)"
         )
     needed = math.ceil(rows * (chance / CHANCE) * (1 - CHANCE) / (seen - chance))
     share = f"{chance / seen:.0%} of how the measured losses differ on {rows:,} rows is chance"
@@ -80,9 +79,8 @@ def caution(losses: np.ndarray, errors: np.ndarray, rows: int) -> str:
         return f"{intervals}; {share}"
     step = 10 ** max(len(str(needed)) - 2, 0)
     return (
-        f"{intervals}. Too few examples: {share}, which draws the correlations towards 0; a "
-        f"ranking by them needs "
-        f"about {math.ceil(needed / step) * step:,} rows, on which it is {CHANCE:.0%}"
+        f"{intervals}. Too few examples: {share}, which draws the correlations towards 0; a ranking by them "
+        f"needs about {math.ceil(needed / step) * step:,} rows, on which it is {CHANCE:.0%}"
     )
 
 

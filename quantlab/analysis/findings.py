@@ -35,12 +35,10 @@ def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
         return
     fewest = table[table[primary] >= best[primary] - NEAR].iloc[0]
     yield (
-        f"Clipping {fewest['clipped']:.0f} of {fewest['of'] / 1e6:,.1f} million weights takes the "
-        f"quantized network's "
-        f"{primary} from {none[primary]:.2%} to {fewest[primary]:.2%} "
-        f"({100 * fewest['difference']:+.1f} points, 95 % "
-        f"interval {100 * fewest['low']:+.1f} to {100 * fewest['high']:+.1f}; n = {fewest['n']:,.0f}); "
-        f"in FP32 it has "
+        f"Clipping {fewest['clipped']:.0f} of {fewest['of'] / 1e6:,.1f} million weights takes the quantized "
+        f"network's {primary} from {none[primary]:.2%} to {fewest[primary]:.2%} "
+        f"({100 * fewest['difference']:+.1f} points, 95 % interval {100 * fewest['low']:+.1f} to "
+        f"{100 * fewest['high']:+.1f}; n = {fewest['n']:,.0f}); in FP32 it has "
         f"{fewest[f'{primary}_fp32']:.2%}, clipped {fewest[f'{primary}_fp32_clipped']:.2%}."
     )
 
@@ -141,9 +139,8 @@ def _tokens(table: pd.DataFrame, primary: str) -> Iterator[str]:
             else f"; the next layer pays them {row['attention']:.0%} of its attention"
         )
         yield (
-            f"{kind} tokens are {row['tokens']:.0%} of all and carry {row['outliers']:.0%} of the "
-            f"elements beyond 6 "
-            f"standard deviations{paid} (means over depths)."
+            f"{kind} tokens are {row['tokens']:.0%} of all and carry {row['outliers']:.0%} of the elements "
+            f"beyond 6 standard deviations{paid} (means over depths)."
         )
 
 
@@ -153,9 +150,8 @@ def _accumulation(table: pd.DataFrame, primary: str) -> Iterator[str]:
         ratio = last["measured"] / last["additive"]
         verdict = "about as" if 0.5 < ratio < 2 else "not as"
         yield (
-            f"At the last layer all sites together make {ratio:.2g} times the sum of the errors that "
-            f"each makes alone: "
-            f"errors add up {verdict} independent ones would."
+            f"At the last layer all sites together make {ratio:.2g} times the sum of the errors that each "
+            f"makes alone: errors add up {verdict} independent ones would."
         )
 
 

@@ -102,8 +102,8 @@ def _unknown_setting(key: str, parent: Container) -> str:
 def _keys(tree: DictConfig, prefix: str = "") -> list[str]:
     """The full names of all settings, Hydra's own left out: ``bits.weights``."""
     names = []
-    for name in tree:
-        if name == "hydra" or str(name).startswith("_"):
+    for name in map(str, tree):
+        if name == "hydra" or name.startswith("_"):
             continue
         names.append(f"{prefix}{name}")
         child = tree._get_node(name)

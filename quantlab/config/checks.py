@@ -87,9 +87,8 @@ def folder_name(field: str, value: Any) -> None:
         near = fitting(value) if isinstance(value, str) else ""
         hint = f" (did you mean {near!r}?)" if near else ""
         raise ValueError(
-            f"{field} names a folder: letters, digits, _ + - = , ( ), inner blanks and dots, at "
-            f"most {NAME_BYTES} "
-            f"bytes; got {value!r}{hint}"
+            f"{field} names a folder: letters, digits, _ + - = , ( ), inner blanks and dots, at most "
+            f"{NAME_BYTES} bytes; got {value!r}{hint}"
         )
 
 

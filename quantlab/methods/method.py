@@ -113,9 +113,8 @@ def check_weight_ranges(bits: Bits, calibration: Calibration) -> None:
     ):
         if calibration.ranges_weights and value != allowed:
             raise ValueError(
-                f"bits.{name} must be {allowed} with {type(calibration).__name__}, which ranges each "
-                f"weight as a whole "
-                f"by its own percentile; got {value!r}"
+                f"bits.{name} must be {allowed} with {type(calibration).__name__}, which ranges each weight "
+                f"as a whole by its own percentile; got {value!r}"
             )
 
 

@@ -228,8 +228,7 @@ class FineTuned(ModelSpec):
         if not target.is_dir():
             raise FileNotFoundError(
                 f"{self.name} is not fine-tuned on {task.name} yet: run python -m quantlab.finetune "
-                f"model={self.name} "
-                f"task={task.name}, with this command's other model. and task. settings"
+                f"model={self.name} task={task.name}, with this command's other model. and task. settings"
             )
         return target
 

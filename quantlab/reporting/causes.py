@@ -30,11 +30,9 @@ def errors(study: Study, rows: Sequence[ComparedTrial], analysis: Analysis | Non
     if "clipping" in tables:
         plots.append(_clipping(tables["clipping"], study.primary))
     missing = [
-        "Heat maps of channels and tokens, which sites' errors change the answers, the weights "
-        "behind outliers, and "
-        f"what protecting or clipping them gains: run {COMMAND} with the trials' model, task and "
-        f"evaluation, then the "
-        "report again."
+        "Heat maps of channels and tokens, which sites' errors change the answers, the weights behind "
+        f"outliers, and what protecting or clipping them gains: run {COMMAND} with the trials' model, task "
+        "and evaluation, then the report again."
     ]
     return Section(
         id="errors",
@@ -130,8 +128,7 @@ def _site_noise(rows: Sequence[ComparedTrial]) -> list[Plot]:
                     height=max(420, 21 * len(top) + 90),
                     traces=[bar(top["name"], top["sqnr_db"], "SQNR %{x:.1f} dB")],
                     caption=f"The trial that lost most; the {len(top)} sites of {len(sites)} with the "
-                    f"lowest SQNR, which "
-                    "says how wrong a tensor is, not what that does to the answers.",
+                    "lowest SQNR, which says how wrong a tensor is, not what that does to the answers.",
                     layout={"xaxis": axis("SQNR (dB)"), "yaxis": axis("", autorange="reversed", dtick=1)},
                 )
             ]

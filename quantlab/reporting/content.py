@@ -27,16 +27,13 @@ DEFINITIONS = {
     "other metrics. "
     "Those of the table, and those of the matrix, hold all at once with 95 % probability (Bonferroni)",
     "p (corrected)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise, "
-    "or that of the "
-    "interval where it is larger; times the number of the page's trials, in the matrix of its "
-    "pairs (Bonferroni)",
+    "or that of the interval where it is larger; times the number of the page's trials, in the matrix of "
+    "its pairs (Bonferroni)",
     "Verdict": "better or worse where the corrected p is below 5 %: there the interval beside "
-    "it leaves out 0; "
-    "else the examples that would show half a point with 80 % power",
+    "it leaves out 0; else the examples that would show half a point with 80 % power",
     "Chosen and measured": "what to deploy and what failed worst are chosen on one part of the rows "
-    "and measured on "
-    "the held-out part (evaluation.holdout), as the best of many looks better on the rows that "
-    "chose it than it is",
+    "and measured on the held-out part (evaluation.holdout), as the best of many looks better on the rows "
+    "that chose it than it is",
     "Simulated": "FP32 arithmetic on quantized values: answers as of integers up to rounding, "
     "its time is not",
     "Kurtosis": "Pearson's m4 / m2² of all elements of a tensor, padding excluded; 3 for a Gaussian",

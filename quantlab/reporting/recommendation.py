@@ -148,9 +148,8 @@ def _recommendation(one: Candidate, limit: float) -> str:
     trial, comparison = one.row.trial, one.measured
     if _loss(comparison) > limit + SLACK:
         return (
-            f"Deploy none of these yet: {trial.name}, within the limit of {limit:g} points on the rows "
-            f"that chose it, "
-            f"{_change(one)}; more rows would tell."
+            f"Deploy none of these yet: {trial.name}, within the limit of {limit:g} points on the rows that "
+            f"chose it, {_change(one)}; more rows would tell."
         )
     size, whole = trial.number_of("size_bytes"), trial.number_of("size_fp32_bytes")
     sure = math.isfinite(comparison.low) and -100 * comparison.low <= limit + SLACK

@@ -92,9 +92,8 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
             time.sleep(1)
         except ImportError as error:
             raise ConnectionError(
-                f"the study's storage {without_password(url)} cannot be used: its driver is not "
-                f"there ({error}); "
-                f"Postgres is postgresql+psycopg2://, with pip install 'quantlab[server]'"
+                f"the study's storage {without_password(url)} cannot be used: its driver is not there "
+                f"({error}); Postgres is postgresql+psycopg2://, with pip install 'quantlab[server]'"
             ) from None
         except (SQLAlchemyError, ArgumentError, StorageInternalError, OSError) as error:
             reason = str(getattr(error.__cause__ or error, "orig", None) or error).splitlines()[0]

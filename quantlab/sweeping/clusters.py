@@ -10,9 +10,8 @@ from omegaconf import OmegaConf
 
 OWN = (None, "local")  # addresses of a cluster that is started for the sweep
 TOKEN = (
-    "it wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) here as on "
-    "its nodes, see "
-    "docs/sweeps.md"
+    "it wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) here as on its "
+    "nodes, see docs/sweeps.md"
 )
 
 

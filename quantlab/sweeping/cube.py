@@ -111,9 +111,8 @@ def cube_of(block: Results, start: Mapping[str, str], end: Mapping[str, str], ma
     )
     if not np.array_equal(np.sort(made), np.arange(1 << len(changed))):
         raise ValueError(
-            f"a path over {', '.join(changed)} needs one trial for each of the {1 << len(changed)} "
-            f"mixtures of start "
-            f"and end; the block has {len(np.unique(made))} of them in {len(made)} trials"
+            f"a path over {', '.join(changed)} needs one trial for each of the {1 << len(changed)} mixtures "
+            f"of start and end; the block has {len(np.unique(made))} of them in {len(made)} trials"
         )
     short = short_names(changed)
     changes = tuple(setting(short[name], end[name]) for name in changed)

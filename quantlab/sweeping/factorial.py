@@ -115,9 +115,8 @@ def factorial_of(block: Results, factors: Sequence[str]) -> Factorial:
     if min(map(len, levels.values())) < 2 or not effects.is_balanced(codes):
         counts = ", ".join(f"{name} ({len(values)} levels)" for name, values in levels.items())
         raise ValueError(
-            f"a full factorial has two or more levels a factor and each combination of them equally "
-            f"often; these are "
-            f"{len(codes)} trials of {counts}"
+            "a full factorial has two or more levels a factor and each combination of them equally often; "
+            f"these are {len(codes)} trials of {counts}"
         )
     shown = {name: [level or "default" for level in values] for name, values in levels.items()}
     return Factorial(scores=block.scores(), codes=codes, levels=shown)

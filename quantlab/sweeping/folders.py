@@ -53,9 +53,8 @@ def _require_working_folder(config: DictConfig) -> None:
     if config.hydra.job.chdir:
         sys.exit(
             "hydra.job.chdir=true would take relative paths (model.path, task.data_dir) from another "
-            "folder than the "
-            "one the command was typed in: leave it out; hydra.run.dir or hydra.sweep.dir say "
-            "where results go"
+            "folder than the one the command was typed in: leave it out; hydra.run.dir or hydra.sweep.dir "
+            "say where results go"
         )
 
 

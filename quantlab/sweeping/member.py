@@ -45,11 +45,9 @@ def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> d
     """
     if trial_key(config, memo) != key_in(member.key):
         raise ValueError(
-            f"trial {member.name!r} has another key here ({platform.node()}) than where the sweep "
-            f"was started: its "
-            f"checkpoint or data have changed, or libraries, processor or kernels differ; start the "
-            f"sweep on a machine "
-            f"like those that run it"
+            f"trial {member.name!r} has another key here ({platform.node()}) than where the sweep was "
+            "started: its checkpoint or data have changed, or libraries, processor or kernels differ; "
+            "start the sweep on a machine like those that run it"
         )
     with locked_folder(folder, f"trial {member.name}", wait=True):
         summary = finished_summary(folder, member.key, trial_timing_key(config))

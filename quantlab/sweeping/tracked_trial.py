@@ -46,7 +46,7 @@ def trial_outcome(folder: Path, summary: Mapping[str, Any]) -> RunOutcome:
 
 def readable(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     """Numbers again in units that a table shows with enough digits: drops in points, the size in MB."""
-    points = {
+    points: dict[str, Metric] = {
         f"{name}_points": round(100 * value, 4)
         for name, value in metrics.items()
         if "_drop" in name and isinstance(value, float) and math.isfinite(value)

@@ -61,8 +61,7 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     if empty is not None:
         raise ValueError(
             f"the tokenizer makes no token of {' / '.join(map(repr, examples.texts[empty]))} (example "
-            f"{empty}): remove "
-            f"the row, or give tokenizer.json the post-processor that adds [CLS] and [SEP]"
+            f"{empty}): remove the row, or give tokenizer.json the post-processor that adds [CLS] and [SEP]"
         )
     return Tokenized(rows=tuple(rows), labels=examples.labels, max_length=max_length)
 

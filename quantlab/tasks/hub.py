@@ -60,7 +60,11 @@ def load_hub(name: str, config: str | None, revision: str | None, otherwise: str
 def unreachable(name: str, revision: str | None) -> str:
     """Why the hub does not answer, or an empty text where it does or is not to be asked."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that this version of the hub uses
+        OfflineModeIsEnabled,
+    )
 
     try:
         HfApi().dataset_info(name, revision=revision, timeout=PATIENCE_S)

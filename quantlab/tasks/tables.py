@@ -247,7 +247,8 @@ def _fields(fields: list[str], names: Sequence[str], number: int) -> list[str]:
 
 
 def _frame(rows: Mapping[int, list[str]], names: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows.values()), columns=names, index=pd.Index(rows, name="line"), dtype=str)
+    table = pd.DataFrame(list(rows.values()), columns=list(names), dtype="str")
+    return table.set_index(pd.Index(list(rows), name="line"))
 
 
 def _lines(path: Path) -> list[str]:

@@ -51,9 +51,8 @@ def _problem(address: str, error: Exception) -> str:
     if getattr(error, "error_code", None) in REFUSED or re.search("error code 40[13]", str(error)):
         return f"the MLflow server at {address} does not let us in ({reason}); set {USER} and {PASSWORD}"
     return (
-        f"no MLflow server answers at {address} ({reason}); start one with `mlflow server "
-        f"--port 5000`, or use "
-        "tracking=sqlite or tracking=off"
+        f"no MLflow server answers at {address} ({reason}); start one with `mlflow server --port 5000`, or "
+        "use tracking=sqlite or tracking=off"
     )
 
 

@@ -117,11 +117,9 @@ def require_learnt(names: Sequence[str], logits: np.ndarray, labels: np.ndarray)
     classes, counts = np.unique(logits.argmax(-1), return_counts=True)
     if counts.max() >= CONSTANT_SHARE * len(labels):
         raise ValueError(
-            f"training did not work: it answers {names[classes[counts.argmax()]]!r} to "
-            f"{counts.max():,} of "
+            f"training did not work: it answers {names[classes[counts.argmax()]]!r} to {counts.max():,} of "
             f"{len(labels):,} evaluation rows, so nothing is stored; try a lower "
-            f"model.recipe.learning_rate, more "
-            f"model.recipe.epochs or another model.recipe.seed"
+            "model.recipe.learning_rate, more model.recipe.epochs or another model.recipe.seed"
         )
 
 

@@ -127,9 +127,8 @@ def processes(model: list[str], uri: str, folder: Path) -> None:
     states = dict(Counter(run.info.status for run in found))
     elsewhere = len(runs(uri, "Default"))
     print(
-        f"{len(parents)} parents, {len(children)} of {PROCESSES * TRIALS} children, {right} under "
-        f"the right parent, "
-        f"{states}, metrics a child {dict(metrics)}, runs elsewhere {elsewhere}, {seconds:.0f} s",
+        f"{len(parents)} parents, {len(children)} of {PROCESSES * TRIALS} children, {right} under the right "
+        f"parent, {states}, metrics a child {dict(metrics)}, runs elsewhere {elsewhere}, {seconds:.0f} s",
         flush=True,
     )
 
