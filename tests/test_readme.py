@@ -31,10 +31,17 @@ def commands() -> list[str]:
 
 def of(modules: Collection[str]) -> list[list[str]]:
     """The commands that run one of these modules, as words from its name on."""
-    split = [shlex.split(line, comments=True) for line in commands() if "-m quantlab." in line]
+    split = [_as_module(shlex.split(line, comments=True)) for line in commands() if "quantlab" in line]
     split = [words for words in split if "--config-dir" not in words]  # those run, in test_examples.py
-    asked = [words[words.index("-m") + 1 :] for words in split]
+    asked = [words[words.index("-m") + 1 :] for words in split if "-m" in words]
     return [words for words in asked if words[0] in modules]
+
+
+def _as_module(words: list[str]) -> list[str]:
+    """``quantlab run ...`` as ``python -m quantlab.run ...``."""
+    if words[:1] != ["quantlab"] or words[1].startswith("-"):
+        return words
+    return ["python", "-m", f"quantlab.{words[1]}", *words[2:]]
 
 
 PLAIN = {module.__name__: module.main for module in (export, report, sync)}
@@ -42,9 +49,8 @@ HYDRA = [f"quantlab.{name}" for name in ("run", "search", "sensitivity", "finetu
 
 
 def test_every_command_is_looked_at() -> None:
-    assert len(of([*PLAIN, *HYDRA])) == sum(
-        "quantlab." in line and "--config-dir" not in line for line in commands()
-    )
+    named = [line for line in commands() if re.search(r"(-m quantlab\.|^quantlab )(?!--)", line)]
+    assert len(of([*PLAIN, *HYDRA])) == sum("--config-dir" not in line for line in named)
 
 
 @pytest.mark.parametrize("words", of(PLAIN), ids=" ".join)

@@ -60,9 +60,9 @@ def load_hub(name: str, config: str | None, revision: str | None, otherwise: str
 def unreachable(name: str, revision: str | None) -> str:
     """Why the hub does not answer, or an empty text where it does or is not to be asked."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         HfHubHTTPError,
-        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that this version of the hub uses
+        HTTPError,  # of the HTTP library that this version of the hub uses
         OfflineModeIsEnabled,
     )
 
