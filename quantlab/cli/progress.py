@@ -1,6 +1,8 @@
-"""Progress bars on a terminal, silence elsewhere: a log has no use for a bar's remains."""
+"""Progress: bars on a terminal, and elsewhere one line for each step of a process."""
 
+import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TypeVar
 
 from rich import get_console
@@ -10,5 +12,14 @@ T = TypeVar("T")
 
 
 def progress(items: Sequence[T], title: str) -> Iterable[T]:
-    """The items, with a bar that goes away at the end."""
-    return track(items, title, transient=True, disable=not get_console().is_terminal)
+    """The items, with a bar that goes away at the end. In a log, which has no use for a bar's remains, the
+    title stands once, when the process comes to the step for the first time."""
+    if get_console().is_terminal:
+        return track(items, title, transient=True)
+    _announce(title)
+    return items
+
+
+@cache
+def _announce(title: str) -> None:
+    print(f"{title} ...", file=sys.stderr, flush=True)

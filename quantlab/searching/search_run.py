@@ -26,6 +26,7 @@ from quantlab.searching.study import count_setup, identity_of, keep_held_out, op
 from quantlab.searching.worker import SearchWorker
 from quantlab.storage.files import code_digest, digest
 from quantlab.storage.memo import Memo
+from quantlab.sweeping.summary import print_places
 from quantlab.tracking.mlflow import MLflow
 from quantlab.tracking.tracker import RunEntry, RunOutcome
 from quantlab.trial.config import plain_config
@@ -78,6 +79,7 @@ def run_search(config: SearchConfig, folder: Path, memo: Memo) -> float | None:
             console.print("\n".join([*summary.text(history, reason), *files.text(history)]))
             if run is not None:
                 record_search(run, config, summary, history, folder)
+                print_places(console, {"MLflow": config.tracking.run_page(run.id)})
     return history.best.cost if history.best else None
 
 
