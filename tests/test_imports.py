@@ -256,7 +256,7 @@ def path(module: str) -> list[str]:
 
 
 def test_only_the_tracker_knows_mlflow() -> None:
-    knowing = {f"quantlab.tracking.{name}" for name in ("mlflow", "download", "opening")}
+    knowing = {f"quantlab.tracking.{name}" for name in ("mlflow", "mlflow_pages", "download", "opening")}
     assert {module for module in MODULES if "mlflow" in roots(module)} == knowing
 
 
