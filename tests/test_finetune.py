@@ -240,12 +240,12 @@ def test_a_checkpoint_is_not_trained(tiny_bert: Path, tiny_glue: Path) -> None:
 
 
 def test_the_command_line_trains_what_the_trial_asks_for(
-    headless: Path, tiny_glue: Path, python: Python, tmp_path: Path
+    headless: Path, learnable_glue: Path, python: Python, tmp_path: Path
 ) -> None:
     spec = replace(
         spec_of(headless), name="bert_base", recipe=Recipe(epochs=1, seed=3, batch_size=8, learning_rate=5e-3)
     )
-    task = qnli(tiny_glue)
+    task = qnli(learnable_glue)
     with pytest.raises(FileNotFoundError) as missing:
         found(spec, task)
     command = str(missing.value).partition(": run python ")[2].partition(",")[0].split()
@@ -257,7 +257,7 @@ def test_the_command_line_trains_what_the_trial_asks_for(
     ]
     command += [
         "model.recipe.learning_rate=0.005",
-        f"task.data_dir={tiny_glue}",
+        f"task.data_dir={learnable_glue}",
         f"task.max_length={task.max_length}",
     ]
     done = python.run(*command, cwd=tmp_path)

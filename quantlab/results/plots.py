@@ -179,13 +179,16 @@ def save_figure(figure: Figure, title: str, file: Path) -> Path:
 def axis_positions(values: Iterable[str]) -> dict[str, float]:
     """The place of each distinct value on an axis.
 
-    Numbers stand at themselves, percentiles p at -log10(100 - p), so that 99.9 and 99.99 are apart. Values
-    stand one apart where one is not a number or two would lie on top of each other.
+    Numbers stand at themselves, percentiles p at -log10(100 - p), so that 99.9 and 99.99 are apart, and 100
+    one beyond the others. Values stand one apart where one is not a number or two would lie on top of each
+    other.
     """
     levels = ordered(values)
     numbers = pd.to_numeric(pd.Series(levels), errors="coerce").to_numpy(float)
-    if np.isfinite(numbers).all() and (numbers > 50).all() and 99 <= numbers.max(initial=0) < 100:
-        numbers = np.round(-np.log10(100 - numbers), 6)  # percentiles: 99, 99.9 and 99.99 stand one apart
+    if ((numbers > 50) & (numbers <= 100)).all() and ((numbers > 99) & (numbers < 100)).any():
+        below = numbers[numbers < 100]  # percentiles: 99, 99.9 and 99.99 stand one apart
+        places = np.round(-np.log10(100 - below), 6)
+        numbers = np.append(places, [places.max() + 1] * (len(numbers) - len(below)))
     elif not _spaced_by_number(numbers):
         numbers = np.arange(len(levels), dtype=float)
     return dict(zip(levels, numbers.tolist(), strict=True))

@@ -132,7 +132,7 @@ def test_a_larger_sweep_reuses_the_smaller_ones_trials_under_its_own_parent(benc
     assert "2 trials, 1 reused, 1 to run" in said
     parents, children = bench.tree()
     assert len(parents) == 2
-    assert sorted(run.info.run_name for run in children) == ["k=2", "k=2", "k=4"]
+    assert sorted(run.info.run_name for run in children) == ["k=2", "k=4", "trial"]
     assert statuses(children) == ["FINISHED"] * 3
 
 

@@ -66,7 +66,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
         found[file.name] = figure
         return save(figure, title, file)
 
-    monkeypatch.setattr(plots, "save", keeping)
+    monkeypatch.setattr(plots, "save_figure", keeping)
     return found
 
 
@@ -144,7 +144,8 @@ def test_many_lines_look_different() -> None:
         (["1", "8", "64", "512"], {"1": 0, "8": 1, "64": 2, "512": 3}),
         (["1", "60"], {"1": 0, "60": 1}),
         (["99.0", "99.9", "99.999"], {"99.0": 0, "99.9": 1, "99.999": 3}),
-        (["99.9", "99.99", "100"], {"99.9": 0, "99.99": 1, "100": 2}),
+        (["99.9", "99.99", "100"], {"99.9": 1, "99.99": 2, "100": 3}),
+        (["64", "100"], {"64": 64, "100": 100}),
         (["mse", "minmax", "mse"], {"mse": 0, "minmax": 1}),
         (["16", "fp16"], {"16": 0, "fp16": 1}),
         (["8"], {"8": 8}),
