@@ -50,6 +50,8 @@ class DataTable:
         Raises ValueError that lists the columns where there is none of these names, or several of one.
         """
         names = list(map(str, self.frame.columns))
+        if not names:
+            raise ValueError(f"{self.source} is empty")
         known = next((each for each in (name, *aliases) if each in names), None)
         if known is None:
             raise ValueError(f"{self.source}: no column {name!r}; found {names}{nearest(name, names)}")

@@ -109,7 +109,7 @@ class TextClassification(Task):
             return [read_file(path)]
         if path.suffix[1:].lower() in READERS or not can_name_hub_repository(self.data):
             raise FileNotFoundError(f"task.data={self.data} is no file and no folder here{_nearby(path)}")
-        otherwise = f"give the path of a file or folder as task.data{_nearby(path)}"
+        otherwise = f"give the path of a file or folder as task.data: {path} is none{_nearby(path)}"
         hub = load_hub(self.data, self.config, self.revision, otherwise)
         return [hub.table(name) for name in self._chosen(list(map(str, hub.splits)), hub.source)]
 
