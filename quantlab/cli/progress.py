@@ -12,8 +12,11 @@ T = TypeVar("T")
 
 
 def progress(items: Sequence[T], title: str) -> Iterable[T]:
-    """The items, with a bar that goes away at the end. In a log, which has no use for a bar's remains, the
-    title stands once, when the process comes to the step for the first time."""
+    """Returns the items, and shows how many are done.
+
+    A terminal gets a bar that disappears at the end. Elsewhere the title is printed to standard error, once
+    a process.
+    """
     if get_console().is_terminal:
         return track(items, title, transient=True)
     _announce(title)
