@@ -134,7 +134,7 @@ def export(
                 f"{runtime.describe()} gives the trial's answer on {agreement:.1%} of the rows only: "
                 f"nothing exported"
             )
-        material.loaded.tokenizer.save_pretrained(scratch)
+        material.loaded.processor.save_pretrained(scratch)
         material.model.config.save_pretrained(scratch)
         write_whole(scratch / "export.json", json.dumps({**summary, **notes}, indent=2))
     return summary

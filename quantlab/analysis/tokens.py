@@ -90,7 +90,7 @@ def token_table(
     kind's elements; ``outliers``, ``energy``, ``attention`` and ``tokens`` are the kind's shares of the
     depth's total without padding.
     """
-    kinds, sites = TokenKinds.of(material.loaded.tokenizer), sum_sites(material)
+    kinds, sites = TokenKinds.of(material.loaded.processor), sum_sites(material)
     tallies = [KindTally.of(len(kinds.names)) for _ in sites]
     now: dict[str, Tensor] = {}  # the kinds in the batch that runs, for the hooks
 
@@ -135,7 +135,7 @@ def token_channels(material: Material, batch: Batch, site: Site, sketch: Sketch)
         run_all(material, [batch])
     strongest = np.argsort(-sketch.magnitudes(), kind="stable")[:DRAWN_CHANNELS]
     ids = batch.inputs["input_ids"][0][batch.inputs["attention_mask"][0].bool()][:DRAWN_TOKENS].tolist()
-    tokens = material.loaded.tokenizer.convert_ids_to_tokens(ids)
+    tokens = material.loaded.processor.convert_ids_to_tokens(ids)
     return pd.DataFrame(
         [
             {

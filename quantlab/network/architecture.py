@@ -16,6 +16,7 @@ from torch import nn
 import quantlab.network.families
 from quantlab.config.checks import nearest
 from quantlab.network.sites import Site, Tap
+from quantlab.tasks.heads import CLASSES, auto_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -135,16 +136,16 @@ def all_sites(model: PreTrainedModel) -> list[Site]:
     return family_of(model.config).sites(model)
 
 
-def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
-    """The sequence classifier that a config describes, on the meta device: modules and shapes, no weights.
+def skeleton_of(config: PretrainedConfig, head: str = CLASSES) -> PreTrainedModel:
+    """The network that a config describes, on the meta device: modules and shapes, no weights.
 
     Raises ValueError if quantlab has no site table for its architecture.
     """
-    from transformers import AutoModelForSequenceClassification, PreTrainedModel
+    from transformers import PreTrainedModel
 
     family_of(config)
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+        model = auto_class(head).from_config(config)
     assert isinstance(model, PreTrainedModel)
     return model
 

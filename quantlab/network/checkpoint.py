@@ -27,6 +27,7 @@ from quantlab.network.checkpoint_files import (
     files_matching,
     weight_files,
 )
+from quantlab.tasks.heads import CLASSES, auto_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -122,18 +123,16 @@ def encoder_tensors(names: Iterable[str], model: PreTrainedModel) -> list[str]:
     )
 
 
-def read_model(folder: Path, **config: Any) -> tuple[PreTrainedModel, set[str]]:
-    """A sequence classifier in FP32, and the names of the tensors that its weight files lack.
+def read_model(folder: Path, head: str = CLASSES, **config: Any) -> tuple[PreTrainedModel, set[str]]:
+    """A network in FP32, and the names of the tensors that its weight files lack.
 
     ``config`` overrides keys of its config. Raises ValueError on unreadable files, on tensors of another
     shape or that no module takes, on NaN and infinity, and on pickled code (torch's weights-only loader
     refuses it).
     """
-    from transformers import AutoModelForSequenceClassification
-
     files = weight_files(folder)
     with quiet(), clear_errors(files[0]):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = auto_class(head).from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="eager",

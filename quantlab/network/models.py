@@ -31,8 +31,9 @@ class ResolvedCheckpoint:
 
     folder: Path  # of config.json, weights and tokenizer
     fingerprint: str  # SHA-256 of these files: the checkpoint's part of every key
+    head: str  # one of quantlab.tasks.heads
     skeleton: PreTrainedModel  # its modules, on the meta device
-    tokenizer: PreTrainedTokenizerBase
+    processor: PreTrainedTokenizerBase  # turns the task's texts into the network's inputs
     label_columns: tuple[int, ...]  # logits[:, label_columns] are in the order of the task's labels
     tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, tokenizer_mismatch
 
@@ -43,7 +44,8 @@ class LoadedModel:
 
     model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
     folder: Path  # of the checkpoint
-    tokenizer: PreTrainedTokenizerBase
+    head: str  # one of quantlab.tasks.heads
+    processor: PreTrainedTokenizerBase  # turns the task's texts into the network's inputs
     fingerprint: str  # SHA-256 of the checkpoint's files
     label_columns: tuple[int, ...]  # logits[:, label_columns] are in the order of the task's labels
     tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, device
@@ -86,32 +88,34 @@ class ModelSpec(ABC):
         config = checkpoint.read_config(folder)
         classes = {} if task.labels or task.regression else splits().classes
         columns, order = label_columns(config, task, classes)
-        tokenizer, skeleton = checkpoint.read_tokenizer(folder), skeleton_of(config)
-        check_fit(skeleton, tokenizer, task, folder)
+        processor, skeleton = checkpoint.read_tokenizer(folder), skeleton_of(config, task.head)
+        check_fit(skeleton, processor, task, folder)
         require_whole(folder, skeleton, checkpoint.missing_tensors(folder, skeleton))
         return ResolvedCheckpoint(
             folder=folder,
             fingerprint=checkpoint_files.fingerprint(folder),
+            head=task.head,
             skeleton=skeleton,
-            tokenizer=tokenizer,
+            processor=processor,
             label_columns=columns,
             tags={
                 "label_order": order,
                 "checkpoint": self.title(folder),
-                **tokenizer_tags(skeleton, tokenizer),
+                **tokenizer_tags(skeleton, processor),
             },
         )
 
     def load(self, resolved: ResolvedCheckpoint) -> LoadedModel:
         """Reads the weights. Raises ValueError or OSError that names the wrong file or tensor."""
         device, folder = self.torch_device(), resolved.folder
-        model, missing = checkpoint.read_model(folder)
+        model, missing = checkpoint.read_model(folder, resolved.head)
         require_whole(folder, model, missing)
         model.requires_grad_(False).eval().to(device)  # type: ignore[no-untyped-call]
         return LoadedModel(
             model=model,
             folder=folder,
-            tokenizer=resolved.tokenizer,
+            head=resolved.head,
+            processor=resolved.processor,
             fingerprint=resolved.fingerprint,
             label_columns=resolved.label_columns,
             tags={**resolved.tags, "device": str(device)},

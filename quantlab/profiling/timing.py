@@ -53,12 +53,13 @@ class TorchSubject(Subject):
     """A checkpoint's model in torch, quantized by a plan."""
 
     folder: Path
+    head: str  # one of quantlab.tasks.heads
     plan: QuantPlan
     engine: str
     device: str
 
     def load(self, inputs: Inputs, threads: int, stack: ExitStack) -> Run:
-        model = read_model(self.folder)[0].requires_grad_(False)
+        model = read_model(self.folder, self.head)[0].requires_grad_(False)
         model.eval().to(self.device)  # type: ignore[no-untyped-call]
         inserted = stack.enter_context(insert(model, self.plan, self.engine))
         stack.enter_context(torch.inference_mode())

@@ -72,7 +72,7 @@ def _measure(
             path = write_model(config.runtime, material.loaded, plan(chosen), names, folder, {})
             return RuntimeSubject(path=path, runtime=config.runtime)
 
-        narrow, tokenizer, base = subject(space.narrow), material.loaded.tokenizer, []
+        narrow, tokenizer, base = subject(space.narrow), material.loaded.processor, []
         added: list[tuple[str, int | str, float]] = [(v.name, space.choices[0], 0.0) for v in space.variables]
         for index, v in enumerate(space.variables):
             for choice in space.choices[1:]:

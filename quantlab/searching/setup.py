@@ -92,7 +92,7 @@ class PreparedModel:
         rows, numbers = self.material.rows, np.flatnonzero(mask)
         data = replace(rows, rows=tuple(rows.rows[i] for i in numbers), labels=rows.labels[numbers])
         size = self.config.evaluation.batch_size
-        return RowSelection(numbers=numbers, batches=by_length(data, self.material.loaded.tokenizer, size))
+        return RowSelection(numbers=numbers, batches=by_length(data, self.material.loaded.processor, size))
 
     def runner(self, rows: RowSelection | None = None) -> Runner:
         """Runs candidates on these evaluation rows, by default on all."""

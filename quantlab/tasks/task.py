@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
 from quantlab.config.checks import folder_name, freeze, one_of, texts, whole
 from quantlab.storage.files import digest
+from quantlab.tasks.heads import CLASSES
 from quantlab.tasks.metrics import CLASSIFICATION, REGRESSION
 
 
@@ -62,6 +64,8 @@ class Task(ABC):
     labels: tuple[str, ...]  # the classes in the order of their indices; none for a regression
     metrics: tuple[str, ...]  # the first is the primary one, which differences are taken of
     max_length: int = 128  # in tokens; longer texts are cut
+
+    head: ClassVar[str] = CLASSES  # that a checkpoint needs, one of quantlab.tasks.heads
 
     def __post_init__(self) -> None:
         freeze(self)

@@ -56,7 +56,7 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     checkpoint = resolve_checkpoint(config.model, config.task, memo)
     skeleton, train = checkpoint.skeleton, load_splits(config.task, memo).train
     for rows in (
-        tokenize(config.calibration.rows(train), checkpoint.tokenizer, config.task.max_length),
+        tokenize(config.calibration.rows(train), checkpoint.processor, config.task.max_length),
         tokenized_rows(config.model, config.task, config.evaluation, memo),
     ):
         check_token_types(rows, skeleton, checkpoint.folder)

@@ -57,7 +57,7 @@ def measure_deployed(
         path = write_model(runtime, loaded, plan, material.batches[0].inputs, Path(folder), {})
         deployed = run_deployed(runtime, path, material.batches, loaded.label_columns)
         subject = RuntimeSubject(path=path, runtime=runtime)
-        profiled = profile.measure(subject, fp32, rows, loaded.tokenizer)
+        profiled = profile.measure(subject, fp32, rows, loaded.processor)
     return Measurements(
         metrics={
             **deployed_scores(task, rows.labels, deployed.logits, trial_logits),

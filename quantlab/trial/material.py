@@ -58,7 +58,7 @@ class Material:
 
     def calibration_batches(self, calibration: Calibration) -> list[Batch]:
         """Returns the rows that calibrate, tokenized and in batches."""
-        return calibration.batches(self.train, self.loaded.tokenizer, self.task.max_length)
+        return calibration.batches(self.train, self.loaded.processor, self.task.max_length)
 
 
 def load_splits(task: Task, memo: Memo) -> Splits:
@@ -91,7 +91,7 @@ def tokenized_rows(model: ModelSpec, task: Task, evaluation: Evaluation, memo: M
 
     def make() -> Tokenized:
         examples = select_rows(task, evaluation, memo).evaluation
-        return tokenize(examples, resolve_checkpoint(model, task, memo).tokenizer, task.max_length)
+        return tokenize(examples, resolve_checkpoint(model, task, memo).processor, task.max_length)
 
     return memo.get("rows", (model, task, evaluation), make)
 
@@ -113,7 +113,7 @@ def load_material(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Me
             task=task,
             train=selected.train,
             rows=rows,
-            batches=by_length(rows, loaded.tokenizer, evaluation.batch_size),
+            batches=by_length(rows, loaded.processor, evaluation.batch_size),
             sites=all_sites(loaded.model),
             data_fingerprint=selected.fingerprint,
             data_tags=load_splits(task, memo).tags,

@@ -94,7 +94,7 @@ def profile_plan(config: TrialConfig, material: Material, plan: QuantPlan) -> Me
     fp32 = torch_subject(config, material, QuantPlan())
     reference = fp32 if config.engine == "integer" and plan != QuantPlan() else None
     subject = torch_subject(config, material, plan)
-    return config.profile.measure(subject, reference, material.rows, material.loaded.tokenizer)
+    return config.profile.measure(subject, reference, material.rows, material.loaded.processor)
 
 
 def deploy_plan(
@@ -111,7 +111,11 @@ def torch_subject(config: TrialConfig, material: Material, plan: QuantPlan) -> T
     """Returns the plan as the trial's engine runs it, to be timed in a fresh process."""
     loaded = material.loaded
     return TorchSubject(
-        folder=loaded.folder, plan=plan, engine=config.engine, device=str(loaded.model.device)
+        folder=loaded.folder,
+        head=loaded.head,
+        plan=plan,
+        engine=config.engine,
+        device=str(loaded.model.device),
     )
 
 

@@ -13,6 +13,7 @@ from quantlab.network.architecture import all_sites
 from quantlab.network.models import LoadedModel
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, by_length, tokenize
+from quantlab.tasks.heads import CLASSES
 from quantlab.tasks.task import Examples, Splits, Task
 from quantlab.trial.material import Material, fp32_sketches
 
@@ -57,7 +58,8 @@ def material_of(model: PreTrainedModel) -> Material:
         loaded=LoadedModel(
             model=model,
             folder=Path("nowhere"),
-            tokenizer=tokenizer,
+            head=CLASSES,
+            processor=tokenizer,
             fingerprint="",
             label_columns=(0, 1),
             tags={},

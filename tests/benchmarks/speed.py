@@ -40,6 +40,7 @@ from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.openvino import OpenVino
 from quantlab.runtimes.qdq import export_onnx
 from quantlab.tasks.batching import Batch
+from quantlab.tasks.heads import CLASSES
 
 ROWS, LENGTH, THREADS = 8, 128, torch.get_num_threads()
 ROUNDS = 15
@@ -115,10 +116,10 @@ def deployed(_: Path | None) -> None:
         files = {"FP32": QuantPlan(), "INT8": w8a8(model, batch, "operand", granularity="channel")}
         subjects: dict[str, Subject] = {
             "torch FP32": TorchSubject(
-                folder=folder / "model", plan=QuantPlan(), engine="simulated", device="cpu"
+                head=CLASSES, folder=folder / "model", plan=QuantPlan(), engine="simulated", device="cpu"
             ),
             "torch integer": TorchSubject(
-                folder=folder / "model", plan=files["INT8"], engine="integer", device="cpu"
+                head=CLASSES, folder=folder / "model", plan=files["INT8"], engine="integer", device="cpu"
             ),
         }
         for precision, plan in files.items():

@@ -65,7 +65,7 @@ def test_positions_begin_behind_paddings(
 def test_a_pair_needs_two_token_types(make_model: MakeModel, family: str) -> None:
     found = Checkpoint(path=str(make_model(family, type_vocab_size=1))).resolve(task_of(), task_of().load)
     single, pair = (
-        tokenize(Examples(texts=(texts,), labels=np.zeros(1)), found.tokenizer, 32)
+        tokenize(Examples(texts=(texts,), labels=np.zeros(1)), found.processor, 32)
         for texts in (("the cat",), ("the cat", "a dog"))
     )
     check_token_types(single, found.skeleton, found.folder)

@@ -29,7 +29,7 @@ def test_a_loaded_model_is_fp32_eager_and_at_rest(tiny_bert: Path) -> None:
 def test_every_family_loads_at_any_depth(make_model: MakeModel, family: str, layers: int) -> None:
     loaded = load(make_model(family, layers), device="cpu")
     assert loaded.model.config.num_hidden_layers == layers
-    tokens = loaded.tokenizer("what is the cat", "a red bird", return_tensors="pt")
+    tokens = loaded.processor("what is the cat", "a red bird", return_tensors="pt")
     assert torch.isfinite(loaded.model(**tokens).logits).all()
 
 

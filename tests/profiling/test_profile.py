@@ -20,6 +20,7 @@ from quantlab.plan.plan import QuantPlan
 from quantlab.profiling import profile as profiling
 from quantlab.profiling.profile import MOST_WARM_UP_TURNS, PAIRS, NoProfile, TimedProfile, speedup
 from quantlab.profiling.timing import Inputs, TorchSubject
+from quantlab.tasks.heads import CLASSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # turns of a script are all alike
 
@@ -30,7 +31,7 @@ SPEEDUP = {"speedup_vs_fp32", "speedup_ci95_low", "speedup_ci95_high"}
 
 
 def named(name: str) -> TorchSubject:
-    return TorchSubject(folder=Path(name), plan=QuantPlan(), engine="simulated", device="cpu")
+    return TorchSubject(head=CLASSES, folder=Path(name), plan=QuantPlan(), engine="simulated", device="cpu")
 
 
 TRIAL, FP32 = named("trial"), named("fp32")

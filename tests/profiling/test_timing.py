@@ -38,6 +38,7 @@ from quantlab.profiling.timing import (
 )
 from quantlab.quant.grid import FloatGrid
 from quantlab.runtimes.runtime import FileRuntime
+from quantlab.tasks.heads import CLASSES
 
 INPUTS = {name: values.numpy() for name, values in padded().inputs.items()}
 HELD_MB, USED_MB = 64, 128
@@ -68,7 +69,7 @@ class Odd(Subject):
 
 def int8(folder: Path, device: str = "cpu") -> TorchSubject:
     plan = planned(read_model(folder)[0].eval(), ALL, Uniform())
-    return TorchSubject(folder=folder, plan=plan, engine="integer", device=device)
+    return TorchSubject(head=CLASSES, folder=folder, plan=plan, engine="integer", device=device)
 
 
 def test_an_int8_model_in_a_process_of_its_own(tiny_bert: Path) -> None:
@@ -188,7 +189,7 @@ def test_pinned_to_as_many_processors_as_threads(monkeypatch: pytest.MonkeyPatch
 def model(monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
     """What every checkpoint holds."""
     made = tiny_model()
-    monkeypatch.setattr(timing, "read_model", lambda folder: (made, set()))
+    monkeypatch.setattr(timing, "read_model", lambda *_: (made, set()))
     return made
 
 
@@ -206,7 +207,9 @@ def test_the_model_runs_as_the_plan_says(
             expected = model(**padded().inputs).logits
     handle = model.register_forward_hook(lambda *args: ran.append(args[-1].logits))
     with ExitStack() as stack:
-        run = TorchSubject(folder=Path(), plan=plan, engine=engine, device="cpu").load(INPUTS, 1, stack)
+        run = TorchSubject(head=CLASSES, folder=Path(), plan=plan, engine=engine, device="cpu").load(
+            INPUTS, 1, stack
+        )
         run()
         run()
         assert (
@@ -233,14 +236,16 @@ def test_quantizers_that_did_not_run(model: PreTrainedModel) -> None:
         ExitStack() as stack,
         pytest.raises(RuntimeError, match="did not run while the model was timed: never$"),
     ):
-        TorchSubject(folder=Path(), plan=plan, engine="simulated", device="cpu").load(INPUTS, 1, stack)()
+        TorchSubject(head=CLASSES, folder=Path(), plan=plan, engine="simulated", device="cpu").load(
+            INPUTS, 1, stack
+        )()
 
 
 def test_a_quantizer_that_ran_only_sometimes(model: PreTrainedModel) -> None:
     module = "bert.encoder.layer.0.output.dense"
     once = ActivationQuant(site="once", tap=Tap(module, "output"), grid=FloatGrid(format="bf16"))
     subject = TorchSubject(
-        folder=Path(), plan=QuantPlan(activations=(once,)), engine="simulated", device="cpu"
+        head=CLASSES, folder=Path(), plan=QuantPlan(activations=(once,)), engine="simulated", device="cpu"
     )
     with ExitStack() as stack:
         run = subject.load(INPUTS, 1, stack)
