@@ -66,7 +66,10 @@ def _columns_of_data(names: Sequence[str], classes: Mapping[str, str]) -> tuple[
             f"task.labels=[{','.join(classes)}], in the order of its indices"
         )
     else:
-        unknown = next((name for name, plain in zip(classes, ours, strict=True) if plain not in theirs), "")
+        strange = [name for name, plain in zip(classes, ours, strict=True) if plain not in theirs]
+        indices = [str(index) for index in range(len(names))]
+        # Among indices, what is no index is the mistake.
+        unknown = next((name for name in strange if name not in indices), next(iter(strange), ""))
         raise ValueError(
             f"{classes.get(unknown, 'task.labels')}: the checkpoint does not know label "
             f"{unknown!r}{nearest(unknown, names)}; it answers {', '.join(names)}"

@@ -94,7 +94,8 @@ def test_classes_of_the_data_are_the_checkpoint_s_by_name_or_number(
             r"d\.csv: column 'b', line 7: the checkpoint does not know label 'not_entailmant' \(did you mean "
             r"'not_entailment'.*it answers entailment, not_entailment",
         ),
-        (QNLI, {"1": "first", "2": "second"}, "does not know label '1'"),
+        (QNLI, {"1": "first", "2": "second"}, "second: the checkpoint does not know label '2'"),
+        (QNLI, {"0": "first", "1": "second", "x": "third"}, "third: the checkpoint does not know label 'x'"),
         (
             ("LABEL_0", "LABEL_1"),
             {"bad": "", "good": ""},
