@@ -23,26 +23,29 @@ def attend(
     """Softmax attention with quantized scores and probabilities, in ``kernels.c``.
 
     Computes ``P(softmax(S(scaling q k^T) + mask)) v``, where S and P are the quantizers ``scores_on`` and
-    ``probs_on``, or the identity for None. Query, key and value are (batch, heads, tokens, width).
+    ``probs_on``, or the identity for None. The query is (batch, heads, tokens, width), key and value are
+    (batch, kv_heads, tokens, width): each of their heads serves ``heads / kv_heads`` heads of the query that
+    follow one another. The mask is (batch, 1, queries, keys) and added to the scores. Keys that it closes to
+    eight queries in a row up to the last key, as a causal mask does, cost nothing.
 
     Returns (batch, tokens, heads, width), equal to torch's operators up to the order of sums, or None if
     ``kernels.c`` does not take the tensors or grids. Raises MemoryError if there is no scratch memory.
     """
     if not _fit(query, key, value, mask, (scores_on, probs_on)):
         return None
-    tensors = [x.transpose(1, 2) for x in (query, key, value)]
-    batch, queries, heads, width = tensors[0].shape
-    keys = key.shape[2]
+    batch, heads, queries, width = query.shape
+    kv_heads, keys = key.shape[1:3]
     if mask is not None:
         mask = mask.expand(batch, 1, queries, keys)
-    if not native.takes(*tensors, *([] if mask is None else [mask])):
-        return None
-    if not all(x.is_contiguous() for x in tensors) or (mask is not None and mask.stride(3) != 1):
+    tensors = [query, key, value]
+    given = tensors if mask is None else [*tensors, mask]
+    if not native.takes(*given) or any(x.stride(3) != 1 for x in given):
         return None
     library = native.library()
     assert library is not None
-    context = torch.empty_like(tensors[0])
-    strides = torch.tensor([0, 0] if mask is None else [mask.stride(0), mask.stride(2)])
+    context = torch.empty(batch, queries, heads, width)
+    strides = torch.tensor([x.stride()[:3] for x in tensors])  # (3, 3), int64
+    mask_strides = torch.tensor([0, 0] if mask is None else [mask.stride(0), mask.stride(2)])
     grids = [None if snapper is None else snapper.per_head(heads) for snapper in (scores_on, probs_on)]
     failed = library.attend(
         *(x.data_ptr() for x in tensors),
@@ -50,10 +53,12 @@ def attend(
         context.data_ptr(),
         batch,
         heads,
+        kv_heads,
         queries,
         keys,
         width,
         strides.data_ptr(),
+        mask_strides.data_ptr(),
         scaling,
         *map(native.address, grids),
         torch.get_num_threads(),
@@ -67,12 +72,14 @@ def _fit(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grids: Sequence[Snapper | None]
 ) -> bool:
     """Whether all shapes agree. ``kernels.c`` does not check: it reads batch, heads and width from the query,
-    and the number of keys from the key."""
+    their heads and the number of keys from the key."""
     if query.ndim != 4 or key.ndim != 4 or query.shape[3] % WIDTH_MULTIPLE:
         return False
     batch, heads, queries, width = query.shape
-    keys = key.shape[2]
-    if key.shape != (batch, heads, keys, width) or value.shape != key.shape:
+    kv_heads, keys = key.shape[1:3]
+    if 0 in (*query.shape, kv_heads, keys) or heads % kv_heads:
+        return False
+    if key.shape != (batch, kv_heads, keys, width) or value.shape != key.shape:
         return False
     if mask is not None and (
         mask.ndim != 4

@@ -157,14 +157,57 @@ static inline void multiply_add(Lanes sums[ROWS], const float *const factors[ROW
     }
 }
 
-/* Softmax attention. query, key, value and context lie in memory as (batch, tokens, heads, width); width is a
-   multiple of LANES. mask is added to the scaled scores, or null; mask_strides are its elements per batch and
-   per query. before and after are the grids of scores and probabilities, one per head, or null. Returns 1 if
-   memory runs out, else 0. */
+#define CLOSED -1e38f /* a mask at or below it closes a key: its probability is 0 if any key is open */
+#define TAME 1e13f /* scores of keys and queries up to it are far smaller than any gap at CLOSED */
+
+typedef struct {
+    int64_t batch, head, token;
+} Strides; /* in elements; those of the width are 1 */
+
+static inline const float *at(const float *x, Strides by, int64_t batch, int64_t head, int64_t token) {
+    return x + batch * by.batch + head * by.head + token * by.token;
+}
+
+/* Whether all elements are finite and at most `most`. */
+static inline int all_within(const float *x, int64_t count, float most) {
+    int beyond = 0;
+#pragma omp simd reduction(| : beyond)
+    for (int64_t i = 0; i < count; i++) beyond |= !(fabsf(x[i]) <= most);
+    return !beyond;
+}
+
+/* The number of keys that a block of queries has to see: up to the last one that is open to any of them, or
+   all of them if a query has none, for its probabilities are those of equal scores. */
+static int64_t keys_seen(const float *mask, int64_t rows, int64_t stride, int64_t keys) {
+    int64_t seen = 1;
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = mask + r * stride;
+        int64_t last = keys;
+        while (last > seen && row[last - 1] <= CLOSED) last--;
+        if (last == seen) { /* what the rows before see may be closed to this one */
+            int64_t open = seen;
+            while (open > 0 && row[open - 1] <= CLOSED) open--;
+            if (!open) return keys;
+        }
+        seen = last;
+    }
+    return seen;
+}
+
+/* Softmax attention. query (batch, queries, heads), key and value (batch, keys, kv_heads) lie in memory as
+   their strides say, each element `width` floats, a multiple of LANES; kv_heads divides heads. context is
+   contiguous, (batch, queries, heads, width). mask is added to the scaled scores, or null; mask_strides are
+   its elements per batch and per query. before and after are the grids of scores and probabilities, one per
+   head, or null. Keys that a mask closes to a whole block of queries are not computed if that changes
+   nothing. Returns 1 if memory runs out, else 0. */
 int attend(const float *query, const float *key, const float *value, const float *mask, float *context,
-           int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t width,
-           const int64_t *mask_strides, float scaling, const Grid *before, const Grid *after, int threads) {
-    const int64_t padded = (keys + LANES - 1) / LANES * LANES, stride = heads * width;
+           int64_t batch, int64_t heads, int64_t kv_heads, int64_t queries, int64_t keys, int64_t width,
+           const Strides *strides, const int64_t *mask_strides, float scaling, const Grid *before,
+           const Grid *after, int threads) {
+    const int64_t padded = (keys + LANES - 1) / LANES * LANES, blocks = (queries + ROWS - 1) / ROWS;
+    const int may_skip = mask && width * fabsf(scaling) <= 1e4f;
+    int64_t *seen = malloc(batch * blocks * sizeof(int64_t));
+    if (!seen) return 1;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
@@ -173,43 +216,59 @@ int attend(const float *query, const float *key, const float *value, const float
         float *scores = values + padded * width, *masked = scores + padded * ROWS;
         failed |= !transposed;
         for (int64_t j = keys; j < padded && transposed; j++) masked[j] = -INFINITY;
-#pragma omp for collapse(2)
+#pragma omp for
+        for (int64_t n = 0; n < batch * blocks; n++) {
+            const int64_t b = n / blocks, i = n % blocks * ROWS;
+            seen[n] = !may_skip ? keys
+                                : keys_seen(mask + b * mask_strides[0] + i * mask_strides[1],
+                                            queries - i < ROWS ? queries - i : ROWS, mask_strides[1], keys);
+        }
+#pragma omp for collapse(2) schedule(dynamic)
         for (int64_t b = 0; b < batch; b++)
             for (int64_t head = 0; head < heads; head++) {
                 if (!transposed) continue;
+                const int64_t kv_head = head / (heads / kv_heads);
+                int tame = 1;
                 for (int64_t j = 0; j < keys; j++) {
-                    const int64_t from = (b * keys + j) * stride + head * width;
-                    for (int64_t d = 0; d < width; d++) transposed[d * padded + j] = key[from + d];
-                    memcpy(values + j * width, value + from, width * sizeof(float));
+                    const float *k = at(key, strides[1], b, kv_head, j);
+                    const float *v = at(value, strides[2], b, kv_head, j);
+                    for (int64_t d = 0; d < width; d++) transposed[d * padded + j] = k[d];
+                    memcpy(values + j * width, v, width * sizeof(float));
+                    tame &= all_within(k, width, TAME) & all_within(v, width, 3e38f);
                 }
                 for (int64_t i = 0; i < queries; i += ROWS) {
                     const int rows = queries - i < ROWS ? queries - i : ROWS;
                     const float *q[ROWS], *p[ROWS];
                     Lanes sums[ROWS];
+                    int skips = tame;
                     for (int r = 0; r < ROWS; r++) { /* rows beyond the last query repeat row i; dropped */
-                        q[r] = query + (b * queries + i + (r < rows ? r : 0)) * stride + head * width;
+                        q[r] = at(query, strides[0], b, head, i + (r < rows ? r : 0));
                         p[r] = scores + r * padded;
+                        skips &= all_within(q[r], width, TAME);
                     }
-                    for (int64_t j = 0; j < padded; j += LANES) {
+                    const int64_t sees = skips ? seen[b * blocks + i / ROWS] : keys;
+                    const int64_t end = (sees + LANES - 1) / LANES * LANES, count = end < keys ? end : keys;
+                    for (int64_t j = 0; j < end; j += LANES) {
                         multiply_add(sums, q, transposed + j, padded, width);
                         for (int r = 0; r < ROWS; r++) *(Lanes *)(scores + r * padded + j) = sums[r];
                     }
                     for (int r = 0; r < rows; r++) {
                         if (mask) {
                             const float *from = mask + b * mask_strides[0] + (i + r) * mask_strides[1];
-                            memcpy(masked, from, keys * sizeof(float));
+                            memcpy(masked, from, count * sizeof(float));
                         }
-                        to_probabilities(scores + r * padded, padded, scaling, before ? before + head : 0,
+                        to_probabilities(scores + r * padded, end, scaling, before ? before + head : 0,
                                          masked, after ? after + head : 0);
                     }
                     for (int64_t d = 0; d < width; d += LANES) {
-                        multiply_add(sums, p, values + d, width, keys);
-                        for (int r = 0; r < rows; r++)
-                            *(Lanes *)(context + (b * queries + i + r) * stride + head * width + d) = sums[r];
+                        multiply_add(sums, p, values + d, width, count);
+                        float *to = context + ((b * queries + i) * heads + head) * width + d;
+                        for (int r = 0; r < rows; r++) *(Lanes *)(to + r * heads * width) = sums[r];
                     }
                 }
             }
         free(transposed);
     }
+    free(seen);
     return failed;
 }

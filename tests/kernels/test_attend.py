@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 
 import pytest
 import torch
@@ -55,31 +56,74 @@ def operators(
     return (probs @ value.double()).transpose(1, 2), probs
 
 
+LAYOUTS = {
+    "tokens first": lambda x: x,
+    "heads first": lambda x: x.contiguous(),
+    "a part of a fused projection": lambda x: (
+        torch.cat([x, x, x], dim=-1).transpose(1, 2)[..., : x.shape[-1]].transpose(1, 2)
+    ),
+    "a part of a longer cache": lambda x: torch.cat([x, x * torch.nan], dim=2)[:, :, : x.shape[2]],
+}
+MASKS = ("none", "random", "causal", "causal of a batch", "padded on the left", "padded on the right", "inf")
+
+
+def masked(kind: str, seed: int, batch: int, queries: int, keys: int) -> Tensor | None:
+    """A mask as transformers makes them; the queries of a causal one are the last tokens."""
+    if kind == "none":
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    causal = torch.arange(keys) <= torch.arange(queries)[:, None] + max(0, keys - queries)
+    pads = torch.randint(0, keys, (batch, 1, 1), generator=generator)
+    open_ = {
+        "random": torch.rand(batch, queries, keys, generator=generator) > 0.7,
+        "causal": causal[None],
+        "causal of a batch": causal.repeat(batch, 1, 1),
+        "padded on the left": causal & (torch.arange(keys) >= pads),  # its first rows have no open key
+        "padded on the right": causal & (torch.arange(keys) <= pads),
+        "inf": causal[None],
+    }[kind]
+    return torch.where(open_, 0.0, -math.inf if kind == "inf" else LOWEST)[:, None]
+
+
 @given(
     seed=st.integers(0, 99),
     batch=st.integers(1, 3),
-    heads=st.sampled_from([1, 3]),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 4),
     queries=st.integers(1, 40),
     keys=st.integers(1, 40),
     width=st.sampled_from([16, 32, 64]),
-    masked=st.booleans(),
+    mask=st.sampled_from(MASKS),
+    layouts=st.tuples(*[st.sampled_from(sorted(LAYOUTS))] * 3),
     threads=st.sampled_from([1, 2]),
 )
 def test_without_grids_it_is_attention(
-    seed: int, batch: int, heads: int, queries: int, keys: int, width: int, masked: bool, threads: int
+    seed: int,
+    batch: int,
+    kv_heads: int,
+    group: int,
+    queries: int,
+    keys: int,
+    width: int,
+    mask: str,
+    layouts: tuple[str, str, str],
+    threads: int,
 ) -> None:
+    sizes = ((group * kv_heads, queries), (kv_heads, keys), (kv_heads, keys))
     query, key, value = (
-        random(seed + n, batch, heads, size, width) for n, size in enumerate((queries, keys, keys))
+        LAYOUTS[layout](random(seed + n, batch, *size, width))
+        for n, (layout, size) in enumerate(zip(layouts, sizes, strict=True))
     )
-    mask = torch.where(torch.rand(batch, 1, queries, keys) < 0.3, LOWEST, 0.0) if masked else None
+    added = masked(mask, seed, batch, queries, keys)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        context = attend(query, key, value, mask, width**-0.5, None, None)
+        context = attend(query, key, value, added, width**-0.5, None, None)
     finally:
         torch.set_num_threads(before)
-    expected, _ = operators(query, key, value, mask, width**-0.5, None, None)
-    assert context is not None and context.shape == (batch, queries, heads, width)
+    repeated = (x.repeat_interleave(group, dim=1) for x in (key, value))
+    expected, _ = operators(query, *repeated, added, width**-0.5, None, None)
+    assert context is not None and context.shape == (batch, queries, group * kv_heads, width)
     torch.testing.assert_close(context.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -123,6 +167,32 @@ def test_what_is_not_finite_stays_so_in_its_row(worst: float, grids: bool) -> No
     assert context[0, 3, 1].isnan().all() and context.isnan().sum() == 16
 
 
+@pytest.mark.parametrize("worst", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("which", ["query", "key", "value"])
+def test_a_causal_mask_hides_only_what_torch_hides(which: str, worst: float) -> None:
+    """A masked key that is not finite reaches all queries there: 0 times infinity is NaN."""
+    tensors = {name: random(seed, 1, 2, 40, 16) for seed, name in enumerate(("query", "key", "value"))}
+    tensors[which][0, 1, 33, 5] = worst
+    mask = masked("causal", 0, 1, 40, 40)
+    context = attend(*tensors.values(), mask, 0.25, None, None)
+    scores = tensors["query"] @ tensors["key"].transpose(2, 3) * 0.25 + mask
+    expected = (scores.softmax(-1) @ tensors["value"]).transpose(1, 2)
+    torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_what_a_causal_mask_hides_is_not_computed() -> None:
+    """Half of the keys, and so about half of the time."""
+    query, key, value = (random(seed, 1, 4, 512, 64) for seed in range(3))
+    masks = torch.zeros(1, 1, 512, 512), masked("causal", 0, 1, 512, 512)
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for _ in range(9):
+        for which, mask in enumerate(masks):
+            start = time.perf_counter()
+            attend(query, key, value, mask, 0.125, on(8, -3, 3), on(8, 0, 1))
+            seconds[which].append(time.perf_counter() - start)
+    assert min(seconds[1]) < 0.85 * min(seconds[0])
+
+
 def test_a_row_that_is_all_masked_is_uniform() -> None:
     query, key, value = (random(seed, 1, 1, 4, 16) for seed in range(3))
     context = attend(query, key, value, torch.full((1, 1, 4, 4), LOWEST), 1.0, None, None)
@@ -132,7 +202,9 @@ def test_a_row_that_is_all_masked_is_uniform() -> None:
 
 SIZES = {"query": (2, 4, 5, 16), "key": (2, 4, 7, 16), "value": (2, 4, 7, 16), "mask": (2, 1, 5, 7)}
 STRANGE = {
-    "2 key heads for 4 query heads": {"key": (2, 2, 7, 16), "value": (2, 2, 7, 16)},
+    "3 key heads for 4 query heads": {"key": (2, 3, 7, 16), "value": (2, 3, 7, 16)},
+    "2 value heads for 4 key heads": {"value": (2, 2, 7, 16)},
+    "no keys": {"key": (2, 4, 0, 16), "value": (2, 4, 0, 16), "mask": (2, 1, 5, 0)},
     "3 values for 7 keys": {"value": (2, 4, 3, 16)},
     "narrower keys": {"key": (2, 4, 7, 8)},
     "wider values": {"value": (2, 4, 7, 32)},
@@ -157,6 +229,8 @@ def test_shapes_that_do_not_agree_are_left_to_torch(what: str) -> None:
     setattr(module, TAPS, taps)
     if what in ("another batch", "a mask for each head", "a mask without heads"):
         assert attention(module, query, key, value, mask)[0].shape == (2, 5, 4, 16)
+    elif what == "no keys":
+        assert not attention(module, query, key, value, mask)[0].any()
     elif what == "wider values":
         assert attention(module, query, key, value, mask)[0].shape == (2, 5, 4, 32)
     else:
@@ -176,7 +250,7 @@ def test_what_it_does_not_take_is_left_to_torch(what: str) -> None:
     query, key, value = (random(seed, 1, 2, 4, 24 if what == "width" else 16) for seed in range(3))
     mask = torch.zeros(1, 1, 4, 4)
     if what == "layout":
-        query = query.contiguous()
+        query = query.transpose(2, 3).contiguous().transpose(2, 3)
     elif what == "dtype":
         query = query.double()
     elif what == "mask":
