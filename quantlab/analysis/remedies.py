@@ -21,7 +21,7 @@ from quantlab.searching.judge import Judge
 from quantlab.searching.setup import PreparedModel
 from quantlab.searching.space import Choices
 from quantlab.storage.memo import Memo
-from quantlab.tasks import metrics
+from quantlab.tasks.scores import compute
 from quantlab.trial.material import load_material, resolve_checkpoint
 from quantlab.trial.result import TrialResult
 from quantlab.trial.trial import run_trial
@@ -142,12 +142,12 @@ def _fp32_clipped(
     weights = sum(
         module.weight.numel() for module in material.model.modules() if isinstance(module, nn.Linear)
     )
-    return metrics.compute([primary], logits, result.labels)[primary], weights
+    return compute([primary], logits, result.labels)[primary], weights
 
 
 def _reference(judge: Judge, variables: int) -> dict[str, object]:
     primary = judge.task.metrics[0]
-    metric = metrics.compute([primary], judge.reference, judge.labels)[primary]
+    metric = compute([primary], judge.reference, judge.labels)[primary]
     return {
         "sites": variables,
         "kind": "reference",

@@ -17,9 +17,9 @@ from quantlab.config.checks import one_of, share, whole
 from quantlab.evaluation.significance import accuracy_drop_ci95, metric_drop_ci95
 from quantlab.machine.parallel import side_by_side
 from quantlab.quant.sqnr import ratio_db
-from quantlab.tasks import metrics
 from quantlab.tasks.batching import Batch, on_device, total_rows
 from quantlab.tasks.sampling import drawn, held_out
+from quantlab.tasks.scores import compute, mean_loss
 from quantlab.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def score(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndar
     equal.
     """
     primary = task.metrics[0]
-    scores = metrics.compute(task.metrics, logits, labels)
-    scores["loss"] = metrics.loss(logits, labels, task.regression)
-    scores[f"{primary}_fp32"] = metrics.compute([primary], reference, labels)[primary]
+    scores = compute(task.metrics, logits, labels)
+    scores["loss"] = mean_loss(task.kind, logits, labels)
+    scores[f"{primary}_fp32"] = compute([primary], reference, labels)[primary]
     scores[f"{primary}_drop"] = scores[f"{primary}_fp32"] - scores[primary]
     low, high = _drop_ci95(task, labels, logits, reference)
     scores[f"{primary}_drop_ci95_low"], scores[f"{primary}_drop_ci95_high"] = low, high

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy
 
-from quantlab.tasks.metrics import METRICS, REGRESSION
+from quantlab.tasks.scores import REGRESSION, SCORES
 
 Z95 = float(scipy.special.ndtri(0.975))
 ALPHA, POWER = 0.05, 0.8
@@ -78,7 +78,7 @@ def compare(
     )
     if not (np.isfinite(other).all() and np.isfinite(logits).all()):
         return untested
-    difference = METRICS[metric](logits, labels) - METRICS[metric](other, labels)
+    difference = SCORES[metric].total(logits, labels) - SCORES[metric].total(other, labels)
     if metric != "accuracy" and len(labels) < MIN_EXAMPLES:
         return replace(untested, difference=difference)
     if metric == "accuracy":
@@ -143,7 +143,7 @@ def metric_drop_ci95(
 
     ``reference`` and ``logits`` are (N, classes), ``labels`` (N,). The resamples are seeded.
     """
-    compute = METRICS[metric]
+    compute = SCORES[metric].total
     drop = compute(reference, labels) - compute(logits, labels)
     error = _bootstrap_error(metric, logits, reference, labels, resamples)
     return drop - Z95 * error, drop + Z95 * error
@@ -255,7 +255,7 @@ def _estimate_by_resampling(
 
     The smallest p of a permutation test is 2 / (resamples + 1). There the bootstrap's p is taken alone.
     """
-    centre = METRICS[metric](logits, labels) - METRICS[metric](other, labels)
+    centre = SCORES[metric].total(logits, labels) - SCORES[metric].total(other, labels)
     error = _bootstrap_error(metric, other, logits, labels, resamples)
     permutation_p = _permutation_p(metric, other, logits, labels, resamples)
     p = _normal_p(centre, error)
@@ -273,7 +273,7 @@ def _bootstrap_error(
     metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
 ) -> float:
     """Returns the bootstrap standard error of the difference; examples are resampled in pairs, seeded."""
-    compute = METRICS[metric]
+    compute = SCORES[metric].total
 
     def difference(rows: np.ndarray) -> float:
         rows = rows.astype(np.int64)
@@ -290,7 +290,7 @@ def _permutation_p(
     metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
 ) -> float:
     """Returns the two-sided p of the difference if the models' answers are swapped at random, seeded."""
-    compute, both, rows = METRICS[metric], np.concatenate([other, logits]), np.arange(len(labels))
+    compute, both, rows = SCORES[metric].total, np.concatenate([other, logits]), np.arange(len(labels))
 
     def difference(one: np.ndarray, two: np.ndarray) -> float:
         return compute(both[two.astype(np.int64)], labels) - compute(both[one.astype(np.int64)], labels)

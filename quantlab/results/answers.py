@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from quantlab.evaluation.significance import Comparison, compare
-from quantlab.tasks.metrics import METRICS
 from quantlab.tasks.sampling import held_out
+from quantlab.tasks.scores import SCORES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +39,7 @@ class SavedAnswers:
 
     def value(self, metric: str) -> float:
         """The trial's metric, a fraction; NaN where an answer is missing."""
-        return float("nan") if self.missing else METRICS[metric](self.logits, self.labels)
+        return float("nan") if self.missing else SCORES[metric].total(self.logits, self.labels)
 
     def against_fp32(self, metric: str, tests: int = 1) -> Comparison:
         """The trial less FP32, corrected for ``tests`` comparisons."""

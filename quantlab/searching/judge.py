@@ -6,7 +6,7 @@ import numpy as np
 
 from quantlab.evaluation.significance import accuracy_drop_ci95, accuracy_drop_upper95, exceeds_drop_p
 from quantlab.searching.evaluate import CandidateOutcomes
-from quantlab.tasks import metrics
+from quantlab.tasks.scores import compute
 from quantlab.tasks.task import Task
 
 
@@ -64,7 +64,7 @@ class Judge:
         if self.counts_right:
             return float(100 * (self.reference_right(outcomes).mean() - self.right(outcomes).mean()))
         rows, primary = outcomes.answered, self.task.metrics[0]
-        reference = metrics.compute([primary], self.reference[rows], self.labels[rows])[primary]
+        reference = compute([primary], self.reference[rows], self.labels[rows])[primary]
         return 100 * (reference - self.metric(outcomes))
 
     def metric(self, outcomes: CandidateOutcomes) -> float:
@@ -73,7 +73,7 @@ class Judge:
             return float(self.right(outcomes).mean())
         rows, primary = outcomes.answered, self.task.metrics[0]
         logits = np.nan_to_num(outcomes.logits[rows])
-        return metrics.compute([primary], logits, self.labels[rows])[primary]
+        return compute([primary], logits, self.labels[rows])[primary]
 
     def interval(self, outcomes: CandidateOutcomes) -> tuple[float, float, float]:
         """Ends of the drop's 95 % interval and its one-sided 95 % upper bound, in points. All NaN where the

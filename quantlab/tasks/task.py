@@ -11,7 +11,7 @@ import numpy as np
 from quantlab.config.checks import folder_name, freeze, one_of, texts, whole
 from quantlab.storage.files import digest
 from quantlab.tasks.heads import CLASSES
-from quantlab.tasks.metrics import CLASSIFICATION, REGRESSION
+from quantlab.tasks.scores import OF_KIND, Kind
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,12 +78,17 @@ class Task(ABC):
         if not self.metrics:
             raise ValueError("metrics must name at least one metric")
         for metric in self.metrics:
-            one_of("metrics", metric, REGRESSION if self.regression else CLASSIFICATION)
+            one_of("metrics", metric, OF_KIND[self.kind])
         whole("max_length", self.max_length, 4)
 
     @abstractmethod
     def load(self) -> Splits:
         """Reads both splits. Raises ValueError or OSError that names the file and what is wrong with it."""
+
+    @property
+    def kind(self) -> Kind:
+        """What is asked of each unit, which says what the columns of the answers hold."""
+        return Kind.REGRESSION if self.regression else Kind.CLASSES
 
     @property
     def regression(self) -> bool:

@@ -22,8 +22,8 @@ from quantlab.network.architecture import skeleton_of
 from quantlab.network.compatibility import check_fit, check_token_types
 from quantlab.network.models import FineTuned, ModelSpec
 from quantlab.storage.files import whole_folder
-from quantlab.tasks import metrics
 from quantlab.tasks.batching import by_length, tokenize
+from quantlab.tasks.scores import compute, mean_loss
 from quantlab.tasks.task import Splits, Task
 from quantlab.training.recipe import train
 
@@ -79,8 +79,8 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
     with checkpoint.quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    scores = metrics.compute(task.metrics, logits, data.evaluation.labels)
-    scores["loss"] = metrics.loss(logits, data.evaluation.labels, task.regression)
+    scores = compute(task.metrics, logits, data.evaluation.labels)
+    scores["loss"] = mean_loss(task.kind, logits, data.evaluation.labels)
     write_card(folder, spec, task, data, scores)
     return scores
 

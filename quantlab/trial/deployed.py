@@ -15,8 +15,8 @@ from quantlab.profiling.timing import RuntimeSubject, TorchSubject
 from quantlab.runtimes.qdq import export_onnx
 from quantlab.runtimes.runtime import FLOAT, INTEGER, FileRuntime, ProductCounts, planned_products
 from quantlab.runtimes.saturation import saturates
-from quantlab.tasks import metrics
 from quantlab.tasks.batching import Batch
+from quantlab.tasks.scores import compute
 from quantlab.tasks.task import Task
 from quantlab.trial.material import Material
 
@@ -114,7 +114,7 @@ def deployed_scores(
     Both logits are (N, classes). A regression has no share of equal answers.
     """
     primary = task.metrics[0]
-    scores = {f"{primary}_deployed": metrics.compute([primary], deployed, labels)[primary]}
+    scores = {f"{primary}_deployed": compute([primary], deployed, labels)[primary]}
     if not task.regression:
         scores["agreement_deployed"] = float(np.mean(deployed.argmax(-1) == trial.argmax(-1)))
     return scores

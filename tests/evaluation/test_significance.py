@@ -21,7 +21,9 @@ from quantlab.evaluation.significance import (
     verdict,
     z_of,
 )
-from quantlab.tasks.metrics import METRICS
+from quantlab.tasks.scores import CLASSIFICATION, REGRESSION
+
+METRICS = CLASSIFICATION | REGRESSION
 
 TABLES = [
     (0, 0, 10),
@@ -99,7 +101,7 @@ def answered(metric: str, n: int, noise: float, seed: int) -> tuple[np.ndarray, 
 def test_bootstrap(metric: str) -> None:
     reference, logits, labels = answered(metric, 150, 0.7, seed=0)
     low, high = metric_drop_ci95(metric, reference, logits, labels, resamples=99)
-    drop = METRICS[metric](reference, labels) - METRICS[metric](logits, labels)
+    drop = METRICS[metric].total(reference, labels) - METRICS[metric].total(logits, labels)
     assert low < drop < high
     assert (low, high) == metric_drop_ci95(metric, reference, logits, labels, resamples=99)
     assert metric_drop_ci95(metric, reference, reference, labels, resamples=19) == (0.0, 0.0)
@@ -121,7 +123,7 @@ def test_bootstrap_by_hand() -> None:
 @pytest.mark.slow
 def test_bootstrap_covers() -> None:
     large = answered("pearson", 200_000, 0.7, seed=99)
-    true = METRICS["pearson"](large[0], large[2]) - METRICS["pearson"](large[1], large[2])
+    true = METRICS["pearson"].total(large[0], large[2]) - METRICS["pearson"].total(large[1], large[2])
     covered = []
     for seed in range(20):
         low, high = metric_drop_ci95("pearson", *answered("pearson", 150, 0.7, seed), resamples=99)
@@ -304,7 +306,11 @@ def test_swapped_pairs(metric: str) -> None:
     reference, logits, labels = answered(metric, 150, 1.5, seed=0)
     comparison = compare(metric, reference, logits, labels, resamples=99)
     assert comparison == compare(metric, reference, logits, labels, resamples=99)
-    assert comparison.difference == METRICS[metric](logits, labels) - METRICS[metric](reference, labels) < 0
+    assert (
+        comparison.difference
+        == METRICS[metric].total(logits, labels) - METRICS[metric].total(reference, labels)
+        < 0
+    )
     assert comparison.low < comparison.difference < comparison.high < 0
     assert comparison.p < 2 / 100  # the least that 99 swaps can give: beyond it, the interval's own
     assert comparison.needed is not None and verdict(comparison) == "worse"

@@ -16,8 +16,9 @@ from scipy.special import log_softmax
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from quantlab.cli.conf_dir import CONF
-from quantlab.tasks import metrics
+from quantlab.tasks import scores as metrics
 from quantlab.tasks.glue import CONFIGS, Glue
+from quantlab.tasks.scores import Kind
 from quantlab.tasks.task import Examples, Task
 
 TEXTS = {
@@ -406,7 +407,7 @@ def test_metrics_by_hand() -> None:
     assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))  # 2 TP / (2 TP + FP + FN)
     assert found["matthews_correlation"] == pytest.approx((2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
     expected = -log_softmax(logits, axis=1)[np.arange(5), labels].mean()
-    assert metrics.loss(logits, labels, regression=False) == pytest.approx(expected)
+    assert metrics.mean_loss(Kind.CLASSES, logits, labels) == pytest.approx(expected)
 
 
 def test_regression_metrics_by_hand() -> None:
@@ -414,7 +415,7 @@ def test_regression_metrics_by_hand() -> None:
     found = metrics.compute(["pearson", "spearmanr"], scores, labels)
     assert found["pearson"] == pytest.approx(np.corrcoef(scores[:, 0], labels)[0, 1])
     assert found["spearmanr"] == pytest.approx(1.0)
-    assert metrics.loss(scores, labels, regression=True) == pytest.approx((1 + 1 + 4 + 25) / 4)
+    assert metrics.mean_loss(Kind.REGRESSION, scores, labels) == pytest.approx((1 + 1 + 4 + 25) / 4)
 
 
 @given(seed=st.integers(0, 1000), rows=st.integers(2, 40))
@@ -446,7 +447,7 @@ def test_answers_that_are_no_numbers_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="logits of 1 of 3 examples are NaN or infinite"):
         metrics.compute(["accuracy"], logits, np.zeros(3, dtype=np.int64))
     with pytest.raises(ValueError, match="1 of 3"):
-        metrics.loss(logits, np.zeros(3, dtype=np.int64), regression=False)
+        metrics.mean_loss(Kind.CLASSES, logits, np.zeros(3, dtype=np.int64))
 
 
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 2**32 - 1))
@@ -454,11 +455,11 @@ def test_metrics_stay_in_their_bounds(rows: int, classes: int, seed: int) -> Non
     generator = np.random.default_rng(seed)
     logits, labels = generator.normal(size=(rows, classes)), generator.integers(0, 2, rows)
     assert 0 <= metrics.accuracy(logits, labels) <= 1
-    assert metrics.loss(logits, labels, regression=False) >= 0
+    assert metrics.mean_loss(Kind.CLASSES, logits, labels) >= 0
     assert -1 <= metrics.pearson(logits, labels) <= 1
     shifted = logits + 1e4  # cross entropy does not see what is added to every class
-    assert metrics.loss(shifted, labels, False) == pytest.approx(
-        metrics.loss(logits, labels, False), abs=1e-9
+    assert metrics.mean_loss(Kind.CLASSES, shifted, labels) == pytest.approx(
+        metrics.mean_loss(Kind.CLASSES, logits, labels), abs=1e-9
     )
 
 
