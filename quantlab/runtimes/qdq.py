@@ -1,4 +1,4 @@
-"""Exports a plan's model to ONNX: float operators between QuantizeLinear and DequantizeLinear.
+"""What a plan's model is in ONNX: float operators between QuantizeLinear and DequantizeLinear.
 
 Runtimes turn ``MatMul(DequantizeLinear(x), DequantizeLinear(w))`` into integer products. Activations of 8
 bits are unsigned bytes; symmetric ones have zero point 128, where ONNX's grid has one level more than
@@ -8,11 +8,8 @@ integers too.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,125 +21,14 @@ from quantlab.engines.integer import channels_by_group, signed_integers
 from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.attention import TensorFunction
 from quantlab.network.taps import tapped
-from quantlab.plan.fit import check_fits
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from transformers import PreTrainedModel
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 FLOAT_BITS, WEIGHT_BITS = 16, 8
-DYNAMIC = ("batch", "tokens")  # the first two dimensions of each input
-TRACED_ROWS, TRACED_TOKENS = 2, 3
-EXTERNAL_BYTES = 1_800_000_000  # larger weights go into a file of their own: protobuf holds 2 GB
 GROUPED = "_quantlab_grouped"  # attribute of a tensor: pairs of a group's channels and its part
-
-
-def check_exportable(plan: QuantPlan) -> None:
-    """Raises ValueError, naming sites and a remedy, if ONNX has no integers of a grid's width."""
-    unsupported = [item for item in plan.activations if item.grid.bits not in (8, FLOAT_BITS)]
-    if unsupported:
-        names = ", ".join(f"{item.site} ({item.grid})" for item in unsupported[:3]) + (
-            ", ..." if len(unsupported) > 3 else ""
-        )
-        raise ValueError(
-            f"{len(unsupported)} sites have no integer equivalent in ONNX: {names}. Runtimes multiply 8-bit "
-            f"activations: use bits.activations=8, or keep them in 16 bits: "
-            f"bits.rules=[{{match: '{unsupported[0].site}', bits: fp16}}]"
-        )
-
-
-def export_onnx(
-    model: PreTrainedModel,
-    plan: QuantPlan,
-    names: Collection[str],
-    path: Path,
-    notes: Mapping[str, str],
-    signed: bool = False,
-) -> None:
-    """Writes the quantized model to ``path``, for batches of any number of rows and tokens.
-
-    ``names`` are the tokenizer's inputs; those in :data:`INPUTS` become the file's inputs. ``notes`` go into
-    the file's metadata. ``signed`` writes activations of symmetric grids as signed bytes instead of unsigned
-    ones with zero point 128: each runtime is fast with one of them.
-
-    Raises ValueError if the plan has no equivalent in ONNX or is another model's, or if the written file
-    fixes the number of rows or tokens.
-    """
-    check_exportable(plan)
-    check_fits(model, plan)
-    inputs = {name: values for name, values in traced_inputs().items() if name in names}
-    dynamic = {name: dict(enumerate(map(torch.export.Dim, DYNAMIC))) for name in inputs}
-    with quantize_dequantize(model, plan, signed), _quietly():
-        program = torch.onnx.export(
-            _Logits(model).eval(),
-            (),
-            kwargs=inputs,
-            dynamo=True,
-            dynamic_shapes=dynamic,
-            output_names=["logits"],
-            verbose=False,
-        )
-    assert program is not None
-    program.model.metadata_props.update(notes)
-    _give_weights_their_own_zero_points(program.model.graph)
-    large = sum(value.numel() * value.element_size() for value in model.parameters()) > EXTERNAL_BYTES
-    program.save(path, external_data=large)
-    check_dynamic(path)
-
-
-def _give_weights_their_own_zero_points(graph: ir.Graph) -> None:
-    """Undoes the exporter's sharing of equal constants, for the zero points of weights.
-
-    Without VNNI, ONNX Runtime makes signed weights and their zero points unsigned. It fails if two weights
-    share a zero point.
-    """
-    import onnx_ir as ir
-
-    for number, node in enumerate(graph):
-        if node.op_type != "DequantizeLinear":
-            continue
-        quantized, _, shared = node.inputs
-        assert quantized is not None and shared is not None
-        if quantized.name in graph.initializers:
-            own = ir.Value(
-                name=f"{shared.name}_{number}",
-                type=shared.type,
-                shape=shared.shape,
-                const_value=shared.const_value,
-            )
-            graph.register_initializer(own)
-            node.replace_input_with(2, own)
-
-
-def traced_inputs() -> dict[str, Tensor]:
-    """Returns the batch that the exporter traces: (:data:`TRACED_ROWS`, :data:`TRACED_TOKENS`), with padding.
-
-    A real batch may not do: the exporter takes a size of 1 for a constant, and drops a mask without padding.
-    """
-    ids = torch.ones(TRACED_ROWS, TRACED_TOKENS, dtype=torch.long)
-    mask = ids.clone()
-    mask[-1, -1] = 0
-    return dict(zip(INPUTS, (ids, mask, torch.zeros_like(ids)), strict=True))
-
-
-def check_dynamic(path: Path) -> None:
-    """Raises ValueError if a file's inputs fix the number of rows or tokens, or its outputs that of rows."""
-    import onnx
-
-    graph = onnx.load(str(path), load_external_data=False).graph
-    fixed = []
-    for values, expected in ((graph.input, DYNAMIC), (graph.output, DYNAMIC[:1])):
-        for value in values:
-            shape = [
-                dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim
-            ]
-            if shape[: len(expected)] != list(expected):
-                fixed.append(f"{value.name} is {tuple(shape)}, not ({', '.join(expected)}, ...)")
-    if fixed:
-        raise ValueError(f"the exported file takes batches of one shape only: {'; '.join(fixed)}")
 
 
 @contextmanager
@@ -163,31 +49,15 @@ def quantize_dequantize(model: PreTrainedModel, plan: QuantPlan, signed: bool = 
         stack.enter_context(
             quantized_weights(model, [w for name, w in weights.items() if name not in integers])
         )
-        for path, module in model.named_modules():
-            weight = integers.get(f"{path}.weight")
+        stored = {id(model.get_parameter(name)): weight for name, weight in integers.items()}
+        for module in model.modules():
+            weight = stored.get(id(getattr(module, "weight", None)))  # tied modules share one
             if weight is not None:
                 vars(module)["forward"] = _forward(module, weight)
                 changed.append(module)
         sites = (item for item in plan.activations if item.grid.bits != FLOAT_BITS)
         stack.enter_context(tapped(model, {item.tap: _activation(item, signed) for item in sites}))
         yield
-
-
-class _Logits(nn.Module):
-    """A model whose forward takes the file's inputs and returns the logits alone."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Tensor:
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        logits: Tensor = self.model(
-            **{name: value for name, value in given.items() if value is not None}
-        ).logits
-        return logits
 
 
 def _activation(item: ActivationQuant, signed: bool) -> TensorFunction:
@@ -229,12 +99,30 @@ def _forward(module: nn.Module, weight: WeightQuant) -> Callable[[Tensor], Tenso
     if isinstance(module, nn.Linear):
         return _linear(module, q.t().contiguous(), scale, zero_point, weight.axis)
     if isinstance(module, nn.Embedding):
-        # An embedding's ranges are of its columns, the last dimension of what is looked up.
-        axis = None if weight.axis is None else -1
-        return lambda ids: _dequantized(functional.embedding(ids, q), scale, zero_point, axis)
-    assert isinstance(module, nn.LayerNorm)
-    shape, bias, eps = module.normalized_shape, module.bias, module.eps
-    return lambda x: functional.layer_norm(x, shape, _dequantized(q, scale, zero_point, None), bias, eps)
+        return _embedding(q, scale, zero_point, weight.axis)
+
+    def forward(*inputs: Tensor) -> Tensor:
+        try:
+            vars(module)["weight"] = _dequantized(q, scale, zero_point, weight.axis)  # hides the parameter
+            y: Tensor = type(module).forward(module, *inputs)
+            return y
+        finally:
+            vars(module).pop("weight", None)
+
+    return forward
+
+
+def _embedding(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Callable[[Tensor], Tensor]:
+    """Returns an Embedding's forward. It looks up integers; a range for each row is looked up with them."""
+    if axis == 0:
+        zeros = zero_point.float()
+        return lambda ids: (
+            (functional.embedding(ids, q).float() - zeros[ids].unsqueeze(-1)) * scale[ids].unsqueeze(-1)
+        )
+    # Ranges of columns are along the last dimension of what is looked up.
+    return lambda ids: _dequantized(
+        functional.embedding(ids, q), scale, zero_point, None if axis is None else -1
+    )
 
 
 def _linear(
@@ -273,19 +161,3 @@ def _dequantized(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None)
         "DequantizeLinear", (q, scale, zero_point), attributes, dtype=torch.float32, shape=q.shape
     )
     return y
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silences the exporter: it logs its steps, warns of its own code and of torchvision missing."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

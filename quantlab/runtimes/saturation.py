@@ -27,7 +27,7 @@ def saturates(runtime: FileRuntime) -> bool:
 
 
 def _write_product(path: Path, signed: bool) -> None:
-    """Writes logits = x W, with x and W in bytes as :func:`quantlab.runtimes.qdq.export_onnx` writes them."""
+    """Writes logits = x W, with x and W in bytes as :mod:`quantlab.runtimes.qdq` writes them."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,18 +1,19 @@
 """Evaluates and profiles a trial's exported model in the runtime that it is deployed to."""
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from quantlab.network.models import LoadedModel
 from quantlab.plan.plan import QuantPlan
 from quantlab.profiling.profile import Measurements, Profile
 from quantlab.profiling.timing import RuntimeSubject, TorchSubject
-from quantlab.runtimes.qdq import export_onnx
+from quantlab.runtimes.onnx_file import export_onnx
 from quantlab.runtimes.runtime import FLOAT, INTEGER, FileRuntime, ProductCounts, planned_products
 from quantlab.runtimes.saturation import saturates
 from quantlab.tasks.batching import Batch
@@ -79,13 +80,13 @@ def write_model(
     runtime: FileRuntime,
     loaded: LoadedModel,
     plan: QuantPlan,
-    inputs: Collection[str],
+    inputs: Mapping[str, Tensor],
     folder: Path,
     notes: Mapping[str, str],
 ) -> Path:
     """Exports a plan's model for a runtime into a folder. Returns the file.
 
-    ``inputs`` are the names of the tokenizer's inputs; ``notes`` go into the file's metadata.
+    ``inputs`` is any batch of the trial; ``notes`` go into the file's metadata.
     """
     path = folder / MODEL
     export_onnx(loaded.model, plan, inputs, path, notes, runtime.signed)

@@ -36,9 +36,9 @@ from quantlab.network.sites import Placement
 from quantlab.plan.plan import QuantPlan
 from quantlab.profiling.profile import TimedProfile, Turns, speedup
 from quantlab.profiling.timing import RuntimeSubject, Subject, TorchSubject, wall_ms
+from quantlab.runtimes.onnx_file import export_onnx
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.openvino import OpenVino
-from quantlab.runtimes.qdq import export_onnx
 from quantlab.tasks.batching import Batch
 from quantlab.tasks.heads import CLASSES
 

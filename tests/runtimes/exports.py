@@ -28,7 +28,7 @@ from quantlab.methods.uniform import Uniform
 from quantlab.network.sites import Placement
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.grid import AffineGrid
-from quantlab.runtimes.qdq import export_onnx
+from quantlab.runtimes.onnx_file import export_onnx
 from quantlab.tasks.batching import Batch
 
 XHY = ("*.ffn.in", "*.ffn.out", "*.ffn.sum")

@@ -38,9 +38,10 @@ from quantlab.methods.uniform import Uniform
 from quantlab.plan.fit import check_fits
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.grid import AffineGrid
-from quantlab.runtimes import qdq
+from quantlab.runtimes import onnx_file
+from quantlab.runtimes.onnx_file import check_exportable, export_onnx
 from quantlab.runtimes.onnxruntime import OnnxRuntime
-from quantlab.runtimes.qdq import check_exportable, export_onnx, quantize_dequantize
+from quantlab.runtimes.qdq import quantize_dequantize
 from quantlab.runtimes.runtime import check_onnx, planned_products
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
@@ -113,14 +114,14 @@ def test_any_batch_of_any_length(made: Exported) -> None:
 @pytest.mark.slow
 def test_a_file_that_fixes_a_dimension_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter takes a size of 1 for a constant, whatever is asked of it."""
-    monkeypatch.setattr(qdq, "TRACED_ROWS", 1)
+    monkeypatch.setattr(onnx_file, "TRACED_ROWS", 1)
     model = tiny_model(layers=1)
     message = (
         r"of one shape only: input_ids is \(1, 'tokens'\), not \(batch, tokens, \.\.\.\); "
         r".*logits is \(1, 2\)"
     )
     with pytest.raises(ValueError, match=message):
-        export_onnx(model, planned(model, ALL, Uniform()), qdq.INPUTS, tmp_path / "model.onnx", {})
+        export_onnx(model, planned(model, ALL, Uniform()), ROWS.inputs, tmp_path / "model.onnx", {})
 
 
 @every_plan
