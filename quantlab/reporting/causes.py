@@ -14,6 +14,7 @@ from quantlab.reporting.outlying import DEPTH, depth_step
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot, axis, bar, bars, level_line, line
 from quantlab.results.reading import Study
+from quantlab.results.scale import Scale
 
 FEWEST_LEVELS = 10  # tensors in the table of levels
 TOP = 20  # sites that a bar chart shows; its data has all
@@ -26,9 +27,9 @@ def errors(study: Study, rows: Sequence[ComparedTrial], analysis: Analysis | Non
     if "accumulation" in tables:
         plots.append(_accumulation(tables["accumulation"]))
     if "protection" in tables:
-        plots.append(_protection(tables["protection"], study.primary))
+        plots.append(_protection(tables["protection"], study.scale))
     if "clipping" in tables:
-        plots.append(_clipping(tables["clipping"], study.primary))
+        plots.append(_clipping(tables["clipping"], study.scale))
     missing = [
         "Heat maps of channels and tokens, which sites' errors change the answers, the weights behind "
         f"outliers, and what protecting or clipping them gains: run {COMMAND} with the trials' model, task "
@@ -153,35 +154,34 @@ def _accumulation(table: pd.DataFrame) -> Plot:
     )
 
 
-def _protection(table: pd.DataFrame, metric: str) -> Plot:
+def _protection(table: pd.DataFrame, scale: Scale) -> Plot:
+    metric, factor, hover = scale.score.name, scale.factor, f"%{{y:.2f}}{scale.unit}"
     top, random = (table[table["kind"] == kind].sort_values("sites") for kind in ("top", "random"))
-    traces = [line(top["sites"], 100 * top[metric], "the worst sites", 0, "%{y:.2f} %")]
-    dots = line(
-        random["sites"], 100 * random[metric], f"as many at random, {len(random)} draws", 1, "%{y:.2f} %"
-    )
+    traces = [line(top["sites"], factor * top[metric], "the worst sites", 0, hover)]
+    dots = line(random["sites"], factor * random[metric], f"as many at random, {len(random)} draws", 1, hover)
     traces += [dots | {"mode": "markers"}] if len(random) else []
     whole = table.loc[table["kind"] == "reference", metric]
-    reference = 100 * float(whole.iloc[0]) if len(whole) else math.nan
+    reference = factor * float(whole.iloc[0]) if len(whole) else math.nan
     dashed = "; dashed: all sites kept" if len(whole) else ""
     return Plot(
         id="protection",
         title="Keeping the worst sites in 16 bits",
         traces=traces,
         data=table,
-        caption=f"{metric.replace('_', ' ').capitalize()} with so many sites kept, the rest "
-        f"quantized{dashed}.",
-        layout={"xaxis": axis("sites in 16 bits"), "yaxis": axis(f"{metric} (%)"), **level_line(reference)},
+        caption=f"{scale.words.capitalize()} with so many sites kept, the rest quantized{dashed}.",
+        layout={"xaxis": axis("sites in 16 bits"), "yaxis": axis(_named(scale)), **level_line(reference)},
     )
 
 
-def _clipping(table: pd.DataFrame, metric: str) -> Plot:
+def _clipping(table: pd.DataFrame, scale: Scale) -> Plot:
+    metric, factor, hover = scale.score.name, scale.factor, f"%{{y:.2f}}{scale.unit}"
     ranks = [str(count) for count in table["clipped"]]
-    quantized = line(ranks, 100 * table[metric], "quantized", 0, "%{y:.2f} %")
-    fp32 = line(ranks, 100 * table[f"{metric}_fp32_clipped"], "FP32", 1, "%{y:.2f} %")
+    quantized = line(ranks, factor * table[metric], "quantized", 0, hover)
+    fp32 = line(ranks, factor * table[f"{metric}_fp32_clipped"], "FP32", 1, hover)
     unclipped = table.sort_values("clipped")[metric].iloc[0]
-    quantized["error_y"] = bars(unclipped + table["low"], unclipped + table["high"], table[metric])
-    for end in ("array", "arrayminus"):
-        quantized["error_y"][end] = [100 * value for value in quantized["error_y"][end]]
+    ends = [scale.ends(unclipped, -high, -low) for low, high in table[["low", "high"]].to_numpy(float)]
+    low, high = factor * np.array(ends).T
+    quantized["error_y"] = bars(low, high, factor * table[metric])
     return Plot(
         id="clipping",
         title="Clipping the largest weights",
@@ -189,5 +189,10 @@ def _clipping(table: pd.DataFrame, metric: str) -> Plot:
         data=table,
         caption="With so many of the largest weights clipped; intervals are those of the difference "
         "to none clipped.",
-        layout={"xaxis": axis("weights clipped", type="category"), "yaxis": axis(f"{metric} (%)")},
+        layout={"xaxis": axis("weights clipped", type="category"), "yaxis": axis(_named(scale))},
     )
+
+
+def _named(scale: Scale) -> str:
+    """The score's own name and its unit for an axis."""
+    return f"{scale.score.name}{' (%)' if scale.percent else ''}"

@@ -11,6 +11,8 @@ import numpy as np
 from quantlab.evaluation.significance import Comparison, compare, verdict
 from quantlab.results.answers import SavedAnswers, measuring_rows
 from quantlab.results.reading import Study, TrialRecord
+from quantlab.results.scale import Scale
+from quantlab.tasks.scores import loss_of
 
 SEEDS = re.compile(r"(^|[._])(seed|draw)s?$")
 PAIRS_OF = 12  # trials in the matrix of pairs: more are not readable, and cost
@@ -22,7 +24,8 @@ class ComparedTrial:
     """A trial and its comparison with FP32 on all examples."""
 
     trial: TrialRecord
-    value: float  # the primary metric, a fraction
+    scale: Scale  # of the primary metric
+    value: float  # the primary metric
     comparison: Comparison | None  # trial less FP32, corrected for the report's trials; None where not tested
     verdict: str
 
@@ -33,18 +36,26 @@ class ComparedTrial:
 
     @property
     def difference(self) -> float:
-        """The metric less FP32's; NaN where there is none."""
+        """What was gained against FP32, a fraction: minus the loss; NaN where there is none."""
         return self.comparison.difference if self.comparison else math.nan
 
     @property
     def low(self) -> float:
-        """The lower end of the metric's interval: FP32's metric plus that of the difference."""
-        return self.value - self.difference + self.comparison.low if self.comparison else math.nan
+        """The lower end of the metric's interval: that of the difference, around FP32's metric."""
+        return self._ends[0]
 
     @property
     def high(self) -> float:
-        """The upper end of the metric's interval; no metric is above 1."""
-        return min(self.value - self.difference + self.comparison.high, 1.0) if self.comparison else math.nan
+        """The upper end of the metric's interval."""
+        return self._ends[1]
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        if self.comparison is None:
+            return math.nan, math.nan
+        score, gained = self.scale.score, self.difference
+        fp32 = self.value / (1 - gained) if score.relative else self.value - gained
+        return self.scale.ends(fp32, -self.comparison.high, -self.comparison.low)
 
 
 def compared_trials(study: Study) -> list[ComparedTrial]:
@@ -54,6 +65,7 @@ def compared_trials(study: Study) -> list[ComparedTrial]:
     return [
         ComparedTrial(
             trial=trial,
+            scale=study.scale,
             value=trial.number_of(study.primary),
             comparison=comparison,
             verdict=note or (verdict(comparison) if comparison else ""),
@@ -70,17 +82,18 @@ def _against_fp32(metric: str, trial: TrialRecord, tests: int) -> tuple[Comparis
         return None, "the reference"
     answers = trial.answers
     if answers is None:
-        return _untested(metric, trial), NO_FILE
+        return _untested(trial), NO_FILE
     comparison = answers.against_fp32(metric, tests)
     if answers.missing:
-        return comparison, f"NaN or infinite logits in {answers.missing:,} of {len(answers.labels):,} answers"
+        what = "logits" if answers.classified or answers.labels.dtype.kind == "f" else "answers"
+        return comparison, f"NaN or infinite {what} in {answers.missing:,} of {len(answers.labels):,} answers"
     return comparison, ""
 
 
-def _untested(metric: str, trial: TrialRecord) -> Comparison | None:
+def _untested(trial: TrialRecord) -> Comparison | None:
     """The difference and interval of the trial's result, without a test."""
-    drop, low, high = (trial.number_of(f"{metric}_drop{part}") for part in ("", "_ci95_low", "_ci95_high"))
-    return Comparison(n=0, difference=-drop, low=-high, high=-low, p=math.nan, needed=None)
+    _, loss, low, high = loss_of(trial.metrics)
+    return Comparison(n=0, difference=-loss, low=-high, high=-low, p=math.nan, needed=None)
 
 
 def study_measuring_rows(study: Study, candidates: Sequence[ComparedTrial]) -> np.ndarray | None:
@@ -146,11 +159,13 @@ class PairMatrix:
 
 
 def pair_matrix(study: Study, rows: Sequence[ComparedTrial]) -> PairMatrix | None:
-    """The best trials in pairs; None where the metric is not accuracy or fewer than two have answers."""
-    if study.primary != "accuracy":
+    """The best trials in pairs; None where the metric is no mean over examples or fewer than two have
+    answers."""
+    score = study.scale.score
+    if not (score.right_of or score.relative):
         return None
     usable = [row for row in rows if row.trial.answers is not None and not row.trial.answers.missing]
-    best = sorted(usable, key=lambda row: -row.value)[:PAIRS_OF]
+    best = sorted(usable, key=lambda row: -study.scale.sign * row.value)[:PAIRS_OF]
     chosen = [row for row in rows if row in best]  # in the table's order
     if len(chosen) < 2:
         return None

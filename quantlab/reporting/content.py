@@ -20,11 +20,13 @@ from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot
 from quantlab.reporting.trial_table import Column, alarm_names, columns, interval, number, p_text
 from quantlab.results.reading import Study
+from quantlab.results.scale import Scale
 
 DEFINITIONS = {
-    "Difference": "the metric less FP32's on the same examples, in points of a percent; a loss is negative",
+    "Difference": "the metric less FP32's on the same examples, in points of a percent; a loss is negative. "
+    "Of a perplexity, the ratio to FP32's: above 1 is a loss",
     "95 % interval": "paired over examples: Agresti and Min's for accuracy, of bootstrap errors for "
-    "other metrics. "
+    "other metrics, of t of the windows' log-likelihoods for perplexities. "
     "Those of the table, and those of the matrix, hold all at once with 95 % probability (Bonferroni)",
     "p (corrected)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise, "
     "or that of the interval where it is larger; times the number of the page's trials, in the matrix of "
@@ -86,7 +88,7 @@ def page_content(study: Study, analysis: Analysis | None, max_drop: float) -> Co
         "columns": shown,
         "kinds": [verdict_style(row.verdict) for row in rows],
         "table_note": _table_note(study),
-        "matrix": _matrix(pairs) if pairs else None,
+        "matrix": _matrix(study.scale, pairs) if pairs else None,
         "sections": sections,
         "again": study.command,
         "commands": commands,
@@ -99,8 +101,9 @@ def page_content(study: Study, analysis: Analysis | None, max_drop: float) -> Co
 
 def _sections(study: Study, rows: Sequence[ComparedTrial], analysis: Analysis | None) -> list[Section]:
     cost, axes = pareto(study, rows), against_axes(study, rows)
+    title = f"{'Accuracy' if study.scale.percent else study.scale.words.capitalize()} and cost"
     return [
-        Section(id="cost", title="Accuracy and cost", plots=[cost] if cost else []),
+        Section(id="cost", title=title, plots=[cost] if cost else []),
         Section(id="axes", title="What was swept", plots=axes, tables=_repeats(study, rows)),
         outliers(study, analysis),
         errors(study, rows, analysis),
@@ -141,14 +144,14 @@ def marked(sentence: str, row: ComparedTrial | None) -> Markup:
 def _facts(study: Study) -> list[tuple[str, str]]:
     first = study.finished[0]
     answered = next((trial.answers for trial in study.finished if trial.answers is not None), None)
-    fp32 = 100 * first.number_of(f"{study.primary}_fp32")
+    fp32 = first.number_of(f"{study.primary}_fp32")
     engines = dict.fromkeys(trial.tags.get("engine", "") for trial in study.finished)
     failed = len(study.trials) - len(study.finished)
     return [
         ("Checkpoint", Path(first.tags.get("checkpoint", "?")).name),
         ("Task", str(first.config["task"].get("name", "?"))),
         ("Examples", f"{len(answered.labels):,}" if answered else "?"),
-        (f"FP32 {study.primary.replace('_', ' ')}", f"{number(fp32, '.2f')} %"),
+        (f"FP32 {study.scale.words}", study.scale.with_unit(fp32)),
         ("Trials", f"{len(study.trials)}" + (f", {failed} failed" if failed else "")),
         ("Engine", ", ".join(filter(None, engines))),
     ]
@@ -179,7 +182,7 @@ def _table_note(study: Study) -> str:
     return note if simulated and timed else ""
 
 
-def _matrix(pairs: PairMatrix) -> dict[str, Any]:
+def _matrix(scale: Scale, pairs: PairMatrix) -> dict[str, Any]:
     size = len(pairs.rows)
     cells: list[list[Any]] = [[None] * size for _ in range(size)]
     for (i, j), comparison in pairs.comparisons.items():
@@ -201,7 +204,8 @@ def _matrix(pairs: PairMatrix) -> dict[str, Any]:
     )
     caption += "for all pairs here; without a mark, the examples do not tell the two apart."
     if pairs.left_out:
-        caption += f" These are the {size} with the highest accuracy; {pairs.left_out} others are left out."
+        caption += f" These are the {size} with the {scale.best} {scale.words}; "
+        caption += f"{pairs.left_out} others are left out."
     return {"names": [row.trial.name for row in pairs.rows], "cells": cells, "caption": caption}
 
 
@@ -209,18 +213,22 @@ def _repeats(study: Study, rows: Sequence[ComparedTrial]) -> list[Table]:
     groups = repeats(study, rows)
     if not groups:
         return []
-    metric = study.primary.replace("_", " ")
+    scale = study.scale
     table = pd.DataFrame(
         {
             "trial": [group.name for group in groups],
             "repeats": [len(group.values) for group in groups],
-            f"mean {metric} (%)": [number(100 * group.mean, ".2f") for group in groups],
-            "sd (points)": [number(100 * group.sd, ".2f") for group in groups],
-            "range (%)": [
-                interval(100 * min(group.values), 100 * max(group.values), ".2f") for group in groups
+            f"mean {scale.axis}": [number(scale.factor * group.mean, ".2f") for group in groups],
+            f"sd{' (points)' if scale.percent else ''}": [
+                number(scale.factor * group.sd, ".2f") for group in groups
             ],
-            "mean difference (points)": [
-                number(100 * sum(g.differences) / len(g.differences), "+z.2f") for g in groups
+            f"range{' (%)' if scale.percent else ''}": [
+                interval(scale.factor * min(group.values), scale.factor * max(group.values), ".2f")
+                for group in groups
+            ],
+            f"mean {scale.change_title}": [
+                number(scale.change(-sum(g.differences) / len(g.differences)), scale.change_format)
+                for g in groups
             ],
         }
     )

@@ -12,6 +12,7 @@ from quantlab.reporting.recommendation import SAME_SIZE
 from quantlab.reporting.shapes import Plot, Trace, axis, bars, level_line, plain
 from quantlab.results.plots import COLOURS, axis_positions
 from quantlab.results.reading import Study
+from quantlab.results.scale import Scale
 from quantlab.results.table import SPEED, short_names
 
 LINES = 8  # in one plot, at most; more are drawn as dots and their mean
@@ -26,23 +27,25 @@ def pareto(study: Study, rows: Sequence[ComparedTrial]) -> Plot | None:
     timed = bool((table["speed"].notna() & ~table["reference"] & ~table["simulated"]).any())
     columns = ["score", "speed", "size_mb"] if timed else ["score", "size_mb"]
     counted = table[columns].notna().all(axis=1) & ~(table["simulated"] & timed)
-    costs = [-table["score"].round(2).to_numpy(), same_size(table["size_mb"].to_numpy())]
+    costs = [-study.scale.sign * table["score"].round(2).to_numpy(), same_size(table["size_mb"].to_numpy())]
     costs += [-same_speed(table[["speed", "speed_low", "speed_high"]].to_numpy(float))] if timed else []
     table["front"] = front(np.column_stack(costs), counted.to_numpy())
     x = "speed" if timed else "size_mb"
     on_front, simulated = table["front"], table["simulated"] & ~table["front"]
     traces = [
-        _points(table[on_front], x, "on the front", COLOURS[1], "diamond") | {"zorder": 1},
-        _points(table[~on_front & ~simulated], x, "beaten", COLOURS[0], "circle"),
-        _points(table[simulated], x, "speed only simulated", COLOURS[3], "circle-open"),
+        _points(study.scale, table[on_front], x, "on the front", COLOURS[1], "diamond") | {"zorder": 1},
+        _points(study.scale, table[~on_front & ~simulated], x, "beaten", COLOURS[0], "circle"),
+        _points(study.scale, table[simulated], x, "speed only simulated", COLOURS[3], "circle-open"),
     ]
-    better = "better in one of accuracy, speed and size and as good in the others"
-    same = "accuracies to the second decimal, speeds whose intervals overlap and sizes within 1 %"
+    name, names, more = _quality(study.scale)
+    better = f"better in one of {name}, speed and size and as good in the others"
+    same = f"{names} to the second decimal, speeds whose intervals overlap and sizes within 1 %"
     if not timed:
-        better = "more accurate and as small, or smaller and as accurate"
-        same = "accuracies to the second decimal and sizes within 1 %"
+        better = f"{more} and as small, or smaller and as {more.removeprefix('more ')}"
+        same = f"{names} to the second decimal and sizes within 1 %"
     caption = (
-        f"Up and to the {'right' if timed else 'left'} is better. A trial is on the front if no other is "
+        f"{'Up' if study.scale.sign > 0 else 'Down'} and to the {'right' if timed else 'left'} is better. "
+        "A trial is on the front if no other is "
     )
     caption += f"{better}; equal are {same}."
     caption += " Larger marks take more memory." if timed else ""
@@ -55,8 +58,15 @@ def pareto(study: Study, rows: Sequence[ComparedTrial]) -> Plot | None:
         traces=[trace for trace in traces if trace["x"]],
         height=480,
         labelled=True,
-        layout={"xaxis": axis(titles[x]), "yaxis": axis(f"{study.primary.replace('_', ' ')} (%)")},
+        layout={"xaxis": axis(titles[x]), "yaxis": axis(study.scale.axis)},
     )
+
+
+def _quality(scale: Scale) -> tuple[str, str, str]:
+    """A score's name, its plural, and what a better trial is."""
+    if scale.percent:
+        return "accuracy", "accuracies", "more accurate"
+    return scale.words, f"{scale.words.removesuffix('y')}ies", "better"
 
 
 def _costs(row: ComparedTrial) -> dict[str, float | str | bool]:
@@ -67,9 +77,9 @@ def _costs(row: ComparedTrial) -> dict[str, float | str | bool]:
     engine = trial.tags.get("engine", "")
     return {
         "trial": trial.name,
-        "score": 100 * row.value,
-        "low": 100 * row.low,
-        "high": 100 * row.high,
+        "score": row.scale.factor * row.value,
+        "low": row.scale.factor * row.low,
+        "high": row.scale.factor * row.high,
         "size_mb": trial.number_of("size_bytes") / 1e6,
         "speed": speed,
         "speed_low": low,
@@ -110,7 +120,7 @@ def front(costs: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.asarray(counted & ~(no_worse & better & counted[None]).any(axis=1))
 
 
-def _points(table: pd.DataFrame, x: str, name: str, colour: str, symbol: str) -> Trace:
+def _points(scale: Scale, table: pd.DataFrame, x: str, name: str, colour: str, symbol: str) -> Trace:
     relative = np.sqrt(table["size_mb"] / table["size_mb"].max())
     speed = "%{x:.2f} times FP32's speed, " if x == "speed" else ""
     return {
@@ -128,8 +138,7 @@ def _points(table: pd.DataFrame, x: str, name: str, colour: str, symbol: str) ->
             "size": 10 if x == "size_mb" else plain(8 + 10 * relative),
             "line": {"width": 1},
         },
-        "hovertemplate": "<b>%{text}</b><br>%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
-        f"<br>{speed}%{{customdata[2]:.1f}} MB<extra></extra>",
+        "hovertemplate": f"{_hover(scale)}<br>{speed}%{{customdata[2]:.1f}} MB<extra></extra>",
     }
 
 
@@ -154,10 +163,11 @@ def _against(study: Study, rows: Sequence[ComparedTrial], name: str, short: str)
     groups = list(table.groupby("with", sort=False))
     numeric = all(map(_is_number, levels))
     traces = (
-        [_cloud(table), _means(table, numeric)]
+        [_cloud(study.scale, table), _means(study.scale, table, numeric)]
         if len(groups) > LINES
         else [
             _line(
+                study.scale,
                 line,
                 str(label) or short,
                 index,
@@ -175,7 +185,7 @@ def _against(study: Study, rows: Sequence[ComparedTrial], name: str, short: str)
             "examples, around FP32's."
         )
     )
-    fp32 = 100 * study.finished[0].number_of(f"{study.primary}_fp32")
+    fp32 = study.scale.factor * study.finished[0].number_of(f"{study.primary}_fp32")
     ticks = {"tickmode": "array", "tickvals": list(levels.values()), "ticktext": list(levels)}
     return Plot(
         id=f"axis-{study.swept.index(name)}",
@@ -185,7 +195,7 @@ def _against(study: Study, rows: Sequence[ComparedTrial], name: str, short: str)
         data=table.drop(columns="place"),
         layout={
             "xaxis": axis(name, range=[places[0] - 0.5 * gap, places[-1] + 0.5 * gap], **ticks),
-            "yaxis": axis(f"{study.primary.replace('_', ' ')} (%)"),
+            "yaxis": axis(study.scale.axis),
             **level_line(fp32, "FP32"),
         },
     )
@@ -202,9 +212,9 @@ def _crossed(study: Study, rows: Sequence[ComparedTrial], name: str) -> pd.DataF
         {
             "trial": [row.trial.name for row in shown],
             name: [row.trial.settings[name] for row in shown],
-            "score": [100 * row.value for row in shown],
-            "low": [100 * row.low for row in shown],
-            "high": [100 * row.high for row in shown],
+            "score": [row.scale.factor * row.value for row in shown],
+            "low": [row.scale.factor * row.low for row in shown],
+            "high": [row.scale.factor * row.high for row in shown],
             "with": [
                 ", ".join(f"{short[o]}={row.trial.settings[o]}" for o in varying if o in row.trial.settings)
                 for row in shown
@@ -221,10 +231,12 @@ def _is_number(text: str) -> bool:
         return False
 
 
-HOVER = "<b>%{text}</b><br>%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})<extra></extra>"
+def _hover(scale: Scale) -> str:
+    """What a point says of itself: its trial, its score and the interval."""
+    return f"<b>%{{text}}</b><br>%{{y:.2f}}{scale.unit} (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})"
 
 
-def _line(table: pd.DataFrame, label: str, index: int, dodge: float, joined: bool) -> Trace:
+def _line(scale: Scale, table: pd.DataFrame, label: str, index: int, dodge: float, joined: bool) -> Trace:
     table = table.sort_values("place")
     return {
         "type": "scatter",
@@ -235,13 +247,13 @@ def _line(table: pd.DataFrame, label: str, index: int, dodge: float, joined: boo
         "text": list(table["trial"]),
         "customdata": [plain(row) for row in table[["low", "high"]].to_numpy(object)],
         "error_y": bars(table["low"], table["high"], table["score"]),
-        "hovertemplate": HOVER,
+        "hovertemplate": f"{_hover(scale)}<extra></extra>",
         "line": {"color": COLOURS[index % 6], "width": 1.5, "dash": ("solid", "dash")[index // 6]},
         "marker": {"color": COLOURS[index % 6], "symbol": index, "size": 8},
     }
 
 
-def _cloud(table: pd.DataFrame) -> Trace:
+def _cloud(scale: Scale, table: pd.DataFrame) -> Trace:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -249,13 +261,13 @@ def _cloud(table: pd.DataFrame) -> Trace:
         "x": plain(table["place"]),
         "y": plain(table["score"]),
         "text": list(table["trial"]),
-        "hovertemplate": HOVER,
+        "hovertemplate": f"{_hover(scale)}<extra></extra>",
         "customdata": [plain(row) for row in table[["low", "high"]].to_numpy(object)],
         "marker": {"color": COLOURS[5], "size": 7, "opacity": 0.6},
     }
 
 
-def _means(table: pd.DataFrame, joined: bool) -> Trace:
+def _means(scale: Scale, table: pd.DataFrame, joined: bool) -> Trace:
     means = table.groupby("place")["score"].agg(["mean", "count"])
     return {
         "type": "scatter",
@@ -264,7 +276,7 @@ def _means(table: pd.DataFrame, joined: bool) -> Trace:
         "x": plain(means.index),
         "y": plain(means["mean"]),
         "customdata": plain(means["count"]),
-        "hovertemplate": "mean of %{customdata}: %{y:.2f} %<extra></extra>",
+        "hovertemplate": f"mean of %{{customdata}}: %{{y:.2f}}{scale.unit}<extra></extra>",
         "line": {"color": COLOURS[1], "width": 2},
         "marker": {"color": COLOURS[1], "size": 9, "symbol": "diamond"},
     }

@@ -17,6 +17,7 @@ from quantlab.reporting.shapes import Plot, axis, line, plain
 from quantlab.reporting.trial_table import columns, frame, number
 from quantlab.results.plots import COLOURS
 from quantlab.results.reading import Study
+from quantlab.results.scale import Scale, scale_of
 
 BEST, PROGRESS = "best.json", "progress.csv"  # of a search
 APART = ("model", "task", "evaluation")  # overrides that make another study of a trial
@@ -51,20 +52,23 @@ def search_content(folder: Path) -> Content:
     summary = json.loads((folder / BEST).read_text(encoding="utf-8"))
     candidates, front = (pd.read_csv(folder / f"{name}.csv") for name in ("candidates", "front"))
     answer, unit = summary["answer"], str(summary.get("cost_unit", "of cost"))
-    tables = [_candidates("front", "The front", front)]
+    scale = scale_of(summary.get("score", "accuracy"))
+    tables = [_candidates(scale, "front", "The front", front)]
     hand_made = {"set": summary["hand_made"].keys(), "cost": summary["hand_made"].values()}
     tables += [as_table("hand-made", "Sets that people would choose", pd.DataFrame(hand_made).astype(str))]
     sections = [
         Section(
             id="cost",
             title="Metric and cost",
-            plots=_search_plots(folder, candidates, front, unit),
+            plots=_search_plots(scale, folder, candidates, front, unit),
             tables=tables,
         )
     ]
     if answer is not None:
         sections.append(Section(id="sites", title="The answer's sites", tables=[_sites(answer["sites"])]))
-    sections.append(Section(id="candidates", title="Candidates", tables=[_candidates("all", "", candidates)]))
+    sections.append(
+        Section(id="candidates", title="Candidates", tables=[_candidates(scale, "all", "", candidates)])
+    )
     return _content(
         title=f"Search {folder.name}",
         facts=[
@@ -74,8 +78,8 @@ def search_content(folder: Path) -> Content:
             ("Evaluations of the whole set", f"{summary['evaluations']:.2f}"),
         ],
         heading="The answer",
-        lead=_answer_sentence(answer, unit, bool(summary["met"])),
-        second=_held_out_sentence(answer),
+        lead=_answer_sentence(scale, answer, unit, bool(summary["met"])),
+        second=_held_out_sentence(scale, answer),
         sections=[section for section in sections if section.filled],
     )
 
@@ -97,17 +101,19 @@ class _Compared:
 
 
 def _overview(compared: Sequence[_Compared]) -> Table:
-    records = []
+    records, percent = [], _all_percent(compared)
+    title = "FP32 (%)" if percent else "FP32"
     for one in compared:
-        first = one.study.finished[0]
+        first, scale = one.study.finished[0], one.study.scale
+        fp32 = first.number_of(f"{scale.score.name}_fp32")
         answered = next((trial.answers for trial in one.study.finished if trial.answers is not None), None)
         best = one.recommendation
         records.append(
             {
                 "study": one.name,
-                "metric": one.study.primary.replace("_", " "),
+                "metric": one.study.scale.words,
                 "examples": f"{len(answered.labels):,}" if answered else "?",
-                "FP32 (%)": number(100 * first.number_of(f"{one.study.primary}_fp32"), ".2f"),
+                title: number(scale.factor * fp32, ".2f") + ("" if percent else scale.unit),
                 "to deploy": best.chosen.trial.name if best.chosen and best.within else "none",
             }
         )
@@ -119,8 +125,8 @@ def _trials_by_study(compared: Sequence[_Compared]) -> Table:
     cells: dict[str, dict[str, str]] = {}
     for one in compared:
         for row in one.rows:
-            difference = number(100 * row.difference, "+z.2f")
-            text = number(100 * row.value, ".2f") + (f" ({difference})" if difference else "")
+            difference = number(row.scale.change(-row.difference), row.scale.change_format)
+            text = number(row.scale.factor * row.value, ".2f") + (f" ({difference})" if difference else "")
             cells.setdefault(_name_without_study(row.trial.name), {})[one.name] = text
     table = pd.DataFrame(
         [
@@ -129,7 +135,14 @@ def _trials_by_study(compared: Sequence[_Compared]) -> Table:
         ]
     )
     caption = "Percent, and in brackets the points of difference to the FP32 network of the same study."
+    if not _all_percent(compared):
+        caption += " A perplexity stands as it is, and in brackets is its ratio to that network's."
     return as_table("trials-by-study", "Trials", table, caption)
+
+
+def _all_percent(compared: Sequence[_Compared]) -> bool:
+    """Whether every study's metric is shown in percent."""
+    return all(one.study.scale.percent for one in compared)
 
 
 def _name_without_study(name: str) -> str:
@@ -150,32 +163,36 @@ def _study_section(index: int, one: _Compared) -> Section:
     )
 
 
-def _answer_sentence(answer: Mapping[str, Any] | None, unit: str, met: bool) -> str:
+def _answer_sentence(scale: Scale, answer: Mapping[str, Any] | None, unit: str, met: bool) -> str:
     if answer is None:
         return "No candidate was evaluated in full."
     start = "The best plan" if met else "The goal was not met; the closest plan"
-    return f"{start} costs {answer['cost']:g} {unit} and {_drop_words(answer)} on the rows that chose it."
+    return (
+        f"{start} costs {answer['cost']:g} {unit} and {_drop_words(scale, answer)} on the rows that chose it."
+    )
 
 
-def _held_out_sentence(answer: Mapping[str, Any] | None) -> str:
+def _held_out_sentence(scale: Scale, answer: Mapping[str, Any] | None) -> str:
     measured = (answer or {}).get("held_out")
     if not measured:
         return ""
-    return f"On {measured['rows']:,} rows that did not choose it, it {_drop_words(measured)}."
+    return f"On {measured['rows']:,} rows that did not choose it, it {_drop_words(scale, measured)}."
 
 
-def _drop_words(measured: Mapping[str, Any]) -> str:
+def _drop_words(scale: Scale, measured: Mapping[str, Any]) -> str:
     drop = measured["drop_points"]
-    verb = "loses" if drop > 0 else "gains" if drop < 0 else "loses or gains"
     low, high = measured.get("drop_ci95_low"), measured.get("drop_ci95_high")
     ends = sorted(end if drop > 0 else -end for end in (low, high) if end is not None)
     interval = f" (95 % interval {ends[0]:+.2f} to {ends[1]:+.2f})" if len(ends) == 2 else ""
-    return f"{verb} {abs(drop):.2f} points{interval.replace('-', '−')}"
+    lost = scale.lost(drop / 100)
+    return f"{lost.removesuffix(f' of {scale.words}')}{interval.replace('-', '−')}"
 
 
-def _search_plots(folder: Path, candidates: pd.DataFrame, front: pd.DataFrame, unit: str) -> list[Plot]:
+def _search_plots(
+    scale: Scale, folder: Path, candidates: pd.DataFrame, front: pd.DataFrame, unit: str
+) -> list[Plot]:
     """The candidates, and the best cost against what was spent where the search kept it."""
-    plots, progress = [_candidate_plot(candidates, front, unit)], folder / PROGRESS
+    plots, progress = [_candidate_plot(scale, candidates, front, unit)], folder / PROGRESS
     if progress.is_file():
         table = pd.read_csv(progress)
         best = line(table["evaluations"], table["best_cost"], "best cost", 0)
@@ -193,7 +210,7 @@ def _search_plots(folder: Path, candidates: pd.DataFrame, front: pd.DataFrame, u
     return plots
 
 
-def _candidate_plot(candidates: pd.DataFrame, front: pd.DataFrame, unit: str) -> Plot:
+def _candidate_plot(scale: Scale, candidates: pd.DataFrame, front: pd.DataFrame, unit: str) -> Plot:
     complete = candidates[candidates["complete"]]
     traces = [
         {
@@ -201,11 +218,11 @@ def _candidate_plot(candidates: pd.DataFrame, front: pd.DataFrame, unit: str) ->
             "mode": "markers",
             "name": name,
             "x": plain(table["cost"]),
-            "y": plain(100 * table["metric"]),
+            "y": plain(scale.factor * table["metric"]),
             "text": [
                 f"candidate {index} ({origin})" for index, origin in table[["number", "origin"]].to_numpy()
             ],
-            "hovertemplate": "<b>%{text}</b><br>cost %{x:g}, %{y:.2f} %<extra></extra>",
+            "hovertemplate": f"<b>%{{text}}</b><br>cost %{{x:g}}, %{{y:.2f}}{scale.unit}<extra></extra>",
             "marker": {"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1}},
         }
         for name, table, colour, symbol in (
@@ -216,27 +233,36 @@ def _candidate_plot(candidates: pd.DataFrame, front: pd.DataFrame, unit: str) ->
     return Plot(
         id="pareto",
         title="Candidates",
-        caption="Up and to the left is better; on the rows that choose, evaluated in full.",
+        caption=f"{'Up' if scale.sign > 0 else 'Down'} and to the left is better; on the rows that choose, "
+        "evaluated in full.",
         traces=[trace for trace in traces if trace["x"]],
         data=candidates,
-        layout={"xaxis": axis(f"cost, {unit}"), "yaxis": axis("metric (%)")},
+        layout={
+            "xaxis": axis(f"cost, {unit}"),
+            "yaxis": axis(_metric(scale)),
+        },
     )
 
 
-def _candidates(id: str, title: str, table: pd.DataFrame) -> Table:
+def _candidates(scale: Scale, id: str, title: str, table: pd.DataFrame) -> Table:
     ordered = table.sort_values("cost")
     shown = pd.DataFrame(
         {
             "candidate": ordered["number"].astype(str),
             "cost": [f"{cost:g}" for cost in ordered["cost"]],
-            "metric (%)": [number(100 * value, ".2f") for value in ordered["metric"]],
-            "drop (points)": [number(value, "+z.2f") for value in ordered["drop_points"]],
+            _metric(scale): [number(scale.factor * value, ".2f") for value in ordered["metric"]],
+            f"drop ({scale.loss_unit})": [number(value, "+z.2f") for value in ordered["drop_points"]],
             "rows": ordered["rows"].astype(str),
             "within the limit": ["yes" if feasible else "no" for feasible in ordered["feasible"]],
             "proposed by": ordered["origin"],
         }
     )
     return as_table(f"table-{id}", title, shown)
+
+
+def _metric(scale: Scale) -> str:
+    """The title of a search's metric."""
+    return "metric (%)" if scale.percent else scale.words
 
 
 def _sites(precisions: Mapping[str, str]) -> Table:

@@ -18,7 +18,7 @@ NO_ANSWERS = (
     "majority_accuracy_fp32",
 )  # alarms: it answers nothing
 MB = 1e6
-SLACK = 1e-9  # points: of sums in floating point
+SLACK = 1e-9  # of sums in floating point
 SAME_SIZE = 1.01  # ranges and group indices make trials of equal bits differ by less
 
 
@@ -44,7 +44,7 @@ class Candidate:
 
     @cached_property
     def judged(self) -> float:
-        """Points lost against FP32 on the rows that choose."""
+        """100 times the loss against FP32 on the rows that choose: points, or percent."""
         return _loss(self._compared(None if self.held_out is None else ~self.held_out))
 
     @cached_property
@@ -67,7 +67,7 @@ class Candidate:
 
 
 def recommend(study: Study, rows: Sequence[ComparedTrial], limit: float) -> Recommendation:
-    """Recommends the smallest quantized trial that loses at most ``limit`` points, else names the closest.
+    """Recommends the smallest quantized trial that loses at most ``limit``, else names the closest.
 
     Of equal sizes the fastest wins, then the best. This trial and the one that failed worst are chosen on the
     rows that choose, and measured on the held-out rows.
@@ -107,7 +107,7 @@ def _unsound(row: ComparedTrial) -> bool:
 
 
 def _loss(comparison: Comparison) -> float:
-    """Points lost against FP32."""
+    """100 times the loss against FP32: points, or percent."""
     return -100 * comparison.difference
 
 
@@ -127,34 +127,28 @@ def signed(value: float) -> str:
     return f"{value:+z.2f}".replace("-", "−")
 
 
-def points_text(value: float) -> str:
-    """``0.40 points``."""
-    return f"{abs(value):.2f} points"
-
-
 def _change(one: Candidate) -> str:
     """``loses 0.40 points of accuracy (95 % interval -0.26 to 1.06), measured on 800 rows, chosen on 800
     others``."""
     comparison, loss = one.measured, _loss(one.measured)
-    verb = "loses" if loss > 0 else "gains" if loss < 0 else "loses or gains"
     sign = 1 if loss < 0 else -1
     ends = sorted(100 * sign * end for end in (comparison.low, comparison.high))
     interval = "" if math.isnan(ends[0]) else f" (95 % interval {signed(ends[0])} to {signed(ends[1])})"
-    return f"{verb} {points_text(loss)} of {one.metric.replace('_', ' ')}{interval}, {one.rows}"
+    return f"{one.row.scale.lost(loss / 100)}{interval}, {one.rows}"
 
 
 def _recommendation(one: Candidate, limit: float) -> str:
     """The trial to deploy; or, where the held-out rows put it beyond the limit, that it is not clear yet."""
-    trial, comparison = one.row.trial, one.measured
+    trial, comparison, allowed = one.row.trial, one.measured, one.row.scale.limit(limit)
     if _loss(comparison) > limit + SLACK:
         return (
-            f"Deploy none of these yet: {trial.name}, within the limit of {limit:g} points on the rows that "
+            f"Deploy none of these yet: {trial.name}, within the limit of {allowed} on the rows that "
             f"chose it, {_change(one)}; more rows would tell."
         )
     size, whole = trial.number_of("size_bytes"), trial.number_of("size_fp32_bytes")
     sure = math.isfinite(comparison.low) and -100 * comparison.low <= limit + SLACK
     bound = "with its whole interval" if sure else "by its point estimate, though not with its whole interval"
-    words = f"Deploy {trial.name}: it {_change(one)}; that is within the limit of {limit:g} points {bound}. "
+    words = f"Deploy {trial.name}: it {_change(one)}; that is within the limit of {allowed} {bound}. "
     words += f"It takes {size / MB:.1f} MB, {whole / size:.1f} times less than FP32"
     return f"{words}{_speed_words(trial)}{_caveats(one.row)}."
 
@@ -179,8 +173,8 @@ def _closest(one: Candidate | None, limit: float, any_quantized: bool) -> str:
     if one is None:
         return "Deploy none of these: no quantized trial answers better than always naming one class."
     return (
-        f"Deploy none of these: no quantized trial stays within {limit:g} points of FP32; the closest, "
-        f"{one.row.trial.name}, {_change(one)}."
+        f"Deploy none of these: no quantized trial stays within {one.row.scale.limit(limit)} of FP32; "
+        f"the closest, {one.row.trial.name}, {_change(one)}."
     )
 
 

@@ -41,16 +41,17 @@ class Column:
 
 def columns(study: Study, rows: Sequence[ComparedTrial]) -> list[Column]:
     """The columns that are not empty. The page folds p-values and settings: verdicts and names say them."""
-    metric = study.primary.replace("_", " ")
+    scale = study.scale
     swept = [_setting(name, short, rows) for name, short in short_names(study.swept).items()]
     every = [
         _text("trial", "its name in the sweep", rows, lambda row: row.trial.name),
         _numbers(
-            f"{metric} (%)", "simultaneous 95 % interval: that of the difference, around FP32's", rows, _score
+            scale.axis, "simultaneous 95 % interval: that of the difference, around FP32's", rows, _score
         ),
         _numbers(
-            "difference (points)",
-            "less FP32 on the same examples; paired 95 % interval, simultaneous over all trials of this page",
+            scale.change_title,
+            f"{'less' if scale.percent else 'over'} FP32 on the same examples; paired 95 % interval, "
+            "simultaneous over all trials of this page",
             rows,
             _difference,
         ),
@@ -131,13 +132,15 @@ def speed(trial: TrialRecord, prefix: str = "") -> Cell:
 
 
 def _score(row: ComparedTrial) -> Cell:
-    return _cell(100 * row.value, ".2f", interval(100 * row.low, 100 * row.high, ".1f"))
+    factor, spec = row.scale.factor, ".1f" if row.scale.percent else ".2f"
+    return _cell(factor * row.value, ".2f", interval(factor * row.low, factor * row.high, spec))
 
 
 def _difference(row: ComparedTrial) -> Cell:
     comparison = row.comparison
-    ends = (100 * comparison.low, 100 * comparison.high) if comparison else (math.nan, math.nan)
-    return _cell(100 * row.difference, "+z.2f", interval(*ends, "+z.2f"))
+    low, high = (comparison.low, comparison.high) if comparison else (math.nan, math.nan)
+    ends, spec = sorted((row.scale.change(-low), row.scale.change(-high))), row.scale.change_format
+    return _cell(row.scale.change(-row.difference), spec, interval(*ends, spec))
 
 
 def _p(row: ComparedTrial) -> Cell:

@@ -1,7 +1,7 @@
 """The answers of finished trials, and which examples choose among the trials."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,34 +11,53 @@ from quantlab.evaluation.significance import Comparison, compare
 from quantlab.tasks.sampling import held_out
 from quantlab.tasks.scores import SCORES
 
+FP32 = "fp32_"  # begins the names of FP32's columns
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedAnswers:
-    """The answers in a trial's folder: labels (N,), the trial's and FP32's logits (N, classes)."""
+    """The answers in a trial's folder: one row a text, an image or a window of tokens."""
 
-    labels: np.ndarray
-    logits: np.ndarray
-    fp32: np.ndarray
+    labels: np.ndarray  # (N,)
+    logits: np.ndarray  # (N, columns): the trial's logits, or what else its scores read
+    fp32: np.ndarray  # (N, columns): FP32's
+    columns: tuple[str, ...] = ()  # names of the columns; empty: logits
 
     @property
     def missing(self) -> int:
-        """The number of examples for which the trial's or FP32's logits are not finite."""
+        """The number of units for which the trial's or FP32's answers are not finite."""
         return int((~(np.isfinite(self.logits).all(axis=1) & np.isfinite(self.fp32).all(axis=1))).sum())
 
     @property
-    def right(self) -> np.ndarray | None:
-        """1 where the trial's answer is right, else 0, (N,); None for a regression."""
-        if self.labels.dtype.kind == "f":
-            return None
-        right: np.ndarray = (self.logits.argmax(axis=1) == self.labels).astype(float)
-        return right
+    def classified(self) -> bool:
+        """Whether the answers are logits of classes."""
+        return self.labels.dtype.kind != "f" and all(name.startswith("logit_") for name in self.columns)
+
+    def units(self, metric: str) -> np.ndarray | None:
+        """Each unit's part in the metric, (N,), the more the better; None where it has no parts.
+
+        1 where the trial's answer is right, else 0; of a perplexity, whose logarithm is their mean, minus the
+        unit's share of the log-likelihood in nats.
+        """
+        score = SCORES[metric]
+        if score.relative:
+            return -self.logits[:, 0] / self._counts(metric).mean()
+        own = score.right_of is not None or not self.classified
+        right = (score if own else SCORES["accuracy"]).right(self.logits, self.labels)
+        return None if right is None else right.astype(float)
+
+    def _counts(self, metric: str) -> np.ndarray:
+        """What each unit's summed log-likelihood is divided by, (N,)."""
+        kind = "words" if metric.startswith("word_") else "tokens"
+        ones = np.ones(len(self.labels))
+        return self.logits[:, self.columns.index(kind)] if kind in self.columns else ones
 
     def where(self, rows: np.ndarray) -> "SavedAnswers":
         """The rows for which the mask, bool (N,), is true."""
-        return SavedAnswers(labels=self.labels[rows], logits=self.logits[rows], fp32=self.fp32[rows])
+        return replace(self, labels=self.labels[rows], logits=self.logits[rows], fp32=self.fp32[rows])
 
     def value(self, metric: str) -> float:
-        """The trial's metric, a fraction; NaN where an answer is missing."""
+        """The trial's metric; NaN where an answer is missing."""
         return float("nan") if self.missing else SCORES[metric].total(self.logits, self.labels)
 
     def against_fp32(self, metric: str, tests: int = 1) -> Comparison:
@@ -52,8 +71,13 @@ def read_answers(folder: Path) -> SavedAnswers | None:
     if not path.is_file():
         return None
     table = pd.read_parquet(path)
-    logits, fp32 = (table.filter(regex=rf"^{kind}_\d+$").to_numpy(float) for kind in ("logit", "fp32_logit"))
-    return SavedAnswers(labels=table["label"].to_numpy(), logits=logits, fp32=fp32)
+    columns = tuple(name for name in table if f"{FP32}{name}" in table)
+    return SavedAnswers(
+        labels=table["label"].to_numpy(),
+        logits=table[list(columns)].to_numpy(float),
+        fp32=table[[f"{FP32}{name}" for name in columns]].to_numpy(float),
+        columns=columns,
+    )
 
 
 def measuring_rows(trials: Sequence[SavedAnswers | None], share: float, seed: int) -> np.ndarray | None:

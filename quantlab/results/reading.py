@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from quantlab.results.answers import SavedAnswers, read_answers
+from quantlab.results.scale import Scale, scale_of
+from quantlab.tasks.scores import loss_of
 from quantlab.trial.result import RESULT, is_reference
 
 ALIKE = {  # trials of one study share these: a name for messages, and the place in result.json
@@ -102,8 +104,13 @@ class Study:
 
     @property
     def primary(self) -> str:
-        """The primary metric: the one that has a drop beside it."""
-        return next(name.removesuffix("_drop") for name in self.finished[0].metrics if name.endswith("_drop"))
+        """The primary metric: the one that has a loss beside it."""
+        return loss_of(self.finished[0].metrics)[0]
+
+    @cached_property
+    def scale(self) -> Scale:
+        """How the primary metric reads."""
+        return scale_of(self.primary)
 
     @property
     def swept(self) -> list[str]:

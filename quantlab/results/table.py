@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from quantlab.config.checks import one_of
+from quantlab.results.scale import Scale, losses, scale_of
 from quantlab.storage.files import write_whole
 
 
@@ -23,15 +24,25 @@ class Results:
     """
 
     table: pd.DataFrame
-    primary: str  # a metric M that has M_fp32, M_drop and M_drop_ci95_low and _high beside it
+    primary: str  # a metric M that has M_fp32, and M_drop or M_ratio with its interval, beside it
     swept: tuple[str, ...]
     title: str  # the sweep's question
-    correct: np.ndarray | None  # (rows, examples): 1.0 where right, NaN where failed; None where none compare
+    correct: np.ndarray | None  # (rows, units): SavedAnswers.units, NaN where failed; None where none compare
+
+    @property
+    def scale(self) -> Scale:
+        """How the primary metric reads."""
+        return scale_of(self.primary)
 
     @property
     def axis(self) -> str:
         """The primary metric's name and unit for an axis."""
-        return f"{self.primary.replace('_', ' ')} (%)"
+        return self.scale.axis
+
+    @property
+    def effects_axis(self) -> str:
+        """The name and unit of 100 times :meth:`scores`."""
+        return f"-100 ln({self.scale.words})" if self.scale.score.relative else self.axis
 
     @property
     def failed(self) -> pd.Series:
@@ -47,21 +58,27 @@ class Results:
         """A metric of every row; NaN where no trial has it."""
         return self.table[name] if name in self.table else pd.Series(math.nan, index=self.table.index)
 
-    def percent(self) -> pd.DataFrame:
-        """The primary metric in percent: ``value``, ``low`` to ``high`` (95 %, paired with FP32), and
+    def losses(self) -> pd.DataFrame:
+        """What every row lost against FP32, as fractions: ``loss``, ``low`` to ``high`` (95 %, paired)."""
+        return losses(self.scale, self.table)
+
+    def shown(self) -> pd.DataFrame:
+        """The primary metric as it is shown: ``value``, ``low`` to ``high`` (95 %, paired with FP32), and
         ``fp32``'s."""
-        fp32 = self.metric(f"{self.primary}_fp32")
-        low, high = (fp32 - self.metric(f"{self.primary}_drop_ci95_{end}") for end in ("high", "low"))
-        return 100 * pd.DataFrame(
-            {"value": self.metric(self.primary), "low": low, "high": high.clip(upper=1), "fp32": fp32}
-        )
+        fp32, lost = self.metric(f"{self.primary}_fp32"), self.losses()
+        ends = [self.scale.ends(*row) for row in zip(fp32, lost["low"], lost["high"], strict=True)]
+        low, high = np.array(ends, dtype=float).reshape(-1, 2).T
+        columns = {"value": self.metric(self.primary), "low": low, "high": high, "fp32": fp32}
+        return self.scale.factor * pd.DataFrame(columns)
 
     def scores(self) -> np.ndarray:
-        """(rows, examples) whose mean over examples is the primary metric; one column where it is no such
-        mean."""
-        if self.correct is not None and self.primary == "accuracy":
+        """(rows, units), the more the better, whose mean over units is the primary metric, or minus the
+        logarithm of a relative one; one column where it is no such mean."""
+        score = self.scale.score
+        if self.correct is not None and (score.right_of or score.relative):
             return self.correct
-        return self.metric(self.primary).to_numpy(np.float64)[:, None]
+        values = self.metric(self.primary).to_numpy(np.float64)[:, None]
+        return -np.log(values) if score.relative else self.scale.sign * values
 
     def where(self, rows: pd.Series) -> "Results":
         """The rows for which the mask is true."""
@@ -93,21 +110,18 @@ P50 = "p50 (ms)"
 
 def concise(results: Results) -> pd.DataFrame:
     """The table as text for readers; empty columns are left out."""
-    table, percent = results.table, results.percent()
-    drops = [
-        100 * results.metric(f"{results.primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
-    ]
+    table, shown_scores, scale = results.table, results.shown(), results.scale
     first_lines = table["error"].str.strip().str.split("\n").str[0]
     columns = {
         "name": table["name"],
         **{short: table[name] for name, short in short_names(untold(results)).items()},
-        results.axis: number_texts(percent["value"], ".2f"),
-        "drop in points (95 % interval)": pd.Series(map(drop_text, *drops), table.index).mask(
-            results.reference, ""
-        ),
+        results.axis: number_texts(shown_scores["value"], ".2f"),
+        loss_title(scale): loss_texts(results),
         "same as FP32 (%)": number_texts(100 * results.metric("agreement_fp32"), ".1f"),
         **time_columns(results, ""),
-        f"{results.axis}, deployed": number_texts(100 * results.metric(f"{results.primary}_deployed"), ".2f"),
+        f"{results.axis}, deployed": number_texts(
+            scale.factor * results.metric(f"{results.primary}_deployed"), ".2f"
+        ),
         **time_columns(results, "deployed_"),
         "size (MB)": number_texts(results.metric("size_bytes") / 1e6, ".1f"),
         "alarms": table["alarms"],
@@ -147,6 +161,25 @@ def drop_text(mean: float, low: float, high: float) -> str:
     NaN."""
     interval = "" if math.isnan(low) else f" ({low:+z.2f} to {high:+z.2f})"
     return "" if math.isnan(mean) else f"{mean:+z.2f}{interval}"
+
+
+def loss_title(scale: Scale) -> str:
+    """The title of a column of losses against FP32."""
+    return "drop in points (95 % interval)" if scale.percent else "ratio to FP32 (95 % interval)"
+
+
+def loss_text(scale: Scale, loss: float, low: float, high: float) -> str:
+    """A loss against FP32 in points, or as a ratio to FP32, with its 95 % interval; "" for NaN."""
+    if scale.percent:
+        return drop_text(100 * loss, 100 * low, 100 * high)
+    interval = "" if math.isnan(low) else f" ({1 + low:.3f} to {1 + high:.3f})"
+    return "" if math.isnan(loss) else f"{1 + loss:.3f}{interval}"
+
+
+def loss_texts(results: Results) -> pd.Series:
+    """:func:`loss_text` of every row; "" for FP32 itself."""
+    texts = [loss_text(results.scale, *row) for row in results.losses().to_numpy()]
+    return pd.Series(texts, results.table.index, dtype=object).mask(results.reference, "")
 
 
 def time_columns(results: Results, prefix: str) -> dict[str, pd.Series]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantlab.network.sites import Site
+from quantlab.results.scale import Scale, scale_of
 from quantlab.searching.costs import Cost
 from quantlab.searching.history import EvaluatedCandidate, History
 from quantlab.searching.judge import Measurement
@@ -35,6 +36,16 @@ class AnswerSummary:
     whole: int  # rows of the evaluation set
     choosing: int  # of these, the rows that candidates are judged on
 
+    @property
+    def scale(self) -> Scale:
+        """How the task's first metric reads."""
+        return scale_of(self.config.task.metrics[0])
+
+    @property
+    def _quality(self) -> str:
+        """What a front trades for cost."""
+        return "accuracy" if self.scale.percent else self.scale.words
+
     def as_data(self, history: History) -> dict[str, Any]:
         """The contents of ``best.json``. ``held_out`` in it is the answer on the rows that did not choose it:
         null until it is measured, and without such rows."""
@@ -44,6 +55,7 @@ class AnswerSummary:
         return {
             "goal": self.goal(),
             "cost_unit": self.cost.unit,
+            "score": self.scale.score.name,
             "met": self.met(history),
             "answer": None if answer is None else row_of(answer) | more,
             "candidates": len(history.evaluated),
@@ -60,12 +72,14 @@ class AnswerSummary:
         """What the search looks for, in words."""
         search = self.config.search
         limit = f"at most {search.max_drop:g} points below {search.reference}"
+        if not self.scale.percent:
+            limit = f"at most {search.max_drop:g} % more {self.scale.words} than {search.reference}"
         if search.mode == "cost":
             sure = " with 95 % confidence" if search.decide == "bound" else ""
             return f"least {self.cost.unit}, {limit}{sure}"
         if search.mode == "accuracy":
-            return f"best accuracy within {search.max_cost:g} {self.cost.unit}"
-        return f"the front of {self.cost.unit} and accuracy"
+            return f"best {self._quality} within {search.max_cost:g} {self.cost.unit}"
+        return f"the front of {self.cost.unit} and {self._quality}"
 
     def line(self, candidate: EvaluatedCandidate) -> str:
         """A candidate in one line, measured on the rows that choose."""
@@ -92,7 +106,10 @@ class AnswerSummary:
         low, high = measured.low, measured.high
         interval = "" if math.isnan(low) else f" (95 % interval {low:.2f} to {high:.2f})"
         better = ", which is better" if measured.drop < 0 else ""
-        below = f"{measured.drop:.2f} points below {self.config.search.reference}"
+        reference = self.config.search.reference
+        below = f"{measured.drop:.2f} points below {reference}"
+        if not self.scale.percent:
+            below = f"{measured.drop:.2f} % more than {reference}"
         return f"{measured.metric:.4f}, {below}{better}{interval}"
 
     def text(self, history: History, reason: str) -> list[str]:
@@ -101,7 +118,10 @@ class AnswerSummary:
         if history.answer:
             lines.append(f"  {self.honesty(history)}")
         if history.front:
-            lines += ["front of cost and accuracy:", *(f"  {self.line(one)}" for one in history.front)]
+            lines += [
+                f"front of cost and {self._quality}:",
+                *(f"  {self.line(one)}" for one in history.front),
+            ]
         if hand_made := self.hand_made():
             lines.append(f"sets that people make by hand, in {self.cost.unit}:")
             lines += [f"  {cost:<6g} {name}" for name, cost in hand_made.items()]
@@ -128,7 +148,7 @@ class AnswerSummary:
         so_far = f"best {best.cost:g}" if best else "none within the limit yet"
         return (
             f"[{history.rows / self.whole:5.2f}] {candidate.origin}: {candidate.cost:g} {self.cost.unit}, "
-            f"{measured.drop:+.2f} points, {answered}; {so_far}"
+            f"{measured.drop:+.2f} {self.scale.loss_unit}, {answered}; {so_far}"
         )
 
     def hand_made(self) -> dict[str, float]:

@@ -1,22 +1,31 @@
 """Compares a candidate with the reference on the same rows."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from quantlab.evaluation.significance import accuracy_drop_ci95, accuracy_drop_upper95, exceeds_drop_p
+from quantlab.evaluation.significance import (
+    accuracy_drop_ci95,
+    accuracy_drop_upper95,
+    compare,
+    exceeds_drop_p,
+)
 from quantlab.searching.evaluate import CandidateOutcomes
-from quantlab.tasks.scores import compute
+from quantlab.tasks.scores import SCORES, Score
 from quantlab.tasks.task import Task
+
+ONE_SIDED = 1.6448536269514722 / 1.959963984540054  # half a one-sided 95 % interval by half a two-sided one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A candidate's metric on some rows, and its drop there: how far it is below the reference, in points."""
+    """A candidate's metric on some rows, and its drop there: how much worse than the reference it is, in
+    points, or in percent for a relative score."""
 
     rows: int
     metric: float  # the task's first metric
-    drop: float  # points; negative where the candidate is better
+    drop: float  # points or percent; negative where the candidate is better
     low: float  # 95 % confidence interval of the drop; NaN where the metric has no pairs of rows
     high: float
     upper95: float  # one-sided 95 % bound of the drop
@@ -24,16 +33,21 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
-    """Measures candidates against the reference's logits, (N, classes), on the same N rows."""
+    """Measures candidates against the reference's answers, (N, columns), on the same N rows."""
 
     task: Task
     labels: np.ndarray
     reference: np.ndarray
 
     @property
+    def score(self) -> Score:
+        """The task's first score."""
+        return SCORES[self.task.metrics[0]]
+
+    @property
     def counts_right(self) -> bool:
-        """True if the task's first metric is accuracy, for which paired tests exist."""
-        return self.task.metrics[0] == "accuracy"
+        """True if the score is the share of right rows, for which tests of pairs exist."""
+        return self.score.right_of is not None
 
     def measure(self, outcomes: CandidateOutcomes) -> Measurement:
         """Metric and drop on the rows that the candidate answered."""
@@ -48,36 +62,41 @@ class Judge:
         )
 
     def right(self, outcomes: CandidateOutcomes) -> np.ndarray:
-        """Which of the answered rows the candidate has right, bool. A row with NaN is wrong."""
-        logits = outcomes.logits[outcomes.answered]
-        answers = np.where(np.isnan(logits).any(1), -1, logits.argmax(-1))
-        right: np.ndarray = answers == self.labels[outcomes.answered]
-        return right
+        """Which of the answered rows the candidate has right, bool. A row with NaN is wrong; all are where
+        nothing is right or wrong."""
+        values, rows = outcomes.logits[outcomes.answered], outcomes.answered
+        right = self.score.right(np.nan_to_num(values), self.labels[rows])
+        return np.zeros(len(values), bool) if right is None else right & ~np.isnan(values).any(1)
 
     def reference_right(self, outcomes: CandidateOutcomes) -> np.ndarray:
         """Which of the same rows the reference has right, bool."""
-        right: np.ndarray = (self.reference.argmax(-1) == self.labels)[outcomes.answered]
-        return right
+        right = self.score.right(self.reference, self.labels)
+        assert right is not None, f"{self.score.name} is no share of right rows"
+        return right[outcomes.answered]
 
     def drop(self, outcomes: CandidateOutcomes) -> float:
-        """The reference's metric less the candidate's on the answered rows, in points."""
+        """100 times what the candidate lost against the reference on the answered rows: points, or percent.
+        Infinite where a relative score is."""
         if self.counts_right:
             return float(100 * (self.reference_right(outcomes).mean() - self.right(outcomes).mean()))
-        rows, primary = outcomes.answered, self.task.metrics[0]
-        reference = compute([primary], self.reference[rows], self.labels[rows])[primary]
-        return 100 * (reference - self.metric(outcomes))
+        rows = outcomes.answered
+        reference = self.score.total(self.reference[rows], self.labels[rows])
+        return 100 * self.score.lost(self.metric(outcomes), reference)
 
     def metric(self, outcomes: CandidateOutcomes) -> float:
         """The task's first metric on the answered rows."""
         if self.counts_right:
             return float(self.right(outcomes).mean())
-        rows, primary = outcomes.answered, self.task.metrics[0]
-        logits = np.nan_to_num(outcomes.logits[rows])
-        return compute([primary], logits, self.labels[rows])[primary]
+        rows = outcomes.answered
+        if self.score.relative and not np.isfinite(outcomes.logits[rows]).all():
+            return math.inf
+        return self.score.total(np.nan_to_num(outcomes.logits[rows]), self.labels[rows])
 
     def interval(self, outcomes: CandidateOutcomes) -> tuple[float, float, float]:
-        """Ends of the drop's 95 % interval and its one-sided 95 % upper bound, in points. All NaN where the
-        metric is not accuracy."""
+        """Ends of the drop's 95 % interval and its one-sided 95 % upper bound, in points or percent. All NaN
+        where the metric has no parts row by row."""
+        if self.score.relative:
+            return self._relative_interval(outcomes)
         if not self.counts_right:
             return (np.nan,) * 3
         pair = (self.reference_right(outcomes), self.right(outcomes))
@@ -92,3 +111,13 @@ class Judge:
         """P-value of being less accurate than the best candidate, which has ``best`` right, bool over all
         rows."""
         return exceeds_drop_p(best[outcomes.answered], self.right(outcomes), 0.0)
+
+    def _relative_interval(self, outcomes: CandidateOutcomes) -> tuple[float, float, float]:
+        """Of :func:`compare`, whose interval is symmetric about the logarithm of the ratio."""
+        rows = outcomes.answered
+        found = compare(self.score.name, self.reference[rows], outcomes.logits[rows], self.labels[rows])
+        if math.isnan(found.low):
+            return (math.nan,) * 3
+        low, high = math.log1p(-found.high), math.log1p(-found.low)
+        upper = (low + high) / 2 + ONE_SIDED * (high - low) / 2
+        return 100 * math.expm1(low), 100 * math.expm1(high), 100 * math.expm1(upper)

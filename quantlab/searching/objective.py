@@ -1,6 +1,7 @@
 """What Optuna gets of an evaluated candidate: objective values, constraints and attributes."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from quantlab.searching.study import CANDIDATE, candidate_params, distributions_
 TOLERANCE = 1e-9  # points: drops are differences of means
 DASHBOARD = "constraints"  # where optuna-dashboard reads constraints; Optuna itself reads them by their names
 WORST = -1.0  # of all metrics: a correlation can be that low
+WORST_LOG = -1e6  # of minus the logarithms of relative scores
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +29,7 @@ class Objective:
     search: Search
     space: Space
     cost: Cost
+    relative: bool = False  # whether the metric is one whose ratios count, the less the better
 
     def candidate(
         self, chosen: Choices, measured: Measurement, number: int, origin: str, right: str, complete: bool
@@ -87,8 +90,17 @@ class Objective:
         if self.search.mode == "cost":
             return [self.cost.most(self.space) + beyond if beyond else candidate.cost]
         if self.search.mode == "accuracy":
-            return [WORST - beyond if beyond else candidate.measured.metric]
-        return [candidate.cost, candidate.measured.metric]
+            return [self._worst - beyond if beyond else self._quality(candidate)]
+        return [candidate.cost, self._quality(candidate)]
+
+    def _quality(self, candidate: EvaluatedCandidate) -> float:
+        """The metric, the more the better: minus the logarithm of a relative one."""
+        metric = candidate.measured.metric
+        return max(-math.log(metric), WORST_LOG) if self.relative else metric
+
+    @property
+    def _worst(self) -> float:
+        return WORST_LOG if self.relative else WORST
 
     def _excess(self, candidate: EvaluatedCandidate) -> dict[str, float]:
         """Optuna's constraints by name: how far a candidate exceeds a limit; at most 0 within it."""

@@ -23,6 +23,7 @@ from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, by_length
+from quantlab.tasks.scores import SCORES
 from quantlab.trial.config import check_trial
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
 from quantlab.trial.planning import weights_and_sketches
@@ -169,7 +170,8 @@ def checked_space(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
             "a search needs ranges that do not depend on each other, but calibration.through=quantized "
             "calibrates each site behind the quantized sites before it: take fp32 or quantized_weights"
         )
-    if config.search.decide == "bound" and config.task.metrics[0] != "accuracy":
+    score = SCORES[config.task.metrics[0]]
+    if config.search.decide == "bound" and score.right_of is None and not score.relative:
         raise ValueError(f"search.decide=bound is for accuracy; {config.task.name}'s first metric is another")
     if config.search.mode == "accuracy":
         _check_affordable(config, space)

@@ -110,7 +110,12 @@ class SearchWorker:
 
     @cached_property
     def _objective(self) -> Objective:
-        return Objective(search=self.search, space=self.space, cost=self.cost)
+        return Objective(
+            search=self.search,
+            space=self.space,
+            cost=self.cost,
+            relative=self.judge.score.relative,
+        )
 
     def _others_hold_the_rest(self, history: History) -> bool:
         """True if the running candidates would use up the budget or the places, answered in full."""

@@ -46,7 +46,7 @@ def _groups(results: Results, axis: str) -> list[pd.Series]:
 
 
 def _same(results: Results) -> bool:
-    """Whether all rows answer the same examples right, or have one loss."""
+    """Whether all rows answer every unit alike, right or wrong, or have one loss."""
     right = results.correct
     if right is not None and (right == right[0]).all():
         return True

@@ -1,5 +1,6 @@
 """The best trial of a sweep, and what it is worth on rows that did not choose it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,9 @@ import numpy as np
 
 from quantlab.evaluation.answering import Evaluation
 from quantlab.results.answers import SavedAnswers, measuring_rows
-from quantlab.results.table import Results, drop_text
+from quantlab.results.scale import scale_of
+from quantlab.results.table import Results, loss_text
+from quantlab.tasks.scores import SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,23 +20,21 @@ class Best:
     name: str
     key: str
     metric: str
-    value: float  # of the metric, a fraction
-    drop: tuple[float, float, float]  # FP32 less the trial and its 95 % interval, in points
+    value: float  # of the metric
+    loss: tuple[float, float, float]  # against FP32 and its 95 % interval, fractions
     rows: str  # which rows chose and measured it
 
     def __str__(self) -> str:
-        drop = drop_text(*self.drop)
-        return (
-            f"{self.name}: {self.metric} {self.value:.4f}, "
-            + (f"drop {drop} points, " if drop else "")
-            + self.rows
-        )
+        scale = scale_of(self.metric)
+        lost, known = loss_text(scale, *self.loss), not math.isnan(self.loss[0])
+        told = f"drop {lost} points, " if scale.percent else f"{lost} times FP32's, "
+        return f"{self.name}: {self.metric} {self.value:.4f}, {told if known else ''}{self.rows}"
 
 
 def best_of(
     results: Results, answers: Mapping[str, SavedAnswers | None], evaluation: Evaluation
 ) -> Best | None:
-    """The trial with the highest primary metric on the rows that choose, of equal ones the smallest.
+    """The trial with the best primary metric on the rows that choose, of equal ones the smallest.
 
     ``answers`` are those of finished trials by key. FP32 is a candidate only where nothing else finished.
     None without candidates.
@@ -50,33 +51,34 @@ def best_of(
         scores = keys.map(
             {key: found.where(~held_out).value(primary) for key, found in given.items() if found}
         )
-    ranked = among.table.assign(score=scores).sort_values(["score", "size_bytes"], ascending=[False, True])
+    ranked = among.table.assign(score=scores).sort_values(
+        ["score", "size_bytes"], ascending=[not SCORES[primary].higher_is_better, True]
+    )
     row = ranked.iloc[0]
     found = given[row["key"]]
-    value, drop, low, high = (
-        row[f"{primary}{part}"] for part in ("", "_drop", "_drop_ci95_low", "_drop_ci95_high")
-    )
+    value, (loss, low, high) = row[primary], among.losses().loc[row.name]
     if found is not None and held_out is not None:
         measured = found.where(held_out)
         value, difference = measured.value(primary), measured.against_fp32(primary)
-        drop, low, high = -difference.difference, -difference.high, -difference.low
+        loss, low, high = -difference.difference, -difference.high, -difference.low
     return Best(
         name=str(row["name"]),
         key=str(row["key"]),
         metric=primary,
         value=float(value),
-        drop=(100 * drop, 100 * low, 100 * high),
-        rows=_chosen_and_measured(held_out, len(found.labels) if found else 0, len(given)),
+        loss=(float(loss), float(low), float(high)),
+        rows=_chosen_and_measured(primary, held_out, len(found.labels) if found else 0, len(given)),
     )
 
 
-def _chosen_and_measured(held_out: np.ndarray | None, rows: int, candidates: int) -> str:
+def _chosen_and_measured(primary: str, held_out: np.ndarray | None, rows: int, candidates: int) -> str:
     """Over what a trial was chosen, and on which rows it was measured; ``rows`` is 0 where their number is
     not known."""
     known = f"{rows:,} rows" if rows else "rows"
     if candidates < 2:
         return f"the only trial to choose, measured on {known}"
-    chosen = f"lowest drop among {candidates} trials"
+    least = "ratio" if SCORES[primary].relative else "drop"
+    chosen = f"lowest {least} among {candidates} trials"
     if held_out is None:
         return f"{chosen}, measured on the {known} that chose it, which flatters it"
     measuring = int(held_out.sum())

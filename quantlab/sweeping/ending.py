@@ -21,6 +21,7 @@ from quantlab.sweeping.prepare import PreparedSweep, PreparedTrial
 from quantlab.sweeping.summary import print_places
 from quantlab.sweeping.sweep import varying
 from quantlab.sweeping.terminal_table import table_lines
+from quantlab.tasks.scores import loss_of
 from quantlab.trial.result import is_reference
 
 QUESTION = ("checkpoint_fingerprint", "data_fingerprint")  # tags that say what was asked of which model
@@ -128,14 +129,14 @@ def gather_results(sweeping: PreparedSweep, reused: Set[str], errors: Mapping[st
         _row(number, trial, swept, summaries[trial.key], trial.key in reused, errors.get(trial.key, ""))
         for number, trial in enumerate(trials, start=1)
     ]
-    primary = next(name.removesuffix("_drop") for name in finished[0]["metrics"] if name.endswith("_drop"))
+    primary = loss_of(finished[0]["metrics"])[0]
     answers = _answers(sweeping, [key for key, summary in summaries.items() if summary])
-    right = [found.right if (found := answers.get(trial.key)) else None for trial in trials]
+    units = [found.units(primary) if (found := answers.get(trial.key)) else None for trial in trials]
     return Results(
         table=pd.DataFrame(rows),
         primary=primary,
         swept=swept,
-        correct=_stacked(right),
+        correct=_stacked(units),
         title=sweeping.sweep.question or sweeping.sweep.name,
     )
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from quantlab.cli.console import alarm_line, plain_console, shortened
 from quantlab.sweeping.sweep import Member
+from quantlab.tasks.scores import SCORES, loss_of
 from quantlab.trial.result import RESULT, Metric, TrialResult
 
 SAME = "agreement_deployed"
@@ -16,13 +17,18 @@ NAME = 200  # characters of a trial's name on the terminal
 
 
 def answer_line(metrics: Mapping[str, Metric]) -> str:
-    """The primary metric, FP32's and the drop; a correlation that does not exist is ``none``."""
-    primary = next(name.removesuffix("_drop") for name in metrics if name.endswith("_drop"))
-    names = (primary, *(f"{primary}_{part}" for part in ("fp32", "drop", "drop_ci95_low", "drop_ci95_high")))
-    value, fp32, drop, low, high = (
+    """The primary metric, FP32's and the drop, or the ratio of the two; a correlation that does not exist is
+    ``none``."""
+    primary = loss_of(metrics)[0]
+    kind = "ratio" if SCORES[primary].relative else "drop"
+    names = (
+        primary,
+        *(f"{primary}_{part}" for part in ("fp32", kind, f"{kind}_ci95_low", f"{kind}_ci95_high")),
+    )
+    value, fp32, lost, low, high = (
         f"{number:.4f}" if isinstance(number := metrics[name], float) else "none" for name in names
     )
-    return f"{primary} {value}, FP32 {fp32}, drop {drop} (95 % interval {low} to {high})"
+    return f"{primary} {value}, FP32 {fp32}, {kind} {lost} (95 % interval {low} to {high})"
 
 
 def deployed_line(metrics: Mapping[str, Metric]) -> str:

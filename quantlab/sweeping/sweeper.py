@@ -107,16 +107,17 @@ def _recorded(
 
 
 def _runs_table(identity: str, results: Results) -> RunsTable:
-    """The sweep's trials as the tracker's page shows them: the highest score first, with what was swept."""
+    """The sweep's trials as the tracker's page shows them: the best score first, with what was swept."""
     primary = results.primary
     timed = ("speedup_vs_fp32", "latency_p50_ms")
     return RunsTable(
         tag="sweep",
         value=identity,
         order_by=primary,
+        ascending=not results.scale.score.higher_is_better,
         metrics=(
             primary,
-            f"{primary}_drop_points",
+            f"{primary}_drop_points" if results.scale.percent else f"{primary}_ratio",
             "size_mb",
             *(name for name in timed if results.metric(name).notna().any()),
         ),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from quantlab.cli.console import shortened
+from quantlab.results.scale import Scale
 from quantlab.results.table import Results, short_names, untold
 
 GAP = "  "
@@ -36,19 +37,18 @@ def table_lines(results: Results, width: int) -> Iterator[str]:
 def _numbers(results: Results) -> list[list[str]]:
     """Columns of text, each with its title on top; the trials' numbers come first. Columns that no trial
     fills are left out."""
-    percent, table = results.percent(), results.table
-    drops = [
-        100 * results.metric(f"{results.primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
-    ]
+    scores, table, scale = results.shown(), results.table, results.scale
     alarms = table["alarms"].map(lambda names: len(names.split(", ")) if names else 0)
     columns = {
-        results.axis.replace("(%)", "%"): _texts(percent["value"], ".2f"),
-        "drop (95 % interval)": [
-            "" if reference else _drop(*drop)
-            for *drop, reference in zip(*drops, results.reference, strict=True)
+        results.axis.replace("(%)", "%"): _texts(scores["value"], ".2f"),
+        "drop (95 % interval)" if scale.percent else "ratio (95 % interval)": [
+            "" if reference else _loss(scale, *lost)
+            for lost, reference in zip(results.losses().to_numpy(), results.reference, strict=True)
         ],
         "speed-up": _texts(results.metric("speedup_vs_fp32"), ".2f"),
-        "deployed %": _texts(100 * results.metric(f"{results.primary}_deployed"), ".2f"),
+        "deployed %" if scale.percent else "deployed": _texts(
+            scale.factor * results.metric(f"{results.primary}_deployed"), ".2f"
+        ),
         "its speed-up": _texts(results.metric("deployed_speedup_vs_fp32"), ".2f"),
         "MB": _texts(results.metric("size_bytes") / 1e6, ".1f"),
         "alarms": [str(count or "") for count in alarms],
@@ -58,10 +58,12 @@ def _numbers(results: Results) -> list[list[str]]:
     return [number, *([title, *cells] for title, cells in columns.items() if any(cells))]
 
 
-def _drop(drop: float, low: float, high: float) -> str:
-    """``+7.1 (+5.6 to +8.5)``, in points."""
-    interval = "" if math.isnan(low) else f" ({low:+z.1f} to {high:+z.1f})"
-    return "" if math.isnan(drop) else f"{drop:+z.1f}{interval}"
+def _loss(scale: Scale, loss: float, low: float, high: float) -> str:
+    """``+7.1 (+5.6 to +8.5)``, in points; or as a ratio, ``2.09 (1.99 to 2.20)``."""
+    spec, factor, start = ("+z.1f", 100, 0) if scale.percent else (".3f", 1, 1)
+    drop, low, high = (start + factor * value for value in (loss, low, high))
+    interval = "" if math.isnan(low) else f" ({low:{spec}} to {high:{spec}})"
+    return "" if math.isnan(drop) else f"{drop:{spec}}{interval}"
 
 
 def _names(results: Results) -> list[str]:

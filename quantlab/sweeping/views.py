@@ -41,7 +41,7 @@ class Curve(View):
         one_of("x", self.x, results.swept)
         rows = results.where(results.table[self.x] != "")
         others = [name for name in rows.swept if name != self.x and rows.table[name].nunique() > 1]
-        percent = rows.percent().assign(x=rows.table[self.x])
+        percent = rows.shown().assign(x=rows.table[self.x])
         labels = [_label(short_names(others), row) or results.primary for _, row in rows.table.iterrows()]
         lines = {str(label): line for label, line in percent.groupby(np.array(labels), sort=False)}
         figure = plots.curve_plot(
@@ -55,7 +55,7 @@ class Dots(View):
     """The primary metric of every row, in the table's order."""
 
     def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
-        figure = plots.dots_plot(list(results.table["name"]), results.percent(), xlabel=results.axis)
+        figure = plots.dots_plot(list(results.table["name"]), results.shown(), xlabel=results.axis)
         return [plots.save_figure(figure, results.title, folder / "dots.png")]
 
 
@@ -84,11 +84,11 @@ class Effects(View):
             "interactions.csv": pairs.to_csv(index=False),
             "main_effects.md": factorial.report(),
         }
-        figures = {"main_effects.png": plots.main_effects_plot(levels, ylabel=results.axis)}
+        figures = {"main_effects.png": plots.main_effects_plot(levels, ylabel=results.effects_axis)}
         if len(pairs):
             cells = [factorial.cells(a, b) for a, b in zip(pairs["factor_a"], pairs["factor_b"], strict=True)]
             panels = zip(cells[:PANELS], pairs["variance_share"], strict=False)
-            figures["interactions.png"] = plots.interactions_plot(list(panels), ylabel=results.axis)
+            figures["interactions.png"] = plots.interactions_plot(list(panels), ylabel=results.effects_axis)
         drawn = [plots.save_figure(figure, results.title, folder / name) for name, figure in figures.items()]
         return [*write_texts(folder, tables), *drawn]
 
@@ -120,7 +120,9 @@ class Path(View):
         cube = cube_of(results.block(self.block), dict(self.start), dict(self.end), self.max_drop)
         shortest, full, order_free = cube.shortest(), cube.full(), cube.shapley()
         steps = pd.concat([shortest, full, order_free])
-        figure = plots.path_plot(full, order_free, marked=set(shortest["change"]), xlabel=results.axis)
+        figure = plots.path_plot(
+            full, order_free, marked=set(shortest["change"]), xlabel=results.effects_axis
+        )
         tables = {"path.csv": steps.to_csv(index=False), "path.md": cube.report()}
         return [*write_texts(folder, tables), plots.save_figure(figure, results.title, folder / "path.png")]
 

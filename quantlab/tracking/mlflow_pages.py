@@ -53,6 +53,6 @@ def _state(table: RunsTable) -> dict[str, object]:
     return {
         "searchFilter": equality_filter(f"tags.{table.tag}", table.value),
         "orderByKey": f"metrics.`{table.order_by}`",
-        "orderByAsc": False,
+        "orderByAsc": table.ascending,
         "selectedColumns": columns,
     }

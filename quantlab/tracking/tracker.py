@@ -36,7 +36,8 @@ class RunsTable:
 
     tag: str  # the runs that have this tag ...
     value: str  # ... with this value
-    order_by: str  # a metric; the highest value comes first
+    order_by: str  # a metric
+    ascending: bool = False  # whether its lowest value comes first
     metrics: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()

@@ -150,10 +150,10 @@ def test_a_metric_that_is_no_mean_over_examples(metric: str) -> None:
 
 def test_interval_of_the_metric_is_that_of_the_drop() -> None:
     results = faked(SETTINGS, RIGHT)
-    percent, table = results.percent(), results.table
-    np.testing.assert_allclose(percent["low"], 100 - 100 * table["accuracy_drop_ci95_high"])
-    np.testing.assert_allclose(percent["high"], 100 - 100 * table["accuracy_drop_ci95_low"])
-    assert ((percent["low"] < percent["value"]) & (percent["value"] < percent["high"])).all()
+    scores, table = results.shown(), results.table
+    np.testing.assert_allclose(scores["low"], 100 - 100 * table["accuracy_drop_ci95_high"])
+    np.testing.assert_allclose(scores["high"], 100 - 100 * table["accuracy_drop_ci95_low"])
+    assert ((scores["low"] < scores["value"]) & (scores["value"] < scores["high"])).all()
 
 
 def test_block() -> None:

@@ -32,6 +32,7 @@ from quantlab.searching.study import (
 )
 from quantlab.searching.worker import CandidateTakenError, SearchWorker
 from quantlab.storage.memo import Memo
+from quantlab.tasks.scores import SCORES
 from quantlab.tracking.mlflow import MLflow
 
 SPACE = space_named(["0.x", "1.x", "2.x"], ("int8", "fp16"))
@@ -294,7 +295,7 @@ def worker(**settings: object) -> SearchWorker:
     class Half:
         """A judge of candidates that have four of eight rows right."""
 
-        labels, counts_right = np.zeros(8), True
+        labels, counts_right, score = np.zeros(8), True, SCORES["accuracy"]
         measure = staticmethod(lambda _: measurement(50.0, 0.5))
         right = staticmethod(lambda _: np.arange(8) < 4)
         exceeds_p = staticmethod(lambda *_: 0.001)

@@ -63,7 +63,7 @@ def test_the_best_is_measured_on_rows_that_did_not_choose_it() -> None:
         mask = Evaluation().held_out(np.arange(1000) % 2)
         index = luck[:, ~mask].mean(axis=1).argmax()
         assert (int(found.key, 16), found.value) == (index, luck[index, mask].mean())
-        assert found.drop[1] < 100 * (1 - found.value) < found.drop[2]
+        assert found.loss[1] < 1 - found.value < found.loss[2]
         assert found.rows == "lowest drop among 20 trials on 500 rows, measured on the other 500"
         values.append(found.value)
     assert np.mean(values) == pytest.approx(

@@ -122,7 +122,7 @@ def test_curve(figures: dict[str, Figure], tmp_path: Path) -> None:
     assert lines["FP32"].get_ydata() == [100, 100]
     assert lines["symmetric=true"].get_xdata()[1] != lines["symmetric=false"].get_xdata()[1]
     assert [text.get_text() for text in axes.texts] == ["failed"]
-    low, high = results.percent().loc[[6], ["low", "high"]].to_numpy()[0]
+    low, high = results.shown().loc[[6], ["low", "high"]].to_numpy()[0]
     segments = axes.collections[1].get_segments()
     np.testing.assert_allclose(segments[0][:, 1], [low, high])
 

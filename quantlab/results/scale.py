@@ -1,0 +1,112 @@
+"""How a score reads: its name, its numbers, and what was lost of it, each with its unit."""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from quantlab.tasks.scores import SCORES, Score
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The words and units of a score.
+
+    An absolute score (accuracy, a correlation) is shown in percent, and lost in points. A relative one (a
+    perplexity) is shown as it is, and lost as a ratio to FP32's. A loss is a fraction, positive where it is
+    worse: the drop, or the ratio less 1.
+    """
+
+    score: Score
+
+    @property
+    def words(self) -> str:
+        """The score's name in words."""
+        return self.score.name.replace("_", " ")
+
+    @property
+    def percent(self) -> bool:
+        """Whether the score is shown in percent."""
+        return not self.score.relative
+
+    @property
+    def factor(self) -> float:
+        """What a score is multiplied by to be shown."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def axis(self) -> str:
+        """Name and unit for an axis or a column: ``accuracy (%)``, ``perplexity``."""
+        return f"{self.words} (%)" if self.percent else self.words
+
+    @property
+    def unit(self) -> str:
+        """What follows a shown number in a text: `` %`` or nothing."""
+        return " %" if self.percent else ""
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else -1."""
+        return 1 if self.score.higher_is_better else -1
+
+    @property
+    def best(self) -> str:
+        """``highest`` or ``lowest``, of the best value."""
+        return "highest" if self.score.higher_is_better else "lowest"
+
+    @property
+    def change_title(self) -> str:
+        """The title of a column of differences from FP32."""
+        return "difference (points)" if self.percent else "ratio to FP32"
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of 100 times a loss: ``points``, or ``%``."""
+        return self.score.loss_unit
+
+    def ends(self, fp32: float, low: float, high: float) -> tuple[float, float]:
+        """The score's interval from the ends of the loss's, ``fp32`` being exact. No share is above 1."""
+        if self.score.relative:
+            return fp32 * (1 + low), fp32 * (1 + high)
+        return fp32 - high, min(fp32 - low, 1.0)
+
+    def change(self, loss: float) -> float:
+        """A loss as a column of differences shows it: points gained, or the ratio to FP32."""
+        return -100 * loss if self.percent else 1 + loss
+
+    @property
+    def change_format(self) -> str:
+        """The format of :meth:`change`."""
+        return "+z.2f" if self.percent else ".3f"
+
+    def with_unit(self, value: float) -> str:
+        """``87.50 %`` or ``34.55``."""
+        return f"{self.factor * value:.2f}{self.unit}"
+
+    def limit(self, limit: float) -> str:
+        """A limit of 100 times a loss: ``0.5 points`` or ``0.5 %``."""
+        return f"{limit:g} {self.loss_unit}"
+
+    def lost(self, loss: float) -> str:
+        """``loses 0.40 points of accuracy``, ``has 0.40 % more perplexity``; the opposite for gains."""
+        size = f"{abs(100 * loss):.2f} {self.loss_unit}"
+        if self.score.relative:
+            return f"has {size} {'less' if loss < 0 else 'more'} {self.words}"
+        return f"{'loses' if loss > 0 else 'gains' if loss < 0 else 'loses or gains'} {size} of {self.words}"
+
+
+def scale_of(name: str) -> Scale:
+    """The scale of a score, by its name."""
+    return Scale(SCORES[name])
+
+
+def losses(scale: Scale, table: pd.DataFrame) -> pd.DataFrame:
+    """Each row's ``loss`` with its interval ``low`` to ``high``, as fractions, from a table with a metric a
+    column; NaN where a row has none."""
+    kind, start = ("ratio", 1.0) if scale.score.relative else ("drop", 0.0)
+    names = {"loss": kind, "low": f"{kind}_ci95_low", "high": f"{kind}_ci95_high"}
+    columns = {
+        part: table.get(f"{scale.score.name}_{name}", pd.Series(math.nan, index=table.index)).astype(float)
+        for part, name in names.items()
+    }
+    return pd.DataFrame(columns, index=table.index) - start
