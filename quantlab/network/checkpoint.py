@@ -1,4 +1,4 @@
-"""Reads a checkpoint's config, weights and tokenizer. Code in a checkpoint is never run."""
+"""Reads a checkpoint's config and weights. Code in a checkpoint is never run."""
 
 from __future__ import annotations
 
@@ -21,16 +21,13 @@ from quantlab.network.checkpoint_files import (
     CONFIG,
     INDEX,
     NAMED,
-    TOKENIZER,
-    VOCABULARIES,
     clear_errors,
-    files_matching,
     weight_files,
 )
 from quantlab.tasks.heads import CLASSES, auto_class
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 SILENT = 50  # the level CRITICAL
 # Tensors that may be left over, since no answer depends on them: buffers of old versions, a pooler that the
@@ -69,30 +66,6 @@ def read_config(folder: Path) -> PretrainedConfig:
             folder, trust_remote_code=False, local_files_only=True
         )
     return config
-
-
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer.
-
-    Raises FileNotFoundError if its vocabulary is missing (transformers does not complain), and
-    ValueError if its files are broken or it has no padding token.
-    """
-    from transformers import AutoTokenizer
-
-    files = files_matching(folder, VOCABULARIES)
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no tokenizer: expected one of {', '.join(VOCABULARIES)}")
-    for path in files_matching(folder, TOKENIZER):
-        refuse_pointer(path)
-    with quiet(), clear_errors(files[0]):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"{folder}: the tokenizer has no pad token: name it as pad_token in tokenizer_config.json"
-        )
-    return tokenizer
 
 
 def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:

@@ -33,6 +33,7 @@ OTHER_WEIGHTS = (  # suffixes that are not read, for the error message
 DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"  # transformers prefers these to all others
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 NAMED = 5  # at most so many names in a message
+ORIGIN = "origin.json"  # beside a converted checkpoint: {"weights": what they were made from}
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
@@ -48,6 +49,7 @@ TOKENIZER = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+PREPROCESSOR = "preprocessor_config.json"  # of an image processor
 
 
 def require_path(path: object) -> None:
@@ -57,18 +59,18 @@ def require_path(path: object) -> None:
 
 
 def locate(path: str, revision: str | None) -> Path:
-    """The folder of a local path, or the local snapshot of a hub name.
+    """The folder or GGUF file of a local path, or the local snapshot of a hub name.
 
     Downloads from the hub only the files that are read. Raises FileNotFoundError for a path that does not
     exist, and OSError if neither the hub nor its cache has the model.
     """
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.suffix == ".gguf" and folder.is_file()):
         return folder
     if not can_name_hub_repository(path):
         raise FileNotFoundError(f"model path {path!r} is no folder, and no name on the hub")
     try:
-        snapshot = _downloaded(path, revision, (CONFIG, ADAPTERS[0], *TOKENIZER, *SAFETENSORS))
+        snapshot = _downloaded(path, revision, (CONFIG, ADAPTERS[0], *TOKENIZER, PREPROCESSOR, *SAFETENSORS))
         if not files_matching(snapshot, SAFETENSORS):
             _downloaded(path, revision, PICKLES)
         weights = next((snapshot / name for name in WEIGHTS if (snapshot / name).is_file()), None)
@@ -106,8 +108,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all files that are read: config, weights and tokenizer."""
-    files = [folder / CONFIG, *weight_files(folder), *files_matching(folder, TOKENIZER)]
+    """SHA-256 over the names and bytes of all files that are read: config, weights and processor."""
+    files = [folder / CONFIG, *weight_files(folder), *files_matching(folder, (*TOKENIZER, PREPROCESSOR))]
     return digest(part for path in files for part in (path.name, file_digest(path)))
 
 

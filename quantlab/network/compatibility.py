@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights and tokenizer, and a task, fit each other."""
+"""Whether a checkpoint's weights and processor, and a task, fit each other."""
 
 from __future__ import annotations
 
@@ -9,25 +9,91 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from quantlab.network import checkpoint
+from quantlab.network.checkpoint_files import PREPROCESSOR
+from quantlab.network.processors import Processor
 from quantlab.tasks.batching import Tokenized
+from quantlab.tasks.heads import AUTO_CLASSES, TOKENS, auto_class, has_head
 from quantlab.tasks.task import Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+INTERPOLATING = (
+    "dinov2",
+    "dinov2_with_registers",
+)  # their tables of positions fit themselves to an image
 CAPITALS = 0.01  # of a vocabulary's words: an uncased vocabulary has fewer words with capitals
 
 
-def check_fit(
-    skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path
-) -> None:
-    """Raises ValueError if the tokenizer's ids or the task's length exceed the model's embeddings."""
+def check_head(config: PretrainedConfig, task: Task, folder: Path) -> None:
+    """Raises ValueError if the checkpoint's architecture answers another kind of question than the task's."""
+    if not has_head(config, task.head):
+        raise ValueError(
+            f"{folder}: {config.model_type} cannot answer {task.head}, which task {task.name} asks for"
+        )
+    named = next(iter(config.architectures or ()), None)
+    classes = {head: auto_class(head)._model_mapping.get(type(config), None) for head in AUTO_CLASSES}
+    answers = [head for head, network in classes.items() if network and network.__name__ == named]
+    if answers and answers != [task.head]:
+        hint = "; quantlab finetune trains a head on it" if task.head != TOKENS else ""
+        raise ValueError(
+            f"{folder}: {named} answers {answers[0]}, and task {task.name} asks for {task.head}{hint}"
+        )
+    if task.head == TOKENS and getattr(config, "is_decoder", None) is False:
+        raise ValueError(f"{folder}: {named} is no decoder, and task {task.name} asks for {TOKENS}")
+
+
+def check_fit(skeleton: PreTrainedModel, processor: Processor, task: Task, folder: Path) -> None:
+    """Raises ValueError if the tokenizer's ids or the task's length exceed the model's embeddings, or the
+    image processor's size does not fit the model's positions."""
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        check_image_size(skeleton.config, processor, folder)
+        return
     vocabulary = skeleton.config.vocab_size
-    if len(tokenizer) > vocabulary:
-        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
-    most = min(token_limit(skeleton), tokenizer.model_max_length)
+    if len(processor) > vocabulary:
+        raise ValueError(f"{folder}: the tokenizer has {len(processor)} tokens, the model only {vocabulary}")
+    most = min(token_limit(skeleton), processor.model_max_length)
     if task.max_length > most:
         raise ValueError(f"task.max_length={task.max_length}, but the model takes at most {most} tokens")
+
+
+def check_image_size(config: PretrainedConfig, processor: Processor, folder: Path) -> None:
+    """Raises ValueError if the processor makes images of another size than the model's.
+
+    DINOv2 interpolates its table of positions, so it takes any whole number of patches.
+    """
+    height, width = made_size(processor)
+    if config.model_type in INTERPOLATING:
+        if height % config.patch_size or width % config.patch_size:
+            raise ValueError(
+                f"{folder}: {PREPROCESSOR} makes images of {height} x {width} pixels, which is no whole "
+                f"number of the model's patches of {config.patch_size}"
+            )
+        return
+    size = config.image_size
+    asked = (size, size) if isinstance(size, int) else tuple(size)
+    if (height, width) != asked:
+        raise ValueError(
+            f"{folder}: {PREPROCESSOR} makes images of {height} x {width} pixels, the model takes "
+            f"{asked[0]} x {asked[1]}"
+        )
+
+
+def made_size(processor: Processor) -> tuple[int, int]:
+    """Height and width of the images that a processor makes: what it crops to, or else what it scales to.
+
+    Raises ValueError if it makes images of several sizes.
+    """
+    crops = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
+    size = processor.crop_size if crops else processor.size
+    if not size or size.get("height") is None or size.get("width") is None:
+        raise ValueError(
+            f"the image processor makes images of several sizes (size {dict(size or {})}, no centre crop): "
+            "give it a crop_size, so that they fit in one batch"
+        )
+    return int(size["height"]), int(size["width"])
 
 
 def check_token_types(rows: Tokenized, skeleton: PreTrainedModel, folder: Path) -> None:
@@ -53,6 +119,13 @@ def token_limit(skeleton: PreTrainedModel) -> int:
     return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
 
 
+def processor_tags(skeleton: PreTrainedModel, processor: Processor) -> dict[str, str]:
+    """The tag ``tokenizer_mismatch`` if a tokenizer contradicts its vocabulary or the model."""
+    from transformers import PreTrainedTokenizerBase
+
+    return tokenizer_tags(skeleton, processor) if isinstance(processor, PreTrainedTokenizerBase) else {}
+
+
 def tokenizer_tags(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The tag ``tokenizer_mismatch`` if the tokenizer contradicts its vocabulary or the model."""
     mismatches = [*_case_mismatch(tokenizer)]
@@ -66,10 +139,13 @@ def tokenizer_tags(skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return {"tokenizer_mismatch": "; ".join(mismatches)} if mismatches else {}
 
 
-def require_whole(folder: Path, model: PreTrainedModel, missing: set[str]) -> None:
-    """Raises ValueError if tensors are missing. Fine-tuning helps only if all of them are the head's."""
+def require_whole(folder: Path, model: PreTrainedModel, missing: set[str], head: str) -> None:
+    """Raises ValueError if tensors are missing. Fine-tuning helps only if all of them are a classifier's
+    head."""
     if lost := checkpoint.encoder_tensors(missing, model):
         raise ValueError(f"{folder} lacks {', '.join(lost[:8])}: the encoder is not whole")
+    if missing and head == TOKENS:
+        raise ValueError(f"{folder} lacks {', '.join(sorted(missing)[:8])}: the head is not whole")
     if missing:
         raise ValueError(
             f"{folder} lacks {', '.join(sorted(missing)[:8])}: its head was never trained for a task; "

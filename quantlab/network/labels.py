@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from quantlab.config.checks import nearest
+from quantlab.tasks.heads import TOKENS
 from quantlab.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -14,14 +15,18 @@ if TYPE_CHECKING:
 
 
 def label_columns(
-    config: PretrainedConfig, task: Task, classes: Mapping[str, str]
+    config: PretrainedConfig, task: Task, data_classes: Callable[[], Mapping[str, str]]
 ) -> tuple[tuple[int, ...], str]:
     """The logit's index for each of the task's labels, and how it is known: matched, assumed or regression.
 
-    ``classes`` are the data's, each with the place where it first occurs; they count where the task names
-    none. Names are compared without case, spaces, ``-`` and ``_``. Raises ValueError if they contradict, and
-    if the checkpoint does not choose one label of several: multi-label models, or one logit with a threshold.
+    A task of next tokens has no labels: (), "". ``data_classes`` reads the data's, each with the place where
+    it first occurs; they count where the task names none. Names are compared without case, spaces, ``-`` and
+    ``_``. Raises ValueError if they contradict, and if the checkpoint does not choose one label of several:
+    multi-label models, or one logit with a threshold.
     """
+    if task.head == TOKENS:
+        return (), ""
+    classes = {} if task.labels or task.regression else data_classes()
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
     wanted = list(task.labels or classes)
     both = f"the checkpoint answers {names}, task {task.name} wants {wanted or 'one score'}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +13,15 @@ import torch
 from quantlab.config.checks import at_least, folder_name, one_of, whole
 from quantlab.network import checkpoint, checkpoint_files
 from quantlab.network.architecture import skeleton_of
-from quantlab.network.compatibility import check_fit, require_whole, tokenizer_tags
+from quantlab.network.compatibility import check_fit, check_head, processor_tags, require_whole
 from quantlab.network.labels import label_columns
+from quantlab.network.processors import Processor, read_processor
+from quantlab.network.sources import CheckpointSource, Pretrained, origin_tags
 from quantlab.storage.files import cache_dir, digest
 from quantlab.tasks.task import Splits, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -33,9 +34,9 @@ class ResolvedCheckpoint:
     fingerprint: str  # SHA-256 of these files: the checkpoint's part of every key
     head: str  # one of quantlab.tasks.heads
     skeleton: PreTrainedModel  # its modules, on the meta device
-    processor: PreTrainedTokenizerBase  # turns the task's texts into the network's inputs
+    processor: Processor  # turns the task's texts or images into the network's inputs
     label_columns: tuple[int, ...]  # logits[:, label_columns] are in the order of the task's labels
-    tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, tokenizer_mismatch
+    tags: dict[str, str]  # label_order (matched, assumed, regression; none for next tokens), checkpoint, ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +46,7 @@ class LoadedModel:
     model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
     folder: Path  # of the checkpoint
     head: str  # one of quantlab.tasks.heads
-    processor: PreTrainedTokenizerBase  # turns the task's texts into the network's inputs
+    processor: Processor  # turns the task's texts or images into the network's inputs
     fingerprint: str  # SHA-256 of the checkpoint's files
     label_columns: tuple[int, ...]  # logits[:, label_columns] are in the order of the task's labels
     tags: dict[str, str]  # label_order (matched, assumed, regression), checkpoint, device
@@ -86,11 +87,11 @@ class ModelSpec(ABC):
         self.torch_device()
         folder = self.folder(task, splits)
         config = checkpoint.read_config(folder)
-        classes = {} if task.labels or task.regression else splits().classes
-        columns, order = label_columns(config, task, classes)
-        processor, skeleton = checkpoint.read_tokenizer(folder), skeleton_of(config, task.head)
+        check_head(config, task, folder)
+        columns, order = label_columns(config, task, lambda: splits().classes)
+        processor, skeleton = read_processor(folder, task.head), skeleton_of(config, task.head)
         check_fit(skeleton, processor, task, folder)
-        require_whole(folder, skeleton, checkpoint.missing_tensors(folder, skeleton))
+        require_whole(folder, skeleton, checkpoint.missing_tensors(folder, skeleton), task.head)
         return ResolvedCheckpoint(
             folder=folder,
             fingerprint=checkpoint_files.fingerprint(folder),
@@ -99,9 +100,10 @@ class ModelSpec(ABC):
             processor=processor,
             label_columns=columns,
             tags={
-                "label_order": order,
+                **({"label_order": order} if order else {}),
                 "checkpoint": self.title(folder),
-                **tokenizer_tags(skeleton, processor),
+                **origin_tags(folder),
+                **processor_tags(skeleton, processor),
             },
         )
 
@@ -109,7 +111,7 @@ class ModelSpec(ABC):
         """Reads the weights. Raises ValueError or OSError that names the wrong file or tensor."""
         device, folder = self.torch_device(), resolved.folder
         model, missing = checkpoint.read_model(folder, resolved.head)
-        require_whole(folder, model, missing)
+        require_whole(folder, model, missing, resolved.head)
         model.requires_grad_(False).eval().to(device)  # type: ignore[no-untyped-call]
         return LoadedModel(
             model=model,
@@ -124,7 +126,7 @@ class ModelSpec(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(ModelSpec):
-    """A fine-tuned sequence classifier: a folder, or a name on the Hugging Face Hub."""
+    """A checkpoint that has the task's head: a folder, a GGUF file, or a name on the Hugging Face Hub."""
 
     path: str
     revision: str | None = None  # a commit, tag or branch on the hub
@@ -134,56 +136,28 @@ class Checkpoint(ModelSpec):
         checkpoint_files.require_path(self.path)
 
     def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
-        """The folder itself, or the hub's files in its local cache."""
-        return checkpoint_files.locate(self.path, self.revision)
+        """The folder itself, the hub's files in its local cache, or a GGUF file's conversion."""
+        return Pretrained(path=self.path, revision=self.revision).folder()
 
     def title(self, folder: Path) -> str:
         """The path or name, and the revision if there is one."""
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
 
-class EncoderSource(ABC):
-    """Where the encoder of a fine-tuned model comes from."""
-
-    @abstractmethod
-    def folder(self) -> Path:
-        """The folder of its checkpoint. Raises OSError if it cannot be fetched."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Pretrained(EncoderSource):
-    """An encoder in a folder or on the hub."""
+class Embedded(ModelSpec):
+    """A checkpoint that has the task's head and comes with an extra of quantlab."""
 
-    path: str
-    revision: str | None = None
+    name: str  # as its YAML file is named
+    source: CheckpointSource
 
-    def __post_init__(self) -> None:
-        checkpoint_files.require_path(self.path)
+    def folder(self, task: Task, splits: Callable[[], Splits]) -> Path:
+        """The source's folder."""
+        return self.source.folder()
 
-    def folder(self) -> Path:
-        """The folder itself, or the hub's files in its local cache."""
-        return checkpoint_files.locate(self.path, self.revision)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packaged(EncoderSource):
-    """An encoder in the files of an installed Python package, which is never imported."""
-
-    package: str
-    inside: str  # the folder inside the package
-    extra: str  # the extra of quantlab that installs it
-
-    def folder(self) -> Path:
-        """The package's folder.
-
-        Raises FileNotFoundError that names the extra if the package is not installed.
-        """
-        spec = find_spec(self.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError(
-                f"package {self.package} is not installed: pip install 'quantlab[{self.extra}]'"
-            )
-        return Path(spec.submodule_search_locations[0]) / self.inside
+    def title(self, folder: Path) -> str:
+        """The name."""
+        return self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +190,7 @@ class FineTuned(ModelSpec):
     """A classifier that ``python -m quantlab.finetune`` trains once and stores under the cache folder."""
 
     name: str  # as its YAML file is named
-    base: EncoderSource
+    base: CheckpointSource
     recipe: Recipe
 
     def __post_init__(self) -> None:

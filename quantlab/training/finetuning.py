@@ -21,6 +21,7 @@ from quantlab.network import checkpoint
 from quantlab.network.architecture import skeleton_of
 from quantlab.network.compatibility import check_fit, check_token_types
 from quantlab.network.models import FineTuned, ModelSpec
+from quantlab.network.processors import read_tokenizer
 from quantlab.storage.files import whole_folder
 from quantlab.tasks.batching import by_length, tokenize
 from quantlab.tasks.scores import compute, mean_loss
@@ -62,7 +63,7 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
     """Trains ``base``, writes model, tokenizer and recipe.json into ``folder``, returns the evaluation's
     metrics."""
     device = spec.torch_device()
-    tokenizer = checkpoint.read_tokenizer(base)
+    tokenizer = read_tokenizer(base)
     skeleton = skeleton_of(checkpoint.read_config(base))
     check_fit(skeleton, tokenizer, task, base)
     rows = tokenize(data.train, tokenizer, task.max_length)

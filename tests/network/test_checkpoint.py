@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from quantlab.network import checkpoint, checkpoint_files
-from quantlab.network.models import Checkpoint, Pretrained
+from quantlab.network.models import Checkpoint
+from quantlab.network.processors import read_tokenizer
+from quantlab.network.sources import Pretrained
 
 
 def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(
@@ -322,7 +324,7 @@ def test_a_broken_tokenizer_is_named(copy: Path) -> None:
 
 def test_a_tokenizer_without_a_pad_token_is_refused(copy: Path) -> None:
     tokenizer_of(copy, WORDS)
-    backend = checkpoint.read_tokenizer(copy).backend_tokenizer
+    backend = read_tokenizer(copy).backend_tokenizer
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(copy)
     with pytest.raises(ValueError, match=r"no pad token: name it as pad_token in tokenizer_config\.json"):
         load(copy)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from quantlab.network import checkpoint
 from quantlab.network.labels import label_columns
-from quantlab.network.models import Checkpoint, FineTuned, Packaged, Pretrained, Recipe
+from quantlab.network.models import Checkpoint, FineTuned, Recipe
+from quantlab.network.sources import Packaged, Pretrained
 from quantlab.tasks.text import TextClassification
 
 
@@ -60,7 +61,7 @@ def test_half_precision_files_run_in_fp32(copy: Path) -> None:
 )
 def test_label_order(make_model: MakeModel, model: tuple, task: tuple, columns: tuple, order: str) -> None:
     config = checkpoint.read_config(make_model(labels=model))
-    assert label_columns(config, task_of(task), {}) == (columns, order)
+    assert label_columns(config, task_of(task), dict) == (columns, order)
 
 
 THREE = ("entailment", "neutral", "Contradiction")
@@ -82,7 +83,7 @@ def test_classes_of_the_data_are_the_checkpoint_s_by_name_or_number(
 ) -> None:
     config = checkpoint.read_config(make_model(labels=model))
     task = TextClassification(name="t", labels=(), metrics=("accuracy",), data="d", text=("a",), label="b")
-    assert label_columns(config, task, dict.fromkeys(data, "d")) == (columns, order)
+    assert label_columns(config, task, lambda: dict.fromkeys(data, "d")) == (columns, order)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_classes_that_the_checkpoint_does_not_know_are_named(
     config = checkpoint.read_config(make_model(labels=model))
     task = TextClassification(name="t", labels=(), metrics=("accuracy",), data="d", text=("a",), label="b")
     with pytest.raises(ValueError, match=message):
-        label_columns(config, task, data)
+        label_columns(config, task, lambda: data)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_answers_that_are_no_choice_of_one_label_are_refused(
 ) -> None:
     config = checkpoint.read_config(make_model(labels=labels, problem_type=problem))
     with pytest.raises(ValueError, match=message):
-        label_columns(config, task_of(), {})
+        label_columns(config, task_of(), dict)
 
 
 def test_devices() -> None:

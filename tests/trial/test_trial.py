@@ -16,8 +16,10 @@ from processes import Python
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from quantlab.network import checkpoint, checkpoint_files
-from quantlab.network.models import FineTuned, Pretrained, Recipe
+from quantlab.network import checkpoint_files
+from quantlab.network.models import FineTuned, Recipe
+from quantlab.network.processors import read_tokenizer
+from quantlab.network.sources import Pretrained
 from quantlab.plan.plan import QuantPlan
 from quantlab.storage.memo import Memo
 from quantlab.tasks.glue import Glue
@@ -148,7 +150,7 @@ def test_a_row_without_a_token_is_refused_before_anything_is_loaded(
     lab: Lab, tiny_bert: Path, tiny_glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the tokenizer adds no [CLS] and no [SEP]; in calibration and in evaluation."""
-    model, bare = Path(shutil.copytree(tiny_bert, tmp_path / "model")), checkpoint.read_tokenizer(tiny_bert)
+    model, bare = Path(shutil.copytree(tiny_bert, tmp_path / "model")), read_tokenizer(tiny_bert)
     bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
     PreTrainedTokenizerFast(tokenizer_object=bare.backend_tokenizer, pad_token="[PAD]").save_pretrained(model)
     monkeypatch.setattr("quantlab.trial.trial.load_material", lambda *_: pytest.fail("loaded"))
