@@ -17,7 +17,6 @@ from quantlab.network import checkpoint
 from quantlab.network.models import Checkpoint, FineTuned, Recipe, ResolvedCheckpoint
 from quantlab.network.processors import read_tokenizer
 from quantlab.network.sources import Pretrained
-from quantlab.tasks.batching import tokenize
 from quantlab.tasks.glue import Glue
 from quantlab.training import finetuning
 from quantlab.training import recipe as training
@@ -175,7 +174,7 @@ def test_a_regression_trains_with_its_own_loss(headless: Path, tmp_path: Path) -
 
 def test_an_epoch_has_every_row_once_in_batches_of_like_length(tiny_bert: Path, tiny_glue: Path) -> None:
     tokenizer = read_tokenizer(tiny_bert)
-    rows = tokenize(qnli(tiny_glue).load().train, tokenizer, 32)
+    rows = qnli(tiny_glue).load().train.encode(tokenizer, 32)
     epochs = [list(training.shuffled_batches(rows, tokenizer, RECIPE, epoch)) for epoch in (0, 0, 1)]
     lengths = rows.lengths()
     for batches in epochs:

@@ -13,6 +13,7 @@ from quantlab.network.sites import Site
 from quantlab.plan.coverage import Coverage, site_coverage, weight_coverage
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sketch import Sketch
+from quantlab.tasks.scores import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,10 +40,10 @@ class Evidence:
     model: PreTrainedModel  # in FP32
     tags: Mapping[str, str]
     metrics: Mapping[str, Any]
-    logits: np.ndarray  # (N, classes)
-    reference: np.ndarray  # the FP32 logits, (N, classes)
+    logits: np.ndarray  # (N, C): the answers
+    reference: np.ndarray  # the FP32 network's, (N, C)
     labels: np.ndarray  # (N,)
-    regression: bool
+    kind: Kind  # of the task: what the columns hold
 
     @cached_property
     def coverages(self) -> tuple[Coverage, ...]:

@@ -9,6 +9,7 @@ from quantlab.alarms.published import fp32_anchor
 from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share
 from quantlab.evaluation.significance import DETECTABLE, compare, examples_needed
 from quantlab.plan.plan import QuantPlan
+from quantlab.tasks.scores import SCORES, Kind
 
 FEW_DISTINCT = 10  # different rows of logits; the paper's percentile trials have four
 FAR = 0.01  # of accuracy, beyond the interval; seeds of one recipe differ by less
@@ -16,7 +17,7 @@ FAR = 0.01  # of accuracy, beyond the interval; seeds of one recipe differ by le
 
 def constant_prediction(evidence: Evidence) -> Iterator[Alarm]:
     """Nearly all answers are one class."""
-    share = 0.0 if evidence.regression else largest_share(evidence.logits.argmax(-1))
+    share = largest_share(evidence.logits.argmax(-1)) if evidence.kind is Kind.CLASSES else 0.0
     if share >= CONSTANT_SHARE:
         yield Alarm("constant_prediction", f"{share:.1%} of the answers are the same class")
 
@@ -26,7 +27,7 @@ def majority_accuracy(evidence: Evidence) -> Iterator[Alarm]:
 
     Checked for the quantized and the FP32 model.
     """
-    if evidence.regression:
+    if evidence.kind is not Kind.CLASSES:
         return
     majority = largest_share(evidence.labels)
     error = float(np.sqrt(majority * (1 - majority) / len(evidence.labels)))
@@ -44,6 +45,8 @@ def majority_accuracy(evidence: Evidence) -> Iterator[Alarm]:
 
 def collapsed_logits(evidence: Evidence) -> Iterator[Alarm]:
     """At most :data:`FEW_DISTINCT` different rows of logits, where FP32 has at least ten times as many."""
+    if evidence.kind is Kind.WORDS:
+        return
     distinct, before = (len(np.unique(logits, axis=0)) for logits in (evidence.logits, evidence.reference))
     if distinct <= min(FEW_DISTINCT, before / 10):
         yield Alarm(
@@ -85,19 +88,22 @@ def fp32_far_from_published(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def too_few_examples(evidence: Evidence) -> Iterator[Alarm]:
-    """A drop that cannot be told from none, on fewer examples than it takes to detect half a point."""
+    """A loss that cannot be told from none, on fewer examples than it takes to detect half a point."""
     primary, n = evidence.config["task"]["metrics"][0], len(evidence.labels)
-    drop, low, high = (
-        evidence.metrics.get(f"{primary}_drop{part}") for part in ("", "_ci95_low", "_ci95_high")
-    )
-    if evidence.plan == QuantPlan() or drop is None or low is None or high is None or not low <= 0 <= high:
+    relative = SCORES[primary].relative
+    suffix, none = ("_ratio", 1.0) if relative else ("_drop", 0.0)
+    found = [evidence.metrics.get(f"{primary}{suffix}{end}") for end in ("", "_ci95_low", "_ci95_high")]
+    numbers = [value - none for value in found if value is not None]
+    if evidence.plan == QuantPlan() or len(numbers) < 3 or not numbers[1] <= 0 <= numbers[2]:
         return
+    drop, low, high = numbers
+    what, unit = ("rise", " %") if relative else ("drop", " points")
     needed = _needed(evidence, primary, low, high)
     if needed is not None and needed > n:
         yield Alarm(
             "too_few_examples",
-            f"a drop of {100 * drop:.2f} points ({100 * low:.2f} to {100 * high:.2f}) cannot be told from "
-            f"none with n = {n:,}: it takes about {needed:,} to see {100 * DETECTABLE:g} points",
+            f"a {what} of {100 * drop:.2f}{unit} ({100 * low:.2f} to {100 * high:.2f}) cannot be told from "
+            f"none with n = {n:,}: it takes about {needed:,} to see {100 * DETECTABLE:g}{unit}",
         )
 
 

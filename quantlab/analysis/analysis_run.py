@@ -57,7 +57,7 @@ def analyse_outliers(config: OutliersConfig, root: Path, command: str, memo: Mem
     """
     checked_space(config, memo)
     check_clipping(config, memo)
-    rows = select_rows(config.task, config.evaluation, memo)
+    rows = select_rows(config.model, config.task, config.evaluation, memo)
     check_rows(config, len(rows.train))
     fingerprints = {
         "checkpoint_fingerprint": resolve_checkpoint(config.model, config.task, memo).fingerprint,

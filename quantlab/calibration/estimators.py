@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,11 +12,8 @@ from quantlab.config.checks import one_of, whole
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
-from quantlab.tasks.batching import Batch, in_file_order, tokenize
-from quantlab.tasks.task import Examples
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from quantlab.tasks.batching import Batch, in_file_order
+from quantlab.tasks.examples import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +71,10 @@ class Calibration(ABC):
             return examples.head(self.samples)
         return examples.take(np.random.default_rng(self.seed).permutation(len(examples))[: self.samples])
 
-    def batches(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Batch]:
+    def batches(self, examples: Examples, processor: Any, max_length: int) -> list[Batch]:
         """The batches of the rows that calibrate. Raises ValueError if there are fewer than ``samples``."""
-        rows = tokenize(self.rows(examples), tokenizer, max_length)
-        return in_file_order(rows, tokenizer, self.batch_size, full_length=self.counts_padding)
+        rows = self.rows(examples).encode(processor, max_length)
+        return in_file_order(rows, processor, self.batch_size, full_length=self.counts_padding)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,8 @@ def observe(
     @torch.inference_mode()
     def run(batch: Batch) -> dict[str, Sketch]:
         inputs = on_device(batch, model.device)
-        running.mask = inputs["attention_mask"].bool()
+        mask = inputs.get("attention_mask")
+        running.mask = None if mask is None else mask.bool()
         running.seen = sketches if requantize else {}
         model(**inputs)
         seen: dict[str, Sketch] = running.seen

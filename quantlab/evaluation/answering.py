@@ -14,13 +14,15 @@ import torch
 
 from quantlab.cli.progress import progress
 from quantlab.config.checks import one_of, share, whole
-from quantlab.evaluation.significance import accuracy_drop_ci95, metric_drop_ci95
+from quantlab.evaluation.significance import accuracy_drop_ci95, metric_drop_ci95, ratio_ci95
 from quantlab.machine.parallel import side_by_side
 from quantlab.quant.sqnr import ratio_db
-from quantlab.tasks.batching import Batch, on_device, total_rows
+from quantlab.tasks.batching import Batch, on_device
+from quantlab.tasks.examples import Examples
+from quantlab.tasks.outcomes import in_order, outcomes
 from quantlab.tasks.sampling import drawn, held_out
-from quantlab.tasks.scores import compute, mean_loss
-from quantlab.tasks.task import Examples, Task
+from quantlab.tasks.scores import SCORES, Kind, compute, mean_loss
+from quantlab.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,39 +80,53 @@ def predict(
 
     @torch.inference_mode()
     def answer(batch: Batch) -> np.ndarray:
-        output: np.ndarray = model(**on_device(batch, model.device)).logits.float().cpu().numpy()
-        return output[:, list(columns)]
+        return outcomes(model(**on_device(batch, model.device)).logits, batch, columns)
 
-    logits = np.empty((total_rows(batches), len(columns)), dtype=np.float32)
     start = time.perf_counter()
     with closing(side_by_side(answer, batches, model.device)) as answers:
-        for batch in progress(batches, title):
-            logits[batch.indices] = next(answers)
-    return Predictions(logits=logits, seconds=time.perf_counter() - start)
+        rows = [next(answers) for _ in progress(batches, title)]
+    seconds = time.perf_counter() - start
+    return Predictions(logits=in_order(rows, batches), seconds=seconds)
 
 
-def score(task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+def score(
+    task: Task,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    reference: np.ndarray,
+    clusters: np.ndarray | None = None,
+) -> dict[str, float]:
     """Returns the task's metrics by name, and the differences from the FP32 model.
 
-    ``labels`` is (N,); ``logits`` and the FP32 model's ``reference`` are (N, classes). ``*_drop`` is the
-    metric of FP32 minus that of ``logits``, with a 95 % interval that is paired over examples. With r the
-    reference and x the logits, ``logits_sqnr_db`` is 10 log10(sum r^2 / sum (r - x)^2): infinite if they are
+    ``labels`` is (N,); ``logits`` and the FP32 model's ``reference`` are (N, C), as the task's kind says.
+    ``*_drop`` is the metric of FP32 minus that of ``logits``, and ``*_ratio`` a perplexity over FP32's, with
+    a 95 % interval that is paired over examples, or over ``clusters`` of them (N,). With r the reference and
+    x the logits of classes, ``logits_sqnr_db`` is 10 log10(sum r^2 / sum (r - x)^2): infinite if they are
     equal.
     """
-    primary = task.metrics[0]
+    primary = SCORES[task.metrics[0]].name
     scores = compute(task.metrics, logits, labels)
     scores["loss"] = mean_loss(task.kind, logits, labels)
     scores[f"{primary}_fp32"] = compute([primary], reference, labels)[primary]
-    scores[f"{primary}_drop"] = scores[f"{primary}_fp32"] - scores[primary]
-    low, high = _drop_ci95(task, labels, logits, reference)
-    scores[f"{primary}_drop_ci95_low"], scores[f"{primary}_drop_ci95_high"] = low, high
-    if not task.regression:
+    if SCORES[primary].relative:
+        ratio = scores[primary] / scores[f"{primary}_fp32"]
+        scores |= _named(f"{primary}_ratio", ratio, ratio_ci95(primary, reference, logits, clusters))
+    else:
+        drop = scores[f"{primary}_fp32"] - scores[primary]
+        interval = _drop_ci95(task, labels, logits, reference, clusters)
+        scores |= _named(f"{primary}_drop", drop, interval)
+    if task.kind is Kind.CLASSES:
         answers = logits.argmax(-1)
         scores["agreement_fp32"] = float(np.mean(answers == reference.argmax(-1)))
         scores["constant_prediction"] = float(largest_share(answers) >= CONSTANT_SHARE)
-    wide = reference.astype(np.float64)
-    scores["logits_sqnr_db"] = ratio_db(float((wide**2).sum()), float(((wide - logits) ** 2).sum()))
+    if task.kind in (Kind.CLASSES, Kind.REGRESSION):
+        wide = reference.astype(np.float64)
+        scores["logits_sqnr_db"] = ratio_db(float((wide**2).sum()), float(((wide - logits) ** 2).sum()))
     return scores
+
+
+def _named(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {name: value, f"{name}_ci95_low": interval[0], f"{name}_ci95_high": interval[1]}
 
 
 def largest_share(classes: np.ndarray) -> float:
@@ -119,10 +135,12 @@ def largest_share(classes: np.ndarray) -> float:
 
 
 def _drop_ci95(
-    task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray
+    task: Task, labels: np.ndarray, logits: np.ndarray, reference: np.ndarray, clusters: np.ndarray | None
 ) -> tuple[float, float]:
-    if task.metrics[0] == "accuracy":
-        return accuracy_drop_ci95(reference.argmax(-1) == labels, logits.argmax(-1) == labels)
+    primary = SCORES[task.metrics[0]]
+    right, reference_right = primary.right(logits, labels), primary.right(reference, labels)
+    if right is not None and reference_right is not None:
+        return accuracy_drop_ci95(reference_right, right, clusters)
     if len(labels) < 3:
         return math.nan, math.nan
     return metric_drop_ci95(task.metrics[0], reference, logits, labels)

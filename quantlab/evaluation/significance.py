@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy
 
+from quantlab.evaluation.clustered import log_ratio, ratio_of_sums
 from quantlab.tasks.scores import REGRESSION, SCORES
 
 Z95 = float(scipy.special.ndtri(0.975))
@@ -126,12 +127,31 @@ def verdict(comparison: Comparison, detectable: float = DETECTABLE) -> str:
     )
 
 
-def accuracy_drop_ci95(reference_right: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+def ratio_ci95(
+    score: str, reference: np.ndarray, values: np.ndarray, clusters: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Returns the 95 % interval of a relative score's ratio, that of ``values`` over that of ``reference``.
+
+    Both are (N, C), ``clusters`` (N,). The interval is of the logarithm, by :func:`ratio_of_sums`, with
+    Student's t. NaN where there are fewer than two clusters.
+    """
+    estimate = log_ratio(score, reference, values, clusters)
+    margin = estimate.t95 * estimate.error
+    return math.exp(estimate.centre - margin), math.exp(estimate.centre + margin)
+
+
+def accuracy_drop_ci95(
+    reference_right: np.ndarray, right: np.ndarray, clusters: np.ndarray | None = None
+) -> tuple[float, float]:
     """Returns the 95 % interval of ``mean(reference_right) - mean(right)`` for paired booleans, (N,).
 
-    It is the adjusted Wald interval of Agresti and Min 2005, section 3: half an example is added to each cell
+    With ``clusters`` (N,) it is that of :func:`ratio_of_sums`, with Student's t over clusters. Else it is the
+    adjusted Wald interval of Agresti and Min 2005, section 3: half an example is added to each cell
     of the 2 x 2 table. That keeps the coverage if few answers differ, and a width above zero if none differs.
     """
+    if clusters is not None:
+        mean = ratio_of_sums(reference_right.astype(float) - right, np.ones(len(right)), clusters)
+        return mean.centre - mean.t95 * mean.error, mean.centre + mean.t95 * mean.error
     drop, error = _agresti_min(reference_right, right)
     return drop - Z95 * error, drop + Z95 * error
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,10 +22,7 @@ import torch
 
 from quantlab.config.checks import at_least, whole
 from quantlab.profiling.timing import Inputs, Subject, exclusive_timing, timing_process
-from quantlab.tasks.batching import Tokenized
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from quantlab.tasks.batching import Encoded
 
 Turns = list[np.ndarray]  # one process's times in ms, an array for each turn
 
@@ -48,7 +45,7 @@ class Profile(ABC):
 
     @abstractmethod
     def measure(
-        self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
+        self, subject: Subject, reference: Subject | None, data: Encoded, processor: Any
     ) -> Measurements:
         """Times the subject on one batch of ``data``, in turns with ``reference`` if there is one."""
 
@@ -58,7 +55,7 @@ class NoProfile(Profile):
     """Measures nothing."""
 
     def measure(
-        self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
+        self, subject: Subject, reference: Subject | None, data: Encoded, processor: Any
     ) -> Measurements:
         return Measurements(metrics={}, tags={})
 
@@ -89,13 +86,13 @@ class TimedProfile(Profile):
             whole("profile.threads", self.threads, 1, os.cpu_count())
 
     def measure(
-        self, subject: Subject, reference: Subject | None, data: Tokenized, tokenizer: PreTrainedTokenizerBase
+        self, subject: Subject, reference: Subject | None, data: Encoded, processor: Any
     ) -> Measurements:
         """Waits until no other timing runs on this host, so that no two share a processor.
 
         Raises what the timing processes raise, and RuntimeError if a quantizer of the plan skips a run.
         """
-        inputs, threads = self.inputs(data, tokenizer), self.threads or torch.get_num_threads()
+        inputs, threads = self.inputs(data, processor), self.threads or torch.get_num_threads()
         subjects = [subject] if reference is None else [subject, reference]
         with exclusive_timing():
             load = psutil.getloadavg()[0]
@@ -118,12 +115,12 @@ class TimedProfile(Profile):
             },
         )
 
-    def inputs(self, data: Tokenized, tokenizer: PreTrainedTokenizerBase) -> Inputs:
-        """Returns one batch of the first rows, cut or padded to ``length``. Too few rows are repeated."""
-        rows = [data.rows[index % len(data)] for index in range(self.batch_size)]
-        cut = [{name: values[: self.length] for name, values in row.items()} for row in rows]
-        padded = tokenizer.pad(cut, padding="max_length", max_length=self.length, return_tensors="np")
-        return {name: np.asarray(values) for name, values in padded.items()}
+    def inputs(self, data: Encoded, processor: Any) -> Inputs:
+        """Returns one batch of the first rows, cut or padded to ``length`` tokens; images
+        stay as they are. Too few rows are repeated."""
+        rows = data.take(np.arange(self.batch_size) % len(data)).shortened(self.length)
+        batch = rows.batch(np.arange(self.batch_size), processor, full_length=True)
+        return {name: values.numpy() for name, values in batch.inputs.items()}
 
     def in_turns(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int

@@ -90,8 +90,8 @@ class PreparedModel:
 
     def some_rows(self, mask: np.ndarray) -> RowSelection:
         """The evaluation rows where ``mask``, bool (N,), is True, in new batches."""
-        rows, numbers = self.material.rows, np.flatnonzero(mask)
-        data = replace(rows, rows=tuple(rows.rows[i] for i in numbers), labels=rows.labels[numbers])
+        numbers = np.flatnonzero(mask)
+        data = self.material.rows.take(numbers)
         size = self.config.evaluation.batch_size
         return RowSelection(numbers=numbers, batches=by_length(data, self.material.loaded.processor, size))
 

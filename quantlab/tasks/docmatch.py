@@ -26,7 +26,8 @@ import pandas as pd
 
 from quantlab.storage.files import cache_dir, digest, whole_folder
 from quantlab.tasks.docmatch_modules import MODULES
-from quantlab.tasks.task import Examples, Splits, Task
+from quantlab.tasks.examples import Texts
+from quantlab.tasks.task import Splits, Task
 
 LABELS = ("mismatch", "match")
 MISMATCH, MATCH = 0, 1
@@ -164,7 +165,7 @@ def _key() -> str:
     return digest([sys.platform, platform.python_version(), *packages, *code])[:16]
 
 
-def _read(path: Path) -> Examples:
+def _read(path: Path) -> Texts:
     frame = pd.read_parquet(path)
     texts = tuple(zip(frame["question"].tolist(), frame["text"].tolist(), strict=True))
-    return Examples(texts=texts, labels=frame["label"].to_numpy(np.int64))
+    return Texts(texts=texts, labels=frame["label"].to_numpy(np.int64))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from quantlab.config.checks import one_of, texts
 from quantlab.tasks.columns import class_indices, pair_texts, scores
+from quantlab.tasks.examples import Texts
 from quantlab.tasks.hub import load_hub
 from quantlab.tasks.tables import DataTable, expected, read_split
-from quantlab.tasks.task import Examples, Splits, Task
+from quantlab.tasks.task import Splits, Task
 
 CONFIGS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
 SCORES = (0.0, 5.0)  # the bounds of STS-B's similarity, GLUE's one regression
@@ -62,7 +63,7 @@ class Glue(Task):
         yield data.table("train")
         yield data.table(self.evaluation_split)
 
-    def _examples(self, table: DataTable) -> Examples:
+    def _examples(self, table: DataTable) -> Texts:
         *columns, label = (table.column(name, COLUMNS.get(name, ())) for name in (*self.text, "label"))
         labels = scores(label, *SCORES) if self.regression else class_indices(label, self.labels)
-        return Examples(texts=pair_texts(columns), labels=labels)
+        return Texts(texts=pair_texts(columns), labels=labels)

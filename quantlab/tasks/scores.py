@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 
 Total = Callable[[np.ndarray, np.ndarray], float]
 Right = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Parts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Kind(StrEnum):
@@ -40,7 +41,14 @@ class Score:
     total: Total
     right_of: Right | None = None  # bool (N,): which units are right; None if the score is no share of them
     higher_is_better: bool = True
-    relative: bool = False  # differences are ratios
+    # For a score that is the exponential of a ratio of sums over units: numerators and denominators, (N,)
+    # each. Its differences are ratios.
+    parts: Parts | None = None
+
+    @property
+    def relative(self) -> bool:
+        """Whether differences are ratios."""
+        return self.parts is not None
 
     def right(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
         """Which units are right, bool (N,); None if the score is no share of right units."""
@@ -134,24 +142,9 @@ def _correlation(
     return 0.0 if constant else float(statistic(scores, labels.astype(np.float64))[0])
 
 
-def perplexity(values: np.ndarray, labels: np.ndarray) -> float:
-    """exp of the mean negative log-likelihood of a predicted token, over windows (nll, tokens, words)."""
-    return _exp(values[:, 0].sum() / values[:, 1].sum())
-
-
-def word_perplexity(values: np.ndarray, labels: np.ndarray) -> float:
-    """exp of the negative log-likelihood for each word of the text, as lm-eval's ``word_perplexity``."""
-    return _exp(values[:, 0].sum() / values[:, 2].sum())
-
-
 def last_word_accuracy(values: np.ndarray, labels: np.ndarray) -> float:
     """The share of last words all of whose tokens are the likeliest, of (nll, right)."""
     return float(np.mean(values[:, 1]))
-
-
-def last_word_perplexity(values: np.ndarray, labels: np.ndarray) -> float:
-    """exp of the mean negative log-likelihood of a whole last word, of (nll, right)."""
-    return _exp(values[:, 0].mean())
 
 
 def _right_word(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -159,9 +152,15 @@ def _right_word(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return right
 
 
-def _exp(nats: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.exp(nats))
+def _perplexity(name: str, parts: Parts) -> Score:
+    """exp(sum of numerators / sum of denominators): infinite where that exceeds a float."""
+
+    def total(values: np.ndarray, labels: np.ndarray) -> float:
+        above, below = parts(values)
+        with np.errstate(over="ignore"):
+            return float(np.exp(above.sum() / below.sum()))
+
+    return Score(name=name, total=total, parts=parts, higher_is_better=False)
 
 
 def _by_name(*scores: Score) -> dict[str, Score]:
@@ -174,13 +173,13 @@ CLASSIFICATION = _by_name(
     Score(name="matthews_correlation", total=matthews_correlation),
 )
 REGRESSION = _by_name(Score(name="pearson", total=pearson), Score(name="spearmanr", total=spearmanr))
-WINDOWS = _by_name(
-    Score(name="perplexity", total=perplexity, higher_is_better=False, relative=True),
-    Score(name="word_perplexity", total=word_perplexity, higher_is_better=False, relative=True),
+WINDOWS = _by_name(  # of (nll, tokens, words): per predicted token, and per word as lm-eval counts it
+    _perplexity("perplexity", lambda values: (values[:, 0], values[:, 1])),
+    _perplexity("word_perplexity", lambda values: (values[:, 0], values[:, 2])),
 )
 WORDS = _by_name(
     Score(name="last_word_accuracy", total=last_word_accuracy, right_of=_right_word),
-    Score(name="last_word_perplexity", total=last_word_perplexity, higher_is_better=False, relative=True),
+    _perplexity("last_word_perplexity", lambda values: (values[:, 0], np.ones(len(values)))),
 )
 SCORES: dict[str, Score] = CLASSIFICATION | REGRESSION | WINDOWS | WORDS
 OF_KIND = {

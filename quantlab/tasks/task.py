@@ -1,47 +1,14 @@
-"""What a task is: labelled texts in two splits, the names of the labels, and the metrics that count."""
+"""What a task is: labelled units in two splits, the names of the labels, and the metrics that count."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import ClassVar
-
-import numpy as np
+from typing import Any, ClassVar
 
 from quantlab.config.checks import folder_name, freeze, one_of, texts, whole
-from quantlab.storage.files import digest
+from quantlab.tasks.examples import Examples
 from quantlab.tasks.heads import CLASSES
 from quantlab.tasks.scores import OF_KIND, Kind
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """Texts with their labels, in a fixed order."""
-
-    texts: tuple[tuple[str, ...], ...]  # one or two texts an example
-    labels: np.ndarray  # (N,): int64 indices in the task's order of labels, or float32 scores
-
-    def __post_init__(self) -> None:
-        if len(self.texts) != len(self.labels):
-            raise ValueError(f"{len(self.texts)} texts and {len(self.labels)} labels")
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of texts, labels and their order."""
-        texts = (text for row in self.texts for text in (str(len(row)), *row))
-        return digest([*texts, str(self.labels.dtype), self.labels.tobytes()])
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
-        """The examples at ``indices``, in that order."""
-        rows = np.asarray(indices, dtype=np.int64)
-        return Examples(texts=tuple(self.texts[row] for row in rows), labels=self.labels[rows])
-
-    def head(self, count: int) -> "Examples":
-        """The first ``count`` examples, or all where there are fewer."""
-        return Examples(texts=self.texts[:count], labels=self.labels[:count])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +51,11 @@ class Task(ABC):
     @abstractmethod
     def load(self) -> Splits:
         """Reads both splits. Raises ValueError or OSError that names the file and what is wrong with it."""
+
+    def units(self, examples: Examples, processor: Any) -> Examples:
+        """The units that are evaluated, of loaded examples: themselves, but for tasks whose units the
+        checkpoint's tokenizer makes. Raises ValueError where it can make none."""
+        return examples
 
     @property
     def kind(self) -> Kind:

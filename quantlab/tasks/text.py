@@ -9,6 +9,7 @@ import pandas as pd
 
 from quantlab.config.checks import can_name_hub_repository, nearest, texts, whole
 from quantlab.tasks.columns import class_indices, classes_of, pair_texts, require_no_blank
+from quantlab.tasks.examples import Texts
 from quantlab.tasks.hub import load_hub
 from quantlab.tasks.sampling import evaluated
 from quantlab.tasks.tables import (
@@ -21,7 +22,7 @@ from quantlab.tasks.tables import (
     stem_of,
     table_files,
 )
-from quantlab.tasks.task import Examples, Splits, Task
+from quantlab.tasks.task import Splits, Task
 
 TRAIN = ("train", "training")
 EVALUATION = ("validation", "valid", "val", "dev", "test")  # in the order in which they are taken
@@ -129,10 +130,10 @@ class TextClassification(Task):
                 raise ValueError(f"task.{name}={getattr(self, name)} is for {kind}, not for {self.data}")
 
 
-def _examples(columns: Sequence[DataColumn], label: DataColumn, names: Sequence[str]) -> Examples:
+def _examples(columns: Sequence[DataColumn], label: DataColumn, names: Sequence[str]) -> Texts:
     rows = pair_texts(columns)
     require_no_blank(columns)
-    return Examples(texts=rows, labels=class_indices(label, names))
+    return Texts(texts=rows, labels=class_indices(label, names))
 
 
 def _as_texts(values: object) -> object:
@@ -153,7 +154,7 @@ def _split(field: str, wanted: str | None, usual: Sequence[str], names: Sequence
     )
 
 
-def _groups(rows: Examples) -> np.ndarray:
+def _groups(rows: Texts) -> np.ndarray:
     """A number for each row, (N,), the same for rows with equal texts."""
     return pd.factorize(pd.Series(rows.texts))[0]
 

@@ -23,7 +23,7 @@ from quantlab.network.compatibility import check_fit, check_token_types
 from quantlab.network.models import FineTuned, ModelSpec
 from quantlab.network.processors import read_tokenizer
 from quantlab.storage.files import whole_folder
-from quantlab.tasks.batching import by_length, tokenize
+from quantlab.tasks.batching import Tokenized, by_length
 from quantlab.tasks.scores import compute, mean_loss
 from quantlab.tasks.task import Splits, Task
 from quantlab.training.recipe import train
@@ -66,8 +66,9 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
     tokenizer = read_tokenizer(base)
     skeleton = skeleton_of(checkpoint.read_config(base))
     check_fit(skeleton, tokenizer, task, base)
-    rows = tokenize(data.train, tokenizer, task.max_length)
-    check_token_types(rows, skeleton, base)
+    rows = data.train.encode(tokenizer, task.max_length)
+    if isinstance(rows, Tokenized):
+        check_token_types(rows, skeleton, base)
     with torch.random.fork_rng(
         [device] if device.type == "cuda" else []
     ):  # the caller's random state is its own
@@ -104,7 +105,7 @@ def evaluation_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits
 ) -> np.ndarray:
     """Logits of shape (N, classes) for the evaluation split, in FP32."""
-    batches = by_length(tokenize(data.evaluation, tokenizer, task.max_length), tokenizer, EVALUATION_BATCH)
+    batches = by_length(data.evaluation.encode(tokenizer, task.max_length), tokenizer, EVALUATION_BATCH)
     return predict(model, batches, range(len(task.classes(data)) or 1), "evaluating").logits
 
 

@@ -2,24 +2,23 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from quantlab.network.models import Recipe
-from quantlab.tasks.batching import Batch, Tokenized, by_length, on_device
+from quantlab.tasks.batching import Batch, Encoded, by_length, on_device
 
 POOL = 50  # batches whose rows are sorted by length together: many for little padding, few to stay random
 MAX_GRAD_NORM = 1.0
 
 
-def train(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Tokenized, recipe: Recipe
-) -> None:
+def train(model: PreTrainedModel, processor: Any, rows: Encoded, recipe: Recipe) -> None:
     """Trains the model in place. Raises FloatingPointError if the loss becomes NaN or infinite."""
     steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
     optimizer = torch.optim.AdamW(
@@ -31,7 +30,7 @@ def train(
     with training_progress() as bar:
         shown = bar.add_task("fine-tuning", total=steps, loss=float("nan"), rate=recipe.learning_rate)
         for epoch in range(recipe.epochs):
-            for batch, labels in shuffled_batches(rows, tokenizer, recipe, epoch):
+            for batch, labels in shuffled_batches(rows, processor, recipe, epoch):
                 loss = step(model, batch, labels, recipe.bf16)
                 optimizer.step()
                 schedule.step()
@@ -61,16 +60,14 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def shuffled_batches(
-    rows: Tokenized, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, epoch: int
+    rows: Encoded, processor: Any, recipe: Recipe, epoch: int
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Yields an epoch's batches in random order, each of rows of like length, with their labels (rows,)."""
     generator = np.random.default_rng([recipe.seed, epoch])
     order = generator.permutation(len(rows))
     for pool in np.split(order, range(POOL * recipe.batch_size, len(order), POOL * recipe.batch_size)):
-        part = Tokenized(
-            rows=tuple(rows.rows[row] for row in pool), labels=rows.labels[pool], max_length=rows.max_length
-        )
-        batches = by_length(part, tokenizer, recipe.batch_size)
+        part = rows.take(pool)
+        batches = by_length(part, processor, recipe.batch_size)
         for chosen in generator.permutation(len(batches)):
             yield batches[chosen], part.labels[batches[chosen].indices]
 

@@ -16,9 +16,9 @@ from quantlab.network.sites import Placement, Site
 from quantlab.profiling.profile import Profile
 from quantlab.runtimes.runtime import Runtime, TorchOnly
 from quantlab.storage.memo import Memo
-from quantlab.tasks.batching import tokenize
+from quantlab.tasks.batching import Tokenized
 from quantlab.tasks.task import Task
-from quantlab.trial.material import load_splits, resolve_checkpoint, tokenized_rows
+from quantlab.trial.material import encoded_rows, resolve_checkpoint, select_rows
 from quantlab.trial.result import plain_data
 
 
@@ -54,12 +54,14 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     """
     config.runtime.check()
     checkpoint = resolve_checkpoint(config.model, config.task, memo)
-    skeleton, train = checkpoint.skeleton, load_splits(config.task, memo).train
+    skeleton, shared = checkpoint.skeleton, (config.model, config.task, config.evaluation)
+    train = select_rows(*shared, memo).train
     for rows in (
-        tokenize(config.calibration.rows(train), checkpoint.processor, config.task.max_length),
-        tokenized_rows(config.model, config.task, config.evaluation, memo),
+        config.calibration.rows(train).encode(checkpoint.processor, config.task.max_length),
+        encoded_rows(*shared, memo),
     ):
-        check_token_types(rows, skeleton, checkpoint.folder)
+        if isinstance(rows, Tokenized):
+            check_token_types(rows, skeleton, checkpoint.folder)
     sites = config.placement.select(all_sites(skeleton))
     config.method.check(sites)
     modules = weighted_modules(skeleton)

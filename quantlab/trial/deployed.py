@@ -17,7 +17,7 @@ from quantlab.runtimes.onnx_file import export_onnx
 from quantlab.runtimes.runtime import FLOAT, INTEGER, FileRuntime, ProductCounts, planned_products
 from quantlab.runtimes.saturation import saturates
 from quantlab.tasks.batching import Batch
-from quantlab.tasks.scores import compute
+from quantlab.tasks.scores import Kind, compute
 from quantlab.tasks.task import Task
 from quantlab.trial.material import Material
 
@@ -116,6 +116,6 @@ def deployed_scores(
     """
     primary = task.metrics[0]
     scores = {f"{primary}_deployed": compute([primary], deployed, labels)[primary]}
-    if not task.regression:
+    if task.kind is Kind.CLASSES:
         scores["agreement_deployed"] = float(np.mean(deployed.argmax(-1) == trial.argmax(-1)))
     return scores

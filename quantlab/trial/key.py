@@ -41,7 +41,7 @@ def trial_key(config: TrialConfig, memo: Memo) -> str:
     return key_of(
         plain_config(config),
         checkpoint.fingerprint,
-        select_rows(config.task, config.evaluation, memo).fingerprint,
+        select_rows(config.model, config.task, config.evaluation, memo).fingerprint,
         config.model.torch_device(),
         {f"version.{package}": version(package) for package in packages}
         | ({} if table is None else {"site_table": file_digest(table)}),

@@ -17,8 +17,11 @@ from quantlab.network.sites import Site
 from quantlab.quant.sketch import Sketch
 from quantlab.storage.files import cache_dir, code_digest, digest, whole_folder
 from quantlab.storage.memo import Memo
-from quantlab.tasks.batching import Batch, Tokenized, by_length, tokenize
-from quantlab.tasks.task import Examples, Splits, Task
+from quantlab.tasks.batching import Batch, Encoded, by_length
+from quantlab.tasks.examples import Examples
+from quantlab.tasks.heads import TOKENS
+from quantlab.tasks.scores import Kind
+from quantlab.tasks.task import Splits, Task
 from quantlab.trial.environment import deciding_environment
 
 if TYPE_CHECKING:
@@ -36,14 +39,15 @@ class SelectedRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Material:
-    """A loaded model and the task's tokenized rows."""
+    """A loaded model and the task's encoded rows."""
 
     loaded: LoadedModel
     task: Task
     train: Examples
-    rows: Tokenized  # the rows that are answered
+    rows: Encoded  # the rows that are answered
     batches: list[Batch]  # of these rows
     sites: list[Site]  # all of the model's
+    clusters: np.ndarray | None  # (N,) of these rows: which belong together; None: each stands alone
     data_fingerprint: str  # of the rows that calibrate and the rows that are answered
     data_tags: Mapping[str, str]  # what the task says of its data
     key: str  # digest of checkpoint, data, batching, environment and code
@@ -57,7 +61,7 @@ class Material:
         return predict(self.model, self.batches, self.loaded.label_columns, title)
 
     def calibration_batches(self, calibration: Calibration) -> list[Batch]:
-        """Returns the rows that calibrate, tokenized and in batches."""
+        """Returns the rows that calibrate, encoded and in batches."""
         return calibration.batches(self.train, self.loaded.processor, self.task.max_length)
 
 
@@ -74,24 +78,34 @@ def resolve_checkpoint(model: ModelSpec, task: Task, memo: Memo) -> ResolvedChec
     return memo.get("checkpoint", (model, task), lambda: model.resolve(task, lambda: load_splits(task, memo)))
 
 
-def select_rows(task: Task, evaluation: Evaluation, memo: Memo) -> SelectedRows:
+def units(model: ModelSpec, task: Task, memo: Memo) -> tuple[Examples, Examples]:
+    """The units of the training and of the evaluation split, once. Raises ValueError where there are none."""
+
+    def make() -> tuple[Examples, Examples]:
+        splits, processor = load_splits(task, memo), resolve_checkpoint(model, task, memo).processor
+        return task.units(splits.train, processor), task.units(splits.evaluation, processor)
+
+    return memo.get("units", (model, task), make)
+
+
+def select_rows(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> SelectedRows:
     """Selects the rows that the trial calibrates and answers, once."""
 
     def select() -> SelectedRows:
-        splits = load_splits(task, memo)
-        answered = evaluation.rows(splits.evaluation)
-        fingerprint = digest([splits.train.fingerprint, answered.fingerprint])
-        return SelectedRows(train=splits.train, evaluation=answered, fingerprint=fingerprint)
+        train, all_rows = units(model, task, memo)
+        answered = evaluation.rows(all_rows)
+        fingerprint = digest([train.fingerprint, answered.fingerprint])
+        return SelectedRows(train=train, evaluation=answered, fingerprint=fingerprint)
 
-    return memo.get("selected rows", (task, evaluation), select)
+    return memo.get("selected rows", (model, task, evaluation), select)
 
 
-def tokenized_rows(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Tokenized:
-    """Tokenizes the rows that are answered, once. Raises ValueError if a row has no token."""
+def encoded_rows(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> Encoded:
+    """Encodes the rows that are answered, once. Raises ValueError if a row has no token."""
 
-    def make() -> Tokenized:
-        examples = select_rows(task, evaluation, memo).evaluation
-        return tokenize(examples, resolve_checkpoint(model, task, memo).processor, task.max_length)
+    def make() -> Encoded:
+        examples = select_rows(model, task, evaluation, memo).evaluation
+        return examples.encode(resolve_checkpoint(model, task, memo).processor, task.max_length)
 
     return memo.get("rows", (model, task, evaluation), make)
 
@@ -100,9 +114,11 @@ def load_material(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Me
     """Loads data and model, once. Raises ValueError or OSError if something is wrong with either."""
 
     def load() -> Material:
-        selected = select_rows(task, evaluation, memo)
-        rows = tokenized_rows(model, task, evaluation, memo)
+        selected = select_rows(model, task, evaluation, memo)
+        rows = encoded_rows(model, task, evaluation, memo)
         loaded = model.load(resolve_checkpoint(model, task, memo))
+        if loaded.head == TOKENS:  # each row is answered in one pass
+            loaded.model.config.get_text_config().use_cache = False
         setting = (
             str(task.max_length),
             str(evaluation.batch_size),
@@ -115,6 +131,7 @@ def load_material(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Me
             rows=rows,
             batches=by_length(rows, loaded.processor, evaluation.batch_size),
             sites=all_sites(loaded.model),
+            clusters=selected.evaluation.clusters,
             data_fingerprint=selected.fingerprint,
             data_tags=load_splits(task, memo).tags,
             key=digest([loaded.fingerprint, selected.fingerprint, *setting, code_digest()]),
@@ -134,8 +151,10 @@ def fp32_predictions(material: Material) -> Predictions:
         with whole_folder(folder) as scratch:
             np.save(scratch / "logits.npy", computed.logits)
             np.save(scratch / "seconds.npy", computed.seconds)
+    values = np.load(folder / "logits.npy")
     return Predictions(
-        logits=np.load(folder / "logits.npy")[:, columns], seconds=float(np.load(folder / "seconds.npy"))
+        logits=values[:, columns] if material.task.kind in (Kind.CLASSES, Kind.REGRESSION) else values,
+        seconds=float(np.load(folder / "seconds.npy")),
     )
 
 

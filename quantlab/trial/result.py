@@ -16,6 +16,7 @@ from quantlab.calibration.outlier_statistics import plot_by_depth
 from quantlab.engines.integer import LinearExecution
 from quantlab.plan.plan import QuantPlan
 from quantlab.storage.files import settle, write_whole
+from quantlab.tasks.scores import Kind
 
 RESULT = "result.json"
 REFERENCE = "fp32"  # the tag engine of a trial in which nothing is quantized
@@ -40,8 +41,10 @@ class TrialResult:
     sites: pd.DataFrame
     outliers: pd.DataFrame  # statistics of every site of the FP32 network
     labels: np.ndarray  # (N,)
-    logits: np.ndarray  # (N, classes)
-    reference: np.ndarray  # the FP32 logits, (N, classes)
+    logits: np.ndarray  # (N, C): the answers, logits of classes or what ``kind`` says
+    reference: np.ndarray  # the FP32 network's, (N, C)
+    kind: Kind = Kind.CLASSES
+    clusters: np.ndarray | None = None  # (N,): which rows belong together; None: each stands alone
 
     def summary(self) -> dict[str, Any]:
         """Returns what ``result.json`` holds."""
@@ -83,9 +86,11 @@ class TrialResult:
         }
 
     def _answers(self) -> pd.DataFrame:
+        names = self.kind.columns(self.logits.shape[1])
         columns: dict[str, np.ndarray] = {"label": self.labels}
-        columns |= {f"logit_{index}": column for index, column in enumerate(self.logits.T)}
-        columns |= {f"fp32_logit_{index}": column for index, column in enumerate(self.reference.T)}
+        columns |= {} if self.clusters is None else {"cluster": self.clusters}
+        columns |= dict(zip(names, self.logits.T, strict=True))
+        columns |= {f"fp32_{name}": column for name, column in zip(names, self.reference.T, strict=True)}
         return pd.DataFrame(columns)
 
 

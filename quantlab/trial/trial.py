@@ -136,7 +136,7 @@ def result_of(
         logits=run.predictions.logits,
         reference=run.reference.logits,
         labels=material.rows.labels,
-        regression=config.task.regression,
+        kind=config.task.kind,
     )
     alarms = raised_alarms(evidence)
     tags = {
@@ -164,6 +164,8 @@ def result_of(
         labels=evidence.labels,
         logits=evidence.logits,
         reference=evidence.reference,
+        kind=config.task.kind,
+        clusters=material.clusters,
     )
 
 
@@ -188,7 +190,9 @@ def engine_tags(plan: QuantPlan, linears: Mapping[str, LinearExecution]) -> dict
 def metrics_of(config: TrialConfig, material: Material, run: TrialRun) -> dict[str, Metric]:
     """Returns every number of the trial, under the names that MLflow and ``result.json`` share."""
     layers = by_depth(run.fp32_sketches, hidden_states(material.sites))
-    scores = score(config.task, material.rows.labels, run.predictions.logits, run.reference.logits)
+    scores = score(
+        config.task, material.rows.labels, run.predictions.logits, run.reference.logits, material.clusters
+    )
     numbers = {
         **scores,
         **run.measurements.metrics,

@@ -10,6 +10,7 @@ from quantlab.alarms import Evidence, raised_alarms
 from quantlab.network.sites import Tap
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid, Grid
+from quantlab.tasks.scores import Kind
 
 ASYMMETRIC, SYMMETRIC = AffineGrid(bits=8, symmetric=False), AffineGrid(bits=8, symmetric=True)
 LABELS = np.arange(200) % 2
@@ -56,7 +57,7 @@ def evidence(**changes: Any) -> Evidence:
             "logits": answers(right),
             "reference": answers(right),
             "labels": LABELS,
-            "regression": False,
+            "kind": Kind.CLASSES,
         }
         | changes
     )

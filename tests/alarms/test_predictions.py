@@ -12,6 +12,7 @@ from quantlab.alarms import ALARMS, Alarm, raised_alarms
 from quantlab.alarms.published import anchors_of, fp32_anchor, paper_table, published_anchors
 from quantlab.evaluation.significance import accuracy_drop_ci95
 from quantlab.plan.plan import QuantPlan
+from quantlab.tasks.scores import Kind
 
 
 def test_a_trial_in_order_raises_nothing() -> None:
@@ -69,7 +70,7 @@ def test_tokenizer_mismatch() -> None:
 
 def test_a_regression_has_no_classes() -> None:
     scores = np.zeros((200, 1), dtype=np.float32)
-    assert names(regression=True, logits=scores, reference=scores, labels=np.linspace(0, 5, 200)) == []
+    assert names(kind=Kind.REGRESSION, logits=scores, reference=scores, labels=np.linspace(0, 5, 200)) == []
 
 
 def scattered(distinct: int) -> np.ndarray:
@@ -179,7 +180,7 @@ def test_too_few_examples_of_a_regression(width: float, raises: bool) -> None:
     given = {
         "config": config,
         "metrics": metrics,
-        "regression": True,
+        "kind": Kind.REGRESSION,
         "labels": scores[:, 0],
         "reference": scores,
     }

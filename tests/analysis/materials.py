@@ -12,9 +12,10 @@ from quantlab.calibration.estimators import MinMax
 from quantlab.network.architecture import all_sites
 from quantlab.network.models import LoadedModel
 from quantlab.quant.sketch import Sketch
-from quantlab.tasks.batching import Batch, by_length, tokenize
+from quantlab.tasks.batching import Batch, by_length
+from quantlab.tasks.examples import Texts
 from quantlab.tasks.heads import CLASSES
-from quantlab.tasks.task import Examples, Splits, Task
+from quantlab.tasks.task import Splits, Task
 from quantlab.trial.material import Material, fp32_sketches
 
 PUNCTUATION = (",", "—")
@@ -36,7 +37,7 @@ def made_tokenizer() -> BertTokenizerFast:
     return BertTokenizerFast(vocab={token: index for index, token in enumerate(VOCABULARY)})
 
 
-def texts(count: int, seed: int = 0) -> Examples:
+def texts(count: int, seed: int = 0) -> Texts:
     """Pairs of texts of different lengths, punctuation among the words."""
     random = np.random.default_rng(seed)
 
@@ -44,7 +45,7 @@ def texts(count: int, seed: int = 0) -> Examples:
         return " ".join(random.choice(VOCABULARY[len(SPECIAL) :], random.integers(least, most)))
 
     rows = tuple((pick(2, 6), pick(2, 14)) for _ in range(count))
-    return Examples(texts=rows, labels=random.integers(0, 2, count))
+    return Texts(texts=rows, labels=random.integers(0, 2, count))
 
 
 def material_of(model: PreTrainedModel) -> Material:
@@ -53,7 +54,7 @@ def material_of(model: PreTrainedModel) -> Material:
         made_tokenizer(),
         Made(name="made", labels=("no", "yes"), metrics=("accuracy",), max_length=25),
     )
-    rows = tokenize(texts(ROWS, seed=1), tokenizer, task.max_length)
+    rows = texts(ROWS, seed=1).encode(tokenizer, task.max_length)
     return Material(
         loaded=LoadedModel(
             model=model,
@@ -69,6 +70,7 @@ def material_of(model: PreTrainedModel) -> Material:
         rows=rows,
         batches=by_length(rows, tokenizer, 8),
         sites=all_sites(model),
+        clusters=None,
         data_fingerprint="",
         data_tags={},
         key="",

@@ -19,13 +19,13 @@ from quantlab.calibration.estimators import (
 )
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
-from quantlab.tasks.task import Examples
+from quantlab.tasks.examples import Texts
 
 
-def examples(count: int = 10) -> Examples:
+def examples(count: int = 10) -> Texts:
     """Row ``n`` is the n-th word, so that rows can be told apart."""
     texts = tuple((WORDS[index],) for index in range(count))
-    return Examples(texts=texts, labels=np.arange(count))
+    return Texts(texts=texts, labels=np.arange(count))
 
 
 def first_words(settings: Calibration, max_length: int = 8) -> list[list[int]]:

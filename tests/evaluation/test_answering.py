@@ -14,8 +14,9 @@ from tokenizers.processors import TemplateProcessing
 from quantlab.evaluation import answering as evaluation
 from quantlab.evaluation.answering import Evaluation, largest_share, predict, score
 from quantlab.evaluation.significance import accuracy_drop_ci95, metric_drop_ci95
-from quantlab.tasks.batching import Tokenized, by_length, in_file_order, tokenize
-from quantlab.tasks.task import Examples, Splits, Task
+from quantlab.tasks.batching import Tokenized, by_length, in_file_order
+from quantlab.tasks.examples import Texts
+from quantlab.tasks.task import Splits, Task
 
 LENGTHS = (3, 12, 5, 5, 1, 12, 7, 2, 9, 4, 11)
 
@@ -91,17 +92,17 @@ def test_batches_in_file_order() -> None:
 
 def test_tokens_are_cut_to_the_tasks_length() -> None:
     texts = (("the cat is old", "is it"), ("cat " * 30, "dog"))
-    rows = tokenize(Examples(texts=texts, labels=np.array([0, 1])), tokenizer(), max_length=10)
+    rows = Texts(texts=texts, labels=np.array([0, 1])).encode(tokenizer(), max_length=10)
     assert rows.lengths().tolist() == [9, 10]  # with [CLS] and two [SEP]
     assert rows.rows[0]["token_type_ids"] == [0] * 6 + [1] * 3
     assert (rows.max_length, rows.labels.tolist()) == (10, [0, 1])
 
 
 def test_tokenizing_a_few_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = Examples(texts=tuple(("cat " * n, "the dog") for n in range(1, 8)), labels=np.arange(7))
-    whole = tokenize(examples, tokenizer(), max_length=10)
+    examples = Texts(texts=tuple(("cat " * n, "the dog") for n in range(1, 8)), labels=np.arange(7))
+    whole = examples.encode(tokenizer(), max_length=10)
     monkeypatch.setattr("quantlab.tasks.batching.AT_ONCE", 3)
-    assert tokenize(examples, tokenizer(), max_length=10).rows == whole.rows and len(whole) == 7
+    assert examples.encode(tokenizer(), max_length=10).rows == whole.rows and len(whole) == 7
 
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 1, 1])
@@ -117,10 +118,10 @@ def test_an_example_without_a_token_is_named() -> None:
     """A tokenizer that adds no [CLS] and no [SEP] makes nothing of an empty pair."""
     bare = tokenizer()
     bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
-    examples = Examples(texts=(("the cat", "a"), ("the", ""), ("", " ")), labels=np.zeros(3))
-    assert len(tokenize(examples.head(2), bare, max_length=10)) == 2
+    examples = Texts(texts=(("the cat", "a"), ("the", ""), ("", " ")), labels=np.zeros(3))
+    assert len(examples.head(2).encode(bare, max_length=10)) == 2
     with pytest.raises(ValueError, match=r"makes no token of '' / ' ' \(example 2\).*post-processor"):
-        tokenize(examples, bare, max_length=10)
+        examples.encode(bare, max_length=10)
 
 
 def test_score() -> None:

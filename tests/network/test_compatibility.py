@@ -14,8 +14,7 @@ from transformers import BertModel
 from quantlab.network import checkpoint
 from quantlab.network.compatibility import check_token_types
 from quantlab.network.models import Checkpoint
-from quantlab.tasks.batching import tokenize
-from quantlab.tasks.task import Examples
+from quantlab.tasks.examples import Texts
 
 
 def test_a_checkpoint_without_a_head_is_refused(copy: Path) -> None:
@@ -65,7 +64,7 @@ def test_positions_begin_behind_paddings(
 def test_a_pair_needs_two_token_types(make_model: MakeModel, family: str) -> None:
     found = Checkpoint(path=str(make_model(family, type_vocab_size=1))).resolve(task_of(), task_of().load)
     single, pair = (
-        tokenize(Examples(texts=(texts,), labels=np.zeros(1)), found.processor, 32)
+        Texts(texts=(texts,), labels=np.zeros(1)).encode(found.processor, 32)
         for texts in (("the cat",), ("the cat", "a dog"))
     )
     check_token_types(single, found.skeleton, found.folder)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from properties import properties
 
 from quantlab.evaluation.answering import Evaluation
+from quantlab.tasks.examples import Texts
 from quantlab.tasks.sampling import FEWEST, Purpose, drawn, held_out, shuffled_rows
-from quantlab.tasks.task import Examples
 
 LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=300).map(np.array)
 SEEDS = st.integers(0, 2**32)
@@ -36,7 +36,7 @@ def test_a_larger_draw_holds_the_smaller_one(labels: np.ndarray, seed: int, one:
 
 
 def test_sorted_labels_are_drawn_from_both_classes() -> None:
-    examples = Examples(texts=tuple((str(i),) for i in range(1000)), labels=np.repeat([0, 1], [800, 200]))
+    examples = Texts(texts=tuple((str(i),) for i in range(1000)), labels=np.repeat([0, 1], [800, 200]))
     random, first = (Evaluation(limit=100, order=order).rows(examples) for order in ("random", "file"))
     assert random.labels.sum() == 20 and first.labels.sum() == 0
     assert Evaluation(limit=100, seed=1).rows(examples).fingerprint != random.fingerprint

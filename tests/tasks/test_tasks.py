@@ -17,9 +17,10 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from quantlab.cli.conf_dir import CONF
 from quantlab.tasks import scores as metrics
+from quantlab.tasks.examples import Texts
 from quantlab.tasks.glue import CONFIGS, Glue
 from quantlab.tasks.scores import Kind
-from quantlab.tasks.task import Examples, Task
+from quantlab.tasks.task import Task
 
 TEXTS = {
     "cola": ("sentence",),
@@ -373,8 +374,8 @@ def test_tasks_check_themselves(settings: dict, message: str) -> None:
 
 
 def test_examples_are_named_by_content_and_order() -> None:
-    def of(*texts: tuple[str, ...]) -> Examples:
-        return Examples(texts=texts, labels=np.arange(len(texts)))
+    def of(*texts: tuple[str, ...]) -> Texts:
+        return Texts(texts=texts, labels=np.arange(len(texts)))
 
     prints = [
         of(("ab", "c")),
@@ -385,14 +386,14 @@ def test_examples_are_named_by_content_and_order() -> None:
     ]
     assert len({each.fingerprint for each in prints}) == len(prints)
     assert of(("ab", "c")).fingerprint == prints[0].fingerprint
-    relabelled = Examples(texts=(("ab", "c"),), labels=np.array([1]))
+    relabelled = Texts(texts=(("ab", "c"),), labels=np.array([1]))
     assert relabelled.fingerprint != prints[0].fingerprint
     with pytest.raises(ValueError, match="1 texts and 2 labels"):
-        Examples(texts=(("a",),), labels=np.zeros(2))
+        Texts(texts=(("a",),), labels=np.zeros(2))
 
 
 def test_head_and_take() -> None:
-    examples = Examples(texts=(("a",), ("b",), ("c",)), labels=np.array([0, 1, 2]))
+    examples = Texts(texts=(("a",), ("b",), ("c",)), labels=np.array([0, 1, 2]))
     assert examples.head(2).texts == (("a",), ("b",))
     assert len(examples.head(9)) == 3
     assert examples.take([2, 0]).texts == (("c",), ("a",))
