@@ -1,9 +1,11 @@
 """Perplexity in windows: against a plain loop over transformers' own loss, and whole trials."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from decoders import decoder_folder, decoder_tokenizer, text
@@ -80,6 +82,7 @@ def test_cut_takes_whole_lines() -> None:
     assert cut(["ab", "cd\nef"], 0.4) == (["ab", "cd\n"], ["ef"])
 
 
+@pytest.mark.skipif(find_spec("quantlab.network.families.llama") is None, reason="no sites of a Llama")
 def test_a_trial_of_a_decoder(decoder: Path, tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text(text(400))
     (tmp_path / "valid.tokens").write_text(text(200, seed=1))
@@ -107,8 +110,6 @@ def test_a_trial_of_a_decoder(decoder: Path, tmp_path: Path) -> None:
     low, high = (metrics[f"perplexity_ratio_ci95_{end}"] for end in ("low", "high"))
     assert low < metrics["perplexity_ratio"] < high
     result.save(tmp_path / "trial")
-    import pandas as pd
-
     answers = pd.read_parquet(tmp_path / "trial" / "answers.parquet")
     assert list(answers) == ["label", "nll", "tokens", "words", "fp32_nll", "fp32_tokens", "fp32_words"]
     assert len(answers) == 12 and (answers["tokens"] == 15).all()
