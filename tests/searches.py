@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from quantlab.cli.conf_dir import CONF
 from quantlab.methods.bits import Precision
 from quantlab.network.checkpoint import quiet
-from quantlab.network.sites import Site, Tap
+from quantlab.network.sites import Site
+from quantlab.network.taps import ModuleOutput
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Runner
 from quantlab.searching.history import EvaluatedCandidate
@@ -68,7 +69,7 @@ def search_of(**settings: object) -> Search:
 
 def space_named(names: Sequence[str], choices: Sequence[Precision]) -> Space:
     """A space of these sites, one a variable, without a model."""
-    sites = [Site(name=name, channels=4, made_at=Tap(name, "output")) for name in names]
+    sites = [Site(name=name, channels=4, made_at=ModuleOutput(name)) for name in names]
     return Space(
         variables=tuple(Variable(name=s.name, sites=(s,)) for s in sites), choices=tuple(choices), fixed=()
     )

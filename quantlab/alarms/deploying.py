@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from quantlab.alarms.alarm import Alarm, Evidence, first_few
 from quantlab.kernels import native
-from quantlab.network.sites import Site, Tap
+from quantlab.network.sites import Site
+from quantlab.network.taps import Tap
 from quantlab.plan.plan import QuantPlan
 
 BUSY = 1.25  # load for each processor; the trial itself makes at most 1

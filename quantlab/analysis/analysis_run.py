@@ -163,7 +163,7 @@ def _worst(material: Material, sites: pd.DataFrame) -> Site:
     tokens = [
         site
         for site in material.sites
-        if site.made_at and site.made_at.at not in ("scores", "probs") and site.name[:4] != "head"
+        if site.made_at and site.made_at.axis == -1 and site.name[:4] != "head"
     ]
     by_name = {site.name: site for site in tokens if site.channels == width}
     wide = sites[sites["site"].isin(by_name)]

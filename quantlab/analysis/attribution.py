@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantlab.analysis.channels import stream_sites
 from quantlab.cli.progress import progress
-from quantlab.network.taps import tapped, valid_elements
+from quantlab.network.taps import tapped
 from quantlab.searching.scores import divergence, first_order_of, noise_of, single_narrowings
 from quantlab.searching.setup import PreparedModel
 from quantlab.searching.space import Choices
@@ -86,7 +86,7 @@ def record_forward(prepared: PreparedModel, chosen: Choices, batches: Sequence[B
     record = ForwardRecord(logits=[], stream=[])
 
     def look(index: int, mask: Tensor, x: Tensor) -> Tensor:
-        record.stream[-1].append(valid_elements(x, mask, sites[index]).float().clone())
+        record.stream[-1].append(sites[index].tap.elements(x, mask).float().clone())
         return x
 
     with prepared.insert_activations(prepared.activations(chosen)):

@@ -17,7 +17,7 @@ from torch import Tensor
 from quantlab.calibration.outlier_statistics import dominant_channels
 from quantlab.engines.insert import quantizer
 from quantlab.network.sites import Site
-from quantlab.network.taps import tapped, valid_elements
+from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
@@ -111,8 +111,8 @@ class ErrorObserver:
     def look(self, x: Tensor, mask: Tensor) -> None:
         """Adds one batch."""
         values = x.float().cpu()
-        kept = valid_elements(values, mask, self.site)
-        error = valid_elements(values - self.snap(values), mask, self.site).double().square()
+        kept = self.site.tap.elements(values, mask)
+        error = self.site.tap.elements(values - self.snap(values), mask).double().square()
         outlying = {
             "sigma": (kept < self.bounds[0]) | (kept > self.bounds[1]),
             "channels": torch.zeros_like(kept).bool(),
@@ -120,7 +120,7 @@ class ErrorObserver:
         outlying["channels"][:, self.channels] = True
         self.errors.total += float(error.sum())
         for kind, chosen in outlying.items():
-            rest = valid_elements(values - self.without[kind](values), mask, self.site).double().square()
+            rest = self.site.tap.elements(values - self.without[kind](values), mask).double().square()
             self.errors.inside[kind] += float(error[chosen].sum())
             self.errors.without[kind] += float(rest[~chosen].sum())
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from quantlab.analysis.channels import run_all, sum_sites
 from quantlab.calibration.outlier_statistics import dominant_channels, jaccard
 from quantlab.network.attention import TensorFunction
-from quantlab.network.sites import Site, Tap
-from quantlab.network.taps import tapped
+from quantlab.network.sites import Site
+from quantlab.network.taps import Tap, tapped
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch
 from quantlab.trial.material import Material

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from quantlab.analysis.channels import mean_square
 from quantlab.calibration.outlier_statistics import dominant_channels
 from quantlab.methods.bits import weight_of, weighted_modules
-from quantlab.network.sites import Site, Tap
+from quantlab.network.sites import Site
+from quantlab.network.taps import ModuleInput, ModuleOutput, Tap
 from quantlab.quant.sketch import Sketch
 
 LISTED = 200
@@ -47,7 +48,7 @@ def weight_table(
     for parameter, module in weighted_modules(model).items():
         if isinstance(module, nn.Linear):
             path = parameter.removesuffix(".weight")
-            source, site = _input(path, taps), taps.get(Tap(path, "output"))
+            source, site = _input(path, taps), taps.get(ModuleOutput(path))
             made = site or _after_activation(source, module.out_features, sites)
             around = LinearSketches(
                 inputs=sketches.get(source or ""), outputs=sketches.get(made or ""), linear=site is not None
@@ -77,7 +78,7 @@ def outlier_weights(model: PreTrainedModel, sigmas: float) -> int:
 
 def _input(path: str, taps: Mapping[Tap, str]) -> str | None:
     """The site that a Linear reads. Queries, keys and values read the input of the module around them."""
-    return taps.get(Tap(path, "input")) or taps.get(Tap(path.rpartition(".")[0], "input"))
+    return taps.get(ModuleInput(path)) or taps.get(ModuleInput(path.rpartition(".")[0]))
 
 
 def _after_activation(source: str | None, channels: int, sites: Sequence[Site]) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from quantlab.cli.progress import progress
 from quantlab.machine.parallel import side_by_side
 from quantlab.network.sites import Site
-from quantlab.network.taps import tapped, valid_elements
+from quantlab.network.taps import tapped
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, on_device
 
@@ -46,7 +46,7 @@ def observe(
     def look(site: Site, x: Tensor) -> Tensor:
         sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels))
         try:
-            sketch.update(valid_elements(x, None if count_padding else running.mask, site))
+            sketch.update(site.tap.elements(x, None if count_padding else running.mask))
         except ValueError as error:
             raise ValueError(f"calibration, site {site.name}: {error}") from None
         function = requantize(site, sketch) if requantize else None

@@ -21,8 +21,7 @@ from quantlab.engines.integer import (
 from quantlab.kernels.products import BITS, IntegerWeight
 from quantlab.kernels.snapper import Snapper
 from quantlab.network.attention import CountedQuantizer, TensorFunction
-from quantlab.network.sites import Tap
-from quantlab.network.taps import tapped
+from quantlab.network.taps import ModuleInput, Tap, tapped
 from quantlab.plan.fit import check_activations_fit, check_weights_fit
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
 from quantlab.quant.grid import AffineGrid, FloatGrid
@@ -69,7 +68,7 @@ def insert_weights(
     check_weights_fit(model, weights)
     integers = integer_weights(model, weights) if engine == "integer" else {}
     only_products = {
-        Tap(path, "input") for path, weight in integers.items() if isinstance(weight, IntegerWeight)
+        ModuleInput(path) for path, weight in integers.items() if isinstance(weight, IntegerWeight)
     }
     make = partial(encoding_quantizer, only_products) if engine == "integer" else quantizer
     linears: dict[str, LinearExecution] = {}
@@ -80,10 +79,8 @@ def insert_weights(
         check_activations_fit(model, activations)
         inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
         functions = {
-            # Only the tap has seen a module's output and attention's scores, so they may be overwritten. A
-            # module's input may have other readers.
             item.tap: CountedQuantizer(
-                item.site, make(item, model.device, item.tap.at != "input"), inserted.calls
+                item.site, make(item, model.device, item.tap.overwrites), inserted.calls
             )
             for item in activations
         }
@@ -139,9 +136,8 @@ def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool
     scale, zero_point = activation_parameters(activation, grid)
     if activation.groups:
         groups = torch.tensor(activation.groups)
-        scale, zero_point = scale[groups], zero_point[groups]
-        if activation.tap.at in ("scores", "probs"):
-            scale, zero_point = scale[:, None, None], zero_point[:, None, None]
+        after = [1] * (-1 - activation.tap.axis)  # the dimensions after the channels'
+        scale, zero_point = (one[groups].reshape(-1, *after) for one in (scale, zero_point))
     return grid.snapper(scale.to(device), zero_point.to(device), overwrite)
 
 
@@ -153,8 +149,7 @@ def encoding_quantizer(
     ``only_products``: taps whose tensor nothing but integer products reads.
     """
     function = quantizer(activation, device, overwrite)
-    inside = activation.tap.at in ("scores", "probs")
-    if inside or not isinstance(function, Snapper) or activation.grid.bits > BITS:
+    if activation.tap.axis != -1 or not isinstance(function, Snapper) or activation.grid.bits > BITS:
         return function
     return EncodingQuantizer(function, activation.groups, values=activation.tap not in only_products)
 

@@ -22,7 +22,7 @@ from quantlab.kernels.products import BITS, IntegerTensor, IntegerWeight, OneDnn
 from quantlab.kernels.snapper import MIDDLE, Snapper
 from quantlab.network.architecture import feed_forwards
 from quantlab.network.attention import CountedQuantizer, TensorFunction
-from quantlab.network.sites import Tap
+from quantlab.network.taps import ModuleInput, ModuleOutput, Tap
 from quantlab.plan.plan import WeightQuant, weight_ranges
 from quantlab.quant.grid import AffineGrid
 
@@ -173,12 +173,12 @@ def fused_gelus(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction])
     fused = []
     for chain in feed_forwards(model):
         activation, linear = model.get_submodule(chain.activation), model.get_submodule(chain.first)
-        tap = functions.get(Tap(chain.second, "input"))
+        tap = functions.get(ModuleInput(chain.second))
         onto = tap.function if isinstance(tap, CountedQuantizer) else None
         exact_gelu = isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu
         one_range = isinstance(onto, EncodingQuantizer) and onto.snapper.numbers is not None
         integers_only = isinstance(onto, EncodingQuantizer) and not onto.values
-        untapped = Tap(chain.first, "output") not in functions
+        untapped = ModuleOutput(chain.first) not in functions
         if exact_gelu and one_range and integers_only and untapped:
             fused.append((linear, activation, onto))
     try:

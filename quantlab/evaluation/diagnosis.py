@@ -17,7 +17,7 @@ from quantlab.engines.insert import quantizer, snap_weight
 from quantlab.machine.parallel import side_by_side
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
-from quantlab.network.taps import tapped, valid_elements
+from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
@@ -86,10 +86,10 @@ def site_sqnr_db(
     return {item.site: ratio_db(fsum(signal[item.site]), fsum(noise[item.site])) for item in plan.activations}
 
 
-def unpadded_energy(x: Tensor, mask: Tensor, site: Site) -> float:
+def unpadded_energy(x: Tensor, mask: Tensor | None, site: Site) -> float:
     """Returns the sum of squares of a site's tensor without padding, in float64."""
-    if x.ndim != 3 or site.tap.at in ("scores", "probs"):
-        return energy(valid_elements(x, mask, site))
+    if x.ndim != 3 or mask is None:
+        return energy(site.tap.elements(x, mask))
     return float(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square()[mask].sum())
 
 

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from torch import nn
 
 import quantlab.network.families
 from quantlab.config.checks import nearest
-from quantlab.network.sites import Site, Tap
+from quantlab.network.sites import Site
+from quantlab.network.taps import Tap
 from quantlab.tasks.heads import CLASSES, auto_class
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ class Taps:
     optional: bool = False
 
 
-def one_tap(module: str, at: str) -> Taps:
+def one_tap(tap: Tap) -> Taps:
     """The taps of a tensor whose one consumer is a matrix product: both are the same."""
-    return Taps(made_at=Tap(module, at), read_at=Tap(module, at))
+    return Taps(made_at=tap, read_at=tap)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,9 @@ def _site(
     either = made_at or read_at
     if either is None:
         return None
-    return Site(name=name, channels=_channels(either, modules, config), made_at=made_at, read_at=read_at)
+    return Site(
+        name=name, channels=either.channels(modules[either.module], config), made_at=made_at, read_at=read_at
+    )
 
 
 def _absolute(tap: Tap | None, prefix: str, modules: Mapping[str, nn.Module], optional: bool) -> Tap | None:
@@ -183,15 +186,4 @@ def _absolute(tap: Tap | None, prefix: str, modules: Mapping[str, nn.Module], op
         raise ValueError(
             f"the site table names a module {path!r} that this model lacks{nearest(path, modules)}"
         )
-    return Tap(path, tap.at)
-
-
-def _channels(tap: Tap, modules: Mapping[str, nn.Module], config: PretrainedConfig) -> int:
-    module = modules[tap.module]
-    if tap.at in ("scores", "probs"):
-        return int(config.num_attention_heads)
-    if isinstance(module, nn.Linear):
-        return module.in_features if tap.at == "input" else module.out_features
-    if isinstance(module, nn.LayerNorm):
-        return int(module.normalized_shape[-1])
-    return int(config.hidden_size)
+    return replace(tap, module=path)

@@ -1,11 +1,11 @@
-"""An attention function with taps on its scores and probabilities, registered with transformers."""
+"""An attention function with taps on all that it reads and makes, registered with transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "quantlab"  # of the attention function in transformers
-TAPS = "_quantlab_taps"  # attribute of an attention module: its functions by "scores" and "probs"
+TAPS = "_quantlab_taps"  # attribute of an attention module: its functions by the kind of tap
 # Arguments that transformers passes to every attention function, and that do not change what it computes.
 NO_ATTENTION = frozenset(
     {
@@ -69,31 +69,49 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention ``softmax(scaling q k^T + mask) v``, with taps.
 
-    Takes (batch, heads, tokens, width) and returns (batch, tokens, heads, width) with the probabilities.
+    The query is (batch, heads, tokens, width); key and value may have fewer heads, each of which serves as
+    many heads of the query that follow one another. Returns (batch, tokens, heads, width) and the
+    probabilities. ``softcap`` c bounds the scores to ``c tanh(scores / c)``.
 
-    Equal to transformers' eager attention to the bit. If all taps are quantizers of integer grids, a fused
-    kernel runs: it is equal up to the order of sums and returns None for the probabilities.
+    Equal to transformers' eager attention to the bit. If scores and probabilities are tapped by quantizers of
+    integer grids alone, a fused kernel runs: it is equal up to the order of sums and returns None for the
+    probabilities.
 
-    Scores are tapped before the mask is added, because the mask's huge numbers would ruin any range. Raises
-    ValueError for arguments that would change attention and are not implemented, as soft caps, sliding
-    windows and sinks.
+    Scores are tapped before the mask is added, because the mask's huge numbers would ruin any range. The mask
+    that transformers makes for this function bears causality and sliding windows. Raises ValueError if they
+    are asked for without a mask, and for arguments that would change attention and are not implemented, as
+    sinks.
     """
     unknown = [name for name, value in others.items() if name not in NO_ATTENTION and not _is_off(value)]
+    if attention_mask is None and query.shape[2] > 1:
+        asked = {"sliding_window": sliding_window, "is_causal": is_causal}
+        unknown += [f"{name} without a mask" for name, value in asked.items() if not _is_off(value)]
     if unknown:
         raise ValueError(
             f"{type(module).__name__} passes {', '.join(sorted(unknown))} to its attention, which quantlab's "
             "attention does not implement: the network's answers would be wrong"
         )
     taps: Mapping[str, TensorFunction] = getattr(module, TAPS, {})
+    query, key, value = (
+        _by_token(taps[at], x) if at in taps else x
+        for at, x in (("query", query), ("key", key), ("value", value))
+    )
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
-    context = None if module.training else _on_grids(query, key, value, attention_mask, scaling, taps)
-    if context is not None:
-        return context, None
+    if not module.training and softcap is None:
+        context = _on_grids(query, key, value, attention_mask, scaling, taps)
+        if context is not None:
+            return context, None
+    key, value = (_repeated(x, query.shape[1] // x.shape[1]) for x in (key, value))
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if "scores" in taps:
         scores = taps["scores"](scores)
     if attention_mask is not None:
@@ -109,6 +127,17 @@ def _is_off(value: Any) -> bool:
     return value is None or value is False
 
 
+def _by_token(function: TensorFunction, x: Tensor) -> Tensor:
+    """Passes (batch, heads, tokens, width) through the function as (batch, tokens, heads * width)."""
+    by_token = x.transpose(1, 2)
+    return function(by_token.flatten(2)).view(by_token.shape).transpose(1, 2)
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    """Repeats every head of (batch, heads, tokens, width)."""
+    return x if times == 1 else x.repeat_interleave(times, dim=1)
+
+
 def _on_grids(
     query: Tensor,
     key: Tensor,
@@ -117,16 +146,42 @@ def _on_grids(
     scaling: float,
     taps: Mapping[str, TensorFunction],
 ) -> Tensor | None:
-    """:func:`attention` in one fused kernel; None if a tap has no integer grid or the kernel refuses."""
-    counted = {at: tap for at, tap in taps.items() if isinstance(tap, CountedQuantizer)}
+    """:func:`attention` in one fused kernel; None if scores or probabilities have a tap without an integer
+    grid, or no tap, or the kernel refuses."""
+    inside = {at: tap for at, tap in taps.items() if at in ("scores", "probs")}
+    counted = {at: tap for at, tap in inside.items() if isinstance(tap, CountedQuantizer)}
     grids = {at: tap.function for at, tap in counted.items() if isinstance(tap.function, Snapper)}
-    if not grids or len(grids) < len(taps):
+    if not grids or len(grids) < len(inside):
         return None
     context = attend(query, key, value, mask, scaling, grids.get("scores"), grids.get("probs"))
     if context is not None:
         for tap in counted.values():
             tap.count()
     return context
+
+
+def _mpnet_forward(
+    module: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    output_attentions: bool = False,
+    **_: Any,
+) -> tuple[Tensor | None, ...]:
+    """``MPNetSelfAttention.forward`` through :func:`attention`; the mask bears the position bias."""
+    by_head = (*hidden_states.shape[:-1], -1, module.attention_head_size)
+    query, key, value = (
+        linear(hidden_states).view(by_head).transpose(1, 2) for linear in (module.q, module.k, module.v)
+    )
+    if position_bias is not None:
+        attention_mask = position_bias if attention_mask is None else position_bias + attention_mask
+    context, probs = attention(module, query, key, value, attention_mask, dropout=module.dropout.p)
+    out = module.o(context.flatten(2))
+    return (out, probs) if output_attentions else (out,)
+
+
+# Attention modules, by their class, that compute attention themselves and not by a registered function.
+OWN_ATTENTION: Mapping[str, Callable[..., Any]] = {"MPNetSelfAttention": _mpnet_forward}
 
 
 @cache
@@ -141,26 +196,48 @@ def _register() -> None:
 
 
 @contextmanager
-def tapped_attention(
-    model: PreTrainedModel, taps: Mapping[str, Mapping[str, TensorFunction]]
-) -> Iterator[None]:
-    """Runs the model's attention through :func:`attention` until the exit.
+def attention_tap(model: PreTrainedModel, path: str, at: str, function: TensorFunction) -> Iterator[None]:
+    """Passes a tensor of an attention module's function through ``function`` until the exit.
 
-    ``taps`` are the functions for "scores" and "probs", by the attention module's path.
+    ``at`` is "query", "key" or "value", (batch, tokens, heads * width), or "scores" or "probs", (batch,
+    heads, tokens, tokens). The model's attention meanwhile runs through :func:`attention`. Raises ValueError
+    if the model's attention cannot.
     """
-    if not taps:
+    module = model.get_submodule(path)
+    with _rerouted(model, module):
+        before: Mapping[str, TensorFunction] | None = vars(module).get(TAPS)
+        inner = (before or {}).get(at)
+        vars(module)[TAPS] = {**(before or {}), at: function if inner is None else _both(inner, function)}
+        try:
+            yield
+        finally:
+            del vars(module)[TAPS]
+            if before is not None:
+                vars(module)[TAPS] = before
+
+
+def _both(first: TensorFunction, second: TensorFunction) -> TensorFunction:
+    return lambda x: second(first(x))
+
+
+@contextmanager
+def _rerouted(model: PreTrainedModel, module: nn.Module) -> Iterator[None]:
+    """Runs a module's attention through :func:`attention` until the exit, if it does not already."""
+    forward, before = OWN_ATTENTION.get(type(module).__name__), model.config._attn_implementation
+    if forward is not None and "forward" not in vars(module):
+        vars(module)["forward"] = partial(forward, module)
+        try:
+            yield
+        finally:
+            del vars(module)["forward"]
+    elif forward is not None or before == NAME:
         yield
-        return
-    _register()
-    before = model.config._attn_implementation
-    modules = {path: model.get_submodule(path) for path in taps}
-    try:
+    elif not model._can_set_attn_implementation():
+        raise ValueError(f"{type(module).__name__} computes attention by itself: no tap reaches inside")
+    else:
+        _register()
         model.set_attn_implementation(NAME)
-        for path, module in modules.items():
-            setattr(module, TAPS, taps[path])
-        yield
-    finally:
-        for module in modules.values():
-            if hasattr(module, TAPS):
-                delattr(module, TAPS)
-        model.set_attn_implementation(before)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)

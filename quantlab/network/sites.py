@@ -6,14 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from quantlab.config.checks import freeze, nearest, one_of
-
-
-@dataclass(frozen=True)
-class Tap:
-    """How a tensor is reached: as a module's first input or output, or inside its attention function."""
-
-    module: str
-    at: str  # "input", "output", "scores" or "probs"
+from quantlab.network.taps import Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +17,8 @@ class Site:
     only the matrix product that reads it, as integer runtimes quantize it. A site with ``read_at`` alone is
     the same tensor as an earlier site (``1.attn.in`` is ``0.layer.out``).
 
-    Channels are the last dimension of the tensor; for attention scores and probabilities they are the heads.
+    The tap says which dimension of the tensor the channels are. Those of attention scores and probabilities
+    are the heads.
     """
 
     name: str

@@ -1,19 +1,208 @@
-"""Taps: hooks that pass a model's tensors through functions, and the valid elements of what they see."""
+"""Taps: how a named tensor of a model is reached, changed while it runs, and read without its padding.
+
+A tap's function gets the tensor and returns the one that the model goes on with, of the same shape.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from quantlab.network.attention import TensorFunction, tapped_attention
-from quantlab.network.sites import Site, Tap
+from quantlab.config.checks import nearest
+from quantlab.network.attention import TensorFunction, attention_tap
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Tap(ABC):
+    """How one tensor of a model is reached, at or inside the module of this path."""
+
+    at: ClassVar[str]  # the kind's name in JSON
+    axis: ClassVar[int] = -1  # the dimension of the channels, counted from the last
+    overwrites: ClassVar[bool] = True  # whether the function may write into the tensor that it gets
+
+    module: str
+
+    @abstractmethod
+    def attach(self, model: PreTrainedModel, function: TensorFunction) -> AbstractContextManager[None]:
+        """Passes the tensor through the function until the exit.
+
+        Raises AttributeError if the module does not exist.
+        """
+
+    @abstractmethod
+    def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
+        """The number of channels, from the tap's module and the model's config."""
+
+    def elements(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The tensor as (elements, channels), without padding.
+
+        ``mask`` (batch, tokens) is False for padding; None keeps all. Some networks flatten (batch, tokens)
+        to one dimension. Tensors without tokens (a pooled head's) have no padding.
+        """
+        if mask is None or bool(mask.all()):
+            return x.reshape(-1, x.shape[-1])
+        if x.ndim == 2:
+            return x[mask.flatten()] if len(x) == mask.numel() else x
+        return x[mask]
+
+    def to_json(self) -> dict[str, str]:
+        """The module's path and the kind; :func:`tap_of` reads it back."""
+        return {"module": self.module, "at": self.at}
+
+
+class ModuleInput(Tap):
+    """The first positional argument of a module. Others may read the tensor too: it is never overwritten."""
+
+    at = "input"
+    overwrites = False
+
+    def attach(self, model: PreTrainedModel, function: TensorFunction) -> AbstractContextManager[None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (function(inputs[0]), *inputs[1:])
+
+        return _until_exit(model.get_submodule(self.module).register_forward_pre_hook(hook))
+
+    def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
+        return _width(module, config) if not isinstance(module, nn.Linear) else module.in_features
+
+
+class ModuleOutput(Tap):
+    """What a module returns, or the first of several things that it returns."""
+
+    at = "output"
+
+    def attach(self, model: PreTrainedModel, function: TensorFunction) -> AbstractContextManager[None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            return (function(output[0]), *output[1:]) if isinstance(output, tuple) else function(output)
+
+        return _until_exit(model.get_submodule(self.module).register_forward_hook(hook))
+
+    def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
+        return _width(module, config)
+
+
+class ResidualSum(Tap):
+    """The residual sum of a pre-norm block: what its norm reads, and what the stream carries on.
+
+    The two are one tensor, which is changed in place before the norm runs.
+    """
+
+    at = "residual"
+
+    def attach(self, model: PreTrainedModel, function: TensorFunction) -> AbstractContextManager[None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0]
+            y = function(x)
+            if y.data_ptr() != x.data_ptr():
+                x.copy_(y)
+
+        return _until_exit(model.get_submodule(self.module).register_forward_pre_hook(hook))
+
+    def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
+        return _width(module, config)
+
+
+class Pixels(ModuleInput):
+    """The images that a convolution reads, (batch, colours, height, width)."""
+
+    at = "pixels"
+    axis = -3
+
+    def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
+        assert isinstance(module, nn.Conv2d)
+        return module.in_channels
+
+    def elements(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+class _InAttention(Tap):
+    """A tensor inside the attention function of an attention module."""
+
+    def attach(self, model: PreTrainedModel, function: TensorFunction) -> AbstractContextManager[None]:
+        return attention_tap(model, self.module, self.at, function)
+
+
+class Query(_InAttention):
+    """The queries that attention gets, after rotary embedding, as (batch, tokens, channels)."""
+
+    at = "query"
+
+    def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
+        return int(config.num_attention_heads) * _head_width(config)
+
+
+class Key(_InAttention):
+    """The keys that attention gets: after rotary embedding, before grouped heads are repeated.
+
+    A cache of keys and values holds them. The function sees (batch, tokens, channels).
+    """
+
+    at = "key"
+
+    def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
+        return _key_heads(config) * _head_width(config)
+
+
+class Value(Key):
+    """The values that attention gets, before grouped heads are repeated; (batch, tokens, channels)."""
+
+    at = "value"
+
+
+@dataclass(frozen=True)
+class Scores(_InAttention):
+    """The scores before the mask is added, (batch, heads, queries, keys). Channels are the heads.
+
+    ``causal``: the network masks keys after the query, so these are no valid elements.
+    """
+
+    at = "scores"
+    axis = -3
+
+    causal: bool = field(default=False, compare=False)
+
+    def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
+        return int(config.num_attention_heads)
+
+    def elements(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        padded = mask is not None and not bool(mask.all())
+        y = x.permute(0, 2, 3, 1)
+        if not padded and not self.causal:
+            return y.reshape(-1, y.shape[-1])
+        kept = torch.ones(y.shape[:3], dtype=torch.bool, device=x.device)
+        if mask is not None:
+            kept &= mask[:, -y.shape[1] :, None] & mask[:, None, :]
+        return y[kept.tril(y.shape[2] - y.shape[1]) if self.causal else kept]
+
+
+class Probs(Scores):
+    """The probabilities after the softmax, before dropout, (batch, heads, queries, keys)."""
+
+    at = "probs"
+
+
+KINDS = {
+    kind.at: kind
+    for kind in (ModuleInput, ModuleOutput, ResidualSum, Pixels, Query, Key, Value, Scores, Probs)
+}
+
+
+def tap_of(module: str, at: str) -> Tap:
+    """The tap of a kind's name. Raises ValueError for a name that no kind has."""
+    if at not in KINDS:
+        raise ValueError(f"a tap is at one of {', '.join(KINDS)}; got {at!r}{nearest(at, KINDS)}")
+    return KINDS[at](module)
 
 
 @contextmanager
@@ -22,51 +211,42 @@ def tapped(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction]) -> I
 
     Raises AttributeError if a module does not exist.
     """
-    inside: dict[str, dict[str, TensorFunction]] = defaultdict(dict)
     with ExitStack() as stack:
         for tap, function in functions.items():
-            if tap.at in ("scores", "probs"):
-                inside[tap.module][tap.at] = function
-            else:
-                stack.enter_context(_hooked(model.get_submodule(tap.module), tap.at, function))
-        stack.enter_context(tapped_attention(model, inside))
+            stack.enter_context(tap.attach(model, function))
         yield
 
 
-def valid_elements(x: Tensor, mask: Tensor | None, site: Site) -> Tensor:
-    """A site's tensor as (elements, channels), without padding.
-
-    ``mask`` (batch, tokens) is False for padding; None keeps all. Of scores and probabilities (batch, heads,
-    tokens, tokens) padded queries and padded keys are dropped. Tensors without a token dimension (the head's)
-    have no padding.
-    """
-    if site.tap.at in ("scores", "probs"):
-        x = x.permute(0, 2, 3, 1)
-        kept = None if mask is None else mask[:, :, None] & mask[:, None, :]
-    else:
-        kept = mask if x.ndim == 3 else None
-    if kept is None or bool(kept.all()):
-        return x.reshape(-1, x.shape[-1])
-    return x[kept]
-
-
 @contextmanager
-def _hooked(module: nn.Module, at: str, function: TensorFunction) -> Iterator[None]:
-    """Passes the module's first input or its output through the function until the exit."""
-    hook: Callable[..., Any]
-    if at == "input":
-
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (function(inputs[0]), *inputs[1:])
-
-        handle = module.register_forward_pre_hook(hook)
-    else:
-
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-            return function(output)
-
-        handle = module.register_forward_hook(hook)
+def _until_exit(handle: RemovableHandle) -> Iterator[None]:
     try:
         yield
     finally:
         handle.remove()
+
+
+def is_norm(module: nn.Module) -> bool:
+    """True for LayerNorm and its kin, such as RMSNorm: one weight a channel."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 1 and type(module).__name__.endswith("Norm")
+
+
+def _width(module: nn.Module, config: PretrainedConfig) -> int:
+    """The channels of what a module returns; a norm reads as many."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, nn.LayerNorm):
+        return int(module.normalized_shape[-1])
+    if is_norm(module):
+        return len(module.weight)  # type: ignore[arg-type]
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
+    return int(config.hidden_size)
+
+
+def _key_heads(config: PretrainedConfig) -> int:
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def _head_width(config: PretrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

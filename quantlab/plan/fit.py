@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from quantlab.network.architecture import all_sites
-from quantlab.network.sites import Tap
+from quantlab.network.taps import Tap
 from quantlab.plan.plan import ActivationQuant, QuantPlan, Ranges, WeightQuant
 from quantlab.quant.grid import AffineGrid
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlab.network.sites import Tap
+from quantlab.network.taps import Tap, tap_of
 from quantlab.quant.grid import AffineGrid, FloatGrid, Grid
 from quantlab.storage.files import digest
 
@@ -53,7 +53,11 @@ class QuantPlan:
 
     def to_json(self) -> str:
         """The plan as JSON; :meth:`from_json` reads back an equal plan."""
-        return json.dumps({"version": 1, **asdict(self)}, sort_keys=True, allow_nan=False)
+        data = {
+            "activations": [{**asdict(item), "tap": item.tap.to_json()} for item in self.activations],
+            "weights": [asdict(item) for item in self.weights],
+        }
+        return json.dumps({"version": 1, **data}, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "QuantPlan":
@@ -64,7 +68,7 @@ class QuantPlan:
         try:
             activations = tuple(
                 ActivationQuant(
-                    **{**_common(item), "tap": Tap(**item["tap"]), "groups": tuple(item["groups"])}
+                    **{**_common(item), "tap": tap_of(**item["tap"]), "groups": tuple(item["groups"])}
                 )
                 for item in data.pop("activations")
             )

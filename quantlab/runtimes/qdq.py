@@ -73,7 +73,7 @@ def _activation(item: ActivationQuant, signed: bool) -> TensorFunction:
         zeros = zero_point.to(torch.uint8)
     if not item.groups:
         return lambda x: _qdq(x, scale[0], zeros[0])
-    axis = 1 if item.tap.at in ("scores", "probs") else -1
+    axis = item.tap.axis
     channels = channels_by_group(item.groups)
     back = torch.cat(channels).argsort()
 

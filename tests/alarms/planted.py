@@ -7,7 +7,7 @@ from properties import heavy_tailed, sketched
 from tiny import tiny_model
 
 from quantlab.alarms import Evidence, raised_alarms
-from quantlab.network.sites import Tap
+from quantlab.network.taps import ModuleInput
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid, Grid
 from quantlab.tasks.scores import Kind
@@ -28,7 +28,7 @@ def activation(
     hi: tuple[float, ...] = (9.0,),
     groups: tuple[int, ...] = (),
 ) -> QuantPlan:
-    item = ActivationQuant(site=SITE, tap=Tap("classifier", "input"), grid=grid, lo=lo, hi=hi, groups=groups)
+    item = ActivationQuant(site=SITE, tap=ModuleInput("classifier"), grid=grid, lo=lo, hi=hi, groups=groups)
     return QuantPlan(activations=(item,))
 
 

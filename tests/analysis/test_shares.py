@@ -11,15 +11,15 @@ from torch import Tensor
 from quantlab.analysis.attribution import record_forward
 from quantlab.analysis.shares import SHARES, ErrorObserver, SquaredErrors, error_shares
 from quantlab.engines.insert import quantizer
-from quantlab.network.sites import Site, Tap
-from quantlab.network.taps import valid_elements
+from quantlab.network.sites import Site
+from quantlab.network.taps import ModuleOutput
 from quantlab.plan.plan import ActivationQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.setup import PreparedModel
 
 CHANNELS, ROWS, TOKENS, STEP = 8, 40, 25, 10.0
-SITE = Site(name="s", channels=CHANNELS, made_at=Tap("module", "output"))
+SITE = Site(name="s", channels=CHANNELS, made_at=ModuleOutput("module"))
 SYMMETRIC = AffineGrid(bits=8, symmetric=True)
 LARGEST = 127 * STEP
 FLAT_GAIN = 1 - 1 / (4 * 127**2)  # uniform numbers in +-a: s² / 12 for s = a / 127, by a² / 3
@@ -39,7 +39,7 @@ def shares(x: Tensor, item: ActivationQuant, mask: Tensor | None = None) -> dict
     """The shares of one tensor, observed in two batches."""
     mask = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
     sketch, errors = Sketch(channels=CHANNELS), SquaredErrors()
-    sketch.update(valid_elements(x, mask, SITE))
+    sketch.update(SITE.tap.elements(x, mask))
     observer = ErrorObserver.of(SITE, item, sketch, errors)
     for rows in (slice(15), slice(15, None)):
         observer.look(x[rows], mask[rows])

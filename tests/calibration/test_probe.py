@@ -19,8 +19,8 @@ from quantlab.engines.insert import quantized_weights, quantizer
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.peg import Peg
-from quantlab.network.sites import Site, Tap
-from quantlab.network.taps import tapped, valid_elements
+from quantlab.network.sites import Site
+from quantlab.network.taps import ModuleOutput, Scores, tapped
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch
 from quantlab.trial.planning import make_plan, weights_and_sketches
@@ -69,7 +69,7 @@ def test_padding_counts_only_where_asked(family: str) -> None:
     included = observe(model, sites, [padded()], count_padding=True)
     for site in sites:
         counts = (TOKENS, ROWS * LONGEST)
-        if site.tap.at in ("scores", "probs"):
+        if site.tap.axis == -3:
             counts = (PAIRS, ROWS * LONGEST**2)
         elif site.name.startswith("head."):
             counts = (ROWS, ROWS)
@@ -80,16 +80,16 @@ def test_padding_counts_only_where_asked(family: str) -> None:
 def test_valid_elements_leave_out_padded_queries_and_keys() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     scores = torch.arange(2 * 4 * 3 * 3).reshape(2, 4, 3, 3).float()
-    site = Site(name="s", channels=4, made_at=Tap("m", "scores"))
+    site = Site(name="s", channels=4, made_at=Scores("m"))
     expected = torch.cat([scores[0, :, :2, :2].flatten(1).T, scores[1, :, :1, :1].flatten(1).T])
-    assert torch.equal(valid_elements(scores, mask, site), expected)
+    assert torch.equal(site.tap.elements(scores, mask), expected)
     hidden = torch.arange(2 * 3 * 5).reshape(2, 3, 5).float()
-    site = Site(name="s", channels=5, made_at=Tap("m", "output"))
+    site = Site(name="s", channels=5, made_at=ModuleOutput("m"))
     assert torch.equal(
-        valid_elements(hidden, mask, site), torch.stack([hidden[0, 0], hidden[0, 1], hidden[1, 0]])
+        site.tap.elements(hidden, mask), torch.stack([hidden[0, 0], hidden[0, 1], hidden[1, 0]])
     )
-    assert torch.equal(valid_elements(hidden, None, site), hidden.reshape(6, 5))
-    assert torch.equal(valid_elements(hidden[:, 0], mask, site), hidden[:, 0])
+    assert torch.equal(site.tap.elements(hidden, None), hidden.reshape(6, 5))
+    assert torch.equal(site.tap.elements(hidden[:, 0], mask), hidden[:, 0])
 
 
 def test_observing_changes_no_answer() -> None:
@@ -138,7 +138,7 @@ def test_through_quantized_is_site_by_site() -> None:
     mask, quantizers = batch.inputs["attention_mask"].bool(), {}
 
     def keep(site: Site, x: Tensor) -> Tensor:
-        by_hand[site.name] = sketched(valid_elements(x, mask, site))
+        by_hand[site.name] = sketched(site.tap.elements(x, mask))
         return x
 
     with quantized_weights(model, plan_weights(model, METHOD, BITS, CALIBRATION)):

@@ -15,8 +15,8 @@ from quantlab.engines.insert import ENGINES, insert, quantized_weights, quantize
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
-from quantlab.network.sites import Placement, Tap
-from quantlab.network.taps import tapped
+from quantlab.network.sites import Placement
+from quantlab.network.taps import ModuleOutput, Probs, tap_of, tapped
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.grid import AffineGrid, FloatGrid
 
@@ -76,8 +76,8 @@ def test_an_exception_inside_restores_everything() -> None:
 
 
 BAD_WEIGHT = WeightQuant(parameter="bert.nowhere.weight", grid=INT4, axis=None, lo=(-1.0,), hi=(1.0,))
-BAD_SITE = ActivationQuant(site="x", tap=Tap("bert.nowhere", "output"), grid=INT4, lo=(-1.0,), hi=(1.0,))
-BAD_PROBS = ActivationQuant(site="x", tap=Tap("bert.nowhere", "probs"), grid=INT4, lo=(-1.0,), hi=(1.0,))
+BAD_SITE = ActivationQuant(site="x", tap=ModuleOutput("bert.nowhere"), grid=INT4, lo=(-1.0,), hi=(1.0,))
+BAD_PROBS = ActivationQuant(site="x", tap=Probs("bert.nowhere"), grid=INT4, lo=(-1.0,), hi=(1.0,))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_what_the_network_reads_is_on_the_grid(family: str, symmetric: bool) -> 
 
 
 def test_groups_of_channels() -> None:
-    tap = Tap("bert.encoder.layer.0.output.LayerNorm", "output")
+    tap = ModuleOutput("bert.encoder.layer.0.output.LayerNorm")
     groups = tuple([0] * 30 + [1, 2])
     item = ActivationQuant(
         site="0.layer.out", tap=tap, grid=INT4, lo=(0, -3, 0), hi=(1.5, 0, 150.0), groups=groups
@@ -236,7 +236,7 @@ def test_groups_of_channels() -> None:
 
 @pytest.mark.parametrize("at", ["scores", "probs"])
 def test_groups_of_heads(at: str) -> None:
-    tap = Tap("bert.encoder.layer.0.attention.self", at)
+    tap = tap_of("bert.encoder.layer.0.attention.self", at)
     item = ActivationQuant(site="s", tap=tap, grid=INT4, lo=(0.0, 0.0), hi=(1.5, 15.0), groups=(0, 0, 1, 1))
     x_hat = quantizer(item, torch.device("cpu"))(torch.full((2, 4, 5, 5), 1.23))
     assert [head.unique().item() for head in x_hat.unbind(1)] == pytest.approx([1.2, 1.2, 1.0, 1.0])
@@ -244,7 +244,7 @@ def test_groups_of_heads(at: str) -> None:
 
 @pytest.mark.parametrize("format", ["fp16", "bf16"])
 def test_float_sites_are_casts(format: str) -> None:
-    item = ActivationQuant(site="s", tap=Tap("classifier", "output"), grid=FloatGrid(format=format))
+    item = ActivationQuant(site="s", tap=ModuleOutput("classifier"), grid=FloatGrid(format=format))
     x = torch.randn(4, 5, 6)
     assert torch.equal(quantizer(item, torch.device("cpu"))(x), FloatGrid(format=format).snap(x))
 

@@ -20,7 +20,8 @@ from quantlab.kernels.snapper import Snapper
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
-from quantlab.network.sites import Placement, Tap
+from quantlab.network.sites import Placement
+from quantlab.network.taps import ModuleOutput
 from quantlab.quant.grid import AffineGrid
 
 XHY = ("*.ffn.in", "*.ffn.out", "*.ffn.sum")
@@ -252,7 +253,7 @@ def test_gelu_stays_apart_where_something_else_reads_it(why: str) -> None:
     if why == "a site between":
         item = next(item for item in plan.activations if item.tap.module.endswith("output.dense"))
         between = replace(
-            item, site="0.ffn.between", tap=Tap("bert.encoder.layer.0.intermediate.dense", "output")
+            item, site="0.ffn.between", tap=ModuleOutput("bert.encoder.layer.0.intermediate.dense")
         )
         plan = replace(plan, activations=(*plan.activations, between))
     seen: list[Tensor] = []

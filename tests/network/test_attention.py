@@ -7,13 +7,22 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from quantlab.network.architecture import all_sites
-from quantlab.network.attention import NAME, TAPS, attention, tapped_attention
+from quantlab.network.attention import NAME, TAPS, attention
+from quantlab.network.taps import Probs, Scores, tapped
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
+def same(x: Tensor) -> Tensor:
+    return x
+
+
 def attention_modules(model: PreTrainedModel) -> list[str]:
-    return [site.made_at.module for site in all_sites(model) if site.made_at and site.made_at.at == "scores"]
+    return [
+        site.made_at.module
+        for site in all_sites(model)
+        if isinstance(site.made_at, Scores) and site.name.endswith("scores")
+    ]
 
 
 @families
@@ -21,7 +30,7 @@ def attention_modules(model: PreTrainedModel) -> list[str]:
 def test_equals_eager_to_the_bit(family: str, lengths: tuple[int, ...]) -> None:
     model, batch = tiny_model(family), padded(lengths)
     eager = logits(model, batch)
-    with tapped_attention(model, {path: {} for path in attention_modules(model)}):
+    with tapped(model, {Scores(path): same for path in attention_modules(model)}):
         assert model.config._attn_implementation == NAME
         assert torch.equal(logits(model, batch), eager)
     assert torch.equal(logits(model, batch), eager)
@@ -48,7 +57,7 @@ def test_scores_come_before_the_mask_and_probs_after_the_softmax(family: str) ->
 
         return run
 
-    with tapped_attention(model, {path: {"scores": keep("scores"), "probs": keep("probs")}}):
+    with tapped(model, {Scores(path): keep("scores"), Probs(path): keep("probs")}):
         logits(model, batch)
     mask = batch.inputs["attention_mask"].bool()[:, None, None, :]
     assert seen["scores"].abs().max() < 100  # the mask's own numbers are near FP32's largest
@@ -62,15 +71,15 @@ def test_taps_change_what_the_network_goes_on_with(family: str) -> None:
     model, batch = tiny_model(family), padded()
     eager = logits(model, batch)
     first, second = attention_modules(model)
-    for taps in ({"scores": torch.zeros_like}, {"probs": torch.zeros_like}):
-        with tapped_attention(model, {first: {}, second: taps}):
+    for tap in (Scores(second), Probs(second)):
+        with tapped(model, {Scores(first): same, tap: torch.zeros_like}):
             assert not torch.equal(logits(model, batch), eager)
 
 
 def test_uniform_scores_average_the_values() -> None:
     model, batch, seen = tiny_model(), padded((5, 3)), []
-    taps = {"scores": torch.zeros_like, "probs": lambda x: seen.append(x) or x}
-    with tapped_attention(model, {attention_modules(model)[0]: taps}):
+    path = attention_modules(model)[0]
+    with tapped(model, {Scores(path): torch.zeros_like, Probs(path): lambda x: seen.append(x) or x}):
         logits(model, batch)
     assert torch.equal(seen[0][1, :, :, :3], torch.full((4, 5, 3), 1 / 3))
     assert torch.equal(seen[0][1, :, :, 3:], torch.zeros(4, 5, 2))
@@ -81,7 +90,7 @@ def test_exit_restores_the_implementation(implementation: str) -> None:
     model = tiny_model()
     model.set_attn_implementation(implementation)
     paths = attention_modules(model)
-    with pytest.raises(RuntimeError, match="inside"), tapped_attention(model, {path: {} for path in paths}):
+    with pytest.raises(RuntimeError, match="inside"), tapped(model, {Scores(path): same for path in paths}):
         raise RuntimeError("inside")
     assert model.config._attn_implementation == implementation
     assert not any(hasattr(module, TAPS) for module in model.modules())
@@ -89,27 +98,26 @@ def test_exit_restores_the_implementation(implementation: str) -> None:
 
 def test_without_taps_nothing_is_switched() -> None:
     model = tiny_model()
-    with tapped_attention(model, {}):
+    with tapped(model, {}):
         assert model.config._attn_implementation == "eager"
 
 
 def test_unknown_module() -> None:
     model = tiny_model()
-    with pytest.raises(AttributeError, match="nowhere"), tapped_attention(model, {"bert.nowhere": {}}):
+    with pytest.raises(AttributeError, match="nowhere"), tapped(model, {Scores("bert.nowhere"): same}):
         pass
     assert model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize(
-    "other", ["softcap", "sliding_window", "s_aux", "position_bias", "is_causal", "head_mask"]
-)
+@pytest.mark.parametrize("other", ["sliding_window", "s_aux", "position_bias", "is_causal", "head_mask"])
 def test_what_changes_attention_and_is_not_known_is_an_error(other: str) -> None:
     x, module = torch.ones(1, 2, 3, 16), torch.nn.Module()
     for off in (None, False):
         attention(module, x, x, x, None, **{other: off}, output_attentions=True, position_ids=x)
     for on in (True, 0.0, torch.ones(2)):
         with pytest.raises(
-            ValueError, match=f"Module passes {other} to its attention, which quantlab's attention does"
+            ValueError,
+            match=rf"Module passes {other}( without a mask)? to its attention, which quantlab's",
         ):
             attention(module, x, x, x, None, **{other: on})
 
@@ -123,7 +131,7 @@ def test_dropout_is_eagers_while_training() -> None:
     batch, answers = padded(), []
     for paths in ([], attention_modules(model)):
         torch.manual_seed(0)
-        with tapped_attention(model, {path: {} for path in paths}):
+        with tapped(model, {Scores(path): same for path in paths}):
             answers.append(logits(model, batch))
     torch.testing.assert_close(
         *answers

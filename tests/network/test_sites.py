@@ -13,8 +13,8 @@ from transformers import GPT2Config, PretrainedConfig
 
 from quantlab.cli.conf_dir import CONF
 from quantlab.network.architecture import Family, Taps, all_sites, family_of, one_tap, skeleton_of
-from quantlab.network.sites import Placement, Site, Tap
-from quantlab.network.taps import tapped
+from quantlab.network.sites import Placement, Site
+from quantlab.network.taps import ModuleInput, ModuleOutput, tapped
 
 # Tensors of one layer: q, k, v, scores, probs, context, g, u, x, mid, h, y, out. Operands: attn.in, q, k, v,
 # probs, context, x, mid. Before and after the layers: the embeddings' sum and LayerNorm, P and C; the head's
@@ -69,7 +69,7 @@ def test_taps_see_their_channels(family: str, placement: Placement) -> None:
         logits(model, batch)
     for site in sites:
         shapes = {(rows, tokens, site.channels)}
-        if site.tap.at in ("scores", "probs"):
+        if site.tap.axis == -3:
             shapes = {(rows, site.channels, tokens, tokens)}
         elif site.name.startswith("head."):
             shapes = {(rows, site.channels)}
@@ -230,7 +230,7 @@ def test_unknown_architecture(config: PretrainedConfig, message: str) -> None:
 
 
 def test_table_that_does_not_fit_the_model() -> None:
-    missing = Taps(made_at=Tap("bert.embeddings.LayerNom", "output"))
+    missing = Taps(made_at=ModuleOutput("bert.embeddings.LayerNom"))
     family = Family(layers="bert.encoder.layer", embed={"out": missing}, layer={}, head={})
     with pytest.raises(
         ValueError, match=r"module 'bert.embeddings.LayerNom' that this model lacks.*LayerNorm'"
@@ -240,11 +240,11 @@ def test_table_that_does_not_fit_the_model() -> None:
 
 def test_table_row_of_an_optional_module() -> None:
     rows = {
-        "out": Taps(made_at=Tap("bert.adapter", "output"), optional=True),
-        "mid": one_tap("classifier", "input"),
+        "out": Taps(made_at=ModuleOutput("bert.adapter"), optional=True),
+        "mid": one_tap(ModuleInput("classifier")),
     }
     family = Family(layers="bert.encoder.layer", embed={}, layer={}, head=rows)
-    tap = Tap("classifier", "input")
+    tap = ModuleInput("classifier")
     assert family.sites(tiny_model()) == [Site(name="head.mid", channels=32, made_at=tap, read_at=tap)]
 
 

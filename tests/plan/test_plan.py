@@ -19,7 +19,7 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.method import plan_weights
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
-from quantlab.network.sites import Tap
+from quantlab.network.taps import KINDS, tap_of
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
 from quantlab.quant.grid import AffineGrid, FloatGrid
 
@@ -39,7 +39,7 @@ def peg_plan() -> QuantPlan:
 ends = st.lists(floats(), min_size=1, max_size=5).map(tuple)
 affine = st.builds(AffineGrid, bits=st.integers(2, 16), symmetric=st.booleans())
 grids = affine | st.builds(FloatGrid, format=st.sampled_from(["fp16", "bf16"]))
-taps = st.builds(Tap, st.text(max_size=8), st.sampled_from(["input", "output", "scores", "probs"]))
+taps = st.builds(tap_of, st.text(max_size=8), st.sampled_from(sorted(KINDS)))
 indices = st.lists(st.integers(0, 4)).map(tuple)
 activations = st.builds(
     ActivationQuant, site=st.text(max_size=8), tap=taps, grid=grids, lo=ends, hi=ends, groups=indices

@@ -3,12 +3,12 @@
 import pytest
 from tiny import tiny_model
 
-from quantlab.network.sites import Tap
+from quantlab.network.taps import ModuleInput
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.plan.size import size_bytes, size_fp32_bytes
 from quantlab.quant.grid import AffineGrid, FloatGrid, Grid
 
-TAP = Tap("classifier", "input")
+TAP = ModuleInput("classifier")
 PARAMETERS = sum(value.numel() for value in tiny_model().parameters())
 CLASSIFIER = 2 * 32  # the numbers in classifier.weight
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from quantlab.engines.insert import insert
 from quantlab.methods.uniform import Uniform
 from quantlab.network.checkpoint import read_model
-from quantlab.network.sites import Tap
+from quantlab.network.taps import ModuleOutput
 from quantlab.plan.plan import ActivationQuant, QuantPlan
 from quantlab.profiling import timing
 from quantlab.profiling.timing import (
@@ -225,7 +225,7 @@ def test_quantizers_that_did_not_run(model: PreTrainedModel) -> None:
     """A list of layers is a module, but is never called."""
     plan = QuantPlan(
         activations=tuple(
-            ActivationQuant(site=site, tap=Tap(module, "output"), grid=FloatGrid(format="bf16"))
+            ActivationQuant(site=site, tap=ModuleOutput(module), grid=FloatGrid(format="bf16"))
             for site, module in (
                 ("never", "bert.encoder.layer"),
                 ("0.ffn.out", "bert.encoder.layer.0.output.dense"),
@@ -243,7 +243,7 @@ def test_quantizers_that_did_not_run(model: PreTrainedModel) -> None:
 
 def test_a_quantizer_that_ran_only_sometimes(model: PreTrainedModel) -> None:
     module = "bert.encoder.layer.0.output.dense"
-    once = ActivationQuant(site="once", tap=Tap(module, "output"), grid=FloatGrid(format="bf16"))
+    once = ActivationQuant(site="once", tap=ModuleOutput(module), grid=FloatGrid(format="bf16"))
     subject = TorchSubject(
         head=CLASSES, folder=Path(), plan=QuantPlan(activations=(once,)), engine="simulated", device="cpu"
     )

@@ -3,25 +3,25 @@
 from collections.abc import Mapping
 
 from quantlab.network.architecture import Family, FeedForward, Taps, one_tap
-from quantlab.network.sites import Tap
+from quantlab.network.taps import ModuleInput, ModuleOutput, Probs, Scores
 
 LAYER: Mapping[str, Taps] = {
-    "attn.in": Taps(read_at=Tap("attention.self", "input")),
-    "attn.query": one_tap("attention.self.query", "output"),
-    "attn.key": one_tap("attention.self.key", "output"),
-    "attn.value": one_tap("attention.self.value", "output"),
-    "attn.scores": Taps(made_at=Tap("attention.self", "scores")),
-    "attn.probs": one_tap("attention.self", "probs"),
-    "attn.context": one_tap("attention.output.dense", "input"),
-    "attn.out": Taps(made_at=Tap("attention.output.dense", "output")),
-    "attn.sum": Taps(made_at=Tap("attention.output.LayerNorm", "input")),
+    "attn.in": Taps(read_at=ModuleInput("attention.self")),
+    "attn.query": one_tap(ModuleOutput("attention.self.query")),
+    "attn.key": one_tap(ModuleOutput("attention.self.key")),
+    "attn.value": one_tap(ModuleOutput("attention.self.value")),
+    "attn.scores": Taps(made_at=Scores("attention.self")),
+    "attn.probs": one_tap(Probs("attention.self")),
+    "attn.context": one_tap(ModuleInput("attention.output.dense")),
+    "attn.out": Taps(made_at=ModuleOutput("attention.output.dense")),
+    "attn.sum": Taps(made_at=ModuleInput("attention.output.LayerNorm")),
     "ffn.in": Taps(
-        made_at=Tap("attention.output.LayerNorm", "output"), read_at=Tap("intermediate.dense", "input")
+        made_at=ModuleOutput("attention.output.LayerNorm"), read_at=ModuleInput("intermediate.dense")
     ),
-    "ffn.mid": one_tap("output.dense", "input"),
-    "ffn.out": Taps(made_at=Tap("output.dense", "output")),
-    "ffn.sum": Taps(made_at=Tap("output.LayerNorm", "input")),
-    "layer.out": Taps(made_at=Tap("output.LayerNorm", "output")),
+    "ffn.mid": one_tap(ModuleInput("output.dense")),
+    "ffn.out": Taps(made_at=ModuleOutput("output.dense")),
+    "ffn.sum": Taps(made_at=ModuleInput("output.LayerNorm")),
+    "layer.out": Taps(made_at=ModuleOutput("output.LayerNorm")),
 }
 FEED_FORWARD = FeedForward("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense")
 
@@ -29,15 +29,15 @@ FEED_FORWARD = FeedForward("intermediate.dense", "intermediate.intermediate_act_
 def embeddings(prefix: str) -> Mapping[str, Taps]:
     """The sum of the embeddings, and its LayerNorm's output."""
     norm = f"{prefix}.embeddings.LayerNorm"
-    return {"sum": Taps(made_at=Tap(norm, "input")), "out": Taps(made_at=Tap(norm, "output"))}
+    return {"sum": Taps(made_at=ModuleInput(norm)), "out": Taps(made_at=ModuleOutput(norm))}
 
 
 def head(dense: str, classifier: str) -> Mapping[str, Taps]:
     """A dense layer on the first token, its activation, and the classifier."""
     return {
-        "in": Taps(read_at=Tap(dense, "input")),
-        "mid": one_tap(classifier, "input"),
-        "out": Taps(made_at=Tap(classifier, "output")),
+        "in": Taps(read_at=ModuleInput(dense)),
+        "mid": one_tap(ModuleInput(classifier)),
+        "out": Taps(made_at=ModuleOutput(classifier)),
     }
 
 
