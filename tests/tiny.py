@@ -7,7 +7,13 @@ import numpy as np
 import torch
 from conftest import SPECIAL, WORDS, family_config
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.probe import observe
@@ -91,3 +97,17 @@ def state(model: PreTrainedModel) -> dict[str, object]:
         "taps": [hasattr(module, TAPS) for module in model.modules()],
         "attention": model.config._attn_implementation,
     }
+
+
+def tied_decoder() -> LlamaForCausalLM:
+    """A tiny random Llama whose head is its embedding."""
+    config = LlamaConfig(
+        vocab_size=12,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)

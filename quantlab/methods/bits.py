@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Precision = int | str
 
-WEIGHTED = (nn.Linear, nn.Embedding)
+WEIGHTED = (nn.Linear, nn.Embedding, nn.Conv2d)
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class Rule:
 class Bits:
     """Precisions are numbers of bits (2 to 16, and 32 for untouched) or ``fp16``, ``bf16``, ``fp32``.
 
-    ``embeddings`` None: as ``weights``. ``norms``: LayerNorm weights, per tensor as in Bondarenko's code.
+    ``embeddings`` None: as ``weights``. ``norms``: weights of LayerNorm and RMSNorm, per tensor as in
+    Bondarenko's code.
     ``symmetric`` is about activations; weights are symmetric unless ``weight_symmetric`` is false. ``rules``
     override the rest by name (a site like ``*.ffn.sum`` or a parameter like ``*.layer.0.*weight``), the last
-    match wins.
+    match wins. A weight that an embedding shares with the head is one tensor: it counts as an embedding, and
+    a rule for either of its names is a rule for both.
     """
 
     weights: Precision = 8
@@ -71,12 +73,23 @@ class Bits:
         """The grid of a module's weight; None where it stays as it is."""
         return grid_of(self._ruled(parameter, self._by_kind(module)), self.weight_symmetric)
 
-    def weight_axis(self, module: nn.Module) -> int | None:
+    def weight_axis(self, module: nn.Module, tied: bool = False) -> int | None:
         """The dimension of a weight whose slices have ranges of their own: its output channels; None per
-        tensor."""
-        if self.weight_granularity == "tensor" or isinstance(module, nn.LayerNorm):
+        tensor.
+
+        ``tied``: a Linear shares the embedding's weight. Its output channels are the embedding's rows.
+        """
+        if self.weight_granularity == "tensor" or is_norm(module):
             return None
-        return 1 if isinstance(module, nn.Embedding) else 0
+        return 1 if isinstance(module, nn.Embedding) and not tied else 0
+
+    def with_tied(self, tied: Mapping[str, str]) -> Bits:
+        """Bits whose rules for a tied weight's other names (:func:`tied_weights`) match its own name too."""
+        rules: list[Rule] = []
+        for rule in self.rules:
+            own = {name for other, name in tied.items() if fnmatchcase(other, rule.match)}
+            rules += [rule, *(Rule(match=name, bits=rule.bits) for name in sorted(own))]
+        return replace(self, rules=tuple(rules))
 
     def check_rules(self, names: Sequence[str]) -> None:
         """Raises ValueError where a rule matches none of the model's sites and parameters."""
@@ -84,13 +97,13 @@ class Bits:
 
     def check_kinds(self, modules: Sequence[nn.Module]) -> None:
         """Raises ValueError where a precision is asked for a kind of weight that the model does not have."""
-        for name, precision, kind in (
-            ("norms", self.norms, nn.LayerNorm),
-            ("embeddings", self.embeddings, nn.Embedding),
+        for name, precision, kind, present in (
+            ("norms", self.norms, "LayerNorm or RMSNorm", any(map(is_norm, modules))),
+            ("embeddings", self.embeddings, "Embedding", any(isinstance(m, nn.Embedding) for m in modules)),
         ):
             asked = precision is not None and grid_of(precision, symmetric=True) is not None
-            if asked and not any(isinstance(module, kind) for module in modules):
-                raise ValueError(f"bits.{name} is {precision}, but the model has no {kind.__name__}")
+            if asked and not present:
+                raise ValueError(f"bits.{name} is {precision}, but the model has no {kind}")
 
     def _ruled(self, name: str, precision: Precision) -> Precision:
         for rule in self.rules:
@@ -99,19 +112,44 @@ class Bits:
         return precision
 
     def _by_kind(self, module: nn.Module) -> Precision:
-        if isinstance(module, nn.LayerNorm):
+        if is_norm(module):
             return self.norms
         if isinstance(module, nn.Embedding) and self.embeddings is not None:
             return self.embeddings
         return self.weights
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module scales channels by a weight of its own: LayerNorm, or any family's RMSNorm."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 1 and type(module).__name__.endswith("Norm")
+
+
 def weighted_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Modules whose weight can be quantized, by the weight's parameter name: Linear, Embedding, LayerNorm."""
+    """Modules whose weight can be quantized, by the weight's name: Linear, Embedding, Conv2d and norms.
+
+    A tied weight is there once, under the embedding's name.
+    """
+    tied = tied_weights(model)
+    return {name: module for name, module in _all_weighted(model).items() if name not in tied}
+
+
+def tied_weights(model: PreTrainedModel) -> dict[str, str]:
+    """The names of tied weights that are not planned, each with the name that is: the embedding's, or else
+    the first."""
+    modules, own, tied = _all_weighted(model), dict[int, str](), dict[str, str]()
+    for name in sorted(modules, key=lambda name: not isinstance(modules[name], nn.Embedding)):
+        kept = own.setdefault(id(modules[name].weight), name)
+        if kept != name:
+            tied[name] = kept
+    return tied
+
+
+def _all_weighted(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         f"{path}.weight": module
         for path, module in model.named_modules()
-        if isinstance(module, (*WEIGHTED, nn.LayerNorm))
+        if isinstance(module, WEIGHTED) or is_norm(module)
     }
 
 

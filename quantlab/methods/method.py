@@ -12,7 +12,7 @@ from torch import nn
 
 from quantlab.calibration.estimators import Calibration
 from quantlab.machine.parallel import side_by_side
-from quantlab.methods.bits import Bits, weight_of, weighted_modules
+from quantlab.methods.bits import Bits, tied_weights, weight_of, weighted_modules
 from quantlab.network.sites import Site
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.granularity import PER_TENSOR, Granularity
@@ -93,11 +93,13 @@ def plan_site(site: Site, spec: SiteSpec, sketch: Sketch, calibration: Calibrati
 def plan_weights(
     model: PreTrainedModel, method: Method, bits: Bits, calibration: Calibration
 ) -> tuple[WeightQuant, ...]:
-    """Grid and ranges of every weight that the method and the bits quantize."""
-    modules, limits = weighted_modules(model), method.weight_limits(model, bits)
+    """Grid and ranges of every weight that the method and the bits quantize; of a tied weight once."""
+    modules, tied = weighted_modules(model), tied_weights(model)
+    bits = bits.with_tied(tied)
+    limits = method.weight_limits(model, bits)
     grids = {name: method.weight_grid(name, module, bits) for name, module in modules.items()}
     asked = [
-        (name, modules[name], grid, limits.get(name, math.inf))
+        (name, modules[name], grid, limits.get(name, math.inf), name in tied.values())
         for name, grid in grids.items()
         if grid is not None
     ]
@@ -119,12 +121,12 @@ def check_weight_ranges(bits: Bits, calibration: Calibration) -> None:
 
 
 def _plan_weight(
-    bits: Bits, calibration: Calibration, weight_asked: tuple[str, nn.Module, Grid, float]
+    bits: Bits, calibration: Calibration, weight_asked: tuple[str, nn.Module, Grid, float, bool]
 ) -> WeightQuant:
-    parameter, module, grid, limit = weight_asked
+    parameter, module, grid, limit, tied = weight_asked
     if isinstance(grid, FloatGrid):
         return WeightQuant(parameter=parameter, grid=grid, axis=None)
-    weight, axis = weight_of(module).clamp(-limit, limit), bits.weight_axis(module)
+    weight, axis = weight_of(module).clamp(-limit, limit), bits.weight_axis(module, tied)
     if calibration.ranges_weights:
         grid = calibration.grid(grid)
         sketch = Sketch(channels=1)

@@ -17,20 +17,21 @@ SCALE_BYTES = 4  # a scale is FP32
 
 
 def size_bytes(model: PreTrainedModel, plan: QuantPlan) -> int:
-    """Bytes of all parameters at the plan's bits, plus the ranges and groups of the plan.
+    """Bytes of all parameters at the plan's bits, plus the ranges and groups of the plan. Tied weights count
+    once.
 
     A range costs an FP32 scale, and a zero point of the grid's bits if the grid is asymmetric. A channel's
     group index costs the least whole number of bytes that holds it.
     """
-    parameters = dict(model.named_parameters())
-    quantized = {weight.parameter for weight in plan.weights}
-    untouched = sum(_fp32_bytes(value) for name, value in parameters.items() if name not in quantized)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    quantized = {id(parameters[weight.parameter]) for weight in plan.weights}
+    untouched = sum(_fp32_bytes(value) for value in model.parameters() if id(value) not in quantized)
     weights = sum(_weight_bytes(parameters[weight.parameter], weight) for weight in plan.weights)
     return untouched + weights + sum(_activation_bytes(item) for item in plan.activations)
 
 
 def size_fp32_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all parameters in FP32."""
+    """Bytes of all parameters in FP32; tied weights count once."""
     return sum(_fp32_bytes(value) for value in model.parameters())
 
 

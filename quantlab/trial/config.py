@@ -7,7 +7,7 @@ from quantlab.calibration.estimators import Calibration
 from quantlab.config.checks import one_of
 from quantlab.engines.insert import ENGINES
 from quantlab.evaluation.answering import Evaluation
-from quantlab.methods.bits import Bits, weighted_modules
+from quantlab.methods.bits import Bits, tied_weights, weighted_modules
 from quantlab.methods.method import Method, check_weight_ranges
 from quantlab.network.architecture import all_sites
 from quantlab.network.compatibility import check_token_types
@@ -65,7 +65,7 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     sites = config.placement.select(all_sites(skeleton))
     config.method.check(sites)
     modules = weighted_modules(skeleton)
-    config.bits.check_rules([*(site.name for site in sites), *modules])
+    config.bits.check_rules([*(site.name for site in sites), *modules, *tied_weights(skeleton)])
     config.bits.check_kinds(list(modules.values()))
     check_weight_ranges(config.bits, config.calibration)
     return sites

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import sites_of, tiny_model
+from tiny import sites_of, tied_decoder, tiny_model
 from torch import nn
 
 from quantlab.calibration.estimators import MinMax, Mse, Percentile, PublishedPercentile, RunningMinMax
-from quantlab.methods.bits import Bits, Rule, weighted_modules
+from quantlab.methods.bits import Bits, Rule, tied_weights, weighted_modules
 from quantlab.methods.method import check_weight_ranges, plan_weights
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.plan.plan import WeightQuant
@@ -218,3 +218,29 @@ def test_lists_of_yaml_become_hashable() -> None:
 def test_bad_settings(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Bits(**fields)
+
+
+def test_a_tied_weight_is_planned_once_with_one_range_a_row() -> None:
+    model = tied_decoder()
+    assert tied_weights(model) == {"lm_head.weight": "model.embed_tokens.weight"}
+    bits = Bits(weights=4, embeddings=6, weight_granularity="channel", norms=8)
+    plans = {item.parameter: item for item in plan_weights(model, Uniform(), bits, MinMax())}
+    assert "lm_head.weight" not in plans
+    shared = plans["model.embed_tokens.weight"]
+    assert (shared.grid.bits, shared.axis, len(shared.lo)) == (6, 0, 12)
+    assert plans["model.norm.weight"].axis is None
+
+
+@pytest.mark.parametrize("match", ["lm_head.weight", "model.embed_tokens.weight", "lm_*"])
+def test_a_rule_for_either_name_of_a_tied_weight_leaves_it_in_fp32(match: str) -> None:
+    bits = Bits(rules=({"match": match, "bits": 32},))
+    plans = {item.parameter for item in plan_weights(tied_decoder(), Uniform(), bits, MinMax())}
+    assert not plans & {"lm_head.weight", "model.embed_tokens.weight"}
+    assert "model.layers.0.mlp.gate_proj.weight" in plans
+
+
+def test_a_patch_embedding_has_a_range_for_each_output_channel() -> None:
+    convolution = nn.Conv2d(3, 5, 2)
+    bits = Bits(weight_granularity="channel")
+    assert bits.weight_grid("patches.weight", convolution) == INT8
+    assert bits.weight_axis(convolution) == 0

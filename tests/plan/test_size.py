@@ -1,7 +1,7 @@
 """Packed sizes in closed form."""
 
 import pytest
-from tiny import tiny_model
+from tiny import tied_decoder, tiny_model
 
 from quantlab.network.taps import ModuleInput
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
@@ -78,3 +78,12 @@ def test_bits_that_do_not_fill_a_byte(bits: int, packed: int) -> None:
 )
 def test_activations_cost_their_ranges(plan: QuantPlan, ranges: int) -> None:
     assert size_bytes(tiny_model(), plan) == 4 * PARAMETERS + ranges
+
+
+def test_a_tied_weight_counts_once_under_either_name() -> None:
+    model, grid = tied_decoder(), affine(8)
+    table, all_of_it = 12 * 8, sum(value.numel() for value in model.parameters())
+    assert size_fp32_bytes(model) == 4 * all_of_it
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        plan = QuantPlan(weights=(WeightQuant(parameter=name, grid=grid, axis=None, lo=(-1.0,), hi=(1.0,)),))
+        assert size_bytes(model, plan) == 4 * (all_of_it - table) + table + 4
