@@ -1,0 +1,57 @@
+"""Integer products in the shapes that networks have, against float64."""
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quantlab.engines.kernel_choice import CPU, KINDS, is_exact
+from quantlab.kernels.products import IntegerTensor, IntegerWeight, Product
+
+EXACT = [kind for kind in KINDS if is_exact(kind, CPU)]
+
+
+def integers(seed: int, lowest: int, highest: int, *shape: int) -> Tensor:
+    return torch.randint(lowest, highest + 1, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.name)
+@given(
+    rows=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 70),
+    zero_point=st.integers(0, 255),
+    biased=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@example([1], 576, 1536, 128, False, 0)  # a decoder's token
+@example([1, 1], 1536, 576, 131, False, 0)
+@example([1, 511], 576, 192, 128, False, 0)  # a window without its last token
+@example([2, 50], 384, 1536, 7, True, 0)  # a ViT's patches and its class token
+@example([1, 2, 3], 1536, 384, 128, True, 0)
+def test_products_of_any_shape(
+    kind: type[Product], rows: list[int], inputs: int, outputs: int, zero_point: int, biased: bool, seed: int
+) -> None:
+    symmetric = kind.fits(False, CPU) is False
+    x, w = integers(seed, 0, 255, *rows, inputs), integers(seed + 1, -127, 127, outputs, inputs)
+    zeros = torch.zeros(outputs).int() if symmetric else integers(seed + 2, -9, 9, outputs).int()
+    scale = torch.rand(outputs, generator=torch.Generator().manual_seed(seed)) + 0.1
+    bias = torch.linspace(-1, 1, outputs) if biased else None
+    multiply = kind(IntegerWeight(integers=w.to(torch.int8), scale=scale, zero_point=zeros))
+    y = multiply(IntegerTensor(integers=x.to(torch.uint8), scale=0.01, zero_point=zero_point), bias)
+    expected = 0.01 * (x - zero_point).double() @ ((w - zeros[:, None]).double() * scale[:, None]).T
+    assert y.shape == (*rows, outputs) and y.dtype == torch.float32
+    torch.testing.assert_close(
+        y.double(), expected if bias is None else expected + bias, rtol=1e-5, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.name)
+def test_inputs_of_another_width_are_refused(kind: type[Product]) -> None:
+    weight = IntegerWeight(
+        integers=torch.ones(8, 64, dtype=torch.int8), scale=torch.ones(8), zero_point=torch.zeros(8).int()
+    )
+    x = IntegerTensor(integers=torch.ones(4, 48, dtype=torch.uint8), scale=1.0, zero_point=0)
+    with pytest.raises((RuntimeError, ValueError)):
+        kind(weight)(x, None)
