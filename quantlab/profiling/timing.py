@@ -3,11 +3,10 @@
 A process of its own keeps what this one has allocated and cached out of the model's times and memory.
 """
 
-import gc
+from __future__ import annotations
+
 import os
 import platform
-import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,27 +14,28 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-import psutil
 import torch
 from filelock import FileLock
+from torch import Tensor
 
-from quantlab.engines.insert import insert
-from quantlab.machine.allocator import keep_freed_memory, release_freed_memory
+from quantlab.engines.insert import Inserted, insert
+from quantlab.machine.allocator import keep_freed_memory
 from quantlab.network.checkpoint import read_model
 from quantlab.plan.plan import QuantPlan
+from quantlab.profiling.clocks import Run, loaded_memory, peak_memory, resident_mb, times_of
 from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.files import cache_dir
 
-MB = 2**20
-SAMPLING_INTERVAL_S = 0.001
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ANSWER_TIMEOUT_S = 600  # a model may take this long to load
 
 Inputs = Mapping[str, np.ndarray]
 Pipe: TypeAlias = "Connection[Any, Any]"
-Run = Callable[[], None]
 
 
 class Subject(ABC):
@@ -59,19 +59,33 @@ class TorchSubject(Subject):
     device: str
 
     def load(self, inputs: Inputs, threads: int, stack: ExitStack) -> Run:
+        model, inserted = self.model(stack)
+        tensors = self.tensors(inputs)
+        return checked(lambda: model(**tensors), inserted)
+
+    def model(self, stack: ExitStack) -> tuple[PreTrainedModel, Inserted]:
+        """Loads the model and inserts the plan, without gradients, until ``stack`` ends."""
         model = read_model(self.folder, self.head)[0].requires_grad_(False)
         model.eval().to(self.device)  # type: ignore[no-untyped-call]
         inserted = stack.enter_context(insert(model, self.plan, self.engine))
         stack.enter_context(torch.inference_mode())
-        tensors = {name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()}
+        return model, inserted
 
-        def run() -> None:
-            before = dict(inserted.calls)
-            model(**tensors)
-            if idle := [site for site, calls in inserted.calls.items() if calls == before[site]]:
-                raise RuntimeError(f"quantizers did not run while the model was timed: {', '.join(idle)}")
+    def tensors(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The inputs on the subject's device."""
+        return {name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()}
 
-        return run
+
+def checked(forward: Callable[[], object], inserted: Inserted) -> Run:
+    """Returns a run of ``forward`` that raises RuntimeError if a quantizer of the plan did not run."""
+
+    def run() -> None:
+        before = dict(inserted.calls)
+        forward()
+        if idle := [site for site, calls in inserted.calls.items() if calls == before[site]]:
+            raise RuntimeError(f"quantizers did not run while the model was timed: {', '.join(idle)}")
+
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +204,12 @@ def _serve(pipe: Pipe, subject: Subject, inputs: Inputs, threads: int) -> None:
             pin_threads(threads)
             before = resident_mb()
             run = subject.load(inputs, threads, stack)
-            pipe.send(_loaded_memory(subject.device, before))
+            pipe.send(loaded_memory(subject.device, before))
             while (request := _next_request(pipe)) is not None:
                 if isinstance(request, TimeRuns):
-                    pipe.send(_times(run, subject.device, request.count))
+                    pipe.send(times_of(run, subject.device, request.count))
                 else:
-                    pipe.send(_peak_memory(run, subject.device))
+                    pipe.send(peak_memory(run, subject.device))
         except Exception as error:  # noqa: BLE001  # raised again on the other side
             pipe.send(error)
 
@@ -214,68 +228,3 @@ def pin_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-
-def resident_mb() -> float:
-    """Returns the process's resident memory in MB, after freed memory went back to the system."""
-    gc.collect()
-    release_freed_memory()
-    return psutil.Process().memory_info().rss / MB
-
-
-def _times(run: Run, device: str, count: int) -> list[float]:
-    clock = cuda_ms if device.startswith("cuda") else wall_ms
-    return [clock(run) for _ in range(count)]
-
-
-def wall_ms(run: Run) -> float:
-    """Returns the time of one run by the wall clock, in ms."""
-    start = time.perf_counter()
-    run()
-    return 1000 * (time.perf_counter() - start)
-
-
-def cuda_ms(run: Run) -> float:
-    """Returns the time of one run by CUDA events, in ms."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    run()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end))
-
-
-def _loaded_memory(device: str, before: float) -> dict[str, float]:
-    if device.startswith("cuda"):
-        return {"memory_weights_mb": torch.cuda.memory_allocated() / MB}
-    return {"memory_weights_mb": resident_mb() - before}
-
-
-def _peak_memory(run: Run, device: str) -> dict[str, float]:
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        allocated, reserved = torch.cuda.max_memory_allocated() / MB, torch.cuda.max_memory_reserved() / MB
-        return {"peak_vram_allocated_mb": allocated, "peak_vram_reserved_mb": reserved}
-    loaded = resident_mb()
-    peak = sampled_peak_mb(run)
-    return {"memory_working_mb": peak - loaded, "peak_memory_mb": peak}
-
-
-def sampled_peak_mb(run: Run) -> float:
-    """Returns the largest resident memory in MB, sampled every ms, while ``run`` runs."""
-    process, peak, done = psutil.Process(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SAMPLING_INTERVAL_S):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return max(peak[0], process.memory_info().rss) / MB

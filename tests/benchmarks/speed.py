@@ -34,8 +34,9 @@ from quantlab.methods.uniform import Uniform
 from quantlab.network.architecture import all_sites
 from quantlab.network.sites import Placement
 from quantlab.plan.plan import QuantPlan
+from quantlab.profiling.clocks import wall_ms
 from quantlab.profiling.profile import TimedProfile, Turns, speedup
-from quantlab.profiling.timing import RuntimeSubject, Subject, TorchSubject, wall_ms
+from quantlab.profiling.timing import RuntimeSubject, Subject, TorchSubject
 from quantlab.runtimes.onnx_file import export_onnx
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.openvino import OpenVino
@@ -49,7 +50,7 @@ QNLI = ("model=hf", "task=qnli", "tracking=off", "profile=off")
 
 PEAK = """
 import sys, torch
-from quantlab.profiling.timing import sampled_peak_mb, resident_mb
+from quantlab.profiling.clocks import sampled_peak_mb, resident_mb
 from quantlab.calibration.estimators import MinMax
 from quantlab.evaluation.answering import Evaluation
 from quantlab.trial.material import fp32_sketches, load_material

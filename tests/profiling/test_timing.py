@@ -22,19 +22,16 @@ from quantlab.methods.uniform import Uniform
 from quantlab.network.checkpoint import read_model
 from quantlab.network.taps import ModuleOutput
 from quantlab.plan.plan import ActivationQuant, QuantPlan
-from quantlab.profiling import timing
+from quantlab.profiling import clocks, timing
+from quantlab.profiling.clocks import MB, Run, cuda_ms, wall_ms
 from quantlab.profiling.timing import (
-    MB,
     Inputs,
-    Run,
     RuntimeSubject,
     Subject,
     TimingProcess,
     TorchSubject,
-    cuda_ms,
     exclusive_timing,
     timing_process,
-    wall_ms,
 )
 from quantlab.quant.grid import FloatGrid
 from quantlab.runtimes.runtime import FileRuntime
@@ -290,7 +287,7 @@ def test_a_runtime_gets_the_inputs_that_its_file_has() -> None:
 
 def test_wall_clock_counts_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([10.0, 10.025])
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: next(now))
     assert wall_ms(lambda: None) == pytest.approx(25)
 
 
@@ -299,11 +296,11 @@ def test_every_run_is_timed_by_its_devices_clock(
     device: str, clock: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ms = iter([3.0, 1.0, 2.0])
-    monkeypatch.delattr(timing, "cuda_ms" if clock == "wall_ms" else "wall_ms")
-    monkeypatch.setattr(timing, clock, lambda run: run() or next(ms))
-    monkeypatch.setattr(timing, "wall_ms" if clock == "cuda_ms" else "cuda_ms", None, raising=False)
+    monkeypatch.delattr(clocks, "cuda_ms" if clock == "wall_ms" else "wall_ms")
+    monkeypatch.setattr(clocks, clock, lambda run: run() or next(ms))
+    monkeypatch.setattr(clocks, "wall_ms" if clock == "cuda_ms" else "cuda_ms", None, raising=False)
     ran: list[int] = []
-    assert timing._times(lambda: ran.append(1), device, 3) == [3, 1, 2]
+    assert clocks.times_of(lambda: ran.append(1), device, 3) == [3, 1, 2]
     assert len(ran) == 3
 
 
@@ -340,27 +337,27 @@ def test_a_gpus_own_events(cuda: list[str]) -> None:
 
 
 def test_a_gpus_own_memory(cuda: list[str]) -> None:
-    assert timing._loaded_memory("cuda:0", before=1e6) == {"memory_weights_mb": 7}
-    peak = timing._peak_memory(lambda: cuda.append("run"), "cuda:0")
+    assert clocks.loaded_memory("cuda:0", before=1e6) == {"memory_weights_mb": 7}
+    peak = clocks.peak_memory(lambda: cuda.append("run"), "cuda:0")
     assert peak == {"peak_vram_allocated_mb": 123, "peak_vram_reserved_mb": 200}
     assert cuda[1:4] == ["reset_peak_memory_stats", "run", "synchronize"]
 
 
 def test_resident_memory_is_without_what_was_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     process = SimpleNamespace(rss=500 * MB)
-    monkeypatch.setattr(timing.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: process))
-    monkeypatch.setattr(timing, "release_freed_memory", lambda: setattr(process, "rss", 300 * MB))
-    assert timing.resident_mb() == 300
+    monkeypatch.setattr(clocks.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: process))
+    monkeypatch.setattr(clocks, "release_freed_memory", lambda: setattr(process, "rss", 300 * MB))
+    assert clocks.resident_mb() == 300
 
 
 def fake_process(monkeypatch: pytest.MonkeyPatch, resident: Callable[[], int]) -> None:
     info = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=resident() * MB))
-    monkeypatch.setattr(timing.psutil, "Process", lambda: info)
+    monkeypatch.setattr(clocks.psutil, "Process", lambda: info)
 
 
 def test_peak_memory_sees_what_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resident memory is high only while the model runs."""
-    sampled, running = timing.threading.Event(), [False]
+    sampled, running = clocks.threading.Event(), [False]
 
     def resident() -> int:
         if running[0]:
@@ -374,24 +371,24 @@ def test_peak_memory_sees_what_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -
         running[0] = False
 
     fake_process(monkeypatch, resident)
-    assert timing.sampled_peak_mb(run) == 500
-    assert timing._peak_memory(run, "cpu") == {"memory_working_mb": 200, "peak_memory_mb": 500}
+    assert clocks.sampled_peak_mb(run) == 500
+    assert clocks.peak_memory(run, "cpu") == {"memory_working_mb": 200, "peak_memory_mb": 500}
 
 
 def test_peak_memory_of_a_run_that_was_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SAMPLING_INTERVAL_S", 60)
+    monkeypatch.setattr(clocks, "SAMPLING_INTERVAL_S", 60)
     fake_process(monkeypatch, lambda: 300)
-    assert timing.sampled_peak_mb(lambda: None) == 300
+    assert clocks.sampled_peak_mb(lambda: None) == 300
 
 
 def test_the_watcher_ends_with_a_run_that_fails() -> None:
     def run() -> None:
         raise ArithmeticError
 
-    before = timing.threading.active_count()
+    before = clocks.threading.active_count()
     with pytest.raises(ArithmeticError):
-        timing.sampled_peak_mb(run)
-    assert timing.threading.active_count() == before
+        clocks.sampled_peak_mb(run)
+    assert clocks.threading.active_count() == before
 
 
 @pytest.mark.gpu
