@@ -13,6 +13,7 @@ import pandas as pd
 from quantlab.analysis.attribution import attribution_table
 from quantlab.analysis.channels import channel_table, layer_table, stream_sites
 from quantlab.analysis.findings import findings
+from quantlab.analysis.massive import massive_tables
 from quantlab.analysis.outliers_config import Outliers, OutliersConfig
 from quantlab.analysis.pictures import draw_attribution
 from quantlab.analysis.remedies import check_clipping, clipping_table, protection_table
@@ -122,6 +123,9 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
     yield "sites", sites
     yield "channels", channel_table(material, sketches)
     yield "tokens", tokens
+    massive, positions = massive_tables(material, batches, sketches)
+    yield "massive", massive
+    yield "positions", positions
     worst = _worst(material, sites)
     yield "token_channels", token_channels(material, batches[0], worst, sketches[worst.name])
     yield "weights", weight_table(material.model, material.sites, sketches, config.outliers.sigmas)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quantlab.analysis.channels import stream_sites
+from quantlab.analysis.channels import real_tokens, stream_sites
 from quantlab.cli.progress import progress
 from quantlab.network.taps import tapped
 from quantlab.searching.scores import divergence, first_order_of, noise_of, single_narrowings
@@ -85,7 +85,7 @@ def record_forward(prepared: PreparedModel, chosen: Choices, batches: Sequence[B
     model, sites = prepared.material.model, stream_sites(prepared.material)
     record = ForwardRecord(logits=[], stream=[])
 
-    def look(index: int, mask: Tensor, x: Tensor) -> Tensor:
+    def look(index: int, mask: Tensor | None, x: Tensor) -> Tensor:
         record.stream[-1].append(sites[index].tap.elements(x, mask).float().clone())
         return x
 
@@ -93,7 +93,7 @@ def record_forward(prepared: PreparedModel, chosen: Choices, batches: Sequence[B
         for batch in batches:
             record.stream.append([])
             inputs = on_device(batch, model.device)
-            mask = inputs["attention_mask"].bool()
+            mask = real_tokens(batch)
             taps = {site.tap: partial(look, index, mask) for index, site in enumerate(sites)}
             with tapped(model, taps):
                 record.logits.append(model(**inputs).logits.float().cpu().numpy())

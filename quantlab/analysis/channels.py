@@ -126,6 +126,12 @@ def run_all(
         material.model(**on_device(batch, material.model.device))
 
 
+def real_tokens(batch: Batch) -> Tensor | None:
+    """Which tokens of a batch are no padding, bool (rows, tokens); None for images, which have none."""
+    mask = batch.inputs.get("attention_mask")
+    return None if mask is None else mask.bool()
+
+
 def _stability(
     material: Material, calibration: Calibration, sites: Sequence[Site], draws: int
 ) -> list[float]:

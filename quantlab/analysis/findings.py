@@ -5,11 +5,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
+from quantlab.results.scale import scale_of
+
 Tables = Mapping[str, pd.DataFrame]
 
 NEAR = 0.005  # of the metric: the fewest clipped weights within this of the best are reported
 MATTERS = 0.5  # the worst sites that make this share of all divergence are reported
 RESIDUAL = (".attn.out", ".ffn.out")  # what is added to the residual stream
+OPERANDS = (".ffn.mid", ".attn.context", ".ffn.in", ".attn.in")  # what Linears read
+SHOWN_MASSIVE = 3  # sites that the sentence on massive activations names
+STANDS_OUT = 5.0  # a position does if its norm is this many times the median token's
 REMARKABLE = 2.0  # a kind of token is reported if it has this many times its share of tokens in outliers
 
 
@@ -20,6 +25,8 @@ def findings(tables: Tables, primary: str) -> list[str]:
         (_protection, "protection"),
         (_attribution, "attribution"),
         (_weights, "weights"),
+        (_massive, "massive"),
+        (_positions, "positions"),
         (_layers, "layers"),
         (_tokens, "tokens"),
         (_accumulation, "accumulation"),
@@ -29,17 +36,19 @@ def findings(tables: Tables, primary: str) -> list[str]:
 
 
 def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
-    none, best = table.iloc[0], table.iloc[_largest(table[primary])]
+    scale, goodness = scale_of(primary), _goodness(table, primary)
+    none, best = table.iloc[0], table.iloc[_largest(goodness)]
     if best["clipped"] == 0:
-        yield f"Clipping weights gains nothing: {primary} is best, {none[primary]:.2%}, with none clipped."
+        yield f"Clipping weights gains nothing: {primary} is best, {_value(primary, none)}, with none clipped."
         return
-    fewest = table[table[primary] >= best[primary] - NEAR].iloc[0]
+    fewest = table[goodness >= goodness.max() - NEAR].iloc[0]
+    gained, low, high = (100 * fewest[part] for part in ("difference", "low", "high"))
     yield (
         f"Clipping {fewest['clipped']:.0f} of {fewest['of'] / 1e6:,.1f} million weights takes the quantized "
-        f"network's {primary} from {none[primary]:.2%} to {fewest[primary]:.2%} "
-        f"({100 * fewest['difference']:+.1f} points, 95 % interval {100 * fewest['low']:+.1f} to "
-        f"{100 * fewest['high']:+.1f}; n = {fewest['n']:,.0f}); in FP32 it has "
-        f"{fewest[f'{primary}_fp32']:.2%}, clipped {fewest[f'{primary}_fp32_clipped']:.2%}."
+        f"network's {primary} from {_value(primary, none)} to {_value(primary, fewest)} "
+        f"({gained:+.1f} {scale.loss_unit if scale.percent else '% less'}, 95 % interval {low:+.1f} to "
+        f"{high:+.1f}; n = {fewest['n']:,.0f}); in FP32 it has "
+        f"{_value(primary, fewest, '_fp32')}, clipped {_value(primary, fewest, '_fp32_clipped')}."
     )
 
 
@@ -47,17 +56,20 @@ def _protection(table: pd.DataFrame, primary: str) -> Iterator[str]:
     top, random = (table[table["kind"] == kind] for kind in ("top", "random"))
     last, none = top.iloc[-1], top.iloc[0]
     if last["sites"] == 0:
-        yield f"Nothing needs protection: with every site narrow {primary} is {none[primary]:.2%}."
+        yield f"Nothing needs protection: with every site narrow {primary} is {_value(primary, none)}."
         return
     worst = "the worst site" if last["sites"] == 1 else f"the {last['sites']:.0f} worst sites"
+    whole = table[table["kind"] == "reference"].iloc[0]
     text = (
-        f"With {worst} in 16 bits {primary} is {last[primary]:.2%}, with none "
-        f"{none[primary]:.2%}, with all {table[table['kind'] == 'reference'].iloc[0][primary]:.2%}"
+        f"With {worst} in 16 bits {primary} is {_value(primary, last)}, with none "
+        f"{_value(primary, none)}, with all {_value(primary, whole)}"
     )
     if len(random):
+        best = random.iloc[_largest(_goodness(random, primary))]
+        mean = pd.Series({primary: random[primary].mean()})
         text += (
-            f"; with as many random ones {random[primary].mean():.2%} on average, at best "
-            f"{random[primary].max():.2%} ({len(random)} draws)"
+            f"; with as many random ones {_value(primary, mean)} on average, at best "
+            f"{_value(primary, best)} ({len(random)} draws)"
         )
     yield f"{text}: {last['protected'].replace(' ', ', ')}."
 
@@ -103,6 +115,57 @@ def _weights(table: pd.DataFrame, primary: str) -> Iterator[str]:
     if len(residual):
         text += f"; {residual.iloc[0]} of them feed channel {residual.index[0]} of the residual stream"
     yield f"{text}."
+
+
+def _massive(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    """One sentence on the sites whose largest value is furthest out; nothing where no value is massive."""
+    found = table[table["massive"]]
+    if found.empty:
+        return
+    operands = found[found["site"].str.endswith(OPERANDS)]
+    shown = (operands if len(operands) else found).head(SHOWN_MASSIVE)
+    values = [
+        f"{row['site']} reaches {abs(row['value']):,.0f} ({row['times_median']:,.0f} times its median; "
+        f"channel {row['channel']})"
+        for _, row in shown.iterrows()
+    ]
+    places = found["position"].value_counts()
+    tokens = [str(token) for token in found["token"].unique() if isinstance(token, str) and token]
+    where = f"at position {places.index[0]}" + (" (the first token)" if places.index[0] == 0 else "")
+    share = "all" if places.iloc[0] == len(found) else f"{places.iloc[0]} of them"
+    named = f", {tokens[0]!r}" if len(tokens) == 1 else ""
+    yield (
+        f"{len(found)} {'sites have' if len(found) > 1 else 'site has'} massive activations, over 100 and 1,000 times their median; {share} {where}"
+        f"{named}: {', '.join(values)}."
+    )
+
+
+def _positions(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    """One sentence on the position whose norm stands out, and what attention it gets; one on high norms
+    elsewhere."""
+    alone = table[~table["position"].astype(str).str.contains("to")]
+    worst = alone.iloc[_largest(alone["times_median"])]
+    own = alone[alone["position"].astype(str) == str(worst["position"])]
+    if worst["times_median"] > STANDS_OUT:
+        from_depth = own[own["times_median"] > STANDS_OUT]["depth"].min()
+        median = worst["norm"] / worst["times_median"]
+        name = "The first token" if str(worst["position"]) == "0" else f"The token at {worst['position']}"
+        text = (
+            f"{name} has a norm of {worst['norm']:,.0f} in the residual stream, against {median:,.0f} of the "
+            f"median token, at {worst['site']}, and stands out from depth {from_depth} on"
+        )
+        paid = own["attention"].mean()
+        if np.isfinite(paid):
+            text += f"; it gets {paid:.0%} of all attention, in one head {own['attention_head'].max():.0%}"
+        yield f"{text}."
+    later = table[(table["position"].astype(str) != "0") & (table["depth"] > 0)]
+    shares = (later["high_norm"] * later["tokens"]).groupby(later["depth"]).sum()
+    if len(shares) and shares.max() > 0:
+        depth = int(shares.idxmax())
+        yield (
+            f"At depth {depth}, {shares.max():.1%} of the tokens are others whose norm is over 5 times the "
+            "median."
+        )
 
 
 def _layers(table: pd.DataFrame, primary: str) -> Iterator[str]:
@@ -153,6 +216,18 @@ def _accumulation(table: pd.DataFrame, primary: str) -> Iterator[str]:
             f"At the last layer all sites together make {ratio:.2g} times the sum of the errors that each "
             f"makes alone: errors add up {verdict} independent ones would."
         )
+
+
+def _value(primary: str, row: pd.Series, suffix: str = "") -> str:
+    """The metric of a row: ``87.50%``, or ``34.55``."""
+    spec = ".2%" if scale_of(primary).percent else ".2f"
+    return format(row[f"{primary}{suffix}"], spec)
+
+
+def _goodness(table: pd.DataFrame, primary: str) -> pd.Series:
+    """The metric of each row, the more the better: minus the logarithm of a relative one."""
+    scale = scale_of(primary)
+    return -np.log(table[primary]) if scale.score.relative else scale.sign * table[primary]
 
 
 def _largest(column: pd.Series) -> int:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from quantlab.analysis.channels import real_tokens
 from quantlab.calibration.outlier_statistics import dominant_channels
 from quantlab.engines.insert import quantizer
 from quantlab.network.sites import Site
@@ -108,7 +109,7 @@ class ErrorObserver:
             errors=errors,
         )
 
-    def look(self, x: Tensor, mask: Tensor) -> None:
+    def look(self, x: Tensor, mask: Tensor | None) -> None:
         """Adds one batch."""
         values = x.float().cpu()
         kept = self.site.tap.elements(values, mask)
@@ -133,12 +134,12 @@ def _within(item: ActivationQuant, lo: float, hi: float) -> ActivationQuant:
 def _observe(prepared: PreparedModel, batches: Sequence[Batch], observers: Sequence[ErrorObserver]) -> None:
     """Runs the model over batches, with each observer at its site."""
 
-    def look(observer: ErrorObserver, mask: Tensor, x: Tensor) -> Tensor:
+    def look(observer: ErrorObserver, mask: Tensor | None, x: Tensor) -> Tensor:
         observer.look(x, mask)
         return x
 
     model = prepared.material.model
     for batch in batches:
-        mask = batch.inputs["attention_mask"].bool()
+        mask = real_tokens(batch)
         with tapped(model, {one.site.tap: partial(look, one, mask) for one in observers}):
             model(**on_device(batch, model.device))

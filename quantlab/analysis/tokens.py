@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,26 +19,55 @@ from quantlab.network.sites import Site
 from quantlab.network.taps import Tap, tapped
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch
+from quantlab.tasks.heads import IMAGES, TOKENS
 from quantlab.trial.material import Material
 
 WORD, PUNCTUATION, PADDING = "word", "punctuation", "padding"
+FIRST = "first"  # of a decoder's tokens: every other one attends to it
+CLASS, REGISTER, PATCH = "[CLS]", "register", "patch"  # of a vision transformer, in this order
 UNDECODED = "\N{REPLACEMENT CHARACTER}"
 SIGMAS = 6.0
 DRAWN_CHANNELS, DRAWN_TOKENS = 16, 64
 
 
+class Kinds(Protocol):
+    """Kinds of tokens; the last one is padding."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def one_hot(self, batch: Batch) -> Tensor:
+        """The kinds of a batch's tokens, one-hot, (rows, tokens, kinds), float."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchKinds:
+    """Kinds of a vision transformer's tokens: the class, registers, and patches of the image."""
+
+    registers: int
+    patch: int  # pixels of a patch's side
+    names: tuple[str, ...] = (CLASS, REGISTER, PATCH, PADDING)
+
+    def one_hot(self, batch: Batch) -> Tensor:
+        rows, _, height, width = batch.inputs["pixel_values"].shape
+        patches = (height // self.patch) * (width // self.patch)
+        kinds = np.repeat([0, 1, 2], [1, self.registers, patches])
+        return torch.from_numpy(np.eye(len(self.names), dtype=np.float32)[kinds]).expand(rows, -1, -1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenKinds:
-    """Kinds of tokens: each special token is a kind of its own; then punctuation, words, and padding last."""
+    """Kinds of tokens: each special token is a kind of its own; then punctuation, words, a decoder's first
+    token, and padding last."""
 
     names: tuple[str, ...]
     of_id: np.ndarray  # (vocabulary,), the number of each token's kind
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "TokenKinds":
+    def of(cls, tokenizer: PreTrainedTokenizerBase, decoder: bool = False) -> "TokenKinds":
         """The kinds of a tokenizer's vocabulary; byte-level pieces are decoded first."""
         special = [token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token]
-        names = (*special, PUNCTUATION, WORD, PADDING)
+        names = (*special, PUNCTUATION, WORD, *([FIRST] if decoder else []), PADDING)
         vocabulary = tokenizer.get_vocab()
         of_id = np.full(max(vocabulary.values()) + 1, names.index(WORD))
         for token, number in vocabulary.items():
@@ -50,6 +80,8 @@ class TokenKinds:
     def one_hot(self, batch: Batch) -> Tensor:
         """The kinds of a batch's tokens, one-hot, (rows, tokens, kinds), float."""
         kinds = self.of_id[batch.inputs["input_ids"].numpy()]
+        if FIRST in self.names:
+            kinds[:, 0] = self.names.index(FIRST)
         kinds[~batch.inputs["attention_mask"].bool().numpy()] = self.names.index(PADDING)
         return torch.from_numpy(np.eye(len(self.names), dtype=np.float32)[kinds])
 
@@ -90,7 +122,7 @@ def token_table(
     kind's elements; ``outliers``, ``energy``, ``attention`` and ``tokens`` are the kind's shares of the
     depth's total without padding.
     """
-    kinds, sites = TokenKinds.of(material.loaded.processor), sum_sites(material)
+    kinds, sites = kinds_of(material), sum_sites(material)
     tallies = [KindTally.of(len(kinds.names)) for _ in sites]
     now: dict[str, Tensor] = {}  # the kinds in the batch that runs, for the hooks
 
@@ -134,8 +166,7 @@ def token_channels(material: Material, batch: Batch, site: Site, sketch: Sketch)
     with tapped(material.model, {site.tap: look}):
         run_all(material, [batch])
     strongest = np.argsort(-sketch.magnitudes(), kind="stable")[:DRAWN_CHANNELS]
-    ids = batch.inputs["input_ids"][0][batch.inputs["attention_mask"][0].bool()][:DRAWN_TOKENS].tolist()
-    tokens = material.loaded.processor.convert_ids_to_tokens(ids)
+    tokens = drawn_tokens(material, batch, len(first_rows[0]))
     return pd.DataFrame(
         [
             {
@@ -149,6 +180,28 @@ def token_channels(material: Material, batch: Batch, site: Site, sketch: Sketch)
             for c in strongest
         ]
     )
+
+
+def kinds_of(material: Material) -> Kinds:
+    """The kinds of the material's tokens: of words, or of an image's patches."""
+    loaded = material.loaded
+    if loaded.head == IMAGES:
+        config = loaded.model.config
+        return PatchKinds(
+            registers=int(getattr(config, "num_register_tokens", 0) or 0), patch=int(config.patch_size)
+        )
+    return TokenKinds.of(loaded.processor, decoder=loaded.head == TOKENS)
+
+
+def drawn_tokens(material: Material, batch: Batch, count: int) -> list[str]:
+    """The first tokens of a batch's first row, without padding; of an image its kinds and patches' numbers."""
+    if "input_ids" in batch.inputs:
+        mask = batch.inputs["attention_mask"][0].bool()
+        ids = batch.inputs["input_ids"][0][mask][:DRAWN_TOKENS].tolist()
+        return list(material.loaded.processor.convert_ids_to_tokens(ids))
+    kinds = kinds_of(material)
+    numbers = kinds.one_hot(batch)[0].argmax(-1).tolist()
+    return [f"{kinds.names[kind]} {place}" for place, kind in enumerate(numbers[:count])][:DRAWN_TOKENS]
 
 
 def _count(tally: KindTally, x: Tensor, one_hot: Tensor, sketch: Sketch) -> None:

@@ -140,7 +140,7 @@ def _difference(row: ComparedTrial) -> Cell:
     comparison = row.comparison
     low, high = (comparison.low, comparison.high) if comparison else (math.nan, math.nan)
     ends, spec = sorted((row.scale.change(-low), row.scale.change(-high))), row.scale.change_format
-    return _cell(row.scale.change(-row.difference), spec, interval(*ends, spec))
+    return _cell(row.scale.change(-row.difference), spec, interval(ends[0], ends[1], spec))
 
 
 def _p(row: ComparedTrial) -> Cell:

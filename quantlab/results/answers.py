@@ -41,7 +41,8 @@ class SavedAnswers:
         """
         score = SCORES[metric]
         if score.relative:
-            return -self.logits[:, 0] / self._counts(metric).mean()
+            shares: np.ndarray = -self.logits[:, 0] / self._counts(metric).mean()
+            return shares
         own = score.right_of is not None or not self.classified
         right = (score if own else SCORES["accuracy"]).right(self.logits, self.labels)
         return None if right is None else right.astype(float)
@@ -71,7 +72,7 @@ def read_answers(folder: Path) -> SavedAnswers | None:
     if not path.is_file():
         return None
     table = pd.read_parquet(path)
-    columns = tuple(name for name in table if f"{FP32}{name}" in table)
+    columns = tuple(str(name) for name in table if f"{FP32}{name}" in table)
     return SavedAnswers(
         labels=table["label"].to_numpy(),
         logits=table[list(columns)].to_numpy(float),

@@ -72,7 +72,8 @@ class Judge:
         """Which of the same rows the reference has right, bool."""
         right = self.score.right(self.reference, self.labels)
         assert right is not None, f"{self.score.name} is no share of right rows"
-        return right[outcomes.answered]
+        answered: np.ndarray = right[outcomes.answered]
+        return answered
 
     def drop(self, outcomes: CandidateOutcomes) -> float:
         """100 times what the candidate lost against the reference on the answered rows: points, or percent.

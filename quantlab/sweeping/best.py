@@ -54,9 +54,9 @@ def best_of(
     ranked = among.table.assign(score=scores).sort_values(
         ["score", "size_bytes"], ascending=[not SCORES[primary].higher_is_better, True]
     )
-    row = ranked.iloc[0]
+    row, lost = ranked.iloc[0], among.losses().loc[ranked.index].iloc[0]
     found = given[row["key"]]
-    value, (loss, low, high) = row[primary], among.losses().loc[row.name]
+    value, loss, low, high = row[primary], lost["loss"], lost["low"], lost["high"]
     if found is not None and held_out is not None:
         measured = found.where(held_out)
         value, difference = measured.value(primary), measured.against_fp32(primary)
