@@ -39,7 +39,8 @@ def _clipping(table: pd.DataFrame, primary: str) -> Iterator[str]:
     scale, goodness = scale_of(primary), _goodness(table, primary)
     none, best = table.iloc[0], table.iloc[_largest(goodness)]
     if best["clipped"] == 0:
-        yield f"Clipping weights gains nothing: {primary} is best, {_value(primary, none)}, with none clipped."
+        value = _value(primary, none)
+        yield f"Clipping weights gains nothing: {primary} is best, {value}, with none clipped."
         return
     fewest = table[goodness >= goodness.max() - NEAR].iloc[0]
     gained, low, high = (100 * fewest[part] for part in ("difference", "low", "high"))
@@ -135,8 +136,8 @@ def _massive(table: pd.DataFrame, primary: str) -> Iterator[str]:
     share = "all" if places.iloc[0] == len(found) else f"{places.iloc[0]} of them"
     named = f", {tokens[0]!r}" if len(tokens) == 1 else ""
     yield (
-        f"{len(found)} {'sites have' if len(found) > 1 else 'site has'} massive activations, over 100 and 1,000 times their median; {share} {where}"
-        f"{named}: {', '.join(values)}."
+        f"{len(found)} {'sites have' if len(found) > 1 else 'site has'} massive activations, over 100 and "
+        f"1,000 times their median; {share} {where}{named}: {', '.join(values)}."
     )
 
 
@@ -161,7 +162,7 @@ def _positions(table: pd.DataFrame, primary: str) -> Iterator[str]:
     later = table[(table["position"].astype(str) != "0") & (table["depth"] > 0)]
     shares = (later["high_norm"] * later["tokens"]).groupby(later["depth"]).sum()
     if len(shares) and shares.max() > 0:
-        depth = int(shares.idxmax())
+        depth = int(shares.index[_largest(shares)])
         yield (
             f"At depth {depth}, {shares.max():.1%} of the tokens are others whose norm is over 5 times the "
             "median."

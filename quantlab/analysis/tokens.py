@@ -194,7 +194,7 @@ def kinds_of(material: Material) -> Kinds:
 
 
 def drawn_tokens(material: Material, batch: Batch, count: int) -> list[str]:
-    """The first tokens of a batch's first row, without padding; of an image its kinds and patches' numbers."""
+    """The first tokens of a batch's first row, without padding; of an image their kinds and numbers."""
     if "input_ids" in batch.inputs:
         mask = batch.inputs["attention_mask"][0].bool()
         ids = batch.inputs["input_ids"][0][mask][:DRAWN_TOKENS].tolist()

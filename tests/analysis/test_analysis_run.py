@@ -28,6 +28,8 @@ ALWAYS = {
     "channels",
     "tokens",
     "token_channels",
+    "massive",
+    "positions",
     "weights",
     "attribution",
     "accumulation",

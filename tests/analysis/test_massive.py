@@ -1,4 +1,4 @@
-"""Massive activations and positions: against transformers' own states and attention, and where one is planted."""
+"""Massive activations and positions: transformers' own states and attention, and one that is planted."""
 
 import numpy as np
 import pandas as pd
