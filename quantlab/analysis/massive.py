@@ -13,8 +13,8 @@ from torch import Tensor
 
 from quantlab.analysis.channels import real_tokens, run_all, stream_sites
 from quantlab.network.attention import TensorFunction
-from quantlab.network.sites import Site, Tap
-from quantlab.network.taps import tapped
+from quantlab.network.sites import Site
+from quantlab.network.taps import Tap, tapped
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch
 from quantlab.trial.material import Material
