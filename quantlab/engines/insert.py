@@ -93,16 +93,20 @@ def insert_weights(
 
 @contextmanager
 def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> Iterator[None]:
-    """Quantizes the parameters until the exit. The original tensors are kept untouched and put back."""
-    originals: list[tuple[nn.Parameter, Tensor]] = []
+    """Quantizes the parameters until the exit, a tied one once, by its first name.
+
+    The original tensors are kept untouched and put back.
+    """
+    originals: dict[nn.Parameter, Tensor] = {}
     try:
         for weight in weights:
             parameter = model.get_parameter(weight.parameter)
-            originals.append((parameter, parameter.data))
-            parameter.data = snap_weight(parameter.data, weight)
+            if parameter not in originals:  # two names may stand for one parameter
+                originals[parameter] = parameter.data
+                parameter.data = snap_weight(parameter.data, weight)
         yield
     finally:
-        for parameter, original in reversed(originals):  # in reverse: two names may stand for one parameter
+        for parameter, original in originals.items():
             parameter.data = original
 
 

@@ -23,7 +23,7 @@ def first_layer(site: str, layers: int) -> int:
     """The first layer whose output a site's quantization changes: -1 for the embeddings, ``layers`` for the
     head."""
     scope = site.split(".", 1)[0]
-    return int(scope) if scope.isdigit() else {"embed": -1, "head": layers}[scope]
+    return int(scope) if scope.isdigit() else {"embed": -1, "final": layers, "head": layers}[scope]
 
 
 @contextmanager

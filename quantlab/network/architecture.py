@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from torch import nn
 
 import quantlab.network.families
 from quantlab.config.checks import nearest
+from quantlab.network.conversion import conv1d_to_linear
 from quantlab.network.sites import Site
 from quantlab.network.taps import Tap
 from quantlab.tasks.heads import CLASSES, auto_class
@@ -58,13 +59,19 @@ class FeedForward:
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """The site table of one model family: the module path of its layers, and the taps of every role before,
-    in and after a layer."""
+    in and after a layer.
+
+    ``heads`` has one table for each head that the family comes with; the first whose modules the model has is
+    its own. ``unreachable``: roles of a layer that exist and that no tap reaches, each with the reason.
+    """
 
     layers: str
     embed: Mapping[str, Taps]
     layer: Mapping[str, Taps]
-    head: Mapping[str, Taps]
+    heads: Sequence[Mapping[str, Taps]]
+    final: Mapping[str, Taps] = field(default_factory=dict)
     feed_forward: FeedForward | None = None  # if named, an engine may fuse its Linear and activation
+    unreachable: Mapping[str, str] = field(default_factory=dict)
 
     def sites(self, model: PreTrainedModel) -> list[Site]:
         """Every site of the model, in the network's order.
@@ -75,7 +82,7 @@ class Family:
         depth = sum(1 for _ in modules[self.layers].children())
         tables = [("", "embed", self.embed)]
         tables += [(f"{self.layers}.{index}.", str(index), self.layer) for index in range(depth)]
-        tables += [("", "head", self.head)]
+        tables += [("", "final", self.final), ("", "head", self._head(modules))]
         sites = [
             site
             for prefix, scope, table in tables
@@ -86,10 +93,21 @@ class Family:
         _check_distinct((site.read_at, site.name) for site in sites)
         return sites
 
+    def _head(self, modules: Mapping[str, nn.Module]) -> Mapping[str, Taps]:
+        """The table of the model's own head; the last one if it has none of them."""
+        own = (head for head in self.heads if all(_exists(taps, modules) for taps in head.values()))
+        return next(own, self.heads[-1])
+
+
+def _exists(taps: Taps, modules: Mapping[str, nn.Module]) -> bool:
+    return taps.optional or all(tap.module in modules for tap in (taps.made_at, taps.read_at) if tap)
+
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The table of a model's architecture. Raises ValueError if there is none."""
-    family = importlib.import_module(_table_module(config)).FAMILY
+    """The table of a model's architecture: its module's ``FAMILY``, or ``family(config)`` where settings of
+    the config decide. Raises ValueError if there is none."""
+    module = importlib.import_module(_table_module(config))
+    family = module.family(config) if hasattr(module, "family") else module.FAMILY
     assert isinstance(family, Family)
     return family
 
@@ -148,7 +166,7 @@ def skeleton_of(config: PretrainedConfig, head: str = CLASSES) -> PreTrainedMode
     with torch.device("meta"):
         model = auto_class(head).from_config(config)
     assert isinstance(model, PreTrainedModel)
-    return model
+    return conv1d_to_linear(model)
 
 
 def _check_distinct(taps: Iterable[tuple[Tap | None, str]]) -> None:
@@ -179,7 +197,7 @@ def _site(
 def _absolute(tap: Tap | None, prefix: str, modules: Mapping[str, nn.Module], optional: bool) -> Tap | None:
     if tap is None:
         return None
-    path = prefix + tap.module
+    path = (prefix + tap.module).rstrip(".")  # the layer itself has no name inside it
     if path not in modules:
         if optional:
             return None

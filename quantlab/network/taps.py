@@ -61,16 +61,22 @@ class Tap(ABC):
 
 
 class ModuleInput(Tap):
-    """The first positional argument of a module. Others may read the tensor too: it is never overwritten."""
+    """The first argument of a module, or its ``hidden_states`` by name.
+
+    Others may read the tensor too, so it is never overwritten.
+    """
 
     at = "input"
     overwrites = False
 
     def attach(self, model: PreTrainedModel, function: TensorFunction) -> AbstractContextManager[None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (function(inputs[0]), *inputs[1:])
+        def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            if inputs:
+                return (function(inputs[0]), *inputs[1:]), named
+            return (), {**named, "hidden_states": function(named["hidden_states"])}
 
-        return _until_exit(model.get_submodule(self.module).register_forward_pre_hook(hook))
+        module = model.get_submodule(self.module)
+        return _until_exit(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
         return _width(module, config) if not isinstance(module, nn.Linear) else module.in_features
@@ -103,7 +109,7 @@ class ResidualSum(Tap):
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0]
             y = function(x)
-            if y.data_ptr() != x.data_ptr():
+            if y is not x:
                 x.copy_(y)
 
         return _until_exit(model.get_submodule(self.module).register_forward_pre_hook(hook))

@@ -1,0 +1,5 @@
+"""ViT: a pre-norm encoder of the patches of an image."""
+
+from quantlab.network.builders import vision
+
+FAMILY = vision("vit", "layers", ("layernorm_before", "layernorm_after"))
