@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class DecodingSubject(TorchSubject):
     """A decoder that answers one token more, with the keys and values of the inputs' tokens in its cache."""
+
+    @classmethod
+    def of(cls, subject: TorchSubject) -> DecodingSubject:
+        """The step of a subject's decoder."""
+        return cls(**{field.name: getattr(subject, field.name) for field in fields(subject)})
 
     def load(self, inputs: Inputs, threads: int, stack: ExitStack) -> Run:
         model, inserted = self.model(stack)

@@ -21,8 +21,10 @@ import scipy
 import torch
 
 from quantlab.config.checks import at_least, whole
-from quantlab.profiling.timing import Inputs, Subject, exclusive_timing, timing_process
+from quantlab.profiling.decoding import DecodingSubject
+from quantlab.profiling.timing import Inputs, Subject, TorchSubject, exclusive_timing, timing_process
 from quantlab.tasks.batching import Encoded
+from quantlab.tasks.heads import TOKENS
 
 Turns = list[np.ndarray]  # one process's times in ms, an array for each turn
 
@@ -67,6 +69,7 @@ class TimedProfile(Profile):
 
     Each process warms up: it runs at least ``warmup`` times and until its times are stable. A run is one
     batch of ``batch_size`` rows of ``length`` tokens on ``threads`` threads (None: as many as torch uses).
+    Of decoders the same number of runs and seconds goes to one token more with these tokens in a cache.
     CUDA events time a GPU, the wall clock times a CPU.
     """
 
@@ -97,7 +100,8 @@ class TimedProfile(Profile):
         with exclusive_timing():
             load = psutil.getloadavg()[0]
             turns, memory = self.in_turns(subjects, inputs, threads)
-        times = np.concatenate([turn for process in turns[0] for turn in process])
+            decoding = self.decoding(subjects, inputs, threads)
+        times = _all_times(turns[0])
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
         return Measurements(
             metrics={
@@ -107,6 +111,7 @@ class TimedProfile(Profile):
                 "examples_per_s": float(1000 * self.batch_size / times.mean()),
                 **({} if reference is None else speedup(turns[1], turns[0])),
                 **memory,
+                **decoding,
             },
             tags={
                 "profile_threads": str(threads),
@@ -121,6 +126,19 @@ class TimedProfile(Profile):
         rows = data.take(np.arange(self.batch_size) % len(data)).shortened(self.length)
         batch = rows.batch(np.arange(self.batch_size), processor, full_length=True)
         return {name: values.numpy() for name, values in batch.inputs.items()}
+
+    def decoding(self, subjects: Sequence[Subject], inputs: Inputs, threads: int) -> dict[str, float]:
+        """Returns the time of one token more after the inputs' tokens, which a cache holds, in ms, and its
+        speed-up; empty unless all subjects are decoders in torch."""
+        steps = [DecodingSubject.of(subject) for subject in subjects if isinstance(subject, TorchSubject)]
+        if len(steps) < len(subjects) or any(step.head != TOKENS for step in steps):
+            return {}
+        turns, _ = self.in_turns(steps, inputs, threads)
+        faster = {} if len(steps) == 1 else speedup(turns[1], turns[0])
+        return {
+            "decode_p50_ms": float(np.median(_all_times(turns[0]))),
+            **{f"decode_{name}": value for name, value in faster.items()},
+        }
 
     def in_turns(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int
@@ -167,6 +185,10 @@ class TimedProfile(Profile):
             and PAIRS * len(times) >= self.iterations
             and PAIRS * times.sum() >= 1000 * self.seconds
         )
+
+
+def _all_times(processes: Sequence[Turns]) -> np.ndarray:
+    return np.concatenate([turn for turns in processes for turn in turns])
 
 
 def speedup(reference: Sequence[Turns], subject: Sequence[Turns]) -> dict[str, float]:

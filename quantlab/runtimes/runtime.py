@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from quantlab.cli.progress import progress
-from quantlab.tasks.batching import Batch, total_rows
+from quantlab.tasks.batching import Batch
+from quantlab.tasks.outcomes import in_order, outcomes
 
 # Operators that move values without changing them.
 LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Gather", "Identity")
@@ -44,19 +46,19 @@ class Session(ABC):
 
     @abstractmethod
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns logits, (rows, classes), for inputs of shape (rows, tokens)."""
+        """Returns logits, (rows, classes), or (rows, tokens, words) of a decoder, for one batch of inputs."""
 
     @abstractmethod
     def products(self) -> ProductCounts:
         """Returns the matrix products of the loaded model, by kernel."""
 
     def predict(self, batches: Sequence[Batch], columns: Sequence[int]) -> np.ndarray:
-        """Returns the logits of all rows, (N, classes), in the examples' and the task's order."""
-        logits = np.empty((total_rows(batches), len(columns)), dtype=np.float32)
+        """Returns the outcomes of all rows, (N, C), in the examples' and the task's order."""
+        values = []
         for batch in progress(batches, "deployed"):
             inputs = {name: tensor.numpy() for name, tensor in batch.inputs.items() if name in self.names}
-            logits[batch.indices] = self(inputs)[:, list(columns)]
-        return logits
+            values.append(outcomes(torch.from_numpy(self(inputs)), batch, columns))
+        return in_order(values, batches)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ MODEL = "model.onnx"
 class DeployedResult:
     """What a runtime answered with an exported model, and how it ran it."""
 
-    logits: np.ndarray  # (N, classes), in the examples' and the task's order
+    logits: np.ndarray  # outcomes, (N, C), in the examples' and the task's order
     products: ProductCounts
     planned: int  # matrix products that the file has in integers
     size_bytes: int
@@ -50,7 +50,7 @@ def measure_deployed(
 ) -> Measurements:
     """Exports the plan, evaluates the file in the runtime, and times it in turns with torch's FP32.
 
-    ``trial_logits``, (N, classes), are torch's. The runtime's metrics and tags have ``deployed`` in their
+    ``trial_logits`` are torch's outcomes, (N, C). The runtime's metrics and tags have ``deployed`` in their
     names.
     """
     loaded, task, rows = material.loaded, material.task, material.rows
@@ -110,9 +110,9 @@ def run_deployed(
 def deployed_scores(
     task: Task, labels: np.ndarray, deployed: np.ndarray, trial: np.ndarray
 ) -> dict[str, float]:
-    """Returns the task's first metric of the deployed logits, and the share of answers equal to the trial's.
+    """Returns the task's first metric of the runtime's outcomes, and their agreement with the trial's.
 
-    Both logits are (N, classes). A regression has no share of equal answers.
+    Both outcomes are (N, C). Only classes have a share of equal answers.
     """
     primary = task.metrics[0]
     scores = {f"{primary}_deployed": compute([primary], deployed, labels)[primary]}

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +18,10 @@ from tiny import tokenized
 
 from quantlab.plan.plan import QuantPlan
 from quantlab.profiling import profile as profiling
+from quantlab.profiling.decoding import DecodingSubject
 from quantlab.profiling.profile import MOST_WARM_UP_TURNS, PAIRS, NoProfile, TimedProfile, speedup
 from quantlab.profiling.timing import Inputs, TorchSubject
-from quantlab.tasks.heads import CLASSES
+from quantlab.tasks.heads import CLASSES, TOKENS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # turns of a script are all alike
 
@@ -89,6 +90,22 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
 
 def measure(profile: TimedProfile, reference: TorchSubject | None = FP32) -> profiling.Measurements:
     return profile.measure(TRIAL, reference, tokenized(), tokenizer())
+
+
+def test_a_decoders_next_token_is_timed_apart(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[TorchSubject] = []
+    process = scripts.timing_process
+    monkeypatch.setattr(
+        profiling, "timing_process", lambda one, *others: started.append(one) or process(one, *others)
+    )
+    decoders = [replace(subject, head=TOKENS) for subject in (TRIAL, FP32)]
+    profile = TimedProfile(warmup=2, iterations=35, seconds=0, batch_size=8, length=4, threads=1)
+    measured = profile.measure(*decoders, tokenized(), tokenizer())
+    assert measured.metrics["latency_p50_ms"] == measured.metrics["decode_p50_ms"] == 50
+    assert measured.metrics["decode_speedup_vs_fp32"] == pytest.approx(2)
+    steps = [DecodingSubject.of(one) for one in decoders]
+    assert started == profiling.PAIRS * decoders + profiling.PAIRS * steps
+    assert "decode_p50_ms" not in measure(profile).metrics
 
 
 def test_each_pair_loads_side_by_side_warms_up_and_takes_turns(scripts: Scripts) -> None:
