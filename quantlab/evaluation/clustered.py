@@ -23,11 +23,7 @@ class ClusteredMean:
     @property
     def t95(self) -> float:
         """Half the width of the 95 % interval in standard errors: Student's t."""
-        return self.t_of(0.95)
-
-    def t_of(self, level: float) -> float:
-        """Half the width of an interval of this level in standard errors."""
-        return float(scipy.stats.t.isf((1 - level) / 2, self.clusters - 1)) if self.clusters > 1 else math.nan
+        return t_of(0.95, self.clusters)
 
     @property
     def p(self) -> float:
@@ -35,6 +31,11 @@ class ClusteredMean:
         if not self.error:
             return float(self.centre == 0)
         return float(2 * scipy.stats.t.sf(abs(self.centre) / self.error, self.clusters - 1))
+
+
+def t_of(level: float, clusters: int) -> float:
+    """Half the width of Student's interval of this level in standard errors; NaN with one cluster."""
+    return float(scipy.stats.t.isf((1 - level) / 2, clusters - 1)) if clusters > 1 else math.nan
 
 
 def ratio_of_sums(above: np.ndarray, below: np.ndarray, clusters: np.ndarray | None) -> ClusteredMean:

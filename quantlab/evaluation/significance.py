@@ -18,10 +18,20 @@ import numpy as np
 import scipy
 
 from quantlab.evaluation.clustered import log_ratio, ratio_of_sums
-from quantlab.tasks.scores import REGRESSION, SCORES
+from quantlab.evaluation.estimates import (
+    ALPHA,
+    Estimate,
+    agresti_min,
+    bootstrap_error,
+    estimate_by_resampling,
+    estimate_over_clusters,
+    estimate_right,
+    one_hot,
+    pairs_needed,
+)
+from quantlab.tasks.scores import CLASSIFICATION, SCORES
 
 Z95 = float(scipy.special.ndtri(0.975))
-ALPHA, POWER = 0.05, 0.8
 DETECTABLE = 0.005  # the difference to detect: half a point of accuracy
 MIN_EXAMPLES = 3  # fewer give no bootstrap interval
 ALMOST_ONE = 1 - 1e-12  # in place of a correlation of 1, whose Fisher z is infinite
@@ -43,6 +53,7 @@ class Comparison:
     needed: (
         int | None
     )  # examples that detect ``detectable`` with 80 % power at 5 %; None if all answers agree
+    unit: str = "points"  # of 100 times a difference
 
 
 def compare(
@@ -53,6 +64,7 @@ def compare(
     detectable: float = DETECTABLE,
     resamples: int = 999,
     tests: int = 1,
+    clusters: np.ndarray | None = None,
 ) -> Comparison:
     """Compares a model's ``logits`` with an ``other`` model's, both (N, classes), by a task's metric.
 
@@ -60,7 +72,9 @@ def compare(
     multiplies p by it, and the interval has the level 1 - 0.05 / tests.
 
     For accuracy, p is the larger of the exact McNemar test's and of the p that belongs to the interval of
-    Agresti and Min. For other metrics, p is the larger of a permutation test's and of the p that belongs to
+    Agresti and Min; so it is for every share of right units. A perplexity's difference is 1 - ratio: its
+    interval and p are of the logarithm of the ratio, by Student's t over windows. With ``clusters`` (N,) both
+    are over clusters. For other metrics, p is the larger of a permutation test's and of the p that belongs to
     the bootstrap interval. If p is at least 5 %, the interval is widened to reach 0.
 
     Logits that are NaN or infinite count as a wrong answer. In a regression they make all numbers NaN. Raises
@@ -72,26 +86,46 @@ def compare(
         raise ValueError(
             f"logits of {other.shape} and {logits.shape} and labels of {labels.shape} do not pair up"
         )
-    if metric not in REGRESSION:
-        other, logits = _one_hot(other, labels), _one_hot(logits, labels)
+    score = SCORES[metric]
+    if metric in CLASSIFICATION:
+        other, logits = one_hot(other, labels), one_hot(logits, labels)
     untested = Comparison(
-        n=len(labels), difference=math.nan, low=math.nan, high=math.nan, p=math.nan, needed=None
+        n=len(labels),
+        difference=math.nan,
+        low=math.nan,
+        high=math.nan,
+        p=math.nan,
+        needed=None,
+        unit=score.loss_unit,
     )
     if not (np.isfinite(other).all() and np.isfinite(logits).all()):
         return untested
-    difference = SCORES[metric].total(logits, labels) - SCORES[metric].total(other, labels)
-    if metric != "accuracy" and len(labels) < MIN_EXAMPLES:
+    difference = -score.lost(score.total(logits, labels), score.total(other, labels))
+    right, other_right = score.right(logits, labels), score.right(other, labels)
+    units = len(labels) if clusters is None else len(np.unique(clusters))
+    if units < MIN_EXAMPLES and (right is None or clusters is not None):
         return replace(untested, difference=difference)
-    if metric == "accuracy":
-        estimate = _estimate_accuracy(other, logits, labels, detectable)
+    if score.relative:
+        estimate = estimate_over_clusters(log_ratio(metric, other, logits, clusters), len(labels))
+    elif right is None or other_right is None:
+        estimate = estimate_by_resampling(metric, other, logits, labels, resamples)
+    elif clusters is None:
+        estimate = estimate_right(other_right, right, detectable)
     else:
-        estimate = _estimate_by_resampling(metric, other, logits, labels, resamples)
-    p, margin = min(1.0, tests * estimate.p), z_of(1 - ALPHA / tests) * estimate.error
+        mean = ratio_of_sums(right.astype(float) - other_right, np.ones(len(right)), clusters)
+        estimate = estimate_over_clusters(mean, len(labels))
+    p, low, high = _corrected(estimate, tests)
+    if score.relative:  # of the logarithm of the ratio, where more is worse
+        low, high = -math.expm1(high), -math.expm1(low)
+    needed = None if np.array_equal(other, logits) else pairs_needed(detectable, estimate.sd)
+    return replace(untested, difference=difference, low=low, high=high, p=p, needed=needed)
+
+
+def _corrected(estimate: Estimate, tests: int) -> tuple[float, float, float]:
+    """p and the interval's ends, for so many comparisons. The interval reaches 0 if p is at least 5 %."""
+    p, margin = min(1.0, tests * estimate.p), estimate.half_width(1 - ALPHA / tests) * estimate.error
     low, high = estimate.centre - margin, estimate.centre + margin
-    if p >= ALPHA:
-        low, high = min(low, 0.0), max(high, 0.0)
-    needed = None if np.array_equal(other, logits) else _pairs_needed(detectable, estimate.sd)
-    return Comparison(n=len(labels), difference=difference, low=low, high=high, p=p, needed=needed)
+    return (p, min(low, 0.0), max(high, 0.0)) if p >= ALPHA else (p, low, high)
 
 
 def z_of(level: float) -> float:
@@ -104,7 +138,7 @@ def examples_needed(low: float, high: float, n: int, detectable: float = DETECTA
 
     ``low`` to ``high`` is the 95 % interval that ``n`` examples gave.
     """
-    return _pairs_needed(detectable, (high - low) / (2 * Z95) * math.sqrt(n))
+    return pairs_needed(detectable, (high - low) / (2 * Z95) * math.sqrt(n))
 
 
 def verdict(comparison: Comparison, detectable: float = DETECTABLE) -> str:
@@ -117,7 +151,7 @@ def verdict(comparison: Comparison, detectable: float = DETECTABLE) -> str:
         return "the same answers"
     if comparison.p < ALPHA:
         return "better" if comparison.difference > 0 else "worse"
-    to_see = f"to see {100 * detectable:g} points"
+    to_see = f"to see {100 * detectable:g} {comparison.unit}"
     if comparison.needed <= comparison.n:
         return f"not distinguishable with {n}, enough {to_see}"
     step = 10 ** max(len(str(comparison.needed)) - 2, 0)
@@ -152,7 +186,7 @@ def accuracy_drop_ci95(
     if clusters is not None:
         mean = ratio_of_sums(reference_right.astype(float) - right, np.ones(len(right)), clusters)
         return mean.centre - mean.t95 * mean.error, mean.centre + mean.t95 * mean.error
-    drop, error = _agresti_min(reference_right, right)
+    drop, error = agresti_min(reference_right, right)
     return drop - Z95 * error, drop + Z95 * error
 
 
@@ -165,7 +199,7 @@ def metric_drop_ci95(
     """
     compute = SCORES[metric].total
     drop = compute(reference, labels) - compute(logits, labels)
-    error = _bootstrap_error(metric, logits, reference, labels, resamples)
+    error = bootstrap_error(metric, logits, reference, labels, resamples)
     return drop - Z95 * error, drop + Z95 * error
 
 
@@ -193,7 +227,7 @@ def accuracy_drop_upper95(reference_right: np.ndarray, right: np.ndarray) -> flo
 
     It belongs to the interval of :func:`accuracy_drop_ci95`.
     """
-    drop, error = _agresti_min(reference_right, right)
+    drop, error = agresti_min(reference_right, right)
     return drop + float(scipy.stats.norm.ppf(0.95)) * error
 
 
@@ -213,123 +247,5 @@ def exceeds_drop_p(reference_right: np.ndarray, right: np.ndarray, limit: float)
     sign_p = float(scipy.stats.binomtest(lost, pairs, expected, alternative="greater").pvalue)
     if limit == 0:
         return sign_p
-    drop, error = _agresti_min(reference_right, right)
+    drop, error = agresti_min(reference_right, right)
     return max(sign_p, float(scipy.stats.norm.sf((drop - limit) / error)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Estimate:
-    """A paired difference."""
-
-    centre: float  # of its interval
-    error: float  # standard error
-    p: float  # two-sided, of no difference
-    sd: float  # standard deviation of the differences of single pairs
-
-
-def _agresti_min(reference_right: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Returns centre and standard error of Agresti and Min's interval of the paired difference.
-
-    With b and c the lost and won examples, each plus 1/2, and n = N + 2: the centre is (b - c) / n, the error
-    sqrt(b + c - (b - c)^2 / n) / n.
-    """
-    n = len(right) + 2
-    lost = np.sum(reference_right & ~right) + 0.5
-    won = np.sum(~reference_right & right) + 0.5
-    drop = (lost - won) / n
-    return float(drop), math.sqrt((lost + won) - (lost - won) ** 2 / n) / n
-
-
-def _one_hot(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the answers as one-hot rows, (N, classes). NaN or infinite logits become a wrong answer."""
-    classes = logits.shape[1]
-    answers = np.where(np.isfinite(logits).all(axis=-1), logits.argmax(axis=-1), (labels + 1) % classes)
-    one_hot: np.ndarray = np.eye(classes)[answers]
-    return one_hot
-
-
-def _estimate_accuracy(
-    other: np.ndarray, logits: np.ndarray, labels: np.ndarray, detectable: float
-) -> _Estimate:
-    """Estimates the difference in accuracy.
-
-    Its ``sd`` is at least that of a model that loses a share of ``detectable`` of the answers and wins none.
-    """
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    before, after = (each.argmax(axis=-1) == labels for each in (other, logits))
-    table = [
-        [np.sum(before & after), np.sum(before & ~after)],
-        [np.sum(~before & after), np.sum(~before & ~after)],
-    ]
-    centre, error = _agresti_min(after, before)
-    p = max(float(mcnemar(table, exact=True).pvalue), _normal_p(centre, error))
-    sd = float(np.std(after.astype(np.float64) - before, ddof=min(1, len(labels) - 1)))
-    return _Estimate(centre=centre, error=error, p=p, sd=max(sd, math.sqrt(detectable - detectable**2)))
-
-
-def _estimate_by_resampling(
-    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
-) -> _Estimate:
-    """Estimates the difference in any metric.
-
-    The smallest p of a permutation test is 2 / (resamples + 1). There the bootstrap's p is taken alone.
-    """
-    centre = SCORES[metric].total(logits, labels) - SCORES[metric].total(other, labels)
-    error = _bootstrap_error(metric, other, logits, labels, resamples)
-    permutation_p = _permutation_p(metric, other, logits, labels, resamples)
-    p = _normal_p(centre, error)
-    if permutation_p > 2 / (resamples + 1):
-        p = max(permutation_p, p)
-    return _Estimate(centre=centre, error=error, p=p, sd=error * math.sqrt(len(labels)))
-
-
-def _normal_p(centre: float, error: float) -> float:
-    """Returns the two-sided p of an estimate that is normal with mean 0 and this standard error."""
-    return float(2 * scipy.stats.norm.sf(abs(centre) / error)) if error else float(centre == 0)
-
-
-def _bootstrap_error(
-    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
-) -> float:
-    """Returns the bootstrap standard error of the difference; examples are resampled in pairs, seeded."""
-    compute = SCORES[metric].total
-
-    def difference(rows: np.ndarray) -> float:
-        rows = rows.astype(np.int64)
-        return compute(logits[rows], labels[rows]) - compute(other[rows], labels[rows])
-
-    rows = (np.arange(len(labels)),)
-    bootstrap = scipy.stats.bootstrap(
-        rows, difference, n_resamples=resamples, vectorized=False, method="percentile", rng=0
-    )
-    return float(bootstrap.standard_error)
-
-
-def _permutation_p(
-    metric: str, other: np.ndarray, logits: np.ndarray, labels: np.ndarray, resamples: int
-) -> float:
-    """Returns the two-sided p of the difference if the models' answers are swapped at random, seeded."""
-    compute, both, rows = SCORES[metric].total, np.concatenate([other, logits]), np.arange(len(labels))
-
-    def difference(one: np.ndarray, two: np.ndarray) -> float:
-        return compute(both[two.astype(np.int64)], labels) - compute(both[one.astype(np.int64)], labels)
-
-    return float(
-        scipy.stats.permutation_test(
-            (rows, rows + len(rows)),
-            difference,
-            permutation_type="samples",
-            vectorized=False,
-            n_resamples=resamples,
-            rng=0,
-        ).pvalue
-    )
-
-
-def _pairs_needed(difference: float, sd: float) -> int:
-    """Returns the number of pairs with which a t test detects the difference with 80 % power at 5 %."""
-    effect = min(difference / sd, 1.0) if sd else 1.0
-    from statsmodels.stats.power import TTestPower
-
-    return math.ceil(float(TTestPower().solve_power(effect_size=effect, alpha=ALPHA, power=POWER)))
