@@ -20,13 +20,14 @@ from quantlab.searching.scores import divergence, first_order_of, noise_of, sing
 from quantlab.searching.setup import PreparedModel
 from quantlab.searching.space import Choices
 from quantlab.tasks.batching import Batch, on_device
+from quantlab.tasks.outcomes import outcomes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForwardRecord:
-    """A candidate's logits and residual stream."""
+    """A candidate's answers and residual stream."""
 
-    logits: list[np.ndarray]  # by batch, (rows, the model's classes)
+    logits: list[np.ndarray]  # by batch, (rows, C): logits of the model's classes, or :func:`outcomes`
     stream: list[list[Tensor]]  # by batch and depth, (elements, channels), without padding
 
 
@@ -43,6 +44,7 @@ def attribution_table(prepared: PreparedModel) -> tuple[pd.DataFrame, pd.DataFra
     """
     space, (batches, labels) = prepared.space, prepared.scored_rows()
     narrow, model = space.choices[0], prepared.material.model
+    predicted = batches[0].predicted is not None
     noise = noise_of(model, space, prepared.table, narrow, batches)
     first_order = first_order_of(model, space.sites, prepared.table, narrow, batches, labels)
     base = record_forward(prepared, space.wide, batches)
@@ -64,7 +66,7 @@ def attribution_table(prepared: PreparedModel) -> tuple[pd.DataFrame, pd.DataFra
                 "sqnr_db": -max(noise[name] for name in names),
                 "logit_error": logit_error(base, record),
                 "first_order": sum(first_order[name] for name in names),
-                "kl": mean_divergence(base, record),
+                "kl": mean_divergence(base, record, predicted),
             }
         )
     accumulation = pd.DataFrame(
@@ -96,7 +98,8 @@ def record_forward(prepared: PreparedModel, chosen: Choices, batches: Sequence[B
             mask = real_tokens(batch)
             taps = {site.tap: partial(look, index, mask) for index, site in enumerate(sites)}
             with tapped(model, taps):
-                record.logits.append(model(**inputs).logits.float().cpu().numpy())
+                logits = model(**inputs).logits
+                record.logits.append(outcomes(logits, batch, range(logits.shape[-1])))
     return record
 
 
@@ -111,9 +114,10 @@ def error_power(base: ForwardRecord, other: ForwardRecord) -> np.ndarray:
 
 def logit_error(base: ForwardRecord, other: ForwardRecord) -> float:
     """Root mean square of the change of the logits."""
-    return float(np.sqrt(np.mean((np.concatenate(base.logits) - np.concatenate(other.logits)) ** 2)))
+    change = np.concatenate(base.logits) - np.concatenate(other.logits)
+    return float(np.sqrt(np.mean(change**2)))
 
 
-def mean_divergence(base: ForwardRecord, other: ForwardRecord) -> float:
+def mean_divergence(base: ForwardRecord, other: ForwardRecord, predicted: bool = False) -> float:
     """Mean divergence of the answers from the base's, nats."""
-    return float(np.mean(divergence(np.concatenate(base.logits), np.concatenate(other.logits))))
+    return float(np.mean(divergence(np.concatenate(base.logits), np.concatenate(other.logits), predicted)))

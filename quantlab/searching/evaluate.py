@@ -15,6 +15,7 @@ from quantlab.engines.resume import first_layer, layers_of, recorded, resumed
 from quantlab.plan.plan import ActivationQuant
 from quantlab.searching.space import Choices, Space
 from quantlab.tasks.batching import Batch, on_device, total_rows
+from quantlab.tasks.outcomes import outcomes
 
 # Shares of the batches after each of which a candidate may be given up.
 PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -54,7 +55,8 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, chosen: Choices, order: Sequence[int]) -> Generator[tuple[int, np.ndarray]]:
-        """Yields each batch's number and logits, (rows, the model's classes), in ``order``."""
+        """Yields each batch's number and values, (rows, C), in ``order``: logits of the model's classes, or what
+        :func:`outcomes` keeps of predicted tokens."""
         last = self._last_shared(chosen)
         self.latest, room = {}, self.most_bytes
         with self.insert_activations(self.activations(chosen)):
@@ -72,7 +74,7 @@ class Runner:
                     known = self.states.get((number, layer)) if layer <= last else None
                     self.latest[number, layer] = output if known is None else known
                     room -= _bytes(output)
-                yield number, logits.float().cpu().numpy()
+                yield number, outcomes(logits, batch, range(logits.shape[-1]))
 
     def keep(self, chosen: Choices) -> None:
         """Keeps ``chosen``, which must be the candidate that ran last, for the next ones to start from."""
@@ -89,7 +91,8 @@ class Runner:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CandidateOutcomes:
-    """A candidate's logits, (N, classes in the task's order); NaN in rows that are not answered."""
+    """A candidate's values, (N, C): logits in the task's order of classes, or what its scores read; NaN in
+    rows that are not answered."""
 
     logits: np.ndarray
     answered: np.ndarray  # bool, (N,)
@@ -115,9 +118,9 @@ def evaluate_candidate(
     model's classes into the task's order.
     """
     count = total_rows(runner.batches)
-    outcomes = CandidateOutcomes(
-        logits=np.full((count, len(columns)), np.nan, np.float32), answered=np.zeros(count, bool)
-    )
+    predicted = runner.batches[0].predicted
+    width, dtype = (len(columns), np.float32) if predicted is None else (1 + predicted.shape[1], np.float64)
+    found = CandidateOutcomes(logits=np.full((count, width), np.nan, dtype), answered=np.zeros(count, bool))
     order = spread(len(runner.batches))
     cuts = sorted({0, *(max(1, round(share * len(order))) for share in PREFIXES)})
     if hopeless is None:
@@ -126,10 +129,11 @@ def evaluate_candidate(
         for start, end in pairwise(cuts):
             for number, logits in islice(answers, end - start):
                 indices = runner.batches[number].indices
-                outcomes.logits[indices], outcomes.answered[indices] = logits[:, list(columns)], True
-            if hopeless is not None and not outcomes.complete and hopeless(outcomes):
+                found.logits[indices] = logits[:, list(columns)] if predicted is None else logits
+                found.answered[indices] = True
+            if hopeless is not None and not found.complete and hopeless(found):
                 break
-    return outcomes
+    return found
 
 
 def spread(count: int) -> list[int]:

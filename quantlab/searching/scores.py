@@ -188,7 +188,7 @@ def first_order_of(
     with torch.enable_grad(), tapped(model, taps):
         for batch in batches:
             logits = model(**on_device(batch, model.device)).logits
-            torch.autograd.backward(_loss(logits, torch.from_numpy(labels[batch.indices]).to(model.device)))
+            torch.autograd.backward(_loss(logits, batch, labels))
             for name, (x, error) in passed.items():
                 if x.grad is not None:
                     effect[name] += float((x.grad * error).flatten(1).sum(1).abs().sum())
@@ -196,30 +196,53 @@ def first_order_of(
     return {name: total / total_rows(batches) for name, total in effect.items()}
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+def _loss(logits: Tensor, batch: Batch, labels: np.ndarray) -> Tensor:
     """The sum of the rows' losses: the gradient with respect to a row's tensor is then that row's own."""
+    if batch.predicted is not None:
+        return _tokens_loss(logits, batch)
+    own = torch.from_numpy(labels[batch.indices]).to(logits.device)
     if logits.shape[-1] == 1:
-        return (logits[:, 0] - labels.to(logits.dtype)).square().sum()
-    return torch.nn.functional.cross_entropy(logits, labels.long(), reduction="sum")
+        return (logits[:, 0] - own.to(logits.dtype)).square().sum()
+    return torch.nn.functional.cross_entropy(logits, own.long(), reduction="sum")
+
+
+def _tokens_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """The sum over rows of the mean loss of a row's predicted tokens, its last ones, nats."""
+    assert batch.predicted is not None
+    ids, lengths = batch.inputs["input_ids"].to(logits.device), batch.inputs["attention_mask"].sum(1)
+    losses = [
+        torch.nn.functional.cross_entropy(row[end - count - 1 : end - 1], own[end - count : end])
+        for row, own, end, count in zip(
+            logits, ids, lengths.tolist(), batch.predicted[:, 0].astype(int).tolist(), strict=True
+        )
+    ]
+    return torch.stack(losses).sum()
 
 
 def _divergences(runner: Runner, space: Space, candidates: Sequence[Choices]) -> list[float]:
     """Mean over rows of each candidate's divergence from everything at its widest."""
-    order = range(len(runner.batches))
+    order, predicted = range(len(runner.batches)), runner.batches[0].predicted is not None
     base = dict(runner.run(space.wide, order))
     runner.keep(space.wide)
     return [
         float(
             np.concatenate(
-                [divergence(base[number], logits) for number, logits in runner.run(chosen, order)]
+                [divergence(base[number], logits, predicted) for number, logits in runner.run(chosen, order)]
             ).mean()
         )
         for chosen in candidates
     ]
 
 
-def divergence(base: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """KL(base || candidate) of each row's softmax, nats, (rows,); for a regression the squared difference."""
+def divergence(base: np.ndarray, logits: np.ndarray, predicted: bool = False) -> np.ndarray:
+    """KL(base || candidate) of each row's softmax, nats, (rows,); for a regression the squared difference.
+
+    Where tokens are ``predicted``, the magnitude of the change of a row's negative log-likelihood, nats a
+    token of a window: the distributions over a vocabulary are not kept.
+    """
+    if predicted:
+        counts = base[:, 1] if base.shape[1] > 2 else 1.0
+        return np.abs(np.nan_to_num((logits - base)[:, 0] / counts, nan=DIVERGED))
     if base.shape[1] == 1:
         return np.asarray((base - logits)[:, 0].astype(np.float64) ** 2)
     p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (base, logits))
