@@ -40,18 +40,13 @@ class SavedAnswers:
         unit's share of the log-likelihood in nats.
         """
         score = SCORES[metric]
-        if score.relative:
-            shares: np.ndarray = -self.logits[:, 0] / self._counts(metric).mean()
+        if score.parts is not None:
+            above, below = score.parts(self.logits)
+            shares: np.ndarray = -above / below.mean()
             return shares
         own = score.right_of is not None or not self.classified
         right = (score if own else SCORES["accuracy"]).right(self.logits, self.labels)
         return None if right is None else right.astype(float)
-
-    def _counts(self, metric: str) -> np.ndarray:
-        """What each unit's summed log-likelihood is divided by, (N,)."""
-        kind = "words" if metric.startswith("word_") else "tokens"
-        ones = np.ones(len(self.labels))
-        return self.logits[:, self.columns.index(kind)] if kind in self.columns else ones
 
     def where(self, rows: np.ndarray) -> "SavedAnswers":
         """The rows for which the mask, bool (N,), is true."""

@@ -55,8 +55,8 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, chosen: Choices, order: Sequence[int]) -> Generator[tuple[int, np.ndarray]]:
-        """Yields each batch's number and values, (rows, C), in ``order``: logits of the model's classes, or what
-        :func:`outcomes` keeps of predicted tokens."""
+        """Yields each batch's number and values, (rows, C), in ``order``: logits of the model's classes, or
+        what :func:`outcomes` keeps of predicted tokens."""
         last = self._last_shared(chosen)
         self.latest, room = {}, self.most_bytes
         with self.insert_activations(self.activations(chosen)):

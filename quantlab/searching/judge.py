@@ -5,17 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantlab.evaluation.clustered import log_ratio
 from quantlab.evaluation.significance import (
     accuracy_drop_ci95,
     accuracy_drop_upper95,
-    compare,
     exceeds_drop_p,
 )
 from quantlab.searching.evaluate import CandidateOutcomes
 from quantlab.tasks.scores import SCORES, Score
 from quantlab.tasks.task import Task
-
-ONE_SIDED = 1.6448536269514722 / 1.959963984540054  # half a one-sided 95 % interval by half a two-sided one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +112,11 @@ class Judge:
         return exceeds_drop_p(best[outcomes.answered], self.right(outcomes), 0.0)
 
     def _relative_interval(self, outcomes: CandidateOutcomes) -> tuple[float, float, float]:
-        """Of :func:`compare`, whose interval is symmetric about the logarithm of the ratio."""
+        """By Student's t of the logarithm of the ratio, over rows. NaN with fewer than two rows."""
         rows = outcomes.answered
-        found = compare(self.score.name, self.reference[rows], outcomes.logits[rows], self.labels[rows])
-        if math.isnan(found.low):
+        if not np.isfinite(outcomes.logits[rows]).all():
             return (math.nan,) * 3
-        low, high = math.log1p(-found.high), math.log1p(-found.low)
-        upper = (low + high) / 2 + ONE_SIDED * (high - low) / 2
-        return 100 * math.expm1(low), 100 * math.expm1(high), 100 * math.expm1(upper)
+        ratio = log_ratio(self.score.name, self.reference[rows], outcomes.logits[rows], None)
+        ends = (-ratio.t95, ratio.t95, ratio.t_of(0.9))
+        low, high, upper = (100 * math.expm1(ratio.centre + end * ratio.error) for end in ends)
+        return low, high, upper
