@@ -23,7 +23,7 @@ from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, by_length
-from quantlab.tasks.scores import SCORES
+from quantlab.tasks.scores import SCORES, Kind
 from quantlab.trial.config import check_trial
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
 from quantlab.trial.planning import weights_and_sketches
@@ -113,7 +113,7 @@ class PreparedModel:
         """Batches of the calibration rows for the scores, and their labels as the model's class numbers."""
         calibration = replace(self.config.calibration, samples=self.config.search.sensitivity_rows)
         labels = calibration.rows(self.material.train).labels
-        if not self.material.task.regression:
+        if self.material.task.kind is Kind.CLASSES:
             labels = np.array(self.material.loaded.label_columns)[labels]
         return self.material.calibration_batches(calibration), labels
 
