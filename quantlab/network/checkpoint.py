@@ -24,6 +24,7 @@ from quantlab.network.checkpoint_files import (
     clear_errors,
     weight_files,
 )
+from quantlab.network.conversion import conv1d_to_linear
 from quantlab.tasks.heads import CLASSES, auto_class
 
 if TYPE_CHECKING:
@@ -96,8 +97,17 @@ def encoder_tensors(names: Iterable[str], model: PreTrainedModel) -> list[str]:
     )
 
 
-def read_model(folder: Path, head: str = CLASSES, **config: Any) -> tuple[PreTrainedModel, set[str]]:
-    """A network in FP32, and the names of the tensors that its weight files lack.
+def read_model(folder: Path, head: str = CLASSES) -> tuple[PreTrainedModel, set[str]]:
+    """:func:`read_network` with Linears in place of GPT-2's Conv1D: the model that is observed and quantized.
+
+    transformers cannot read it back once it is saved.
+    """
+    model, missing = read_network(folder, head)
+    return conv1d_to_linear(model), missing
+
+
+def read_network(folder: Path, head: str = CLASSES, **config: Any) -> tuple[PreTrainedModel, set[str]]:
+    """A network in FP32 as transformers builds it, and the names of the tensors that its weight files lack.
 
     ``config`` overrides keys of its config. Raises ValueError on unreadable files, on tensors of another
     shape or that no module takes, on NaN and infinity, and on pickled code (torch's weights-only loader

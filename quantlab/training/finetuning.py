@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
 
 from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share, predict
 from quantlab.network import checkpoint
 from quantlab.network.architecture import skeleton_of
 from quantlab.network.compatibility import check_fit, check_token_types
 from quantlab.network.models import FineTuned, ModelSpec
-from quantlab.network.processors import read_tokenizer
+from quantlab.network.processors import Processor, read_processor
 from quantlab.storage.files import whole_folder
 from quantlab.tasks.batching import Tokenized, by_length
+from quantlab.tasks.heads import CLASSES, TOKENS, has_head
 from quantlab.tasks.scores import compute, mean_loss
 from quantlab.tasks.task import Splits, Task
 from quantlab.training.recipe import train
@@ -60,13 +61,14 @@ class FineTuning:
 
 
 def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path) -> dict[str, float]:
-    """Trains ``base``, writes model, tokenizer and recipe.json into ``folder``, returns the evaluation's
+    """Trains ``base``, writes model, processor and recipe.json into ``folder``, returns the evaluation's
     metrics."""
     device = spec.torch_device()
-    tokenizer = read_tokenizer(base)
-    skeleton = skeleton_of(checkpoint.read_config(base))
-    check_fit(skeleton, tokenizer, task, base)
-    rows = data.train.encode(tokenizer, task.max_length)
+    config = checkpoint.read_config(base)
+    require_trainable(config, task, base)
+    processor, skeleton = read_processor(base, task.head), skeleton_of(config, task.head)
+    check_fit(skeleton, processor, task, base)
+    rows = data.train.encode(processor, task.max_length)
     if isinstance(rows, Tokenized):
         check_token_types(rows, skeleton, base)
     with torch.random.fork_rng(
@@ -74,13 +76,15 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
     ):  # the caller's random state is its own
         torch.manual_seed(spec.recipe.seed)
         model = with_head(base, task, data)
+        if task.head == CLASSES:  # a decoder answers at the last token that is no padding
+            model.config.pad_token_id = processor.pad_token_id
         model.to(device)  # type: ignore[arg-type]
-        train(model, tokenizer, rows, spec.recipe)
-    logits = evaluation_logits(model, tokenizer, task, data)
+        train(model, processor, rows, spec.recipe)
+    logits = evaluation_logits(model, processor, task, data)
     require_learnt(task.classes(data), logits, data.evaluation.labels)
     with checkpoint.quiet():
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
     scores = compute(task.metrics, logits, data.evaluation.labels)
     scores["loss"] = mean_loss(task.kind, logits, data.evaluation.labels)
     write_card(folder, spec, task, data, scores)
@@ -93,19 +97,29 @@ def with_head(base: Path, task: Task, data: Splits) -> PreTrainedModel:
     names = dict(enumerate(task.classes(data) or ("score",)))
     kind = "regression" if task.regression else "single_label_classification"
     ids = {name: index for index, name in names.items()}
-    model, missing = checkpoint.read_model(
-        base, num_labels=len(names), id2label=names, label2id=ids, problem_type=kind
+    model, missing = checkpoint.read_network(
+        base, task.head, num_labels=len(names), id2label=names, label2id=ids, problem_type=kind
     )
     if lost := checkpoint.encoder_tensors(missing, model):
         raise ValueError(f"{base} lacks {', '.join(lost[:8])}: the encoder is not whole")
     return model
 
 
-def evaluation_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: Splits
-) -> np.ndarray:
+def require_trainable(config: PretrainedConfig, task: Task, base: Path) -> None:
+    """Raises ValueError if a task has no classes to learn, or the architecture no head for them."""
+    if task.head == TOKENS:
+        raise ValueError(
+            f"task {task.name} asks for next tokens: a decoder answers it as it is, with model=hf or smollm2"
+        )
+    if not has_head(config, task.head):
+        raise ValueError(
+            f"{base}: {config.model_type} cannot learn {task.head}, which task {task.name} asks for"
+        )
+
+
+def evaluation_logits(model: PreTrainedModel, processor: Processor, task: Task, data: Splits) -> np.ndarray:
     """Logits of shape (N, classes) for the evaluation split, in FP32."""
-    batches = by_length(data.evaluation.encode(tokenizer, task.max_length), tokenizer, EVALUATION_BATCH)
+    batches = by_length(data.evaluation.encode(processor, task.max_length), processor, EVALUATION_BATCH)
     return predict(model, batches, range(len(task.classes(data)) or 1), "evaluating").logits
 
 
