@@ -32,11 +32,14 @@ from quantlab.alarms.quantization import (
     wasted_levels,
     zeroed_weights,
 )
+from quantlab.alarms.windows import processor_mismatch, unigram_perplexity, windows_alike
 
 ALARMS = (
     constant_prediction,
     majority_accuracy,
     collapsed_logits,
+    unigram_perplexity,
+    windows_alike,
     nan_logits,
     one_sided_range,
     zeroed_weights,
@@ -56,6 +59,7 @@ ALARMS = (
     machine_busy,
     label_order_assumed,
     tokenizer_mismatch,
+    processor_mismatch,
     fp32_far_from_published,
     too_few_examples,
 )

@@ -45,7 +45,7 @@ def majority_accuracy(evidence: Evidence) -> Iterator[Alarm]:
 
 def collapsed_logits(evidence: Evidence) -> Iterator[Alarm]:
     """At most :data:`FEW_DISTINCT` different rows of logits, where FP32 has at least ten times as many."""
-    if evidence.kind is Kind.WORDS:
+    if evidence.kind not in (Kind.CLASSES, Kind.REGRESSION):
         return
     distinct, before = (len(np.unique(logits, axis=0)) for logits in (evidence.logits, evidence.reference))
     if distinct <= min(FEW_DISTINCT, before / 10):

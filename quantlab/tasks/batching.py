@@ -69,6 +69,12 @@ class Tokenized(Encoded):
             return Batch(inputs=_pad(rows, processor, length), indices=indices)
         return Batch(inputs=_pad_right(rows, length), indices=indices, predicted=self.predicted[indices])
 
+    def unigram_perplexity(self) -> float:
+        """exp of the entropy of the tokens' own shares: what a model without context reaches at best."""
+        ids = np.concatenate([row["input_ids"] for row in self.rows])
+        shares = np.unique(ids, return_counts=True)[1] / len(ids)
+        return float(np.exp(-np.sum(shares * np.log(shares))))
+
     def take(self, indices: np.ndarray) -> Self:
         return replace(
             self,

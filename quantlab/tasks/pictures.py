@@ -97,6 +97,15 @@ class EncodedImages(Encoded):
         return size
 
 
+def processor_gaps(processor: Any) -> str:
+    """What an image processor leaves out, in words; empty where it sizes and normalizes pictures."""
+    sized = getattr(processor, "do_resize", False) or getattr(processor, "do_center_crop", False)
+    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+    normal = getattr(processor, "do_normalize", False) and mean is not None and std is not None
+    gaps = ("it does not resize" if not sized else "", "it does not normalize" if not normal else "")
+    return ", ".join(gap for gap in gaps if gap)
+
+
 class Pixels(Mapping[str, Tensor]):
     """The inputs of a batch of pictures. They are decoded anew whenever they are read, and never kept."""
 

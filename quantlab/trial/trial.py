@@ -23,6 +23,10 @@ from quantlab.profiling.profile import Measurements
 from quantlab.profiling.timing import TorchSubject
 from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.memo import Memo
+from quantlab.tasks.batching import Tokenized
+from quantlab.tasks.heads import IMAGES
+from quantlab.tasks.pictures import processor_gaps
+from quantlab.tasks.scores import Kind
 from quantlab.trial.config import TrialConfig, check_trial, plain_config
 from quantlab.trial.deployed import measure_deployed
 from quantlab.trial.environment import deciding_environment
@@ -131,7 +135,7 @@ def result_of(
         sites=material.sites,
         sketches=run.sketches,
         model=material.model,
-        tags=material.loaded.tags | measured_tags,
+        tags=material.loaded.tags | measured_tags | processor_tags(material),
         metrics=metrics_of(config, material, run),
         logits=run.predictions.logits,
         reference=run.reference.logits,
@@ -145,6 +149,7 @@ def result_of(
         **machine_tags(device),
         **deciding_environment(device),
         **measured_tags,
+        **processor_tags(material),
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": run.plan.fingerprint,
@@ -167,6 +172,12 @@ def result_of(
         kind=config.task.kind,
         clusters=material.clusters,
     )
+
+
+def processor_tags(material: Material) -> dict[str, str]:
+    """Returns the tag ``processor_mismatch`` if an image processor leaves out a step."""
+    gaps = processor_gaps(material.loaded.processor) if material.task.head == IMAGES else ""
+    return {"processor_mismatch": gaps} if gaps else {}
 
 
 def engine_tags(plan: QuantPlan, linears: Mapping[str, LinearExecution]) -> dict[str, str]:
@@ -193,6 +204,8 @@ def metrics_of(config: TrialConfig, material: Material, run: TrialRun) -> dict[s
     scores = score(
         config.task, material.rows.labels, run.predictions.logits, run.reference.logits, material.clusters
     )
+    if config.task.kind is Kind.WINDOWS and isinstance(material.rows, Tokenized):
+        scores["unigram_perplexity"] = material.rows.unigram_perplexity()
     numbers = {
         **scores,
         **run.measurements.metrics,
