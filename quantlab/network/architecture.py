@@ -61,15 +61,15 @@ class Family:
     """The site table of one model family: the module path of its layers, and the taps of every role before,
     in and after a layer.
 
-    ``heads`` has one table for each head that the family comes with; the first whose modules the model has is
-    its own. ``unreachable``: roles of a layer that exist and that no tap reaches, each with the reason.
+    ``heads`` has one table, of whole names as ``head.out``, for each head that the family comes with; the
+    first whose modules the model has is its own. ``unreachable``: roles of a layer that exist and that no tap
+    reaches, each with the reason.
     """
 
     layers: str
     embed: Mapping[str, Taps]
     layer: Mapping[str, Taps]
     heads: Sequence[Mapping[str, Taps]]
-    final: Mapping[str, Taps] = field(default_factory=dict)
     feed_forward: FeedForward | None = None  # if named, an engine may fuse its Linear and activation
     unreachable: Mapping[str, str] = field(default_factory=dict)
 
@@ -82,12 +82,12 @@ class Family:
         depth = sum(1 for _ in modules[self.layers].children())
         tables = [("", "embed", self.embed)]
         tables += [(f"{self.layers}.{index}.", str(index), self.layer) for index in range(depth)]
-        tables += [("", "final", self.final), ("", "head", self._head(modules))]
+        tables += [("", "", self._head(modules))]
         sites = [
             site
             for prefix, scope, table in tables
             for role, taps in table.items()
-            if (site := _site(f"{scope}.{role}", taps, prefix, modules, model.config)) is not None
+            if (site := _site(f"{scope}.{role}".lstrip("."), taps, prefix, modules, model.config)) is not None
         ]
         _check_distinct((site.made_at, site.name) for site in sites)
         _check_distinct((site.read_at, site.name) for site in sites)

@@ -14,6 +14,7 @@ from quantlab.network.taps import (
     Query,
     ResidualSum,
     Scores,
+    Tap,
     Value,
 )
 
@@ -68,15 +69,12 @@ def pre_norm(
     if added:
         layer["ffn.added"] = Taps(made_at=ModuleOutput(added[1]))
     layer["layer.out"] = Taps(made_at=ModuleOutput(""))
-    last: dict[str, Taps] = {}
-    if final:
-        last = {"out": Taps(made_at=ModuleOutput(final)) if pooled else one_tap(ModuleOutput(final))}
+    last = ModuleOutput(final) if final else None
     return Family(
         layers=layers,
         embed={**(embed or {}), "out": Taps(made_at=ResidualSum(f"{layers}.0.{first}"))},
         layer=layer,
-        final=last,
-        heads=tuple(_head(name, reads=pooled or not final) for name in heads),
+        heads=tuple(_head(name, last, pooled) for name in heads),
         feed_forward=FeedForward(up, activation, down) if activation and not gate else None,
         unreachable={"ffn.sum": FFN_SUM, **({"attn.sum": PARALLEL} if parallel else {})},
     )
@@ -132,12 +130,12 @@ def post_norm(
         layer=layer,
         heads=tuple(
             {
-                "in": Taps(read_at=ModuleInput(dense)),
-                "mid": one_tap(ModuleInput(name)),
-                "out": Taps(made_at=ModuleOutput(name)),
+                "head.in": Taps(read_at=ModuleInput(dense)),
+                "head.mid": one_tap(ModuleInput(name)),
+                "head.out": Taps(made_at=ModuleOutput(name)),
             }
             if dense
-            else _head(name, reads=True)
+            else _head(name, None, pooled=True)
             for name in heads
         ),
         feed_forward=FeedForward(up, activation, down) if activation else None,
@@ -180,6 +178,10 @@ def vision(
     )
 
 
-def _head(name: str, reads: bool) -> Mapping[str, Taps]:
-    operand = {"in": Taps(read_at=ModuleInput(name))} if reads else {}
-    return {**operand, "out": Taps(made_at=ModuleOutput(name))}
+def _head(name: str, last: Tap | None, pooled: bool) -> Mapping[str, Taps]:
+    """A head of one Linear. It reads the last norm's output, or if ``pooled`` something made of it."""
+    reads, out = ModuleInput(name), {"head.out": Taps(made_at=ModuleOutput(name))}
+    if pooled:
+        before = {} if last is None else {"final.out": Taps(made_at=last)}
+        return {**before, "head.in": Taps(read_at=reads), **out}
+    return {"final.out": Taps(made_at=last, read_at=reads), **out}

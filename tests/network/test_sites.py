@@ -240,8 +240,8 @@ def test_table_that_does_not_fit_the_model() -> None:
 
 def test_table_row_of_an_optional_module() -> None:
     rows = {
-        "out": Taps(made_at=ModuleOutput("bert.adapter"), optional=True),
-        "mid": one_tap(ModuleInput("classifier")),
+        "head.out": Taps(made_at=ModuleOutput("bert.adapter"), optional=True),
+        "head.mid": one_tap(ModuleInput("classifier")),
     }
     family = Family(layers="bert.encoder.layer", embed={}, layer={}, heads=[rows])
     tap = ModuleInput("classifier")

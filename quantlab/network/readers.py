@@ -1,0 +1,55 @@
+"""Which Linears read which operand site, found in one pass through the network."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.network.architecture import all_sites
+from quantlab.network.taps import tapped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS = 4
+
+
+@torch.inference_mode()
+def readers(model: PreTrainedModel) -> dict[str, str]:
+    """The operand site that each Linear reads, by the Linear's path; a Linear that reads none is missing.
+
+    A Linear reads a site if it gets the very tensor that the site's tap saw, in one forward pass over a tiny
+    input. The model is not on the meta device.
+    """
+    seen: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no other gets their number
+    found: dict[str, str] = {}
+
+    def look(site: str, x: Tensor) -> Tensor:
+        seen[id(x)] = (site, x)
+        return x
+
+    def reads(path: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and id(inputs[0]) in seen:
+            found[path] = seen[id(inputs[0])][0]
+
+    operands = {site.read_at: partial(look, site.name) for site in all_sites(model) if site.read_at}
+    with tapped(model, operands), ExitStack() as stack:
+        for path, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                stack.callback(module.register_forward_pre_hook(partial(reads, path)).remove)
+        model(**_inputs(model))
+    return found
+
+
+def _inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        size = config.image_size
+        shape = (size, size) if isinstance(size, int) else tuple(size)
+        return {"pixel_values": torch.zeros(1, config.num_channels, *shape, device=model.device)}
+    ids = torch.ones(1, TOKENS, dtype=torch.long, device=model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,0 +1,184 @@
+"""Contracts of every family and head, on tiny random networks."""
+
+from collections import Counter
+from functools import cache, partial
+
+import pytest
+import torch
+import transformers as hf
+from tiny import ALL, GEMM, sites_of, state
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quantlab.engines.insert import insert
+from quantlab.network.architecture import all_sites
+from quantlab.network.attention import attention
+from quantlab.network.conversion import conv1d_to_linear
+from quantlab.network.readers import readers
+from quantlab.network.sites import Placement
+from quantlab.network.taps import Probs, tapped
+from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.quant.grid import AffineGrid
+from quantlab.quant.sketch import Sketch
+from quantlab.tasks.heads import CLASSES, IMAGES, TOKENS, auto_class
+
+IDS = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {**IDS, **SIZES, "intermediate_size": 48, "max_position_embeddings": 66}
+GROUPED = {**TEXT, "num_key_value_heads": 2, "head_dim": 8}
+OPT = {**IDS, **SIZES, "ffn_dim": 48, "max_position_embeddings": 66, "word_embed_proj_dim": 32}
+IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
+GPT2 = {**IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 66}
+NARROW = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}
+LOCAL = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+DEIT = {"architectures": ["DeiTForImageClassification"]}
+LABELS, WORDS, PICTURES = (CLASSES,), (TOKENS, CLASSES), (IMAGES,)
+CONFIGS = {
+    "bert": (hf.BertConfig, TEXT, LABELS),
+    "roberta": (hf.RobertaConfig, TEXT, LABELS),
+    "mpnet": (hf.MPNetConfig, TEXT, LABELS),
+    "gpt2": (hf.GPT2Config, GPT2, WORDS),
+    "opt": (hf.OPTConfig, OPT, WORDS),
+    "opt-350m": (hf.OPTConfig, {**OPT, **NARROW}, WORDS),
+    "gpt_neox": (hf.GPTNeoXConfig, TEXT, WORDS),
+    "gpt_neox in turns": (hf.GPTNeoXConfig, {**TEXT, "use_parallel_residual": False}, WORDS),
+    "llama": (hf.LlamaConfig, {**GROUPED, "tie_word_embeddings": True}, WORDS),
+    "mistral": (hf.MistralConfig, {**GROUPED, "sliding_window": 3}, WORDS),
+    "qwen2": (hf.Qwen2Config, GROUPED, WORDS),
+    "qwen3": (hf.Qwen3Config, GROUPED, WORDS),
+    "smollm3": (hf.SmolLM3Config, GROUPED, WORDS),
+    "gemma3": (hf.Gemma3TextConfig, {**GROUPED, **LOCAL}, WORDS),
+    "vit": (hf.ViTConfig, {**IMAGE, "intermediate_size": 48}, PICTURES),
+    "deit": (hf.DeiTConfig, {**IMAGE, **DEIT, "intermediate_size": 48}, PICTURES),
+    "dinov2": (hf.Dinov2Config, {**IMAGE, "mlp_ratio": 2}, PICTURES),
+    "dinov2 gated": (hf.Dinov2Config, {**IMAGE, "mlp_ratio": 2, "use_swiglu_ffn": True}, PICTURES),
+}
+CASES = [(name, head) for name, (_, _, heads) in CONFIGS.items() for head in heads]
+cases = pytest.mark.parametrize("name, head", CASES, ids=[" ".join(case) for case in CASES])
+
+
+@cache
+def model_of(name: str, head: str) -> PreTrainedModel:
+    kind, settings, _ = CONFIGS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = auto_class(head).from_config(kind(**settings), attn_implementation="eager")
+        for value in model.parameters():
+            value.data = torch.randn_like(value) * (value.shape[-1] ** -0.5 if value.ndim > 1 else 0.3)
+    model.config.use_cache = False
+    return conv1d_to_linear(model).requires_grad_(False).eval()
+
+
+def batch_of(head: str, left: bool = False) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Two rows, of 6 and of 4 tokens or two images; and the mask."""
+    random = torch.Generator().manual_seed(0)
+    if head == IMAGES:
+        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=random)}, None
+    ids = torch.randint(3, 20, (2, 6), generator=random)
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    ids = ids * mask
+    if left:
+        ids[1], mask[1] = ids[1].roll(2), mask[1].roll(2)
+    return {"input_ids": ids, "attention_mask": mask}, mask.bool()
+
+
+@torch.inference_mode()
+def answers(model: PreTrainedModel, head: str, left: bool = False) -> Tensor:
+    """Logits, of tokens without padding."""
+    inputs, mask = batch_of(head, left)
+    if head == TOKENS and mask is not None:
+        inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        return model(**inputs).logits[mask].clone()
+    return model(**inputs).logits.clone()
+
+
+def ranges(model: PreTrainedModel, head: str, placement: Placement) -> dict[str, Sketch]:
+    """A sketch of what every site sees in one pass. A site that does not run once fails."""
+    sketches, runs, sites = {}, Counter[str](), sites_of(model, placement)
+    inputs, mask = batch_of(head)
+
+    def look(name: str, tap: object, x: Tensor) -> Tensor:
+        runs[name] += 1
+        sketches[name].update(tap.elements(x, mask))  # type: ignore[attr-defined]
+        return x
+
+    sketches |= {site.name: Sketch(channels=site.channels) for site in sites}
+    with torch.inference_mode(), tapped(model, {s.tap: partial(look, s.name, s.tap) for s in sites}):
+        model(**inputs)
+    assert runs == {site.name: 1 for site in sites}
+    return sketches
+
+
+def plan_of(model: PreTrainedModel, head: str, placement: Placement, bits: int) -> QuantPlan:
+    grid, sketches = AffineGrid(bits=bits, symmetric=False), ranges(model, head, placement)
+    ends = {n: (min(0.0, s.min.min().item()), max(0.0, s.max.max().item())) for n, s in sketches.items()}
+    weights = {n: p for n, p in model.named_parameters() if p.ndim == 2}
+    return QuantPlan(
+        activations=tuple(
+            ActivationQuant(site=s.name, tap=s.tap, grid=grid, lo=ends[s.name][:1], hi=ends[s.name][1:])
+            for s in sites_of(model, placement)
+        ),
+        weights=tuple(
+            WeightQuant(
+                parameter=name,
+                grid=AffineGrid(bits=bits, symmetric=True),
+                axis=None,
+                lo=(-p.abs().max().item(),),
+                hi=(p.abs().max().item(),),
+            )
+            for name, p in weights.items()
+        ),
+    )
+
+
+@cases
+def test_every_linear_has_one_operand_site(name: str, head: str) -> None:
+    model = model_of(name, head)
+    linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert set(readers(model)) == linears
+
+
+@cases
+@pytest.mark.parametrize("placement", [ALL, GEMM], ids=["all", "gemm"])
+def test_sixteen_bits_only_round_and_the_exit_restores(name: str, head: str, placement: Placement) -> None:
+    model = model_of(name, head)
+    plan, before, fp32 = plan_of(model, head, placement, 16), state(model), answers(model, head)
+    with insert(model, plan):
+        quantized = answers(model, head)
+    assert 0 < (quantized - fp32).abs().max() < 0.02 * fp32.abs().max()
+    assert state(model) == before
+    assert QuantPlan.from_json(plan.to_json()) == plan
+
+
+@cases
+def test_engines_agree(name: str, head: str) -> None:
+    model = model_of(name, head)
+    plan, results = plan_of(model, head, GEMM, 8), []
+    for engine in ("simulated", "integer"):
+        with insert(model, plan, engine):
+            results.append(answers(model, head))
+    difference, size = (results[0] - results[1]).abs().max(), results[0].abs().max()
+    assert difference < 0.05 * size  # a value between two levels may round to either
+
+
+@pytest.mark.parametrize("name, head", [case for case in CASES if case[1] == TOKENS])
+def test_padding_on_the_left_changes_no_answer(name: str, head: str) -> None:
+    model, same = model_of(name, head), lambda x: x
+    probs = {site.tap: same for site in all_sites(model) if isinstance(site.tap, Probs)}
+    right = answers(model, head)
+    with tapped(model, probs):
+        torch.testing.assert_close(answers(model, head, left=True), right, rtol=1e-4, atol=1e-5)
+
+
+def test_grouped_heads_equal_the_repeated_form_in_float64() -> None:
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, 5, 8, generator=random, dtype=torch.float64) for heads in (6, 2, 2)
+    )
+    mask = torch.full((5, 5), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    context, _ = attention(nn.Module().eval(), query, key, value, mask, softcap=2.0)
+    for head in range(6):
+        scores = query[:, head] @ key[:, head // 3].mT / 8**0.5
+        probs = (2 * torch.tanh(scores / 2) + mask[0]).softmax(-1)
+        torch.testing.assert_close(context[:, :, head], probs @ value[:, head // 3])
