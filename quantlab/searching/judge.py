@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 
 from quantlab.evaluation.clustered import log_ratio
 from quantlab.evaluation.significance import (
@@ -117,6 +118,7 @@ class Judge:
         if not np.isfinite(outcomes.logits[rows]).all():
             return (math.nan,) * 3
         ratio = log_ratio(self.score.name, self.reference[rows], outcomes.logits[rows], None)
-        ends = (-ratio.t95, ratio.t95, ratio.t_of(0.9))
+        one_sided = float(scipy.stats.t.isf(0.05, ratio.clusters - 1)) if ratio.clusters > 1 else math.nan
+        ends = (-ratio.t95, ratio.t95, one_sided)
         low, high, upper = (100 * math.expm1(ratio.centre + end * ratio.error) for end in ends)
         return low, high, upper
