@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from quantlab.analysis.channels import mean_square
 from quantlab.calibration.outlier_statistics import dominant_channels
 from quantlab.methods.bits import weight_of, weighted_modules
+from quantlab.network.readers import readers
 from quantlab.network.sites import Site
-from quantlab.network.taps import ModuleInput, ModuleOutput, Tap
+from quantlab.network.taps import ModuleOutput
 from quantlab.quant.sketch import Sketch
 
 LISTED = 200
@@ -44,11 +45,11 @@ def weight_table(
     tensor after an activation function is a site, that is ``site``, and ``energy`` is NaN.
     """
     taps = {tap: site.name for site in sites for tap in (site.read_at, site.made_at) if tap is not None}
-    rows = []
+    read, rows = readers(model), []
     for parameter, module in weighted_modules(model).items():
         if isinstance(module, nn.Linear):
             path = parameter.removesuffix(".weight")
-            source, site = _input(path, taps), taps.get(ModuleOutput(path))
+            source, site = read.get(path), taps.get(ModuleOutput(path))
             made = site or _after_activation(source, module.out_features, sites)
             around = LinearSketches(
                 inputs=sketches.get(source or ""), outputs=sketches.get(made or ""), linear=site is not None
@@ -74,11 +75,6 @@ def outlier_weights(model: PreTrainedModel, sigmas: float) -> int:
     """The number of weights of Linears beyond ``sigmas`` standard deviations of their matrix."""
     weights = [weight_of(m) for m in weighted_modules(model).values() if isinstance(m, nn.Linear)]
     return sum(int((weight.abs() > sigmas * weight.std()).sum()) for weight in weights)
-
-
-def _input(path: str, taps: Mapping[Tap, str]) -> str | None:
-    """The site that a Linear reads. Queries, keys and values read the input of the module around them."""
-    return taps.get(ModuleInput(path)) or taps.get(ModuleInput(path.rpartition(".")[0]))
 
 
 def _after_activation(source: str | None, channels: int, sites: Sequence[Site]) -> str | None:
