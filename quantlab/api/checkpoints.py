@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from quantlab.network.architecture import skeleton_of
 from quantlab.network.checkpoint import quiet
 from quantlab.storage.files import digest, file_digest, whole_folder
+from quantlab.tasks.heads import AUTO_CLASSES, auto_class, has_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def saved_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Saves model and tokenizer to a temporary folder, once for each content, and returns it.
 
-    The folder is removed when the process ends. Raises ValueError where the model is not the sequence
-    classifier that its config describes: another would be read back from the folder.
+    The folder is removed when the process ends. Raises ValueError where the model is none of the
+    networks with a head that its config describes: another would be read back from the folder.
     """
     _require_plain(model)
     content = digest(_content(model, tokenizer))
@@ -54,9 +54,11 @@ def _require_plain(model: PreTrainedModel) -> None:
             ": merge the adapter first, with merge_and_unload" if hasattr(model, "merge_and_unload") else ""
         )
         raise ValueError(f"model must be a model of transformers, got {type(model).__name__}{hint}")
-    expected = type(skeleton_of(model.config))
-    if type(model) is not expected:
-        raise ValueError(f"model must be a {expected.__name__}, got {type(model).__name__}")
+    heads = [head for head in AUTO_CLASSES if has_head(model.config, head)]
+    expected = [auto_class(head)._model_mapping[type(model.config)] for head in heads]
+    if type(model) not in expected:
+        names = " or ".join(each.__name__ for each in expected)
+        raise ValueError(f"model must be a {names}, got {type(model).__name__}")
 
 
 def _content(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str | bytes]:

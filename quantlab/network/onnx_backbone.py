@@ -111,7 +111,7 @@ def _tensors(file: Path, config: Dinov2Config) -> Iterator[tuple[str, Tensor]]:
 
     graph = onnx.load(file).graph
     stored = {each.name: torch.tensor(numpy_helper.to_array(each)) for each in graph.initializer}
-    width, patches = config.hidden_size, (EXPORTED_SIZE // config.patch_size) ** 2
+    width, patches = config.hidden_size, (EXPORTED_SIZE // 14) ** 2
     for name, tensor in stored.items():
         if name.startswith(PREFIX):
             yield name.removeprefix(PREFIX), tensor

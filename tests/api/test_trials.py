@@ -121,7 +121,7 @@ def test_settings_that_are_not_a_trials(checkpoint: Path, override: str, message
 def test_a_model_that_a_trial_cannot_read_back(checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     encoder = AutoModel.from_pretrained(checkpoint)
-    with pytest.raises(ValueError, match="model must be a BertForSequenceClassification, got BertModel"):
+    with pytest.raises(ValueError, match="BertForSequenceClassification or BertLMHeadModel, got BertModel"):
         quantlab.run_trial(model=encoder, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="model must be a model of transformers, got Linear"):
         quantlab.run_trial(model=torch.nn.Linear(1, 1), tokenizer=tokenizer)  # type: ignore[arg-type]
