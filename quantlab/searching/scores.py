@@ -242,7 +242,7 @@ def divergence(base: np.ndarray, logits: np.ndarray, predicted: bool = False) ->
     """
     if predicted:
         counts = base[:, 1] if base.shape[1] > 2 else 1.0
-        return np.abs(np.nan_to_num((logits - base)[:, 0] / counts, nan=DIVERGED))
+        return np.asarray(np.abs(np.nan_to_num((logits - base)[:, 0] / counts, nan=DIVERGED)))
     if base.shape[1] == 1:
         return np.asarray((base - logits)[:, 0].astype(np.float64) ** 2)
     p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (base, logits))
