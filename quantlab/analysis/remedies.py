@@ -112,7 +112,7 @@ def clipping_table(config: OutliersConfig, memo: Memo) -> pd.DataFrame:
         method = ClipWeightOutliers(sigmas=config.outliers.sigmas, count=count)
         result = run_trial(replace(config, method=method, profile=NoProfile(), runtime=TorchOnly()), memo)
         without = without or result
-        gain = compare(primary, without.logits, result.logits, result.labels)
+        gain = compare(primary, without.logits, result.logits, result.labels, clusters=result.clusters)
         clipped_fp32, weights = _fp32_clipped(config, method, memo, result)
         rows.append(
             {

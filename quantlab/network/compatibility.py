@@ -56,7 +56,9 @@ def check_fit(skeleton: PreTrainedModel, processor: Processor, task: Task, folde
         raise ValueError(f"{folder}: the tokenizer has {len(processor)} tokens, the model only {vocabulary}")
     most = min(token_limit(skeleton), processor.model_max_length)
     if task.max_length > most:
-        raise ValueError(f"task.max_length={task.max_length}, but the model takes at most {most} tokens")
+        raise ValueError(
+            f"task.{task.length_key}={task.max_length}, but the model takes at most {most} tokens"
+        )
 
 
 def check_image_size(config: PretrainedConfig, processor: Processor, folder: Path) -> None:

@@ -186,4 +186,4 @@ def _answers(row: ComparedTrial) -> SavedAnswers:
 
 
 def _pair(metric: str, one: SavedAnswers, other: SavedAnswers, tests: int) -> Comparison:
-    return compare(metric, other.logits, one.logits, one.labels, tests=tests)
+    return compare(metric, other.logits, one.logits, one.labels, tests=tests, clusters=one.clusters)

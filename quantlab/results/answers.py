@@ -22,6 +22,7 @@ class SavedAnswers:
     logits: np.ndarray  # (N, columns): the trial's logits, or what else its scores read
     fp32: np.ndarray  # (N, columns): FP32's
     columns: tuple[str, ...] = ()  # names of the columns; empty: logits
+    clusters: np.ndarray | None = None  # (N,): units of one number belong together; None: each stands alone
 
     @property
     def missing(self) -> int:
@@ -50,7 +51,13 @@ class SavedAnswers:
 
     def where(self, rows: np.ndarray) -> "SavedAnswers":
         """The rows for which the mask, bool (N,), is true."""
-        return replace(self, labels=self.labels[rows], logits=self.logits[rows], fp32=self.fp32[rows])
+        return replace(
+            self,
+            labels=self.labels[rows],
+            logits=self.logits[rows],
+            fp32=self.fp32[rows],
+            clusters=None if self.clusters is None else self.clusters[rows],
+        )
 
     def value(self, metric: str) -> float:
         """The trial's metric; NaN where an answer is missing."""
@@ -58,7 +65,7 @@ class SavedAnswers:
 
     def against_fp32(self, metric: str, tests: int = 1) -> Comparison:
         """The trial less FP32, corrected for ``tests`` comparisons."""
-        return compare(metric, self.fp32, self.logits, self.labels, tests=tests)
+        return compare(metric, self.fp32, self.logits, self.labels, tests=tests, clusters=self.clusters)
 
 
 def read_answers(folder: Path) -> SavedAnswers | None:
@@ -73,6 +80,7 @@ def read_answers(folder: Path) -> SavedAnswers | None:
         logits=table[list(columns)].to_numpy(float),
         fp32=table[[f"{FP32}{name}" for name in columns]].to_numpy(float),
         columns=columns,
+        clusters=table["cluster"].to_numpy() if "cluster" in table else None,
     )
 
 

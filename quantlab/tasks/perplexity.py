@@ -40,6 +40,7 @@ class Perplexity(Task):
     config: str | None = None  # the hub data set's configuration
     revision: str | None = None  # a commit, tag or branch of the hub data set
 
+    length_key: ClassVar[str] = "window"
     head: ClassVar[str] = TOKENS
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ class Task(ABC):
     metrics: tuple[str, ...]  # the first is the primary one, which differences are taken of
     max_length: int = 128  # in tokens; longer texts are cut
 
+    length_key: ClassVar[str] = "max_length"  # the setting that max_length comes from
     head: ClassVar[str] = CLASSES  # that a checkpoint needs, one of quantlab.tasks.heads
 
     def __post_init__(self) -> None:
