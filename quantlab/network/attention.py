@@ -108,7 +108,8 @@ def attention(
         context = _on_grids(query, key, value, attention_mask, scaling, taps)
         if context is not None:
             return context, None
-    key, value = (_repeated(x, query.shape[1] // x.shape[1]) for x in (key, value))
+    times = query.shape[1] // key.shape[1]
+    key, value = _repeated(key, times), _repeated(value, times)
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
