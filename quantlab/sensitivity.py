@@ -35,9 +35,9 @@ def main(settings: DictConfig) -> None:
 
     from quantlab.cli.console import plain_console
     from quantlab.machine.allocator import keep_freed_memory
-    from quantlab.searching.scores import MEASURED, MEASURED_ERROR
     from quantlab.searching.search_config import SearchConfig
     from quantlab.searching.search_run import measure_sensitivity
+    from quantlab.searching.site_scores import MEASURED, MEASURED_ERROR
 
     keep_freed_memory()
     console = plain_console()

@@ -14,9 +14,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from quantlab.network import checkpoint
+from quantlab.network.checkpoint_sources import Pretrained
 from quantlab.network.models import Checkpoint, FineTuned, Recipe, ResolvedCheckpoint
 from quantlab.network.processors import read_tokenizer
-from quantlab.network.sources import Pretrained
 from quantlab.tasks.glue import Glue
 from quantlab.training import finetuning
 from quantlab.training import recipe as training

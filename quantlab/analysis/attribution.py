@@ -16,8 +16,8 @@ from torch import Tensor
 from quantlab.analysis.channels import real_tokens, stream_sites
 from quantlab.cli.progress import progress
 from quantlab.network.taps import tapped
-from quantlab.searching.scores import divergence, first_order_of, noise_of, single_narrowings
 from quantlab.searching.setup import PreparedModel
+from quantlab.searching.site_scores import divergence, first_order_of, noise_of, single_narrowings
 from quantlab.searching.space import Choices
 from quantlab.tasks.batching import Batch, on_device
 from quantlab.tasks.outcomes import outcomes

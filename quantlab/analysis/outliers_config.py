@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from quantlab.config.checks import at_least, folder_name, freeze, one_of, whole
-from quantlab.searching.scores import SCORES
 from quantlab.searching.search_config import SearchConfig
+from quantlab.searching.site_scores import SCORES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ import torch
 from quantlab.config.checks import at_least, folder_name, one_of, whole
 from quantlab.network import checkpoint, checkpoint_files
 from quantlab.network.architecture import skeleton_of
+from quantlab.network.checkpoint_sources import CheckpointSource, Pretrained, origin_tags
 from quantlab.network.compatibility import check_fit, check_head, processor_tags, require_whole
 from quantlab.network.labels import label_columns
 from quantlab.network.processors import Processor, read_processor
-from quantlab.network.sources import CheckpointSource, Pretrained, origin_tags
 from quantlab.storage.files import cache_dir, digest
 from quantlab.tasks.task import Splits, Task
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from quantlab.config.checks import whole
 from quantlab.network.checkpoint import quiet
 from quantlab.network.checkpoint_files import NAMED, ORIGIN, PREPROCESSOR, clear_errors
-from quantlab.network.sources import CheckpointSource, package_folder
+from quantlab.network.checkpoint_sources import CheckpointSource, package_folder
 from quantlab.storage.files import cache_dir, digest, file_digest, whole_folder
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from quantlab.config.checks import freeze
 from quantlab.network.checkpoint_files import CONFIG, SAFETENSORS, TOKENIZER
-from quantlab.network.sources import CheckpointSource, package_folder
+from quantlab.network.checkpoint_sources import CheckpointSource, package_folder
 from quantlab.storage.files import cache_dir, file_digest, whole_folder
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 from optuna.study import Study
 
 from quantlab.results.store import locked_folder
-from quantlab.searching.scores import Scores
 from quantlab.searching.search_pictures import draw_scores
 from quantlab.searching.setup import PreparedModel
+from quantlab.searching.site_scores import Scores
 from quantlab.searching.study import count_setup
 from quantlab.storage.files import whole_folder
 

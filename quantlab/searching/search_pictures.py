@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from quantlab.methods.bits import Precision
 from quantlab.results.plots import COLOURS
 from quantlab.searching.history import History
-from quantlab.searching.scores import MEASURED, SCORES, Scores
+from quantlab.searching.site_scores import MEASURED, SCORES, Scores
 from quantlab.searching.space import Space
 
 SHADES = ("#DCE9F5", "#56B4E9", "#0072B2", "#D55E00")  # from narrow to wide

@@ -16,11 +16,11 @@ from quantlab.searching.answer_summary import AnswerSummary, wrapped
 from quantlab.searching.budget import Budget
 from quantlab.searching.history import EvaluatedCandidate, History
 from quantlab.searching.score_files import kept_scores, save_scores
-from quantlab.searching.scores import Scores, with_measured_loss
 from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.search_files import SearchFiles
 from quantlab.searching.search_tracking import record_candidate, record_search, search_run_of
 from quantlab.searching.setup import PreparedModel, checked_space, prepared_model
+from quantlab.searching.site_scores import Scores, with_measured_loss
 from quantlab.searching.space import Space
 from quantlab.searching.study import count_setup, identity_of, keep_held_out, open_study, storage_url
 from quantlab.searching.worker import SearchWorker

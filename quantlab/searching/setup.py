@@ -18,8 +18,8 @@ from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Runner, evaluate_candidate
 from quantlab.searching.judge import Judge, Measurement
 from quantlab.searching.latency import measured_latencies
-from quantlab.searching.scores import ActivationTable, Scores, score_sites
 from quantlab.searching.search_config import SearchConfig
+from quantlab.searching.site_scores import ActivationTable, Scores, score_sites
 from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, by_length

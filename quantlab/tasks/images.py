@@ -10,8 +10,8 @@ import pandas as pd
 
 from quantlab.tasks.examples import Examples
 from quantlab.tasks.heads import IMAGES
+from quantlab.tasks.image_files import Images, Picture
 from quantlab.tasks.labelled import EVALUATION, TRAIN, LabelledData
-from quantlab.tasks.pictures import Images, Picture
 from quantlab.tasks.tables import DataColumn, DataTable, table_files
 
 COLUMNS = ("image", "img")  # what data sets of the hub call their pictures

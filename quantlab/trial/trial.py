@@ -25,7 +25,7 @@ from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Tokenized
 from quantlab.tasks.heads import IMAGES
-from quantlab.tasks.pictures import processor_gaps
+from quantlab.tasks.image_files import processor_gaps
 from quantlab.tasks.scores import Kind
 from quantlab.trial.config import TrialConfig, check_trial, plain_config
 from quantlab.trial.deployed import measure_deployed

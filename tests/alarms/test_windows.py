@@ -5,7 +5,7 @@ import pytest
 from planted import names
 from transformers import ViTImageProcessor
 
-from quantlab.tasks.pictures import processor_gaps
+from quantlab.tasks.image_files import processor_gaps
 from quantlab.tasks.scores import Kind
 
 LABELS = np.zeros(12, np.int64)

@@ -19,8 +19,8 @@ from quantlab.analysis.attribution import (
 from quantlab.engines.insert import insert
 from quantlab.evaluation.diagnosis import site_sqnr_db
 from quantlab.plan.plan import QuantPlan
-from quantlab.searching.scores import single_narrowings
 from quantlab.searching.setup import PreparedModel
+from quantlab.searching.site_scores import single_narrowings
 from quantlab.searching.space import Choices
 from quantlab.tasks.batching import Batch
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from quantlab.config.checks import at_least, fitting, folder_name, freeze, nearest, one_of, whole
+from quantlab.network.checkpoint_sources import Pretrained
 from quantlab.network.models import FineTuned, Recipe
-from quantlab.network.sources import Pretrained
 from quantlab.sweeping.sweep import Sweep
 from quantlab.tasks.task import Splits
 from quantlab.tasks.task import Task as AnyTask

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from quantlab.network import checkpoint, checkpoint_files
+from quantlab.network.checkpoint_sources import Pretrained
 from quantlab.network.models import Checkpoint
 from quantlab.network.processors import read_tokenizer
-from quantlab.network.sources import Pretrained
 
 
 def test_the_fingerprint_names_weights_config_and_tokenizer_but_not_the_place(

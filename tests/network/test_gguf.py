@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from quantlab.network import gguf
 from quantlab.network.checkpoint_files import ORIGIN, locate
-from quantlab.network.sources import Packaged, Pretrained
+from quantlab.network.checkpoint_sources import Packaged, Pretrained
 
 CONFIG = LlamaConfig(
     vocab_size=8,

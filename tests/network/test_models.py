@@ -10,9 +10,9 @@ from conftest import MakeModel
 from safetensors.torch import load_file, save_file
 
 from quantlab.network import checkpoint
+from quantlab.network.checkpoint_sources import Packaged, Pretrained
 from quantlab.network.labels import label_columns
 from quantlab.network.models import Checkpoint, FineTuned, Recipe
-from quantlab.network.sources import Packaged, Pretrained
 from quantlab.tasks.text import TextClassification
 
 

@@ -18,7 +18,8 @@ from quantlab.methods.uniform import Uniform
 from quantlab.network.taps import tapped
 from quantlab.plan.plan import QuantPlan
 from quantlab.searching.evaluate import evaluate_candidate
-from quantlab.searching.scores import (
+from quantlab.searching.setup import PreparedModel
+from quantlab.searching.site_scores import (
     MEASURED,
     SCORES,
     Scores,
@@ -26,7 +27,6 @@ from quantlab.searching.scores import (
     single_narrowings,
     with_measured_loss,
 )
-from quantlab.searching.setup import PreparedModel
 from quantlab.searching.space import activation_table, space_of
 from quantlab.tasks.batching import Batch, total_rows
 

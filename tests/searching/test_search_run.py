@@ -16,9 +16,9 @@ from searches import PLANTED, ROWS, MakeLab, SearchLab
 from quantlab.methods.per_site import PerSite
 from quantlab.searching import worker as worker_module
 from quantlab.searching.evaluate import evaluate_candidate
-from quantlab.searching.scores import MEASURED, MEASURED_ERROR, SCORES
 from quantlab.searching.search_run import measure_sensitivity, run_search
 from quantlab.searching.setup import prepared_model
+from quantlab.searching.site_scores import MEASURED, MEASURED_ERROR, SCORES
 from quantlab.searching.space import Choices
 from quantlab.storage.memo import Memo
 

@@ -12,8 +12,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from quantlab.evaluation.answering import predict
 from quantlab.tasks.batching import by_length
+from quantlab.tasks.image_files import Images, Picture
 from quantlab.tasks.images import ImageClassification
-from quantlab.tasks.pictures import Images, Picture
 
 SIZE = 8
 

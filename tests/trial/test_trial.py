@@ -17,9 +17,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from quantlab.network import checkpoint_files
+from quantlab.network.checkpoint_sources import Pretrained
 from quantlab.network.models import FineTuned, Recipe
 from quantlab.network.processors import read_tokenizer
-from quantlab.network.sources import Pretrained
 from quantlab.plan.plan import QuantPlan
 from quantlab.storage.memo import Memo
 from quantlab.tasks.glue import Glue
