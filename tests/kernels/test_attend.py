@@ -180,6 +180,7 @@ def test_a_causal_mask_hides_only_what_torch_hides(which: str, worst: float) -> 
     torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_what_a_causal_mask_hides_is_not_computed() -> None:
     """Half of the keys, and so about half of the time."""
     query, key, value = (random(seed, 1, 4, 512, 64) for seed in range(3))
