@@ -31,6 +31,12 @@ def at_least(field: str, value: Any, least: float) -> None:
         raise ValueError(f"{field} must be at least {least}, got {value!r}")
 
 
+def part(field: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a number between 0 and 1, and neither."""
+    if isinstance(value, bool) or not 0 < value < 1:
+        raise ValueError(f"{field} must be between 0 and 1, got {value!r}")
+
+
 def above(field: str, value: Any, bound: float) -> None:
     """Raises ValueError unless ``value`` is a number (not a bool) above ``bound``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > bound:

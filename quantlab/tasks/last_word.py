@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantlab.config.checks import texts
+from quantlab.config.checks import part, texts
 from quantlab.tasks.columns import pair_texts
 from quantlab.tasks.examples import Examples, Texts, TokenRows
 from quantlab.tasks.heads import TOKENS
@@ -33,10 +33,7 @@ class LastWord(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         texts("task.data, task.text", (self.data, self.text))
-        if isinstance(self.calibration_share, bool) or not 0 < self.calibration_share < 1:
-            raise ValueError(
-                f"task.calibration_share must be between 0 and 1, got {self.calibration_share!r}"
-            )
+        part("task.calibration_share", self.calibration_share)
 
     @property
     def regression(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantlab.config.checks import can_name_hub_repository, one_of, texts, whole
+from quantlab.config.checks import can_name_hub_repository, one_of, part, texts, whole
 from quantlab.tasks.columns import pair_texts
 from quantlab.tasks.examples import Examples, Texts, TokenRows
 from quantlab.tasks.heads import TOKENS
@@ -51,10 +51,7 @@ class Perplexity(Task):
             whole("task.stride", self.stride, 1, self.window)
         texts("task.data", (self.data,))
         one_of("task.documents", self.documents, ("joined", "apart"))
-        if isinstance(self.calibration_share, bool) or not 0 < self.calibration_share < 1:
-            raise ValueError(
-                f"task.calibration_share must be between 0 and 1, got {self.calibration_share!r}"
-            )
+        part("task.calibration_share", self.calibration_share)
 
     @property
     def regression(self) -> bool:
