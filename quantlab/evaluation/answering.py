@@ -60,9 +60,10 @@ class Evaluation:
             return examples.head(self.limit)
         return examples.take(drawn(examples.labels, self.limit, self.seed))
 
-    def held_out(self, labels: np.ndarray) -> np.ndarray:
-        """Returns True for each answered row that is held out, bool (N,), given their labels (N,)."""
-        return held_out(labels, self.holdout, self.seed)
+    def held_out(self, labels: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
+        """Returns True for each answered row that is held out, bool (N,), given their labels and the clusters
+        that stay together, each (N,)."""
+        return held_out(labels, self.holdout, self.seed, clusters)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -95,7 +95,7 @@ def measuring_rows(trials: Sequence[SavedAnswers | None], share: float, seed: in
         return None
     if not all(other is not None and np.array_equal(other.labels, first.labels) for other in trials):
         return None
-    mask = held_out(first.labels, share, seed)
+    mask = held_out(first.labels, share, seed, first.clusters)
     return mask if mask.any() else None
 
 

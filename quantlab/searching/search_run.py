@@ -91,7 +91,7 @@ def open_checked_study(config: SearchConfig, folder: Path, memo: Memo) -> Study:
     _require_two_databases(config, folder)
     _, space = checked_space(config, memo)
     rows = select_rows(config.model, config.task, config.evaluation, memo)
-    held_out = config.evaluation.held_out(rows.evaluation.labels)
+    held_out = config.evaluation.held_out(rows.evaluation.labels, rows.evaluation.clusters)
     choosing = int((~held_out).sum())
     Budget.of(config.search, space, len(rows.evaluation), choosing, len(rows.train)).check()
     fingerprint = resolve_checkpoint(config.model, config.task, memo).fingerprint

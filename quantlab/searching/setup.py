@@ -79,13 +79,13 @@ class PreparedModel:
     @cached_property
     def choosing(self) -> RowSelection:
         """The evaluation rows that candidates are judged on."""
-        held_out = self.config.evaluation.held_out(self.material.rows.labels)
+        held_out = self.config.evaluation.held_out(self.material.rows.labels, self.material.clusters)
         return self.some_rows(~held_out) if held_out.any() else self.all_rows
 
     @cached_property
     def held_out(self) -> RowSelection | None:
         """The evaluation rows that measure only the answer; None if there are too few rows to divide."""
-        held_out = self.config.evaluation.held_out(self.material.rows.labels)
+        held_out = self.config.evaluation.held_out(self.material.rows.labels, self.material.clusters)
         return self.some_rows(held_out) if held_out.any() else None
 
     def some_rows(self, mask: np.ndarray) -> RowSelection:

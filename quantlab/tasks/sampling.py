@@ -35,16 +35,18 @@ def drawn(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(shuffled_rows(labels, seed, Purpose.DRAW)[:count])
 
 
-def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+def held_out(labels: np.ndarray, share: float, seed: int, clusters: np.ndarray | None = None) -> np.ndarray:
     """The rows, bool (N,), that choose nothing and measure what the other rows have chosen.
 
-    There are none where either side would have fewer than ``FEWEST`` rows.
+    Rows of one cluster, integers (N,), are on one side; the first stands for their class. Clusters are drawn
+    until the share is reached. No row is held out where either side would have fewer than ``FEWEST`` rows.
     """
-    count = round(share * len(labels))
-    mask = np.zeros(len(labels), bool)
-    if min(count, len(labels) - count) >= FEWEST:
-        mask[shuffled_rows(labels, seed, Purpose.HOLD_OUT)[:count]] = True
-    return mask
+    numbers = np.arange(len(labels)) if clusters is None else clusters
+    names, first, sizes = np.unique(numbers, return_index=True, return_counts=True)
+    order = shuffled_rows(labels[first], seed, Purpose.HOLD_OUT)
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), round(share * len(labels))))
+    mask = np.isin(numbers, names[order[: enough + 1]])
+    return mask if share and min(mask.sum(), (~mask).sum()) >= FEWEST else np.zeros(len(labels), bool)
 
 
 def evaluated(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -58,6 +58,10 @@ class Task(ABC):
         checkpoint's tokenizer makes. Raises ValueError where it can make none."""
         return examples
 
+    def unit_tags(self, examples: Examples, units: Examples) -> dict[str, str]:
+        """What the trial's tags say of how ``units`` came from the loaded ``examples``."""
+        return {}
+
     @property
     def kind(self) -> Kind:
         """What is asked of each unit, which says what the columns of the answers hold."""

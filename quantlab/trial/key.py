@@ -27,7 +27,7 @@ OWN = "quantlab."
 # are answered (the data's fingerprint covers them), what the trial runs on. Held-out rows are answered too.
 NOT_DECIDING = {
     "model": ("path", "revision", "name", "base", "recipe", "device"),
-    "task": ("data", "data_dir", "hub", "revision"),
+    "task": ("data", "data_dir", "hub", "revision", "calibration"),
     "evaluation": ("limit", "order", "seed", "holdout"),
 }
 

@@ -88,6 +88,12 @@ def units(model: ModelSpec, task: Task, memo: Memo) -> tuple[Examples, Examples]
     return memo.get("units", (model, task), make)
 
 
+def data_tags(model: ModelSpec, task: Task, memo: Memo) -> dict[str, str]:
+    """What the task says of its data: of what was read, and of the units that it evaluates."""
+    splits = load_splits(task, memo)
+    return {**splits.tags, **task.unit_tags(splits.evaluation, units(model, task, memo)[1])}
+
+
 def select_rows(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Memo) -> SelectedRows:
     """Selects the rows that the trial calibrates and answers, once."""
 
@@ -133,7 +139,7 @@ def load_material(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Me
             sites=all_sites(loaded.model),
             clusters=selected.evaluation.clusters,
             data_fingerprint=selected.fingerprint,
-            data_tags=load_splits(task, memo).tags,
+            data_tags=data_tags(model, task, memo),
             key=digest([loaded.fingerprint, selected.fingerprint, *setting, code_digest()]),
         )
 

@@ -54,8 +54,11 @@ def test_a_passage_of_one_word_is_refused() -> None:
         task().units(passages("the cat", "cat"), decoder_tokenizer())
 
 
-def test_the_first_passages_calibrate(tmp_path: Path) -> None:
-    file = tmp_path / "test.jsonl"
-    file.write_text("".join(f'{{"text": "the cat {index}"}}\n' for index in range(10)))
-    splits = task(str(file)).load()
-    assert (len(splits.train), len(splits.evaluation)) == (2, 8)
+@pytest.mark.parametrize("name", ["test.jsonl", "test.txt"])
+def test_the_first_passages_calibrate(name: str, tmp_path: Path) -> None:
+    passages = [f"the cat {index}" for index in range(10)]
+    lines = passages if name == "test.txt" else [f'{{"text": "{passage}"}}' for passage in passages]
+    (tmp_path / name).write_text("\n".join([*lines, ""]))
+    splits = task(str(tmp_path / name)).load()
+    assert isinstance(splits.train, Texts) and splits.train.texts == (("the cat 0",), ("the cat 1",))
+    assert len(splits.evaluation) == 8

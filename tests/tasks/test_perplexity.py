@@ -64,17 +64,24 @@ def test_words_are_those_that_begin_in_the_predicted_tokens() -> None:
     assert examples.predicted.tolist() == [[3, 3], [3, 2]]  # "mat.Then" is one word of three tokens
 
 
-def test_documents_apart_are_clusters() -> None:
-    examples = task(documents="apart", window=4).units(
-        documents("the cat sat on the mat then it ran", "a dog", "a dog ran and"), decoder_tokenizer()
-    )
+def test_documents_apart_are_clusters_and_short_ones_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    apart = task(documents="apart", window=4)
+    whole = documents("the cat sat on the mat then it ran", "a dog", "a dog ran and")
+    examples = apart.units(whole, decoder_tokenizer())
     assert examples.clusters is not None
     assert examples.clusters.tolist() == [0, 0, 2] and examples.take([2, 0]).clusters.tolist() == [2, 0]
+    assert apart.unit_tags(whole, examples) == {"documents_dropped": "1 of 3"}
+    assert caplog.messages == ["1 of 3 texts are shorter than task.window=4 and are left out"]
+    assert task(window=4).unit_tags(whole, task(window=4).units(whole, decoder_tokenizer())) == {}
 
 
-def test_a_text_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"task.window=16, but the text has only 3 tokens"):
-        task().units(documents("the cat sat"), decoder_tokenizer())
+@pytest.mark.parametrize(
+    "how, told",
+    [("joined", "the text has only 5 tokens:"), ("apart", "each of the 2 texts has only 3 tokens")],
+)
+def test_texts_shorter_than_a_window_are_refused(how: str, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"^task.window=16, but {told}.*take a longer text or a shorter"):
+        task(documents=how).units(documents("the cat sat", "a dog"), decoder_tokenizer())
 
 
 def test_cut_takes_whole_lines() -> None:

@@ -67,6 +67,14 @@ def test_held_out_rows_are_enough_on_both_sides_or_none(rows: int, share: float,
     assert scores.sum() == count
 
 
+def test_rows_of_one_cluster_are_held_out_together() -> None:
+    clusters = np.repeat(np.arange(60), np.arange(60) % 9 + 1)
+    mask = Evaluation().held_out(np.zeros(len(clusters), np.int64), clusters)
+    assert not np.isin(clusters[mask], clusters[~mask]).any()
+    assert 0 <= mask.sum() - len(mask) / 2 < 9
+    assert not Evaluation().held_out(np.zeros(400, np.int64), np.zeros(400, np.int64)).any()
+
+
 def test_the_draw_and_the_split_know_nothing_of_each_other() -> None:
     labels = np.zeros(10_000, np.int64)
     draw, hold = (shuffled_rows(labels, 0, purpose)[:5000] for purpose in (Purpose.DRAW, Purpose.HOLD_OUT))
