@@ -1,5 +1,6 @@
 """Granularity: which channels of a tensor share one range."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -8,15 +9,23 @@ from torch import Tensor
 from quantlab.config.checks import one_of, whole
 
 
+class Granularity(ABC):
+    """How channels are grouped, from their extremes."""
+
+    @abstractmethod
+    def assign(self, lo: Tensor, hi: Tensor) -> Tensor:
+        """The group index (0, 1, ...) of every channel, shape (channels,). No group is empty.
+
+        ``lo`` and ``hi`` are the channels' extremes, shape (channels,). Raises ValueError if there are more
+        groups than channels.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
-class PerTensor:
+class PerTensor(Granularity):
     """One range for the whole tensor."""
 
     def assign(self, lo: Tensor, hi: Tensor) -> Tensor:
-        """The group index (0, 1, ...) of every channel, shape (channels,).
-
-        ``lo`` and ``hi`` are the channels' extremes, shape (channels,).
-        """
         return torch.zeros(len(lo), dtype=torch.long)
 
     def __str__(self) -> str:
@@ -27,11 +36,10 @@ PER_TENSOR = PerTensor()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerChannel:
+class PerChannel(Granularity):
     """One range per channel."""
 
     def assign(self, lo: Tensor, hi: Tensor) -> Tensor:
-        """As :meth:`PerTensor.assign`."""
         return torch.arange(len(lo))
 
     def __str__(self) -> str:
@@ -39,7 +47,7 @@ class PerChannel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerGroup:
+class PerGroup(Granularity):
     """One range for each of ``k`` groups of channels, whose sizes differ by one channel at most.
 
     Per-embedding-group quantization (PEG), Bondarenko et al. 2021, section 4. ``permute="range"`` first sorts
@@ -55,7 +63,6 @@ class PerGroup:
         one_of("permute", self.permute, ("none", "range"))
 
     def assign(self, lo: Tensor, hi: Tensor) -> Tensor:
-        """As :meth:`PerTensor.assign`. Raises ValueError if there are more groups than channels."""
         whole("k", self.k, 1, len(lo))
         order = torch.argsort(hi - lo, stable=True) if self.permute == "range" else torch.arange(len(lo))
         groups = torch.empty(len(lo), dtype=torch.long)
@@ -65,9 +72,6 @@ class PerGroup:
 
     def __str__(self) -> str:
         return f"{self.k} groups" + (", permuted by range" if self.permute == "range" else "")
-
-
-Granularity = PerTensor | PerChannel | PerGroup
 
 
 def group_extremes(lo: Tensor, hi: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
