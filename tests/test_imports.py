@@ -19,7 +19,7 @@ LAYERS = (
     ("plan",),
     ("engines",),
     ("calibration", "runtimes"),
-    ("evaluation", "methods", "profiling"),
+    ("evaluation", "methods", "profiling", "rounding"),
     ("training",),
     ("alarms",),
     ("trial",),

@@ -1,0 +1,1 @@
+"""Rounding: which integers stand for a weight, one file a choice."""
