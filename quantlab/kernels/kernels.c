@@ -91,6 +91,41 @@ int snap_channels(const float *x, float *y, uint8_t *bytes, int64_t rows, int64_
     return nan;
 }
 
+/* The grid of one token, from its extremes, as AffineGrid.parameters computes it: its scale is FP32 and its
+   zero point whole. most is the largest integer; symmetric integers go down to -most, others to 0. */
+static inline Grid token_grid(const float *x, int64_t channels, float most, int symmetric, float *zero_point) {
+    float lo = 0, hi = 0;
+    int nan = 0;
+#pragma omp simd reduction(min : lo) reduction(max : hi) reduction(| : nan)
+    for (int64_t c = 0; c < channels; c++) {
+        nan |= x[c] != x[c];
+        lo = x[c] < lo ? x[c] : lo;
+        hi = x[c] > hi ? x[c] : hi;
+    }
+    const double low = lo, high = hi, width = symmetric ? (-low > high ? -low : high) : high - low;
+    const double least = 1.17549435e-38; /* the least normal number */
+    const float scale = nan || !(width > 0) ? 1.f : (float)fmax(width / most, least);
+    *zero_point = symmetric ? 0.f : (float)fmin(fmax(rint(-low / scale), 0), most);
+    return (Grid){1.f / scale, (symmetric ? -most : 0.f) - *zero_point, most - *zero_point, scale};
+}
+
+/* snap with the grid of each row's own extremes, which it writes to scales and zero_points. */
+int snap_tokens(const float *x, float *y, uint8_t *bytes, float *scales, float *zero_points, int64_t rows,
+                int64_t channels, float most, int symmetric, int32_t shift, int threads) {
+    int nan = 0;
+#pragma omp parallel for num_threads(threads) reduction(| : nan)
+    for (int64_t row = 0; row < rows; row++) {
+        float zero_point;
+        const float *from = x + row * channels;
+        const Grid grid = token_grid(from, channels, most, symmetric, &zero_point);
+        nan |= snap_part(from, y ? y + row * channels : 0, bytes ? bytes + row * channels : 0, channels, grid,
+                         (int32_t)zero_point + shift);
+        scales[row] = grid.step;
+        zero_points[row] = zero_point + shift;
+    }
+    return nan;
+}
+
 /* e^x for x <= 0, within 2 units in the last place: e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2.
    ln 2 is split into two floats, so that r is exact enough; e^r is its Taylor series up to r^7 / 7!. */
 static inline float exp_of_negative(float x) {

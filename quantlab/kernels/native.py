@@ -134,7 +134,9 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     ends = [ctypes.c_int32, _INT]
     loaded.snap.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, *ends]
     loaded.snap_channels.argtypes = [*[_POINTER] * 3, _COUNT, _COUNT, *[_POINTER] * 5, _INT]
+    loaded.snap_tokens.argtypes = [*[_POINTER] * 5, _COUNT, _COUNT, _FLOAT, _INT, *ends]
     sizes, grids = [_COUNT] * 6, [_POINTER] * 2
     loaded.attend.argtypes = [*[_POINTER] * 5, *sizes, _POINTER, _POINTER, _FLOAT, *grids, _INT]
-    loaded.snap.restype = loaded.snap_channels.restype = loaded.attend.restype = _INT
+    for function in (loaded.snap, loaded.snap_channels, loaded.snap_tokens, loaded.attend):
+        function.restype = _INT
     return loaded

@@ -5,20 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantlab.kernels import native
 from quantlab.kernels.snapper import MIDDLE
+from quantlab.kernels.tokens import TokenIntegers, snap_tokens
 from quantlab.quant.grid import AffineGrid
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TokenIntegers:
-    """A tensor quantized token by token: its values are ``scale (integers - zero_point)``.
-
-    The integers are unsigned for symmetric grids too, as the kernels take them.
-    """
-
-    integers: Tensor  # uint8, (..., channels)
-    scale: Tensor  # FP32, (..., 1)
-    zero_point: Tensor  # whole numbers in FP32, (..., 1), between 0 and 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +36,35 @@ class DynamicGrid:
         """FP32 scale and whole zero point of every token: (..., channels) -> (..., 1) each."""
         return self.affine.parameters(*torch.aminmax(x, dim=-1, keepdim=True))
 
-    def snap(self, x: Tensor) -> Tensor:
-        """The nearest value of its token's grid for every element."""
-        scale, zero_point = self.parameters(x)
-        return (self.affine.integers(x, scale, zero_point) - zero_point).mul_(scale)
+    def snap(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """The nearest value of its token's grid for every element; in place if ``overwrite`` is set."""
+        values, _ = self.quantize(x, values=True, integers=False, overwrite=overwrite)
+        assert values is not None
+        return values
 
     def encode(self, x: Tensor) -> TokenIntegers | None:
         """The integers of every element, for up to 8 bits; None if ``x`` holds NaN, which no byte represents.
 
         Their values equal :meth:`snap` to the bit.
         """
+        return self.quantize(x, values=False, integers=True)[1]
+
+    def quantize(
+        self, x: Tensor, values: bool, integers: bool, overwrite: bool = False
+    ) -> tuple[Tensor | None, TokenIntegers | None]:
+        """:meth:`snap` and :meth:`encode` at once; each result is None unless asked for."""
+        if native.takes(x) and x.numel():
+            return snap_tokens(x, self.affine.q_max, self.symmetric, values, integers, overwrite)
         scale, zero_point = self.parameters(x)
         whole = self.affine.integers(x, scale, zero_point)
-        if whole.isnan().any():
-            return None
+        snapped = (whole - zero_point).mul_(scale) if values else None
+        if not integers or whole.isnan().any():
+            return snapped, None
         shift = MIDDLE if self.symmetric else 0
-        return TokenIntegers(
-            integers=whole.add_(shift).to(torch.uint8), scale=scale, zero_point=zero_point + shift
+        encoded = TokenIntegers(
+            integers=(whole + shift).to(torch.uint8), scale=scale, zero_point=zero_point + shift
         )
+        return snapped, encoded
 
     def __str__(self) -> str:
         return f"{self.affine} per token"

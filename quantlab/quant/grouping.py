@@ -35,8 +35,8 @@ class KMeansGroups(Granularity):
         points = torch.stack([hi, lo], dim=1).double().numpy()
         points = points / (np.abs(points).max() or 1.0)
         centres, _ = kmeans(points, self.k, iter=20, thresh=1e-9, rng=np.random.default_rng(self.seed))
-        nearest = torch.from_numpy(vq(points, centres)[0].astype(np.int64))
-        return nearest.unique(return_inverse=True)[1]
+        codes = np.unique(vq(points, centres)[0], return_inverse=True)[1]
+        return torch.from_numpy(codes.astype(np.int64))
 
     def __str__(self) -> str:
         return f"{self.k} groups by k-means"

@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 from properties import heavy_tailed, matrices, properties
 from torch import Tensor
 
+from quantlab.kernels import native
 from quantlab.quant.dynamic import DynamicGrid
 from quantlab.quant.grid import AffineGrid
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built() -> None:
+    native.library()  # hypothesis thinks a first call that compiles too slow
+
 
 grids = st.builds(DynamicGrid, bits=st.integers(2, 8), symmetric=st.booleans())
 
@@ -54,6 +61,25 @@ def test_the_product_of_integers_is_exact(symmetric: bool) -> None:
         DynamicGrid(bits=8, symmetric=symmetric).snap(x).double() @ weights.snap(w, scale_w, zero).double().T
     )
     torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-4)
+
+
+@properties
+@given(grids, matrices(columns=40))
+def test_c_and_torch_agree_to_the_bit(grid: DynamicGrid, x: Tensor) -> None:
+    values, encoded = grid.quantize(x, values=True, integers=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: None)
+        expected, by_torch = grid.quantize(x, values=True, integers=True)
+    assert values is not None and expected is not None and torch.equal(values, expected)
+    assert encoded is not None and by_torch is not None
+    for name in ("integers", "scale", "zero_point"):
+        assert torch.equal(getattr(encoded, name), getattr(by_torch, name)), name
+
+
+def test_in_place() -> None:
+    x = heavy_tailed(4, 9)
+    grid, snapped = DynamicGrid(bits=4, symmetric=False), DynamicGrid(bits=4, symmetric=False).snap(x)
+    assert grid.snap(x, overwrite=True) is x and torch.equal(x, snapped)
 
 
 def test_nan_has_no_integers_and_stays_nan() -> None:
