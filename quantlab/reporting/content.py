@@ -32,7 +32,8 @@ DEFINITIONS = {
     "or that of the interval where it is larger; times the number of the page's trials, in the matrix of "
     "its pairs (Bonferroni)",
     "Verdict": "better or worse where the corrected p is below 5 %: there the interval beside "
-    "it leaves out 0; else the examples that would show half a point with 80 % power",
+    "it leaves out 0; else the examples that would show half a point, of a perplexity half a percent, with "
+    "80 % power",
     "Chosen and measured": "what to deploy and what failed worst are chosen on one part of the rows "
     "and measured on the held-out part (evaluation.holdout), as the best of many looks better on the rows "
     "that chose it than it is",
@@ -183,19 +184,21 @@ def _table_note(study: Study) -> str:
 
 
 def _matrix(scale: Scale, pairs: PairMatrix) -> dict[str, Any]:
-    size = len(pairs.rows)
+    size, against = len(pairs.rows), "less" if scale.percent else "over"
+    spec = "+z.1f" if scale.percent else scale.change_format
     cells: list[list[Any]] = [[None] * size for _ in range(size)]
     for (i, j), comparison in pairs.comparisons.items():
-        for row, column, sign in ((i, j, 1), (j, i, -1)):
-            difference = 100 * sign * comparison.difference
-            low, high = sorted(100 * sign * end for end in (comparison.low, comparison.high))
+        lost = [-comparison.difference, -comparison.low, -comparison.high]
+        for row, column, losses in ((i, j, lost), (j, i, list(map(scale.mirrored, lost)))):
+            difference, *ends = map(scale.change, losses)
+            low, high = sorted(ends)
             same = verdict(comparison)
-            words = same if sign > 0 else {"better": "worse", "worse": "better"}.get(same, same)
+            words = same if row == i else {"better": "worse", "worse": "better"}.get(same, same)
             mark = {"better": "▲ ", "worse": "▼ "}.get(words, "")
-            title = f"{pairs.rows[row].trial.name} less {pairs.rows[column].trial.name}: {words}; "
-            title += f"95 % interval {interval(low, high, '+z.2f')}; p {p_text(comparison.p)}"
+            title = f"{pairs.rows[row].trial.name} {against} {pairs.rows[column].trial.name}: {words}; "
+            title += f"95 % interval {interval(low, high, scale.change_format)}; p {p_text(comparison.p)}"
             cells[row][column] = {
-                "text": f"{mark}{number(difference, '+z.1f')}",
+                "text": f"{mark}{number(difference, spec)}",
                 "kind": verdict_style(words),
                 "title": title,
             }
@@ -206,7 +209,9 @@ def _matrix(scale: Scale, pairs: PairMatrix) -> dict[str, Any]:
     if pairs.left_out:
         caption += f" These are the {size} with the {scale.best} {scale.words}; "
         caption += f"{pairs.left_out} others are left out."
-    return {"names": [row.trial.name for row in pairs.rows], "cells": cells, "caption": caption}
+    head = f"row {against} column, {'in points' if scale.percent else 'as a ratio'}"
+    names = [row.trial.name for row in pairs.rows]
+    return {"head": head, "names": names, "cells": cells, "caption": caption}
 
 
 def _repeats(study: Study, rows: Sequence[ComparedTrial]) -> list[Table]:

@@ -1,4 +1,4 @@
-"""Figures of sweeps. Scores are in percent, their differences in points, intervals 95 %."""
+"""Figures of sweeps. Scores and their changes have the units of their scale, intervals are of 95 %."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from quantlab.cli.console import shortened
+from quantlab.results.scale import Scale
 from quantlab.results.table import ordered, short_names
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def dots_plot(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figur
     return figure
 
 
-def main_effects_plot(levels: pd.DataFrame, ylabel: str) -> Figure:
+def main_effects_plot(levels: pd.DataFrame, scale: Scale) -> Figure:
     """A panel a factor of a table of ``Factorial.main_effects``; the dashed line is the mean of all
     trials."""
     factors = {str(factor): group for factor, group in levels.groupby("factor", sort=False)}
@@ -102,14 +103,14 @@ def main_effects_plot(levels: pd.DataFrame, ylabel: str) -> Figure:
     figure = _figure(1 + sum(widths), 3.2)
     panels = figure.subplots(1, len(factors), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axes, width, (factor, group) in zip(panels, widths, factors.items(), strict=True):
-        mean = group["mean_percent"] - group["effect_points"]
-        ends = mean + group["effect_points_ci95_low"], mean + group["effect_points_ci95_high"]
-        axes.axhline(mean.iloc[0], **REFERENCE)
-        _line(axes, range(len(group)), (group["mean_percent"], *ends), STYLES[0])
+        mean = scale.before(group["mean"].to_numpy(), group["effect"].to_numpy())
+        ends = [scale.after(mean, group[f"effect_ci95_{end}"].to_numpy()) for end in ("low", "high")]
+        axes.axhline(mean[0], **REFERENCE)
+        _line(axes, range(len(group)), (group["mean"], *ends), STYLES[0])
         _ticks(axes, range(len(group)), list(group["level"]), width)
         axes.set_title(f"{short[factor]}\n{_share(group['variance_share'].iloc[0])}")
         axes.margins(x=0.5 / len(group))
-    panels[0].set_ylabel(ylabel)
+    panels[0].set_ylabel(scale.axis)
     return figure
 
 
@@ -132,7 +133,7 @@ def interactions_plot(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) 
     return figure
 
 
-def path_plot(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel: str) -> Figure:
+def path_plot(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], scale: Scale) -> Figure:
     """A waterfall of the full path, and beside it each change's order-free gain, as tables of ``Cube`` give
     them.
 
@@ -140,29 +141,33 @@ def path_plot(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], xlabel
     """
     figure = _figure(9, 1.4 + 0.34 * (len(full) + 2))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    rows, gains = np.arange(1, len(full) + 1), full["gain_points"].to_numpy()
-    start = full["reached_percent"].iloc[0] - gains[0]
-    reached = np.r_[start, full["reached_percent"]]
+    rows, gains = np.arange(1, len(full) + 1), full["gain"].to_numpy()
+    start = float(scale.before(full["reached"].iloc[0], gains[0]))
+    reached = np.r_[start, full["reached"]]
     colours = [COLOURS[0] if change in marked else PALE for change in full["change"]]
     left.use_sticky_edges = False  # bars would hold the axis to their ends, where the texts are
-    left.barh(rows, gains, left=reached[:-1], color=colours, height=0.6)
+    left.barh(rows, np.diff(reached), left=reached[:-1], color=colours, height=0.6)
     left.vlines(reached, np.r_[0, rows], np.r_[rows, len(full) + 1], color="gray", linewidth=0.8)
     left.plot(reached[[0, -1]], [0, len(full) + 1], "o", color="black", markersize=5)
-    texts = [f"{start:.1f} %", *map("{:+z.1f}".format, gains), f"{reached[-1]:.1f} %"]
+    percent = "" if scale.percent else " %"
+    changes = [f"{gain:+z.1f}{percent}" for gain in gains]
+    texts = [f"{start:.1f}{scale.unit}", *changes, f"{reached[-1]:.1f}{scale.unit}"]
     ends = [start, *np.maximum(reached[1:], reached[:-1]), reached[-1]]
     for row, (text, x) in enumerate(zip(texts, ends, strict=True)):
         left.annotate(text, (x, row), (5, 0), textcoords="offset points", va="center", fontsize=8)
     left.set_yticks(range(len(full) + 2), labels=["start", *map(label_text, full["change"]), "end"])
     left.set(
-        xlabel=xlabel, ylim=(len(full) + 1.6, -0.6), title="one change after another; dark: the shortest path"
+        xlabel=scale.axis,
+        ylim=(len(full) + 1.6, -0.6),
+        title="one change after another; dark: the shortest path",
     )
     left.margins(x=0.14)
     order_free = credit.set_index("change").loc[full["change"]]
-    right.barh(rows, order_free["gain_points"], color=colours, height=0.6)
-    low, high = (order_free[f"gain_points_ci95_{end}"] for end in ("low", "high"))
+    right.barh(rows, order_free["gain"], color=colours, height=0.6)
+    low, high = (order_free[f"gain_ci95_{end}"] for end in ("low", "high"))
     right.hlines(rows, low, high, color="black", linewidth=1)
     right.axvline(0, color="gray", linewidth=0.8)
-    right.set(xlabel="points", title="averaged over all orders")
+    right.set(xlabel=scale.effect_unit, title="averaged over all orders")
     return figure
 
 

@@ -3,9 +3,12 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from quantlab.tasks.scores import SCORES, Score
+
+ENDS = ("", "_ci95_low", "_ci95_high")  # of the names of a number and of the ends of its interval
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class Scale:
         """A loss as a column of differences shows it: points gained, or the ratio to FP32."""
         return -100 * loss if self.percent else 1 + loss
 
+    def mirrored(self, loss: float) -> float:
+        """What the other of two loses, where one loses this against it."""
+        return 1 / (1 + loss) - 1 if self.score.relative else -loss
+
     @property
     def change_format(self) -> str:
         """The format of :meth:`change`."""
@@ -93,6 +100,48 @@ class Scale:
         if self.score.relative:
             return f"has {size} {'less' if loss < 0 else 'more'} {self.words}"
         return f"{'loses' if loss > 0 else 'gains' if loss < 0 else 'loses or gains'} {size} of {self.words}"
+
+    @property
+    def effect_unit(self) -> str:
+        """The unit of :meth:`effects`: ``points``, or ``% of perplexity``."""
+        return f"% of {self.words}" if self.score.relative else "points"
+
+    def level(self, mean: np.ndarray | float) -> np.ndarray:
+        """Means of ``Results.scores`` as the score is shown: in percent, or a perplexity's geometric mean."""
+        return np.asarray(np.exp(np.negative(mean)) if self.score.relative else 100 * self.sign * mean)
+
+    def effects(self, differences: np.ndarray) -> np.ndarray:
+        """Differences of ``Results.scores``, each with the ends of its interval, (3, ...), as changes of the
+        score: in points, or in % of a perplexity, which is negative where it is better."""
+        if self.score.relative:
+            mean, low, high = 100 * np.expm1(-differences)
+        else:
+            mean, low, high = 100 * self.sign * differences
+        return np.stack([mean, np.minimum(low, high), np.maximum(low, high)])
+
+    def after(self, shown: np.ndarray | float, change: np.ndarray | float) -> np.ndarray:
+        """A shown score after a change by an effect."""
+        return np.asarray(shown * (1 + change / 100) if self.score.relative else shown + change)
+
+    def before(self, shown: np.ndarray | float, change: np.ndarray | float) -> np.ndarray:
+        """A shown score before a change by an effect."""
+        return np.asarray(shown / (1 + change / 100) if self.score.relative else shown - change)
+
+    def tolerance(self, limit: float) -> float:
+        """A limit of 100 times a loss as a difference of ``Results.scores``."""
+        return math.log1p(limit / 100) if self.score.relative else limit / 100
+
+    def named(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table of effects with units in its columns' names: ``effect_points`` for ``effect``, ..."""
+        unit = "percent" if self.score.relative else "points"
+        names = {
+            "mean": "mean_percent" if self.percent else "mean",
+            "reached": "reached_percent" if self.percent else "reached",
+            "range": f"range_{unit}",
+            **{f"effect{end}": f"effect_{unit}{end}" for end in ENDS},
+            **{f"gain{end}": f"{'gain' if self.percent else 'change'}_{unit}{end}" for end in ENDS},
+        }
+        return table.rename(columns=names)
 
 
 def scale_of(name: str) -> Scale:

@@ -40,11 +40,6 @@ class Results:
         return self.scale.axis
 
     @property
-    def effects_axis(self) -> str:
-        """The name and unit of 100 times :meth:`scores`."""
-        return f"-100 ln({self.scale.words})" if self.scale.score.relative else self.axis
-
-    @property
     def failed(self) -> pd.Series:
         """Which rows failed."""
         return self.table["status"] == "failed"

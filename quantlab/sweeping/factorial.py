@@ -9,20 +9,25 @@ import numpy as np
 import pandas as pd
 
 from quantlab.config.checks import one_of
+from quantlab.results.scale import ENDS, Scale
 from quantlab.results.table import Results, drop_text, markdown, number_texts, ordered, short_names
 from quantlab.sweeping import effects
 
-INTERVAL = ["effect_points", "effect_points_ci95_low", "effect_points_ci95_high"]
+INTERVAL = [f"effect{end}" for end in ENDS]
 PAIR = ["factor_a", "factor_b", "variance_share", "level_a", "level_b", *INTERVAL]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Factorial:
-    """Trials of every combination of the factors' levels, all combinations equally often."""
+    """Trials of every combination of the factors' levels, all combinations equally often.
 
-    scores: np.ndarray  # (trials, examples): fractions
+    In the tables, ``mean`` is the score as it is shown, ``effect`` its change (:meth:`Scale.effects`).
+    """
+
+    scores: np.ndarray  # (trials, examples), as Results.scores gives them
     codes: np.ndarray  # (trials, factors): numbers of levels
     levels: dict[str, list[str]]  # by factor, in the order of the columns of codes
+    scale: Scale  # of the score: the tables are in its units
 
     def shares(self) -> dict[tuple[str, ...], float]:
         """Shares of the variance among trials: of each factor, of each pair, and under ``()`` of the rest."""
@@ -43,8 +48,10 @@ class Factorial:
         )
 
     def cells(self, a: str, b: str) -> pd.DataFrame:
-        """Means in percent, a's levels down, b's across."""
-        means = 100 * effects.cell_means(self.scores, self._codes(a), self._codes(b)).mean(axis=-1)
+        """Means as the score is shown, a's levels down, b's across."""
+        means = self.scale.level(
+            effects.cell_means(self.scores, self._codes(a), self._codes(b)).mean(axis=-1)
+        )
         table = pd.DataFrame(means, index=self.levels[a], columns=self.levels[b])
         return table.rename_axis(index=short_names(self.levels)[a], columns=short_names(self.levels)[b])
 
@@ -52,53 +59,50 @@ class Factorial:
         """Markdown: where the variance among trials comes from, the largest share first, and every level's
         effect."""
         shares, levels, short = self.shares(), self.main_effects(), short_names(self.levels)
-        ranges = levels.groupby("factor")["range_points"].first()
+        ranges, unit = levels.groupby("factor")["range"].first(), self.scale.effect_unit
         by_share = sorted(shares, key=lambda names: (not names, -shares[names]))
         sources = {
             "source": [" × ".join(short[name] for name in names) or "higher orders" for names in by_share],
             "share of variance (%)": number_texts(
                 pd.Series([100 * shares[names] for names in by_share]), ".1f"
             ),
-            "range of means (points)": [
+            f"range of means ({unit})": [
                 f"{ranges[names[0]]:.2f}" if len(names) == 1 else "" for names in by_share
             ],
         }
         rows = {
             "factor": levels["factor"].map(short),
             "level": levels["level"],
-            "mean (%)": number_texts(levels["mean_percent"], ".2f"),
-            "effect in points (95 % interval)": [drop_text(*row) for row in levels[INTERVAL].to_numpy()],
+            "mean (%)" if self.scale.percent else "geometric mean": number_texts(levels["mean"], ".2f"),
+            f"effect in {unit} (95 % interval)": [drop_text(*row) for row in levels[INTERVAL].to_numpy()],
         }
         return markdown(pd.DataFrame(sources)) + "\n" + markdown(pd.DataFrame(rows))
 
     def _levels(self, factor: str) -> pd.DataFrame:
-        effect, low, high = 100 * effects.mean_ci95(effects.main_effects(self.scores, self._codes(factor)))
+        differences = effects.mean_ci95(effects.main_effects(self.scores, self._codes(factor)))
+        ends = dict(zip(INTERVAL, self.scale.effects(differences), strict=True))
+        widest = np.repeat(-np.ptp(differences[0]), 3)
         return pd.DataFrame(
             {
                 "factor": factor,
                 "level": self.levels[factor],
-                "mean_percent": 100 * self.scores.mean() + effect,
-                "effect_points": effect,
-                "effect_points_ci95_low": low,
-                "effect_points_ci95_high": high,
-                "range_points": np.ptp(effect),
+                "mean": self.scale.level(self.scores.mean() + differences[0]),
+                **ends,
+                "range": abs(self.scale.effects(widest)[0]),
                 "variance_share": self.shares()[factor,],
             }
         )
 
     def _largest(self, a: str, b: str) -> dict[str, str | float]:
-        cells = 100 * effects.mean_ci95(effects.interactions(self.scores, self._codes(a), self._codes(b)))
+        cells = effects.mean_ci95(effects.interactions(self.scores, self._codes(a), self._codes(b)))
         row, column = np.unravel_index(np.abs(cells[0]).argmax(), cells[0].shape)
-        mean, low, high = cells[:, row, column]
         return {
             "factor_a": a,
             "factor_b": b,
             "variance_share": self.shares()[a, b],
             "level_a": self.levels[a][row],
             "level_b": self.levels[b][column],
-            "effect_points": mean,
-            "effect_points_ci95_low": low,
-            "effect_points_ci95_high": high,
+            **dict(zip(INTERVAL, self.scale.effects(cells[:, row, column]).tolist(), strict=True)),
         }
 
     def _codes(self, factor: str) -> np.ndarray:
@@ -119,4 +123,4 @@ def factorial_of(block: Results, factors: Sequence[str]) -> Factorial:
             f"these are {len(codes)} trials of {counts}"
         )
     shown = {name: [level or "default" for level in values] for name, values in levels.items()}
-    return Factorial(scores=block.scores(), codes=codes, levels=shown)
+    return Factorial(scores=block.scores(), codes=codes, levels=shown, scale=block.scale)

@@ -80,15 +80,15 @@ class Effects(View):
         factorial = factorial_of(results.block(self.block), self.factors)
         levels, pairs = factorial.main_effects(), factorial.interactions()
         tables = {
-            "main_effects.csv": levels.to_csv(index=False),
-            "interactions.csv": pairs.to_csv(index=False),
+            "main_effects.csv": results.scale.named(levels).to_csv(index=False),
+            "interactions.csv": results.scale.named(pairs).to_csv(index=False),
             "main_effects.md": factorial.report(),
         }
-        figures = {"main_effects.png": plots.main_effects_plot(levels, ylabel=results.effects_axis)}
+        figures = {"main_effects.png": plots.main_effects_plot(levels, results.scale)}
         if len(pairs):
             cells = [factorial.cells(a, b) for a, b in zip(pairs["factor_a"], pairs["factor_b"], strict=True)]
             panels = zip(cells[:PANELS], pairs["variance_share"], strict=False)
-            figures["interactions.png"] = plots.interactions_plot(list(panels), ylabel=results.effects_axis)
+            figures["interactions.png"] = plots.interactions_plot(list(panels), ylabel=results.axis)
         drawn = [plots.save_figure(figure, results.title, folder / name) for name, figure in figures.items()]
         return [*write_texts(folder, tables), *drawn]
 
@@ -104,7 +104,7 @@ class Path(View):
     block: str
     start: Settings
     end: Settings
-    max_drop: float = 0.5  # points that the end of the shortest path may lose against all changes
+    max_drop: float = 0.5  # points, or % of perplexity, that the end of the shortest path may lose
 
     def __post_init__(self) -> None:
         above("max_drop", self.max_drop, 0)
@@ -120,10 +120,8 @@ class Path(View):
         cube = cube_of(results.block(self.block), dict(self.start), dict(self.end), self.max_drop)
         shortest, full, order_free = cube.shortest(), cube.full(), cube.shapley()
         steps = pd.concat([shortest, full, order_free])
-        figure = plots.path_plot(
-            full, order_free, marked=set(shortest["change"]), xlabel=results.effects_axis
-        )
-        tables = {"path.csv": steps.to_csv(index=False), "path.md": cube.report()}
+        figure = plots.path_plot(full, order_free, set(shortest["change"]), results.scale)
+        tables = {"path.csv": results.scale.named(steps).to_csv(index=False), "path.md": cube.report()}
         return [*write_texts(folder, tables), plots.save_figure(figure, results.title, folder / "path.png")]
 
 

@@ -56,6 +56,19 @@ def without_intervals(results: Results) -> Results:
     return replace(results, primary="pearson", table=table, correct=None)
 
 
+def perplexities(rows: list[dict[str, str]], factors: Sequence[float]) -> Results:
+    """A row's perplexity is 100 times its factor, over 400 windows that differ alike in all rows."""
+    windows = np.random.default_rng(0).normal(0, 0.5, 400)
+    noise = np.random.default_rng(1).normal(0, 0.01, (len(rows), 400))
+    logs = np.log(100 * np.array(factors))[:, None] + (windows - windows.mean()) + noise
+    logs += (np.log(100 * np.array(factors)) - logs.mean(axis=1))[:, None]
+    results = faked(rows, answers([0.5] * len(rows)), block="cube")
+    table = results.table.loc[:, ~results.table.columns.str.startswith("accuracy")]
+    return replace(
+        results, primary="perplexity", table=table.assign(perplexity=np.exp(logs.mean(axis=1))), correct=-logs
+    )
+
+
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures that a view saves, by file."""
@@ -290,6 +303,42 @@ def test_path_pins_what_start_and_end_share(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "path.csv").set_index("path")
     assert table.loc["full", "change"].tolist() == ["samples=1", "estimator=mse"]
     assert table.loc["full", "reached_percent"].tolist() == pytest.approx([90, 90])
+
+
+def test_paths_of_a_perplexity_are_in_percent_of_it(figures: dict[str, Figure], tmp_path: Path) -> None:
+    """One change halves it, one takes a fifth, one does nothing; the smallest perplexity is the best."""
+    shrinks = {"bits.symmetric": 0.5, "bits.estimator": 1.0, "calibration.samples": 0.8}
+    factors = [
+        np.prod([shrinks[name] if row[name] == END[name] else 1.0 for name in END]).item() for row in ENDS
+    ]
+    results = perplexities(CUBE, factors)
+    views.Path(block="cube", start=START, end=END, max_drop=2).draw(results, tmp_path)
+    table = pd.read_csv(tmp_path / "path.csv").set_index("path")
+    assert table.loc["full", "change"].tolist() == ["symmetric=false", "samples=1", "estimator=mse"]
+    np.testing.assert_allclose(table.loc["full", "reached"], [50, 40, 40])
+    np.testing.assert_allclose(table.loc["full", "change_percent"], [-50, -20, 0], atol=1e-9)
+    steps = table.loc["full"]
+    assert (steps["change_percent_ci95_low"] < steps["change_percent"]).all()
+    assert (steps["change_percent"] < steps["change_percent_ci95_high"]).all()
+    report = (tmp_path / "path.md").read_text()
+    assert "All 3 changes lead from 100.00 to 40.00: -60.00 (-60." in report and "points" not in report
+    assert "to at most 2 % more perplexity than all changes makes 2 and reaches 40.00; the rest" in report
+    left, right = figures["path.png"].axes
+    assert (left.get_xlabel(), right.get_xlabel()) == ("perplexity", "% of perplexity")
+    widths = [bar.get_width() for bar in left.containers[0]]
+    np.testing.assert_allclose(widths, [-50, -10, 0], atol=1e-9)
+
+
+def test_effects_on_a_perplexity_are_in_percent_of_it(tmp_path: Path) -> None:
+    shrink = {"gemm": 0.25, "percentile": 0.5, "mse": 0.5}
+    factors = [np.prod([shrink.get(value, 1.0) for value in row.values()]).item() for row in GRID]
+    Effects(block="cube", factors=FACTORS).draw(perplexities(GRID, factors), tmp_path)
+    table = pd.read_csv(tmp_path / "main_effects.csv").set_index("level")
+    assert table["mean"]["all"] == pytest.approx(4 * table["mean"]["gemm"])
+    assert table["effect_percent"][["all", "gemm"]].tolist() == pytest.approx([100, -50])
+    assert table["range_percent"]["gemm"] == pytest.approx(300)
+    report = (tmp_path / "main_effects.md").read_text()
+    assert "effect in % of perplexity" in report and "points" not in report and "geometric mean" in report
 
 
 @pytest.mark.parametrize(
