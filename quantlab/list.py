@@ -71,7 +71,7 @@ def _sites(settings: list[str], own: Path | None) -> list[str]:
     from hydra.utils import instantiate
 
     from quantlab.cli.errors import compact_errors, one_line, require_values
-    from quantlab.network.architecture import all_sites, skeleton_of
+    from quantlab.network.architecture import all_sites, family_of, skeleton_of
     from quantlab.network.checkpoint import read_config
     from quantlab.network.models import FineTuned
 
@@ -84,10 +84,12 @@ def _sites(settings: list[str], own: Path | None) -> list[str]:
             config = instantiate(composed)
             model, task = config.model, config.task
             folder = model.base.folder() if isinstance(model, FineTuned) else model.folder(task, task.load)
-            sites = all_sites(skeleton_of(read_config(folder)))
+            skeleton = skeleton_of(read_config(folder), task.head)
     except CompactHydraException as error:
         raise ValueError(one_line(error)) from error
-    return [f"{site.name:24} {site.channels:6} channels" for site in sites]
+    sites = [f"{site.name:24} {site.channels:6} channels" for site in all_sites(skeleton)]
+    missing = family_of(skeleton).unreachable
+    return sites + [f"{f'*.{role}':24} {'none':>15}: {reason}" for role, reason in missing.items()]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     """The transformer layers, in order."""
-    return list(model.get_submodule(family_of(model.config).layers).children())
+    return list(model.get_submodule(family_of(model).layers).children())
 
 
 def first_layer(site: str, layers: int) -> int:

@@ -1,24 +1,23 @@
-"""Site tables: how a model family lists its sites, and how the list unfolds over a model of any depth."""
+"""Which site table a model has: its architecture's own, or the one that a traced pass finds."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 import quantlab.network.families
 from quantlab.config.checks import nearest
 from quantlab.network.conversion import conv1d_to_linear
+from quantlab.network.family import Family, FeedForward
 from quantlab.network.sites import Site
-from quantlab.network.taps import Tap
-from quantlab.tasks.heads import CLASSES, auto_class
+from quantlab.network.unlisted import traced_family
+from quantlab.tasks.heads import CLASSES, auto_class, has_head
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -26,112 +25,67 @@ if TYPE_CHECKING:
 FOREIGN = "quantlab_families"  # a namespace package: each folder of this name on PYTHONPATH adds tables
 
 
-@dataclass(frozen=True)
-class Taps:
-    """The taps of one role: where its tensor is made, and where a matrix product reads it.
-
-    Module names are relative to the layer, or to the model outside the layers. ``optional``: a model without
-    the module has no such site, instead of raising an error.
-    """
-
-    made_at: Tap | None = None
-    read_at: Tap | None = None
-    optional: bool = False
-
-
-def one_tap(tap: Tap) -> Taps:
-    """The taps of a tensor whose one consumer is a matrix product: both are the same."""
-    return Taps(made_at=tap, read_at=tap)
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The module paths of a feed-forward block: a Linear, its activation, and a second Linear.
-
-    Only the activation reads the first Linear, and only the second Linear reads the activation.
-    """
-
-    first: str
-    activation: str
-    second: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """The site table of one model family: the module path of its layers, and the taps of every role before,
-    in and after a layer.
-
-    ``heads`` has one table, of whole names as ``head.out``, for each head that the family comes with; the
-    first whose modules the model has is its own. ``unreachable``: roles of a layer that exist and that no tap
-    reaches, each with the reason.
-    """
-
-    layers: str
-    embed: Mapping[str, Taps]
-    layer: Mapping[str, Taps]
-    heads: Sequence[Mapping[str, Taps]]
-    feed_forward: FeedForward | None = None  # if named, an engine may fuse its Linear and activation
-    unreachable: Mapping[str, str] = field(default_factory=dict)
-
-    def sites(self, model: PreTrainedModel) -> list[Site]:
-        """Every site of the model, in the network's order.
-
-        Raises ValueError if a module of the table is missing, or if two sites share a tap.
-        """
-        modules = dict(model.named_modules())
-        depth = sum(1 for _ in modules[self.layers].children())
-        tables = [("", "embed", self.embed)]
-        tables += [(f"{self.layers}.{index}.", str(index), self.layer) for index in range(depth)]
-        tables += [("", "", self._head(modules))]
-        sites = [
-            site
-            for prefix, scope, table in tables
-            for role, taps in table.items()
-            if (site := _site(f"{scope}.{role}".lstrip("."), taps, prefix, modules, model.config)) is not None
-        ]
-        _check_distinct((site.made_at, site.name) for site in sites)
-        _check_distinct((site.read_at, site.name) for site in sites)
-        return sites
-
-    def _head(self, modules: Mapping[str, nn.Module]) -> Mapping[str, Taps]:
-        """The table of the model's own head; the last one if it has none of them."""
-        own = (head for head in self.heads if all(_exists(taps, modules) for taps in head.values()))
-        return next(own, self.heads[-1])
-
-
-def _exists(taps: Taps, modules: Mapping[str, nn.Module]) -> bool:
-    return taps.optional or all(tap.module in modules for tap in (taps.made_at, taps.read_at) if tap)
-
-
-def family_of(config: PretrainedConfig) -> Family:
+def family_of(model: PreTrainedModel) -> Family:
     """The table of a model's architecture: its module's ``FAMILY``, or ``family(config)`` where settings of
-    the config decide. Raises ValueError if there is none."""
-    module = importlib.import_module(_table_module(config))
-    family = module.family(config) if hasattr(module, "family") else module.FAMILY
+    the config decide. Without a module, it is what a traced pass finds.
+
+    Raises ValueError, with the reason, if it finds no layers or the pass fails.
+    """
+    name = _table_module(model.config)
+    if name is None:
+        try:
+            return traced_family(model)
+        except ValueError as error:
+            raise ValueError(
+                f"{_no_table(model.config)}. quantlab finds no sites by itself: {error}"
+            ) from error
+    module = importlib.import_module(name)
+    family = module.family(model.config) if hasattr(module, "family") else module.FAMILY
     assert isinstance(family, Family)
     return family
 
 
 def foreign_table(config: PretrainedConfig) -> Path | None:
-    """The file of an architecture's table that is not quantlab's own; None for its own."""
-    module = importlib.import_module(_table_module(config))
-    return Path(str(module.__file__)) if module.__name__.startswith(f"{FOREIGN}.") else None
+    """The file of an architecture's table that is not quantlab's own; None for its own, or without one."""
+    name = _table_module(config)
+    if name is None or not name.startswith(f"{FOREIGN}."):
+        return None
+    return Path(str(importlib.import_module(name).__file__))
 
 
-def _table_module(config: PretrainedConfig) -> str:
+def site_tags(model: PreTrainedModel) -> dict[str, str]:
+    """The tag ``sites`` of a model without a table: which roles its traced pass finds, and which it lacks."""
+    if _table_module(model.config) is not None:
+        return {}
+    family = family_of(model)
+    roles = dict.fromkeys(
+        name.partition(".")[2] for name in (site.name for site in family.sites(model)) if name[0].isdigit()
+    )
+    return {"sites": f"traced: {', '.join(roles)}; none of {', '.join(family.unreachable)}"}
+
+
+def _table_module(config: PretrainedConfig) -> str | None:
     """The module ``<model type>`` of ``quantlab.network.families``, or of ``quantlab_families`` in any folder
-    on PYTHONPATH."""
-    own = [module.name for module in pkgutil.iter_modules(quantlab.network.families.__path__)]
-    spec = importlib.util.find_spec(FOREIGN)
-    folders = [] if spec is None else spec.submodule_search_locations
-    foreign = [module.name for module in pkgutil.iter_modules(folders)]
+    on PYTHONPATH; None if neither has it."""
+    own, foreign = _tables()
     name = config.model_type.replace("-", "_")
     if name in own:
         return f"quantlab.network.families.{name}"
-    if name in foreign:
-        return f"{FOREIGN}.{name}"
-    known = sorted([*own, *foreign])
-    raise ValueError(
+    return f"{FOREIGN}.{name}" if name in foreign else None
+
+
+def _tables() -> tuple[list[str], list[str]]:
+    """The model types of quantlab's own tables, and of those on PYTHONPATH."""
+    spec = importlib.util.find_spec(FOREIGN)
+    folders = [] if spec is None else spec.submodule_search_locations
+    own, foreign = (pkgutil.iter_modules(paths) for paths in (quantlab.network.families.__path__, folders))
+    return [module.name for module in own], [module.name for module in foreign]
+
+
+def _no_table(config: PretrainedConfig) -> str:
+    own, foreign = _tables()
+    known, name = sorted([*own, *foreign]), config.model_type.replace("-", "_")
+    return (
         f"quantlab has no site table for the architecture {config.model_type!r}{nearest(name, known)}; "
         f"it has {', '.join(known)}. A new one is a file {FOREIGN}/{name}.py in a folder on PYTHONPATH "
         f"(docs/extending.md)"
@@ -140,7 +94,7 @@ def _table_module(config: PretrainedConfig) -> str:
 
 def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
     """The feed-forward block of every layer; empty if the family's table does not name it."""
-    family = family_of(model.config)
+    family = family_of(model)
     if family.feed_forward is None:
         return []
     names = (name for name, _ in model.get_submodule(family.layers).named_children())
@@ -152,56 +106,21 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
 
 def all_sites(model: PreTrainedModel) -> list[Site]:
     """Every site of a model, in the network's order. The model may be on the meta device."""
-    return family_of(model.config).sites(model)
+    return family_of(model).sites(model)
 
 
 def skeleton_of(config: PretrainedConfig, head: str = CLASSES) -> PreTrainedModel:
     """The network that a config describes, on the meta device: modules and shapes, no weights.
 
-    Raises ValueError if quantlab has no site table for its architecture.
+    Raises ValueError if quantlab has no site table for its architecture and finds no sites by itself.
     """
     from transformers import PreTrainedModel
 
-    family_of(config)
+    if not has_head(config, head):
+        raise ValueError(f"{_no_table(config)}, and transformers has none that answers {head}")
     with torch.device("meta"):
         model = auto_class(head).from_config(config)
     assert isinstance(model, PreTrainedModel)
-    return conv1d_to_linear(model)
-
-
-def _check_distinct(taps: Iterable[tuple[Tap | None, str]]) -> None:
-    """Raises ValueError if two sites, given as pairs of tap and name, share a tap."""
-    names: dict[Tap, str] = {}
-    for tap, name in taps:
-        if tap is not None and names.setdefault(tap, name) != name:
-            raise ValueError(
-                f"the site table names the {tap.at} of {tap.module} twice, as {names[tap]} and as {name}: "
-                "only one of them would be quantized"
-            )
-
-
-def _site(
-    name: str, taps: Taps, prefix: str, modules: Mapping[str, nn.Module], config: PretrainedConfig
-) -> Site | None:
-    made_at, read_at = (
-        _absolute(tap, prefix, modules, taps.optional) for tap in (taps.made_at, taps.read_at)
-    )
-    either = made_at or read_at
-    if either is None:
-        return None
-    return Site(
-        name=name, channels=either.channels(modules[either.module], config), made_at=made_at, read_at=read_at
-    )
-
-
-def _absolute(tap: Tap | None, prefix: str, modules: Mapping[str, nn.Module], optional: bool) -> Tap | None:
-    if tap is None:
-        return None
-    path = (prefix + tap.module).rstrip(".")  # the layer itself has no name inside it
-    if path not in modules:
-        if optional:
-            return None
-        raise ValueError(
-            f"the site table names a module {path!r} that this model lacks{nearest(path, modules)}"
-        )
-    return replace(tap, module=path)
+    model = conv1d_to_linear(model)
+    family_of(model)
+    return model

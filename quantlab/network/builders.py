@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from quantlab.network.architecture import Family, FeedForward, Taps, one_tap
+from quantlab.network.family import Family, FeedForward, Taps, one_tap
 from quantlab.network.taps import (
     Key,
     ModuleInput,

@@ -12,7 +12,7 @@ import torch
 
 from quantlab.config.checks import at_least, folder_name, one_of, whole
 from quantlab.network import checkpoint, checkpoint_files
-from quantlab.network.architecture import skeleton_of
+from quantlab.network.architecture import site_tags, skeleton_of
 from quantlab.network.checkpoint_sources import CheckpointSource, Pretrained, origin_tags
 from quantlab.network.compatibility import check_fit, check_head, processor_tags, require_whole
 from quantlab.network.labels import label_columns
@@ -103,6 +103,7 @@ class ModelSpec(ABC):
                 **({"label_order": order} if order else {}),
                 "checkpoint": self.title(folder),
                 **origin_tags(folder),
+                **site_tags(skeleton),
                 **processor_tags(skeleton, processor),
             },
         )

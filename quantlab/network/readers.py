@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from quantlab.network.architecture import all_sites
 from quantlab.network.taps import tapped
+from quantlab.network.trace import tiny_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-TOKENS = 4
 
 
 @torch.inference_mode()
@@ -41,15 +40,5 @@ def readers(model: PreTrainedModel) -> dict[str, str]:
         for path, module in model.named_modules():
             if isinstance(module, nn.Linear):
                 stack.callback(module.register_forward_pre_hook(partial(reads, path)).remove)
-        model(**_inputs(model))
+        model(**tiny_inputs(model))
     return found
-
-
-def _inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    config = model.config
-    if model.main_input_name == "pixel_values":
-        size = config.image_size
-        shape = (size, size) if isinstance(size, int) else tuple(size)
-        return {"pixel_values": torch.zeros(1, config.num_channels, *shape, device=model.device)}
-    ids = torch.ones(1, TOKENS, dtype=torch.long, device=model.device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

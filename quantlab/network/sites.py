@@ -2,11 +2,14 @@
 picks."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from quantlab.config.checks import freeze, nearest, one_of
 from quantlab.network.taps import Tap
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +56,30 @@ class Placement:
         freeze(self)
         one_of("placement.at", self.at, ("tensor", "operand"))
 
-    def select(self, sites: Iterable[Site]) -> list[Site]:
+    def select(self, sites: Iterable[Site], unreachable: Mapping[str, str] = NOTHING) -> list[Site]:
         """The picked sites in the network's order, each with the one tap that ``at`` names. Sites without
         that tap are left out.
 
-        Raises ValueError if a glob matches nothing.
+        Raises ValueError if a glob matches nothing; with the reason, if it asks for a role that the
+        architecture has ``unreachable``.
         """
         if self.at == "tensor":
             reachable = [replace(site, read_at=None) for site in sites if site.made_at is not None]
         else:
             reachable = [replace(site, made_at=None) for site in sites if site.read_at is not None]
         names = [site.name for site in reachable]
-        picked = matching(self.sites, names, "placement.sites") - matching(
-            self.exclude, names, "placement.exclude"
-        )
+        picked = matching(self.sites, names, "placement.sites", unreachable)
+        picked -= matching(self.exclude, names, "placement.exclude", unreachable)
         return [site for site in reachable if site.name in picked]
 
 
-def matching(patterns: Sequence[str], names: Sequence[str], field: str) -> set[str]:
+def matching(
+    patterns: Sequence[str], names: Sequence[str], field: str, unreachable: Mapping[str, str] = NOTHING
+) -> set[str]:
     """The names that any of the globs matches.
 
-    Raises ValueError for a glob that matches none, with the nearest names.
+    Raises ValueError for a glob that matches none, with the nearest names, or with the reason if it asks for
+    an ``unreachable`` role.
     """
     if isinstance(patterns, str):  # its letters would pass for globs
         raise ValueError(f"{field} must be a list of globs, got {patterns!r}")
@@ -81,9 +87,18 @@ def matching(patterns: Sequence[str], names: Sequence[str], field: str) -> set[s
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)
         if not hits:
-            raise ValueError(f"{field}: {pattern!r} matches nothing{_nearest_site(pattern, names)}")
+            why = _why_unreachable(pattern, names, unreachable) or _nearest_site(pattern, names)
+            raise ValueError(f"{field}: {pattern!r} matches nothing{why}")
         matched.update(hits)
     return matched
+
+
+def _why_unreachable(pattern: str, names: Sequence[str], unreachable: Mapping[str, str]) -> str:
+    layers = {name.split(".", 1)[0] for name in names if name[0].isdigit()}
+    for role, reason in unreachable.items():
+        if fnmatch.filter([f"{layer}.{role}" for layer in layers], pattern):
+            return f": no tap reaches {role}, {reason}"
+    return ""
 
 
 def _nearest_site(pattern: str, names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from quantlab.engines.insert import ENGINES
 from quantlab.evaluation.answering import Evaluation
 from quantlab.methods.bits import Bits, tied_weights, weighted_modules
 from quantlab.methods.method import Method, check_weight_ranges
-from quantlab.network.architecture import all_sites
+from quantlab.network.architecture import all_sites, family_of
 from quantlab.network.compatibility import check_token_types
 from quantlab.network.models import ModelSpec
 from quantlab.network.sites import Placement, Site
@@ -62,7 +62,7 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     ):
         if isinstance(rows, Tokenized):
             check_token_types(rows, skeleton, checkpoint.folder)
-    sites = config.placement.select(all_sites(skeleton))
+    sites = config.placement.select(all_sites(skeleton), family_of(skeleton).unreachable)
     config.method.check(sites)
     modules = weighted_modules(skeleton)
     config.bits.check_rules([*(site.name for site in sites), *modules, *tied_weights(skeleton)])

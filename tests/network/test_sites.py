@@ -9,18 +9,22 @@ import torch
 import yaml
 from tiny import ALL, FAMILIES, GEMM, logits, padded, sites_of, tiny_config, tiny_model
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AlbertConfig, BartConfig, BeitConfig, PretrainedConfig, ViTConfig
 
 from quantlab.cli.conf_dir import CONF
-from quantlab.network.architecture import Family, Taps, all_sites, family_of, one_tap, skeleton_of
+from quantlab.network.architecture import all_sites, family_of, site_tags, skeleton_of
+from quantlab.network.family import Family, Taps, one_tap
 from quantlab.network.sites import Placement, Site
 from quantlab.network.taps import ModuleInput, ModuleOutput, tapped
+from quantlab.tasks.heads import IMAGES
 
 # Tensors of one layer: q, k, v, scores, probs, context, g, u, x, mid, h, y, out. Operands: attn.in, q, k, v,
 # probs, context, x, mid. Before and after the layers: the embeddings' sum and LayerNorm, P and C; the head's
 # two inputs.
 TENSORS, OPERANDS = 13, 8
 OUTSIDE = {"bert": (4, 2), "roberta": (4, 2), "distilbert": (4, 2), "electra": (5, 3)}
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -204,6 +208,32 @@ def test_unmatched_globs(fields: dict[str, Iterable[str]], message: str) -> None
         sites_of(skeleton_of(tiny_config(layers=3)), Placement(at="tensor", **fields))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "config, glob, why",
+    [
+        (ViTConfig(**TINY), "1.ffn.sum", "in a pre-norm block it is the layer's output"),
+        (BeitConfig(**TINY), "*.attn.sum", "quantlab has no table of this architecture"),
+    ],
+    ids=["listed", "unlisted"],
+)
+def test_a_glob_of_an_unreachable_role_tells_the_reason(
+    config: PretrainedConfig, glob: str, why: str
+) -> None:
+    skeleton = skeleton_of(config, IMAGES)
+    placement = Placement(at="tensor", sites=(glob,))
+    with pytest.raises(ValueError, match=rf"no tap reaches {glob[2:]}, {why}"):
+        placement.select(all_sites(skeleton), family_of(skeleton).unreachable)
+
+
+def test_a_model_without_a_table_says_what_it_has() -> None:
+    assert site_tags(skeleton_of(tiny_config())) == {}
+    tags = site_tags(skeleton_of(BeitConfig(**TINY), IMAGES))
+    assert tags["sites"].startswith(
+        "traced: attn.in, attn.query, attn.key, attn.value, attn.scores, attn.probs"
+    )
+    assert tags["sites"].endswith("none of attn.out, attn.sum, ffn.gate, ffn.up, ffn.out, ffn.sum")
+
+
 def test_bad_placement() -> None:
     with pytest.raises(
         ValueError, match=r"placement.at must be one of tensor, operand; got 'tensors' \(did you mean"
@@ -216,15 +246,20 @@ def test_bad_placement() -> None:
     [
         (
             PretrainedConfig(model_type="xxxx"),
-            "no site table for the architecture 'xxxx'; it has bert, deit, dinov2, distilbert, electra,",
+            "architecture 'xxxx'; it has bert, .* transformers has none that answers",
         ),
-        (PretrainedConfig(model_type="bart"), "architecture 'bart' \\(did you mean 'bert'"),
+        (
+            BartConfig(d_model=16, encoder_layers=1, decoder_layers=1, vocab_size=9),
+            r"architecture 'bart' \(did you mean 'bert'.* BartForSequenceClassification does not declare its",
+        ),
+        (
+            AlbertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2, vocab_size=9),
+            "finds no sites by itself: one pass runs its layers several times",
+        ),
     ],
-    ids=["xxxx", "bart"],
+    ids=["xxxx", "bart", "albert"],
 )
 def test_unknown_architecture(config: PretrainedConfig, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        family_of(config)
     with pytest.raises(ValueError, match=message):
         skeleton_of(config)
 

@@ -1,7 +1,7 @@
 """BERT and MiniLM: post-norm encoders; residual sums are the inputs of their LayerNorms."""
 
-from quantlab.network.architecture import Family
 from quantlab.network.builders import embeddings, post_norm
+from quantlab.network.family import Family
 
 
 def bert_like(base: str, dense: str, classifier: str) -> Family:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from quantlab.network.architecture import Taps
 from quantlab.network.families.bert import bert_like
+from quantlab.network.family import Taps
 from quantlab.network.taps import ModuleInput, ModuleOutput
 
 PROJECT = "electra.embeddings_project"

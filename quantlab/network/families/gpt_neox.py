@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantlab.network.architecture import Family
 from quantlab.network.builders import pre_norm
+from quantlab.network.family import Family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantlab.network.architecture import Family, Taps
 from quantlab.network.builders import post_norm, pre_norm
+from quantlab.network.family import Family, Taps
 from quantlab.network.taps import ModuleInput, ModuleOutput
 
 if TYPE_CHECKING:
