@@ -3,7 +3,7 @@
 From Python (each is imported at its first use, so ``import quantlab`` itself costs nothing)::
 
     quantlab.run_trial("method=peg", "method.k=4", ...)   one trial, from overrides -> TrialResult
-    quantlab.run_trial(..., model=model, tokenizer=tokenizer)   the same for a model in memory
+    quantlab.run_trial(..., model=model, processor=tokenizer)   the same for a model in memory
     quantlab.insert(model, plan)   a context manager: inside, the model runs as the plan says
     quantlab.load_trial(folder)   a finished trial -> SavedTrial: config, plan, metrics, tags, answers
 

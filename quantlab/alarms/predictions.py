@@ -1,5 +1,6 @@
 """Alarms about answers: models that answer one class or NaN, and results that show less than they seem to."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,7 @@ from quantlab.plan.plan import QuantPlan
 from quantlab.tasks.scores import SCORES, Kind
 
 FEW_DISTINCT = 10  # different rows of logits; the paper's percentile trials have four
-FAR = 0.01  # of accuracy, beyond the interval; seeds of one recipe differ by less
+FAR = 0.01  # of accuracy, beyond the interval; seeds of one recipe differ by less; of perplexity, either way
 
 
 def constant_prediction(evidence: Evidence) -> Iterator[Alarm]:
@@ -66,11 +67,15 @@ def nan_logits(evidence: Evidence) -> Iterator[Alarm]:
 
 
 def fp32_far_from_published(evidence: Evidence) -> Iterator[Alarm]:
-    """The FP32 model's accuracy is far from the published one: checkpoint, data or evaluation differ.
+    """The FP32 model's score is far from the published one: checkpoint, data or evaluation differ.
 
     Far is more than :data:`FAR` outside the 95 % interval of the measured accuracy (Wilson 1927: Probable
-    inference, the law of succession, and statistical inference, JASA 22).
+    inference, the law of succession, and statistical inference, JASA 22). Of a perplexity it is a ratio of
+    more than 1 + :data:`FAR`, where the whole text was evaluated in the published windows.
     """
+    if evidence.kind is Kind.WINDOWS:
+        yield from _far_perplexity(evidence)
+        return
     config, accuracy = evidence.model.config, evidence.metrics.get("accuracy_fp32")
     anchor = fp32_anchor(evidence.config["task"]["name"], config)
     if accuracy is None or anchor is None:
@@ -84,6 +89,25 @@ def fp32_far_from_published(evidence: Evidence) -> Iterator[Alarm]:
             "fp32_far_from_published",
             f"FP32 has an accuracy of {accuracy:.2%} ({low:.2%} to {high:.2%} with n = {n:,}), "
             f"{anchor.source} published {anchor.value:.2%}",
+        )
+
+
+def _far_perplexity(evidence: Evidence) -> Iterator[Alarm]:
+    task, perplexity = evidence.config["task"], evidence.metrics.get("perplexity_fp32")
+    window = task.get("window")
+    apart = task.get("documents") == "apart" or task.get("stride") not in (None, window)
+    anchor = None if apart else fp32_anchor("perplexity", evidence.model.config, window)
+    if perplexity is None or anchor is None:
+        return
+    # Words in the remainder of the text, and those that begin with a window's first token, do not count.
+    uncounted = anchor.words - float(evidence.reference[:, 2].sum())
+    if not 0 <= uncounted <= window + len(evidence.reference):
+        return
+    if abs(math.log(perplexity / anchor.value)) > math.log1p(FAR):
+        yield Alarm(
+            "fp32_far_from_published",
+            f"FP32 has a perplexity of {perplexity:.2f} in windows of {window:,}, {anchor.source} has "
+            f"{anchor.value:.2f} for {anchor.definition}",
         )
 
 

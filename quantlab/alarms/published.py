@@ -35,9 +35,11 @@ class Anchor:
     metric: str
     bits: str  # of weights and activations
     method: str
-    value: float  # a fraction
+    value: float  # a fraction, or a perplexity
     source: str
     definition: str
+    words: int = 0  # of a perplexity: how many the text has
+    window: int = 0  # of a perplexity: tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,11 @@ def anchors_of(task: str, config: PretrainedConfig) -> tuple[Anchor, ...]:
     )
 
 
-def fp32_anchor(task: str, config: PretrainedConfig) -> Anchor | None:
-    """The published number of the FP32 network; None where none is known."""
-    return next((anchor for anchor in anchors_of(task, config) if anchor.method == FP32), None)
+def fp32_anchor(task: str, config: PretrainedConfig, window: int = 0) -> Anchor | None:
+    """The published number of the FP32 network, of a perplexity that in windows of ``window`` tokens; None
+    where none is known."""
+    found = (anchor for anchor in anchors_of(task, config) if anchor.method == FP32)
+    return next((anchor for anchor in found if anchor.window == window), None)
 
 
 @cache

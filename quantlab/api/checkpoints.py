@@ -16,22 +16,24 @@ from quantlab.storage.files import digest, file_digest, whole_folder
 from quantlab.tasks.heads import AUTO_CLASSES, auto_class, has_head
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+    Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
 
-def saved_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Saves model and tokenizer to a temporary folder, once for each content, and returns it.
+def saved_checkpoint(model: PreTrainedModel, processor: Processor) -> Path:
+    """Saves a model and its processor to a temporary folder, once for each content, and returns the folder.
 
-    The folder is removed when the process ends. Raises ValueError where the model is none of the
+    It is removed when the process ends. Raises ValueError where the model is none of the
     networks with a head that its config describes: another would be read back from the folder.
     """
     _require_plain(model)
-    content = digest(_content(model, tokenizer))
+    content = digest(_content(model, processor))
     folder = _scratch() / f"{model.config.model_type}-{content[:16]}"
     if not folder.is_dir():
         with whole_folder(folder) as unfinished, quiet():
             model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
+            processor.save_pretrained(unfinished)
     return folder
 
 
@@ -61,11 +63,11 @@ def _require_plain(model: PreTrainedModel) -> None:
         raise ValueError(f"model must be a {names}, got {type(model).__name__}")
 
 
-def _content(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str | bytes]:
-    """All that decides the model's answers: config, tokenizer's files, and every tensor's bytes."""
+def _content(model: PreTrainedModel, processor: Processor) -> Iterator[str | bytes]:
+    """All that decides the model's answers: config, processor's files, and every tensor's bytes."""
     with TemporaryDirectory() as folder, quiet():
         model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
         for path in sorted(Path(folder).iterdir()):
             yield from (path.name, file_digest(path))
     for name, tensor in model.state_dict().items():

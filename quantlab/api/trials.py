@@ -24,7 +24,9 @@ from quantlab.trial import trial
 from quantlab.trial.result import TrialResult
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+
+    from quantlab.api.checkpoints import Processor
 
 MEMO = Memo()  # shared by the trials of one process: a second trial loads and calibrates nothing again
 COMMANDS_OWN = ("tracking", "launcher", "sweep", "sweeps", "hydra")  # settings of what a trial does not do
@@ -33,7 +35,8 @@ COMMANDS_OWN = ("tracking", "launcher", "sweep", "sweeps", "hydra")  # settings 
 def run_trial(
     *overrides: str,
     model: PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    processor: Processor | None = None,
+    tokenizer: Processor | None = None,
     config_dir: str | Path | None = None,
 ) -> TrialResult:
     """Runs one trial: quantizes, evaluates and profiles, and returns the :class:`TrialResult`.
@@ -42,11 +45,12 @@ def run_trial(
     ``config_dir`` is a folder of configs of one's own (the command's ``--config-dir``). Nothing is tracked or
     written besides the cache folder: ``result.save(folder)`` writes what the command leaves in ``outputs/``.
 
-    ``model`` and ``tokenizer`` take the place of ``model=...``: a sequence classifier of transformers that is
-    in memory. Label names come from ``model.config.id2label``, as they do from a checkpoint's config.json.
-    The model is not changed. It is saved to a temporary folder, once for each content, and the trial and the
-    processes of its profile read it from there; the folder is removed when this process ends. So the model
-    is in memory twice, and its fingerprint is that of the saved files.
+    ``model`` and ``processor`` take the place of ``model=...``: a network of transformers that is in memory
+    and has the task's head, and its tokenizer or image processor (``tokenizer`` is another name for it).
+    Label names come from ``model.config.id2label``, as they do from a checkpoint's config.json. The model is
+    not changed. It is saved to a temporary folder, once for each content, and the trial and the processes of
+    its profile read it from there; the folder is removed when this process ends. So the model is in memory
+    twice, and its fingerprint is that of the saved files.
 
     Unless it is ``profile=off``, the profile starts fresh processes that import the calling script, which
     therefore needs ``if __name__ == "__main__":``.
@@ -56,11 +60,16 @@ def run_trial(
     """
     _refuse_commands_settings(overrides)
     own = ["tracking=off"]
-    if model is not None and tokenizer is not None:
+    if processor is not None and tokenizer is not None:
+        raise ValueError("processor= and tokenizer= are two names for one thing: give one of them")
+    processor = tokenizer if processor is None else processor
+    if model is not None and processor is not None:
         _refuse_other_model(overrides)
-        own += ["model=hf", f"model.path={_quoted(saved_checkpoint(model, tokenizer))}"]
-    elif model is not None or tokenizer is not None:
-        raise ValueError("a model in memory comes with its tokenizer: give both, model= and tokenizer=")
+        own += ["model=hf", f"model.path={_quoted(saved_checkpoint(model, processor))}"]
+    elif model is not None or processor is not None:
+        raise ValueError(
+            "a model in memory comes with its tokenizer or image processor: give model= and processor="
+        )
     return trial.run_trial(composed([*own, *overrides], config_dir), MEMO)
 
 

@@ -73,7 +73,8 @@ def site_sqnr_db(
     @torch.inference_mode()
     def run(batch: Batch) -> None:
         inputs = on_device(batch, model.device)
-        running.mask = inputs["attention_mask"].bool()
+        mask = inputs.get("attention_mask")
+        running.mask = None if mask is None else mask.bool()
         model(**inputs)
 
     functions = {

@@ -131,9 +131,44 @@ def test_what_was_published_is_about_one_network() -> None:
     assert not message("fp32_far_from_published", metrics={})
 
 
+OPT = SimpleNamespace(model_type="opt", num_hidden_layers=12, hidden_size=768)
+
+
+def far_perplexity(perplexity: float, words: int = 239_800, **task: object) -> str:
+    """Of OPT-125m in 140 windows, whose predicted tokens have so many words."""
+    nll = np.tile([2047 * np.log(perplexity), 2047, words / 140], (140, 1))
+    return message(
+        "fp32_far_from_published",
+        model=SimpleNamespace(config=OPT, get_parameter=lambda name: None, device=torch.device("cpu")),
+        config={
+            **calibrated(),
+            "task": {"name": "perplexity", "metrics": ["perplexity"], "window": 2048} | task,
+        },
+        metrics={"perplexity_fp32": perplexity},
+        kind=Kind.WINDOWS,
+        logits=nll,
+        reference=nll,
+        labels=np.zeros(140, np.int64),
+    )
+
+
+def test_a_perplexity_far_from_published() -> None:
+    """Of WikiText-2's whole test text in windows of 2,048, and of nothing else."""
+    assert far_perplexity(31.0) == (
+        "FP32 has a perplexity of 31.00 in windows of 2,048, AMD Quark's documentation has 27.65 for "
+        "facebook/opt-125m in FP16"
+    )
+    assert far_perplexity(25.0) and not far_perplexity(27.8)
+    assert not far_perplexity(31.0, window=1024) and not far_perplexity(31.0, documents="apart")
+    assert not far_perplexity(31.0, stride=512) and not far_perplexity(31.0, words=190_000)
+    assert not far_perplexity(31.0, words=250_000)
+
+
 def test_published_numbers() -> None:
-    assert len(anchors_of("qnli", BERT_BASE)) == len(published_anchors()) == 21
-    assert all(0.5 < anchor.value < 0.92 for anchor in published_anchors())
+    shares = [anchor for anchor in published_anchors() if not anchor.words]
+    assert len(anchors_of("qnli", BERT_BASE)) == len(shares) == 21
+    assert all(0.5 < anchor.value < 0.92 for anchor in shares)
+    assert {anchor.value for anchor in published_anchors() if anchor.words} == {27.65, 14.8, 19.44}
     table = {row.name: row.accuracy for row in paper_table()}
     assert (
         table["FP32"] == 0.8966 and table["PEG K=3"] == 0.6612 and all(row.measured for row in paper_table())

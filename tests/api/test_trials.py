@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import MakeModel
 from hydra.errors import CompactHydraException, ConfigCompositionException
+from pictures import image_processor, tiny_vit, write_classes
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import quantlab
@@ -55,7 +56,7 @@ def test_a_trial_of_a_checkpoint_and_of_the_same_in_memory(
     result = quantlab.run_trial("model=hf", f"model.path={checkpoint}", *overrides)
     model, tokenizer = loaded(checkpoint).train(), AutoTokenizer.from_pretrained(checkpoint)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    again = quantlab.run_trial(*overrides, model=model, tokenizer=tokenizer)
+    again = quantlab.run_trial(*overrides, model=model, processor=tokenizer)
     assert np.array_equal(result.logits, again.logits) and result.plan == again.plan
     assert again.tags["label_order"] == "matched"
     assert model.training and all(
@@ -65,7 +66,7 @@ def test_a_trial_of_a_checkpoint_and_of_the_same_in_memory(
     assert same.tags["checkpoint"] == again.tags["checkpoint"]  # saved once
     with torch.no_grad():
         model.classifier.bias += 1
-    changed = quantlab.run_trial(*overrides, model=model, tokenizer=tokenizer)
+    changed = quantlab.run_trial(*overrides, model=model, processor=tokenizer)
     assert changed.tags["checkpoint_fingerprint"] != again.tags["checkpoint_fingerprint"]
 
     result.save(tmp_path / "trial")
@@ -74,6 +75,18 @@ def test_a_trial_of_a_checkpoint_and_of_the_same_in_memory(
     assert trial.metrics["accuracy"] == result.metrics["accuracy"]
     assert np.array_equal(trial.answers.logits, result.logits)
     assert np.array_equal(trial.answers.labels, result.labels)
+
+
+def test_a_network_of_images_in_memory(tmp_path: Path) -> None:
+    classes = write_classes(tmp_path / "data", 20)
+    settings = ["task=images", f"task.data={classes}", "evaluation.limit=8", "calibration.samples=8"]
+    model = tiny_vit(2)
+    model.config.id2label = {0: "dog", 1: "cat"}
+    result = quantlab.run_trial(
+        *settings, "profile=off", "model.device=cpu", model=model, processor=image_processor()
+    )
+    assert result.tags["label_order"] == "matched" and result.logits.shape == (8, 2)
+    assert np.isfinite(result.metrics["accuracy_drop"])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -122,11 +135,13 @@ def test_a_model_that_a_trial_cannot_read_back(checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     encoder = AutoModel.from_pretrained(checkpoint)
     with pytest.raises(ValueError, match="BertForSequenceClassification or BertLMHeadModel, got BertModel"):
-        quantlab.run_trial(model=encoder, tokenizer=tokenizer)
+        quantlab.run_trial(model=encoder, processor=tokenizer)
     with pytest.raises(ValueError, match="model must be a model of transformers, got Linear"):
         quantlab.run_trial(model=torch.nn.Linear(1, 1), tokenizer=tokenizer)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="comes with its tokenizer"):
+    with pytest.raises(ValueError, match="comes with its tokenizer or image processor"):
         quantlab.run_trial(model=encoder)
+    with pytest.raises(ValueError, match="processor= and tokenizer= are two names for one thing"):
+        quantlab.run_trial(model=encoder, tokenizer=tokenizer, processor=tokenizer)
 
 
 def test_overrides_that_do_not_compose(tmp_path: Path) -> None:

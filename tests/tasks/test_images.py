@@ -7,40 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pictures import image_processor, picture, tiny_vit, write_classes
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from quantlab.evaluation.answering import predict
 from quantlab.tasks.batching import by_length
 from quantlab.tasks.image_files import Images, Picture
 from quantlab.tasks.images import ImageClassification
 
-SIZE = 8
-
 
 def task(data: Path, **settings: object) -> ImageClassification:
     fields = {"name": "images", "labels": (), "metrics": ("accuracy",), "label": "label", "data": str(data)}
     return ImageClassification(**fields | settings)  # type: ignore[arg-type]
-
-
-def picture(seed: int, mode: str = "RGB") -> bytes:
-    shape = (10, 12) if mode == "L" else (10, 12, 3)
-    pixels = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
-def write_classes(folder: Path, count: int) -> Path:
-    for index, name in enumerate(("cat", "dog")):
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            (folder / name / f"{number}.png").write_bytes(picture(100 * index + number))
-    return folder
-
-
-def processor() -> ViTImageProcessor:
-    return ViTImageProcessor(size={"height": SIZE, "width": SIZE})
 
 
 def test_folders_of_classes_are_split(tmp_path: Path) -> None:
@@ -71,21 +49,12 @@ def test_answers_are_the_networks_own_and_a_grey_picture_counts_as_rgb(tmp_path:
     (folder / "cat" / "grey.png").write_bytes(picture(9, "L"))
     examples = task(folder, evaluation_share=0.9).load().evaluation
     assert isinstance(examples, Images)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=SIZE,
-        patch_size=4,
-        num_labels=2,
-    )
-    model = ViTForImageClassification(config).eval()
-    batches = by_length(examples.encode(processor(), 0), processor(), 3)
+    model = tiny_vit(2)
+    batches = by_length(examples.encode(image_processor(), 0), image_processor(), 3)
     found = predict(model, batches, (1, 0), "").logits
     images = [Image.open(BytesIO(each.encoded())).convert("RGB") for each in examples.pictures]
     with torch.no_grad():
-        expected = model(**processor()(images=images, return_tensors="pt")).logits.numpy()[:, [1, 0]]
+        expected = model(**image_processor()(images=images, return_tensors="pt")).logits.numpy()[:, [1, 0]]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -94,7 +63,7 @@ def test_an_unreadable_picture_is_named(content: bytes) -> None:
     pictures = (Picture(place="cat/0.png", content=picture(0)), Picture(place="cat/1.png", content=content))
     examples = Images(labels=np.zeros(2, np.int64), pictures=pictures)
     with pytest.raises(ValueError, match=r"^cat/1\.png: the picture cannot be read"):
-        examples.encode(processor(), 0)
+        examples.encode(image_processor(), 0)
 
 
 def test_a_class_without_pictures_is_named(tmp_path: Path) -> None:
