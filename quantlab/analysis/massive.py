@@ -14,7 +14,7 @@ from torch import Tensor
 from quantlab.analysis.channels import real_tokens, run_all, stream_sites
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
-from quantlab.network.taps import Tap, tapped
+from quantlab.network.taps import RelativePositions, Scores, Tap, tapped
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch
 from quantlab.trial.material import Material
@@ -22,7 +22,6 @@ from quantlab.trial.material import Material
 TIMES_MEDIAN, LEAST = 1000.0, 100.0  # of a massive activation's magnitude: Sun et al. 2024, section 2
 HIGH_NORM = 5.0  # a token stands out beyond this multiple of its depth's median norm
 POSITIONS = 8  # that have a row of their own; later ones share rows by powers of two
-INSIDE = ("scores", "probs")  # taps whose tensors are (batch, heads, tokens, tokens)
 
 
 @dataclass
@@ -68,7 +67,9 @@ def massive_tables(
     """
     stream = stream_sites(material)
     extremes = {
-        site.name: Extreme() for site in material.sites if site.tap.at not in INSIDE and site.name in sketches
+        site.name: Extreme()
+        for site in material.sites
+        if not isinstance(site.tap, Scores | RelativePositions) and site.name in sketches
     }
     depths = [ByPosition() for _ in stream]
     now: dict[str, Batch] = {}  # the batch that runs, for the hooks

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quantlab.config.checks import freeze, one_of
 from quantlab.network.sites import matching
+from quantlab.network.widths import is_norm
 from quantlab.quant.grid import Grid, grid_of
 
 if TYPE_CHECKING:
@@ -117,12 +118,6 @@ class Bits:
         if isinstance(module, nn.Embedding) and self.embeddings is not None:
             return self.embeddings
         return self.weights
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module scales channels by a weight of its own: LayerNorm, or any family's RMSNorm."""
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 1 and type(module).__name__.endswith("Norm")
 
 
 def weighted_modules(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from quantlab.config.checks import nearest
 from quantlab.network.attention import TensorFunction, attention_tap
+from quantlab.network.widths import head_width, key_heads, width
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -79,7 +80,7 @@ class ModuleInput(Tap):
         return _until_exit(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
-        return _width(module, config) if not isinstance(module, nn.Linear) else module.in_features
+        return width(module, config) if not isinstance(module, nn.Linear) else module.in_features
 
 
 class ModuleOutput(Tap):
@@ -94,7 +95,7 @@ class ModuleOutput(Tap):
         return _until_exit(model.get_submodule(self.module).register_forward_hook(hook))
 
     def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
-        return _width(module, config)
+        return width(module, config)
 
 
 class ResidualSum(Tap):
@@ -115,7 +116,7 @@ class ResidualSum(Tap):
         return _until_exit(model.get_submodule(self.module).register_forward_pre_hook(hook))
 
     def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
-        return _width(module, config)
+        return width(module, config)
 
 
 class Pixels(ModuleInput):
@@ -145,7 +146,7 @@ class Query(_InAttention):
     at = "query"
 
     def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
-        return int(config.num_attention_heads) * _head_width(config)
+        return int(config.num_attention_heads) * head_width(config)
 
 
 class Key(_InAttention):
@@ -157,7 +158,7 @@ class Key(_InAttention):
     at = "key"
 
     def channels(self, module: nn.Module, config: PretrainedConfig) -> int:
-        return _key_heads(config) * _head_width(config)
+        return key_heads(config) * head_width(config)
 
 
 class Value(Key):
@@ -198,10 +199,27 @@ class Probs(Scores):
     at = "probs"
 
 
-KINDS = {
-    kind.at: kind
-    for kind in (ModuleInput, ModuleOutput, ResidualSum, Pixels, Query, Key, Value, Scores, Probs)
-}
+class DroppedProbs(Probs):
+    """The probabilities that a dropout module reads, inside attention that no registered function makes."""
+
+    at = "dropped_probs"
+
+    def attach(self, model: PreTrainedModel, function: TensorFunction) -> AbstractContextManager[None]:
+        return ModuleInput(self.module).attach(model, function)
+
+
+class RelativePositions(ModuleInput):
+    """Embeddings of relative positions that a module reads, (positions, channels), alike for all texts."""
+
+    at = "positions"
+
+    def elements(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return super().elements(x, None)
+
+
+_OUTSIDE = (ModuleInput, ModuleOutput, ResidualSum, Pixels, RelativePositions)
+_KINDS: tuple[type[Tap], ...] = (*_OUTSIDE, Query, Key, Value, Scores, Probs, DroppedProbs)
+KINDS = {kind.at: kind for kind in _KINDS}
 
 
 def tap_of(module: str, at: str) -> Tap:
@@ -229,30 +247,3 @@ def _until_exit(handle: RemovableHandle) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def is_norm(module: nn.Module) -> bool:
-    """True for LayerNorm and its kin, such as RMSNorm: one weight a channel."""
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 1 and type(module).__name__.endswith("Norm")
-
-
-def _width(module: nn.Module, config: PretrainedConfig) -> int:
-    """The channels of what a module returns; a norm reads as many."""
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    if isinstance(module, nn.LayerNorm):
-        return int(module.normalized_shape[-1])
-    if is_norm(module):
-        return len(module.weight)  # type: ignore[arg-type]
-    if isinstance(module, nn.Embedding):
-        return module.embedding_dim
-    return int(config.hidden_size)
-
-
-def _key_heads(config: PretrainedConfig) -> int:
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-
-
-def _head_width(config: PretrainedConfig) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

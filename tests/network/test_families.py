@@ -33,12 +33,16 @@ NARROW = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}
 LOCAL = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
 SPECIAL = {"cls_token_id": 1, "sep_token_id": 2}
 DEIT = {"architectures": ["DeiTForImageClassification"]}
+RELATIVE = {"relative_attention": True, "position_buckets": 4, "pos_att_type": ["c2p", "p2c"]}
+DEBERTA = {**TEXT, **RELATIVE, "norm_rel_ebd": "layer_norm", "embedding_size": 16}
 LABELS, WORDS, PICTURES = (CLASSES,), (TOKENS, CLASSES), (IMAGES,)
 CONFIGS = {
     "bert": (hf.BertConfig, TEXT, LABELS),
     "roberta": (hf.RobertaConfig, TEXT, LABELS),
     "xlm-roberta": (hf.XLMRobertaConfig, TEXT, LABELS),
     "camembert": (hf.CamembertConfig, TEXT, LABELS),
+    "deberta-v2": (hf.DebertaV2Config, DEBERTA, LABELS),
+    "deberta-v2 shared": (hf.DebertaV2Config, {**DEBERTA, "share_att_key": True}, LABELS),
     "mpnet": (hf.MPNetConfig, TEXT, LABELS),
     "gpt2": (hf.GPT2Config, GPT2, WORDS),
     "opt": (hf.OPTConfig, OPT, WORDS),
