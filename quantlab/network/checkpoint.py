@@ -109,9 +109,9 @@ def read_model(folder: Path, head: str = CLASSES) -> tuple[PreTrainedModel, set[
 def read_network(folder: Path, head: str = CLASSES, **config: Any) -> tuple[PreTrainedModel, set[str]]:
     """A network in FP32 as transformers builds it, and the names of the tensors that its weight files lack.
 
-    ``config`` overrides keys of its config. Raises ValueError on unreadable files, on tensors of another
-    shape or that no module takes, on NaN and infinity, and on pickled code (torch's weights-only loader
-    refuses it).
+    ``config`` overrides keys of its config; a head that thereby gets another size begins anew. Raises
+    ValueError on unreadable files, on tensors of another shape or that no module takes, on NaN and infinity,
+    and on pickled code (torch's weights-only loader refuses it).
     """
     files = weight_files(folder)
     with quiet(), clear_errors(files[0]):
@@ -126,6 +126,11 @@ def read_network(folder: Path, head: str = CLASSES, **config: Any) -> tuple[PreT
             local_files_only=True,
             **config,
         )
+        if config:
+            encoder = f"{model.base_model_prefix}."
+            info["mismatched_keys"] = [
+                each for each in info["mismatched_keys"] if each[0].startswith(encoder)
+            ]
         _require_fitting(model, info)
         _require_finite(model, info["missing_keys"])
     return model, info["missing_keys"]

@@ -104,9 +104,9 @@ def main_effects_plot(levels: pd.DataFrame, scale: Scale) -> Figure:
     panels = figure.subplots(1, len(factors), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axes, width, (factor, group) in zip(panels, widths, factors.items(), strict=True):
         mean = scale.before(group["mean"].to_numpy(), group["effect"].to_numpy())
-        ends = [scale.after(mean, group[f"effect_ci95_{end}"].to_numpy()) for end in ("low", "high")]
+        low, high = (scale.after(mean, group[f"effect_ci95_{end}"].to_numpy()) for end in ("low", "high"))
         axes.axhline(mean[0], **REFERENCE)
-        _line(axes, range(len(group)), (group["mean"], *ends), STYLES[0])
+        _line(axes, range(len(group)), (group["mean"], low, high), STYLES[0])
         _ticks(axes, range(len(group)), list(group["level"]), width)
         axes.set_title(f"{short[factor]}\n{_share(group['variance_share'].iloc[0])}")
         axes.margins(x=0.5 / len(group))
