@@ -77,7 +77,7 @@ def learn_rounding(
             if (beta := learning.beta_at(iteration)) is not None:
                 loss = loss + learning.regularization * (1 - (2 * h - 1).abs().pow(beta)).sum()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return integers((up(v.detach()) >= 0.5).float()) if learning.iterations else nearest
 

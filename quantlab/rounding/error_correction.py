@@ -22,7 +22,8 @@ def corrected_weight(
         return weight.double()
     damped = gram.clone()
     damped.diagonal().add_(damping * gram.diagonal().mean())
-    return weight.double() + strength * torch.linalg.solve(damped, (weight.double() @ moved).T).T
+    gained: Tensor = torch.linalg.solve(damped, (weight.double() @ moved).T).T
+    return weight.double() + strength * gained
 
 
 def bias_correction(weight: Tensor, mean: Tensor, quantized_weight: Tensor, quantized_mean: Tensor) -> Tensor:
