@@ -74,7 +74,7 @@ def steps_of(model: PreTrainedModel, batch: Batch) -> list[Step]:
             if isinstance(module, nn.Linear):
                 stack.callback(module.register_forward_pre_hook(partial(look, path)).remove)
         model(**on_device(batch, model.device))
-    layers, steps, layer = family_of(model.config).layers, list[Step](), -1
+    layers, steps, layer = family_of(model).layers, list[Step](), -1
     for _, linears in read.values():
         inside = linears[0].startswith(f"{layers}.")
         if inside:
