@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import MakeModel
 from labs import Lab
-from tiny import ALL, padded, sites_of, tiny_model
+from tiny import ALL, padded, plan_of, sites_of, tiny_model
 from transformers import AutoConfig, AutoTokenizer
 
 import quantlab.export
@@ -179,7 +179,7 @@ def uniform(layers: int, **bits: object) -> QuantPlan:
     """A plan for a tiny BERT of so many layers."""
     model, calibration, chosen = tiny_model(layers=layers), MinMax(), Bits(**bits)  # type: ignore[arg-type]
     sites, weights = sites_of(model, ALL), plan_weights(model, Uniform(), chosen, calibration)
-    return Uniform().plan(sites, observe(model, sites, [padded()]), weights, chosen, calibration)
+    return plan_of(Uniform(), sites, observe(model, sites, [padded()]), weights, chosen, calibration)
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "plan.json", "answers.parquet", "result.json"])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny import logits, padded, sites_of, tiny_model
+from tiny import logits, padded, plan_of, sites_of, tiny_model
 from transformers import PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax
@@ -79,7 +79,7 @@ def compared(model: PreTrainedModel, method: Method, bits: Bits) -> Comparison:
     method.check(sites)
     sketches, weights = observe(model, sites, [CALIBRATING]), plan_weights(model, method, bits, calibration)
     reference = logits(model, ANSWERED)
-    with insert(model, method.plan(sites, sketches, weights, bits, calibration)):
+    with insert(model, plan_of(method, sites, sketches, weights, bits, calibration)):
         quantized = logits(model, ANSWERED)
     agreement = (reference.argmax(-1) == quantized.argmax(-1)).float().mean().item()
     return Comparison(sqnr_db(reference, quantized), agreement)

@@ -1,7 +1,8 @@
 """Tiny models in memory and padded batches for them. Their weights are large enough for answers to differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,15 +16,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from quantlab.calibration.estimators import MinMax
+from quantlab.calibration.estimators import Calibration, MinMax
 from quantlab.calibration.probe import observe
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, plan_weights
 from quantlab.network.architecture import all_sites
 from quantlab.network.attention import TAPS
 from quantlab.network.sites import Placement, Site
-from quantlab.plan.plan import QuantPlan
+from quantlab.plan.plan import QuantPlan, WeightQuant
+from quantlab.quant.sketch import Sketch
+from quantlab.rounding.rounding import Rounding
 from quantlab.tasks.batching import Batch, Tokenized
+from quantlab.transforms.transform import Transform
 
 ALL, GEMM = Placement(at="tensor"), Placement(at="operand")
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "electra without projection")
@@ -80,11 +84,30 @@ def sites_of(model: PreTrainedModel, placement: Placement = ALL) -> list[Site]:
     return placement.select(all_sites(model))
 
 
+def settings_of(**settings: object) -> SimpleNamespace:
+    """Settings that decide a plan, in a plain basis and with plain rounding unless they say otherwise."""
+    return SimpleNamespace(**{"transform": Transform(), "rounding": Rounding(), **settings})
+
+
+def plan_of(
+    method: Method,
+    sites: Sequence[Site],
+    sketches: Mapping[str, Sketch],
+    weights: tuple[WeightQuant, ...],
+    bits: Bits,
+    calibration: Calibration,
+) -> QuantPlan:
+    """The plan of a method's activations and these weights."""
+    return QuantPlan(activations=method.activations(sites, sketches, bits, calibration), weights=weights)
+
+
 def planned(model: PreTrainedModel, placement: Placement, method: Method, **bits: object) -> QuantPlan:
     """A plan with the min-max ranges of :func:`padded`."""
     sites, calibration, chosen = sites_of(model, placement), MinMax(), Bits(**bits)  # type: ignore[arg-type]
     sketches = observe(model, sites, [padded()])
-    return method.plan(sites, sketches, plan_weights(model, method, chosen, calibration), chosen, calibration)
+    return plan_of(
+        method, sites, sketches, plan_weights(model, method, chosen, calibration), chosen, calibration
+    )
 
 
 def state(model: PreTrainedModel) -> dict[str, object]:

@@ -54,7 +54,8 @@ class Evidence:
         for site in self.plan.activations:
             yield site_coverage(site, self.sketches[site.site])
         for weight in self.plan.weights:
-            yield weight_coverage(weight, self.model.get_parameter(weight.parameter).detach())
+            value = self.model.get_parameter(weight.parameter).detach()
+            yield weight_coverage(weight, self.plan.in_basis(weight.parameter, value))
 
 
 def first_few(names: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from quantlab.alarms.alarm import Alarm, Evidence, first_few
-from quantlab.quant.grid import AffineGrid
 
 # Fewer rows leave min-max ranges to chance: with 1 or 8 rows one network got 50.6 to 82.0 % accuracy.
 FEWEST_ROWS = 16
@@ -28,7 +27,7 @@ def uncalibrated_site(evidence: Evidence) -> Iterator[Alarm]:
 def few_calibration_rows(evidence: Evidence) -> Iterator[Alarm]:
     """Ranges calibrated on a handful of rows."""
     rows = evidence.config["calibration"]["samples"]
-    ranges = sum(isinstance(item.grid, AffineGrid) for item in evidence.plan.activations)
+    ranges = sum(item.grid.ranged for item in evidence.plan.activations)
     if ranges and rows < FEWEST_ROWS:
         yield Alarm("few_calibration_rows", f"the ranges of {ranges} sites come from {rows} rows")
 

@@ -11,6 +11,7 @@ from quantlab.quant.granularity import PerGroup, group_extremes
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
 
+FP16 = FloatGrid(format="fp16")
 FP16_MAX = 65504.0
 CUT_SHARE = 0.01  # of a tensor's elements, on the side of zero that its range leaves out
 # docs/numbers.md shows which plans these two tell apart.
@@ -80,7 +81,7 @@ def fp16_overflow(evidence: Evidence) -> Iterator[Alarm]:
     for item in evidence.plan.activations:
         sketch = evidence.sketches[item.site]
         largest = max(-sketch.min.min().item(), sketch.max.max().item())
-        if isinstance(item.grid, FloatGrid) and item.grid.format == "fp16" and largest > FP16_MAX:
+        if item.grid == FP16 and largest > FP16_MAX:
             yield Alarm("fp16_overflow", f"{item.site} reaches {largest:.0f}, FP16 ends at {FP16_MAX:.0f}")
 
 

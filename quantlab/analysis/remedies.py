@@ -9,12 +9,12 @@ from torch import nn
 
 from quantlab.analysis.outliers_config import OutliersConfig
 from quantlab.cli.progress import progress
-from quantlab.engines.insert import clipped_weights
+from quantlab.engines.insert import edited_weights
 from quantlab.evaluation.significance import compare
 from quantlab.methods.bits import weighted_modules
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers
+from quantlab.plan.plan import QuantPlan
 from quantlab.profiling.profile import NoProfile
-from quantlab.quant.grid import AffineGrid
 from quantlab.runtimes.runtime import TorchOnly
 from quantlab.searching.evaluate import evaluate_candidate
 from quantlab.searching.judge import Judge
@@ -92,7 +92,8 @@ def check_clipping(config: OutliersConfig, memo: Memo) -> None:
         name: module for name, module in weighted_modules(skeleton).items() if isinstance(module, nn.Linear)
     }
     on_grids = (
-        isinstance(config.bits.weight_grid(name, module), AffineGrid) for name, module in linears.items()
+        (grid := config.bits.weight_grid(name, module)) is not None and grid.ranged
+        for name, module in linears.items()
     )
     if config.outliers.clip and not any(on_grids):
         raise ValueError(
@@ -136,7 +137,8 @@ def _fp32_clipped(
 ) -> tuple[float, int]:
     """The clipped network's metric in FP32, and the number of weights in its Linears."""
     material = load_material(config.model, config.task, config.evaluation, memo)
-    with clipped_weights(material.model, method.weight_limits(material.model, config.bits)):
+    edits = method.edits(material.model, config.bits)
+    with edited_weights(material.model, QuantPlan(edits=edits)):
         logits = material.predict("FP32, clipped").logits
     primary = config.task.metrics[0]
     weights = sum(

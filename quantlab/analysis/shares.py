@@ -20,7 +20,6 @@ from quantlab.engines.insert import quantizer
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant
-from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.setup import PreparedModel
 from quantlab.tasks.batching import Batch, on_device
@@ -63,7 +62,7 @@ def error_shares(prepared: PreparedModel) -> pd.DataFrame:
     batches, _ = prepared.scored_rows()
     items = {site.name: prepared.table[site.name, prepared.space.choices[0]] for site in prepared.space.sites}
     sites = {site.name: site for site in prepared.space.sites}
-    found = {name: SquaredErrors() for name, item in items.items() if not isinstance(item.grid, FloatGrid)}
+    found = {name: SquaredErrors() for name, item in items.items() if item.grid.ranged}
     _observe(
         prepared,
         batches,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from quantlab.config.checks import one_of, whole
 from quantlab.quant import ranges
-from quantlab.quant.grid import AffineGrid
+from quantlab.quant.grid import AffineGrid, Grid
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, in_file_order
 from quantlab.tasks.examples import Examples
@@ -56,7 +56,7 @@ class Calibration(ABC):
     def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
         """``(lo, hi)`` for one tensor, from its sketch."""
 
-    def grid(self, grid: AffineGrid) -> AffineGrid:
+    def grid(self, grid: Grid) -> Grid:
         """The grid that replaces ``grid`` under this estimator: the same one but for
         :class:`PublishedPercentile`."""
         return grid
@@ -143,8 +143,8 @@ class PublishedPercentile(Calibration):
         super().__post_init__()
         check_percentile(self.percentile)
 
-    def grid(self, grid: AffineGrid) -> AffineGrid:
-        return AffineGrid(bits=grid.bits, symmetric=False)
+    def grid(self, grid: Grid) -> Grid:
+        return replace(grid, symmetric=False) if isinstance(grid, AffineGrid) else grid
 
     def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
         return ranges.published_percentile(sketch, self.percentile)

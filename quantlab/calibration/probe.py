@@ -1,11 +1,13 @@
-"""The calibration pass: what every site's values look like, as sketches."""
+"""The probe: what the slots may ask about a network, and the pass that sketches its sites."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +15,10 @@ from torch import Tensor
 
 from quantlab.cli.progress import progress
 from quantlab.machine.parallel import side_by_side
+from quantlab.network.readers import readers
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
+from quantlab.plan.plan import ActivationQuant, WeightQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, on_device
 
@@ -22,6 +26,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Requantize = Callable[[Site, Sketch], Callable[[Tensor], Tensor] | None]
+View = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Probe:
+    """What a slot may ask about the network: its sites, the weights that read them, what calibration saw."""
+
+    model: PreTrainedModel  # in FP32
+    sites: Sequence[Site]  # those that the placement selects
+    batches: Sequence[Batch]  # of the rows that calibrate
+    count_padding: bool
+    sketches: Mapping[str, Sketch]  # of every site, in the FP32 network
+    weight_planners: Mapping[str, Callable[[Tensor], WeightQuant]]  # by weight: the quantizer of a value
+    plan_site: Callable[[Site, Sketch], ActivationQuant | None]  # the quantizer that a site gets; None: FP32
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[str, ...]]:
+        """The Linears that read each selected site's tensor, by the site's name, in the network's order."""
+        found: dict[str, list[str]] = {}
+        for path, site in readers(self.model, self.sites).items():
+            found.setdefault(site, []).append(path)
+        return {site: tuple(paths) for site, paths in found.items()}
+
+    def weights(self, site: str) -> list[Tensor]:
+        """The weights (outputs, channels) of the Linears that read a site."""
+        return [self.model.get_parameter(f"{path}.weight").data for path in self.readers[site]]
+
+    @cached_property
+    def tied(self) -> frozenset[str]:
+        """The weights that several modules share, by each of their names. They have no basis of one site."""
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        shared = Counter(id(self.model.get_parameter(name)) for name in names)
+        return frozenset(name for name in names if shared[id(self.model.get_parameter(name))] > 1)
 
 
 def observe(
@@ -30,6 +67,7 @@ def observe(
     batches: Sequence[Batch],
     count_padding: bool = False,
     requantize: Requantize | None = None,
+    views: Mapping[str, View] | None = None,
 ) -> dict[str, Sketch]:
     """Runs the batches through the model and returns a sketch of every site, by the site's name.
 
@@ -38,15 +76,18 @@ def observe(
 
     ``requantize(site, sketch so far)`` returns the function that the site's tensor then passes through, or
     None. So later sites see earlier ones quantized, as in Bondarenko's code; batches then run one by one.
+    ``views`` are functions of a site's elements (elements, channels), whose result is sketched instead.
     Raises ValueError that names the site on NaN and infinity.
     """
+    views = views or {}
     sketches = {site.name: Sketch(channels=site.channels) for site in sites}
     running = threading.local()  # of the batch that this thread runs: its padding mask and its sketches
 
     def look(site: Site, x: Tensor) -> Tensor:
         sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels))
         try:
-            sketch.update(site.tap.elements(x, None if count_padding else running.mask))
+            elements = site.tap.elements(x, None if count_padding else running.mask)
+            sketch.update(views[site.name](elements) if site.name in views else elements)
         except ValueError as error:
             raise ValueError(f"calibration, site {site.name}: {error}") from None
         function = requantize(site, sketch) if requantize else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quantlab.engines.integer import (
     EncodingQuantizer,
@@ -18,13 +18,13 @@ from quantlab.engines.integer import (
     integer_linears,
     integer_weights,
 )
-from quantlab.kernels.products import BITS, IntegerWeight
+from quantlab.kernels.products import IntegerWeight
 from quantlab.kernels.snapper import Snapper
 from quantlab.network.attention import CountedQuantizer, TensorFunction
 from quantlab.network.taps import ModuleInput, Tap, tapped
 from quantlab.plan.fit import check_activations_fit, check_weights_fit
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant, weight_ranges
-from quantlab.quant.grid import AffineGrid, FloatGrid
+from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.quant.basis import Basis
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,26 +51,24 @@ def insert(model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated") -
     kernel is exact and fast. Raises ValueError, before anything is changed, if the plan does not fit the
     model.
     """
-    with insert_weights(model, plan.weights, engine) as activate, activate(plan.activations) as inserted:
+    with insert_weights(model, plan, engine) as activate, activate(plan.activations) as inserted:
         yield inserted
 
 
 @contextmanager
 def insert_weights(
-    model: PreTrainedModel, weights: Iterable[WeightQuant], engine: str
+    model: PreTrainedModel, plan: QuantPlan, engine: str = "simulated"
 ) -> Iterator[InsertActivations]:
     """The weights' half of :func:`insert`: yields a context manager that inserts activations.
 
-    So one plan of activations after another can run on the same weights. Both halves raise ValueError if
-    their part of the plan does not fit the model.
+    So one set of activations after another can run on the same weights; those of ``plan`` are left out. Both
+    halves raise ValueError if their part of the plan does not fit the model.
     """
-    weights = tuple(weights)
-    check_weights_fit(model, weights)
-    integers = integer_weights(model, weights) if engine == "integer" else {}
+    check_weights_fit(model, plan)
+    integers = integer_weights(model, plan) if engine == "integer" else {}
     only_products = {
         ModuleInput(path) for path, weight in integers.items() if isinstance(weight, IntegerWeight)
     }
-    make = partial(encoding_quantizer, only_products) if engine == "integer" else quantizer
     linears: dict[str, LinearExecution] = {}
 
     @contextmanager
@@ -78,86 +76,104 @@ def insert_weights(
         activations = tuple(activations)
         check_activations_fit(model, activations)
         inserted = Inserted(calls={item.site: 0 for item in activations}, linears=linears)
-        functions = {
-            item.tap: CountedQuantizer(
-                item.site, make(item, model.device, item.tap.overwrites), inserted.calls
-            )
-            for item in activations
-        }
+        functions: dict[Tap, TensorFunction] = {}
+        for item in activations:
+            basis, overwrite = plan.site_bases.get(item.site), item.tap.overwrites
+            if engine == "integer":
+                function = encoding_quantizer(item, basis, model.device, overwrite, only_products)
+            else:
+                function = quantizer(item, model.device, overwrite, basis)
+            functions[item.tap] = CountedQuantizer(item.site, function, inserted.calls)
         with tapped(model, functions), fused_gelus(model, functions):
             yield inserted
 
-    with quantized_weights(model, weights), integer_linears(model, integers, linears):
+    with quantized_weights(model, plan), integer_linears(model, integers, linears):
         yield insert_activations
 
 
 @contextmanager
-def quantized_weights(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> Iterator[None]:
-    """Quantizes the parameters until the exit, a tied one once, by its first name.
+def quantized_weights(model: PreTrainedModel, plan: QuantPlan) -> Iterator[None]:
+    """Edits and quantizes the parameters until the exit, a tied one once, by its first name.
 
-    The original tensors are kept untouched and put back.
+    A Linear whose site has a basis with a shift z gains ``z (W - W~)^T`` in its bias, so that z passes the
+    weight W that is not rounded. The original tensors are kept untouched and put back.
     """
-    originals: dict[nn.Parameter, Tensor] = {}
-    try:
-        for weight in weights:
+    with edited_weights(model, plan), _replaced() as replace:
+        quantized: set[nn.Parameter] = set()
+        for weight in plan.weights:
             parameter = model.get_parameter(weight.parameter)
-            if parameter not in originals:  # two names may stand for one parameter
-                originals[parameter] = parameter.data
-                parameter.data = snap_weight(parameter.data, weight)
+            if parameter in quantized:  # two names may stand for one parameter
+                continue
+            quantized.add(parameter)
+            value, basis = parameter.data, plan.weight_bases.get(weight.parameter)
+            snapped = snap_weight(value, weight, basis)
+            replace(parameter, snapped)
+            bias = model.get_submodule(weight.parameter.rpartition(".")[0]).bias if basis else None
+            if basis is not None and basis.shift is not None and isinstance(bias, nn.Parameter):
+                replace(bias, bias.data + functional.linear(basis.shift.to(value), value - snapped))
         yield
+
+
+@contextmanager
+def edited_weights(model: PreTrainedModel, plan: QuantPlan) -> Iterator[None]:
+    """Edits the parameters until the exit, without quantizing them."""
+    with _replaced() as replace:
+        for edit in plan.edits:
+            parameter = model.get_parameter(edit.parameter)
+            replace(parameter, edit(parameter.data))
+        yield
+
+
+@contextmanager
+def _replaced() -> Iterator[Callable[[nn.Parameter, Tensor], None]]:
+    """Yields a function that gives a parameter another tensor. The first ones are put back at the exit."""
+    originals: dict[nn.Parameter, Tensor] = {}
+
+    def replace(parameter: nn.Parameter, value: Tensor) -> None:
+        originals.setdefault(parameter, parameter.data)
+        parameter.data = value
+
+    try:
+        yield replace
     finally:
         for parameter, original in originals.items():
             parameter.data = original
 
 
-@contextmanager
-def clipped_weights(model: PreTrainedModel, limits: Mapping[str, float]) -> Iterator[None]:
-    """Clamps parameters to [-limit, limit] until the exit. The original tensors are kept and put back."""
-    originals = {name: model.get_parameter(name).data for name in limits}
-    try:
-        for name, limit in limits.items():
-            model.get_parameter(name).data = originals[name].clamp(-limit, limit)
-        yield
-    finally:
-        for name, original in originals.items():
-            model.get_parameter(name).data = original
+def snap_weight(value: Tensor, weight: WeightQuant, basis: Basis | None = None) -> Tensor:
+    """A parameter's value, quantized and dequantized, in a basis if it has one."""
+    if basis is None:
+        return weight.snap(value)
+    return basis.weight_back(weight.snap(basis.weight(value)))
 
 
-def snap_weight(value: Tensor, weight: WeightQuant) -> Tensor:
-    """A parameter's value, quantized and dequantized."""
-    if isinstance(weight.grid, FloatGrid):
-        return weight.grid.snap(value)
-    lo, hi = weight_ranges(weight, value.ndim)
-    scale, zero_point = weight.grid.parameters(lo.to(value.device), hi.to(value.device))
-    return weight.grid.snap(value, scale, zero_point)
+def quantizer(
+    activation: ActivationQuant, device: torch.device, overwrite: bool = False, basis: Basis | None = None
+) -> TensorFunction:
+    """The function that quantizes and dequantizes a site's tensor, in a basis if the site has one.
 
-
-def quantizer(activation: ActivationQuant, device: torch.device, overwrite: bool = False) -> TensorFunction:
-    """The function that quantizes and dequantizes a site's tensor; in place if ``overwrite`` is set."""
-    grid = activation.grid
-    if isinstance(grid, FloatGrid):
-        return grid.snap
-    scale, zero_point = activation_parameters(activation, grid)
-    if activation.groups:
-        groups = torch.tensor(activation.groups)
-        after = [1] * (-1 - activation.tap.axis)  # the dimensions after the channels'
-        scale, zero_point = (one[groups].reshape(-1, *after) for one in (scale, zero_point))
-    return grid.snapper(scale.to(device), zero_point.to(device), overwrite)
+    It works in place if ``overwrite`` is set, where it can.
+    """
+    if basis is None:
+        return activation.function(device, overwrite)
+    snap = activation.function(device, overwrite=True)
+    return lambda x: basis.back(snap(basis.forward(x)))
 
 
 def encoding_quantizer(
-    only_products: Container[Tap], activation: ActivationQuant, device: torch.device, overwrite: bool
+    activation: ActivationQuant,
+    basis: Basis | None,
+    device: torch.device,
+    overwrite: bool,
+    only_products: Container[Tap],
 ) -> TensorFunction:
     """:func:`quantizer`, whose results have an encoding if it fits into bytes and a Linear may read them.
 
     ``only_products``: taps whose tensor nothing but integer products reads.
     """
-    function = quantizer(activation, device, overwrite)
-    if activation.tap.axis != -1 or not isinstance(function, Snapper) or activation.grid.bits > BITS:
-        return function
-    return EncodingQuantizer(function, activation.groups, values=activation.tap not in only_products)
-
-
-def activation_parameters(activation: ActivationQuant, grid: AffineGrid) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each range of a site, shape (ranges,)."""
-    return grid.parameters(torch.tensor(activation.lo), torch.tensor(activation.hi))
+    tap = activation.tap
+    if tap.axis != -1 or not activation.grid.in_bytes:
+        return quantizer(activation, device, overwrite, basis)
+    snapper = activation.function(device, overwrite or basis is not None)
+    assert isinstance(snapper, Snapper)
+    return EncodingQuantizer(snapper, activation.groups, values=tap not in only_products, basis=basis)

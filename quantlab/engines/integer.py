@@ -8,7 +8,7 @@ a quantized one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.engines.kernel_choice import fuses_gelu, product_of, times_fp32, why_no_kernel
-from quantlab.kernels.products import BITS, IntegerTensor, IntegerWeight, OneDnn, Product
+from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, Product
 from quantlab.kernels.snapper import MIDDLE, Snapper
 from quantlab.network.architecture import feed_forwards
 from quantlab.network.attention import CountedQuantizer, TensorFunction
 from quantlab.network.taps import ModuleInput, ModuleOutput, Tap
-from quantlab.plan.plan import WeightQuant, weight_ranges
-from quantlab.quant.grid import AffineGrid
+from quantlab.plan.plan import QuantPlan, WeightQuant
+from quantlab.quant.basis import Basis
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,11 +58,11 @@ class EncodingQuantizer:
     before that. With ``values`` false the result keeps the input's values: only integer products read it.
 
     ``groups`` gives each channel's group. A group has its own scale and zero point, and its own integer
-    product.
+    product. With a ``basis`` the integers are of the tensor in that basis, and the values in the network's.
     """
 
-    def __init__(self, snapper: Snapper, groups: Groups, values: bool):
-        self.snapper, self.groups, self.values = snapper, groups, values
+    def __init__(self, snapper: Snapper, groups: Groups, values: bool, basis: Basis | None = None):
+        self.snapper, self.groups, self.values, self.basis = snapper, groups, values, basis
         self.wanted = not values  # set by the first Linear that asks for integers
         self.channels = [channels.to(snapper.scale.device) for channels in channels_by_group(groups)]
         firsts = [int(channels[0]) for channels in self.channels] or [0]
@@ -72,20 +72,25 @@ class EncodingQuantizer:
     def __call__(self, x: Tensor) -> Tensor:
         if (encoding := getattr(x, ENCODING, None)) is not None and encoding.quantizer is self:
             return x
+        based = x if self.basis is None else self.basis.forward(x)
         if self.wanted:
-            snapped, integers = self.snapper.integers(x, self.values)
+            snapped, integers = self.snapper.integers(based, self.values)
             if integers is None:  # x holds NaN, which must stay NaN
-                return self.snapper(x)
-            y, parts = x.detach() if snapped is None else snapped, self._parts(integers)
+                return self._back(self.snapper(based))
+            y, parts = x.detach() if snapped is None else self._back(snapped), self._parts(integers)
         else:
-            y, parts = self.snapper(x), None
+            y, parts = self._back(self.snapper(based)), None
         setattr(y, ENCODING, _Encoding(self, parts))
         return y
 
+    def _back(self, snapped: Tensor) -> Tensor:
+        return snapped if self.basis is None else self.basis.back(snapped)
+
     def encode(self, y: Tensor) -> list[IntegerTensor] | None:
-        """The integers of a tensor that lies on the grid, group by group; None if it holds NaN."""
+        """The integers of a tensor that this quantizer made, group by group; None if it holds NaN."""
         self.wanted = True
-        integers = self.snapper.integers(y, values=False)[1]
+        based = y if self.basis is None else self.basis.forward(y)
+        integers = self.snapper.integers(based, values=False)[1]
         return None if integers is None else self._parts(integers)
 
     def gelu(self, multiply: OneDnn, x: IntegerTensor, bias: Tensor | None) -> Tensor:
@@ -128,16 +133,19 @@ def channels_by_group(groups: Groups) -> list[Tensor]:
     return [(index == group).nonzero().flatten() for group in range(max(groups, default=-1) + 1)]
 
 
-def integer_weights(
-    model: PreTrainedModel, weights: Iterable[WeightQuant]
-) -> dict[str, IntegerWeight | LinearExecution]:
+def integer_weights(model: PreTrainedModel, plan: QuantPlan) -> dict[str, IntegerWeight | LinearExecution]:
     """Every Linear's weight in integers, by path, or the reason why it runs in FP32.
 
     The model has its FP32 weights.
     """
-    planned = {weight.parameter: weight for weight in weights}
-    linears = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear))
-    return {path: _integers(linear.weight.data, planned.get(f"{path}.weight")) for path, linear in linears}
+    planned = {weight.parameter: weight for weight in plan.weights}
+    linears = {
+        f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    return {
+        name.removesuffix(".weight"): _integers(plan.in_basis(name, linear.weight.data), planned.get(name))
+        for name, linear in linears.items()
+    }
 
 
 @contextmanager
@@ -176,7 +184,9 @@ def fused_gelus(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction])
         tap = functions.get(ModuleInput(chain.second))
         onto = tap.function if isinstance(tap, CountedQuantizer) else None
         exact_gelu = isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu
-        one_range = isinstance(onto, EncodingQuantizer) and onto.snapper.numbers is not None
+        one_range = (
+            isinstance(onto, EncodingQuantizer) and onto.basis is None and onto.snapper.numbers is not None
+        )
         integers_only = isinstance(onto, EncodingQuantizer) and not onto.values
         untapped = ModuleOutput(chain.first) not in functions
         if exact_gelu and one_range and integers_only and untapped:
@@ -215,15 +225,18 @@ def _forward(
         if encoding is None or parts is None:
             report(LinearExecution.fp32("its input is not on an integer grid"))
             return nn.Linear.forward(linear, x)
-        groups = encoding.quantizer.groups
+        groups, basis = encoding.quantizer.groups, encoding.quantizer.basis
         if groups not in ready:
             ready[groups] = _products(weight, groups)
             report(_named(ready[groups], weight.scale.device))
+        bias: Tensor | None = linear.bias
+        if basis is not None and basis.shift is not None:
+            bias = nn.functional.linear(basis.shift.to(linear.weight), linear.weight, bias)
         onto: EncodingQuantizer | None = getattr(linear, GELU_ONTO, None)
         first, *others = ready[groups]
         if onto is not None and not others and isinstance(first, OneDnn) and fuses_gelu(first, onto.snapper):
-            return onto.gelu(first, parts[0], linear.bias)
-        y = first(parts[0], linear.bias)
+            return onto.gelu(first, parts[0], bias)
+        y = first(parts[0], bias)
         for multiply, part in zip(others, parts[1:], strict=True):
             y += multiply(part, None)
         return y
@@ -248,19 +261,19 @@ def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor,
 
     Unsigned integers of asymmetric grids are shifted by 128 to fit into signed bytes.
     """
-    assert isinstance(weight.grid, AffineGrid) and weight.grid.bits <= BITS
-    bounds = (bound.to(value.device) for bound in weight_ranges(weight, value.ndim))
-    scale, zero_point = weight.grid.parameters(*bounds)
-    shift = 0 if weight.grid.symmetric else MIDDLE
-    integers = (weight.grid.integers(value, scale, zero_point) - shift).to(torch.int8)
+    scale, zero_point = weight.parameters(value)
+    shift = MIDDLE if weight.grid.unsigned else 0
+    integers = (weight.rounded(value) - shift).to(torch.int8)
     return integers, scale.flatten(), (zero_point.flatten() - shift).to(torch.int8)
 
 
 def _integers(value: Tensor, weight: WeightQuant | None) -> IntegerWeight | LinearExecution:
     if weight is None:
         return LinearExecution.fp32("its weight is not quantized")
-    if not isinstance(weight.grid, AffineGrid) or weight.grid.bits > BITS:
+    if not weight.grid.in_bytes:
         return LinearExecution.fp32(f"its weight is {weight.grid}")
+    if weight.group is not None:
+        return LinearExecution.fp32(f"its weight has a range for every {weight.group} inputs")
     integers, scale, zero_point = signed_integers(value, weight)
     integer_weight = IntegerWeight(
         integers=integers,

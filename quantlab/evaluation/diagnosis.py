@@ -13,13 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quantlab.engines.insert import quantizer, snap_weight
+from quantlab.engines.insert import quantizer
 from quantlab.machine.parallel import side_by_side
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
-from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.quant.sqnr import energy, ratio_db, sqnr_db
 from quantlab.tasks.batching import Batch, on_device
@@ -38,11 +37,14 @@ def site_table(
     """Returns a row for each quantized tensor: grid, ranges, extremes, kurtosis, SQNR in dB.
 
     A site's numbers are of the network that calibrated it, named ``network``: extremes and kurtosis of its
-    sketch, ``sqnr`` of :func:`site_sqnr_db`. A weight's numbers are of the checkpoint's values; what its
-    range clips counts as noise.
+    sketch, ``sqnr`` of :func:`site_sqnr_db`. A weight's numbers are of the checkpoint's values after the
+    plan's edits, in the weight's basis.
     """
     rows = [_activation_row(item, sketches[item.site], sqnr[item.site], network) for item in plan.activations]
-    weights = [(item, model.get_parameter(item.parameter).data) for item in plan.weights]
+    weights = [
+        (item, plan.in_basis(item.parameter, model.get_parameter(item.parameter).data))
+        for item in plan.weights
+    ]
     return pd.DataFrame([*rows, *side_by_side(_weight_row, weights, model.device)])
 
 
@@ -78,7 +80,11 @@ def site_sqnr_db(
         model(**inputs)
 
     functions = {
-        item.tap: partial(measure, by_name[item.site], quantizer(item, model.device))
+        item.tap: partial(
+            measure,
+            by_name[item.site],
+            quantizer(item, model.device, basis=plan.site_bases.get(item.site)),
+        )
         for item in plan.activations
     }
     with tapped(model, functions):
@@ -112,17 +118,16 @@ def _activation_row(item: ActivationQuant, sketch: Sketch, sqnr: float, network:
 
 def _weight_row(weight: tuple[WeightQuant, Tensor]) -> dict[str, object]:
     item, value = weight
-    no_range = isinstance(item.grid, FloatGrid)
     return {
         "name": item.parameter,
         "kind": "weight",
         "grid": str(item.grid),
         "ranges": len(item.lo),
-        "lo": None if no_range else min(item.lo),
-        "hi": None if no_range else max(item.hi),
+        "lo": min(item.lo, default=None),
+        "hi": max(item.hi, default=None),
         "seen_min": value.min().item(),
         "seen_max": value.max().item(),
         "kurtosis": None,
-        "sqnr_db": sqnr_db(value, snap_weight(value, item)),
+        "sqnr_db": sqnr_db(value, item.snap(value)),
         "seen_in": "checkpoint",
     }

@@ -13,7 +13,7 @@ from quantlab.config.checks import at_least, whole
 from quantlab.machine.parallel import side_by_side
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
 from quantlab.methods.method import Method
-from quantlab.quant.grid import AffineGrid
+from quantlab.plan.edits import Clip, Edit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,17 +39,19 @@ class ClipWeightOutliers(Method):
         if self.count is not None:
             whole("method.count", self.count, 0)
 
-    def weight_limits(self, model: PreTrainedModel, bits: Bits) -> Mapping[str, float]:
-        """Raises ValueError where no matrix is on a grid: the range of its grid is what clips it."""
+    def edits(self, model: PreTrainedModel, bits: Bits) -> tuple[Edit, ...]:
+        """Raises ValueError where no matrix is on an integer grid: the others are not clipped."""
         linears = {name: m for name, m in weighted_modules(model).items() if isinstance(m, nn.Linear)}
-        on_grids = {
-            n: weight_of(m) for n, m in linears.items() if isinstance(bits.weight_grid(n, m), AffineGrid)
-        }
+        grids = {name: bits.weight_grid(name, linear) for name, linear in linears.items()}
+        on_grids = {name: weight_of(linears[name]) for name, grid in grids.items() if grid and grid.ranged}
         if not on_grids:
             raise ValueError(
-                "clip_weight_outliers clips by the range of a weight's grid: bits.weights must be 2 to 16"
+                "clip_weight_outliers clips weights of integer grids: bits.weights must be 2..16"
             )
-        return limits(on_grids, self.sigmas, self.count)
+        return tuple(
+            Clip(parameter=name, limit=limit)
+            for name, limit in limits(on_grids, self.sigmas, self.count).items()
+        )
 
 
 def limits(weights: Mapping[str, Tensor], sigmas: float, count: int | None) -> dict[str, float]:

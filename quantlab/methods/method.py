@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor
 
 from quantlab.calibration.estimators import Calibration
 from quantlab.machine.parallel import side_by_side
 from quantlab.methods.bits import Bits, tied_weights, weight_of, weighted_modules
 from quantlab.network.sites import Site
+from quantlab.plan.edits import Edit
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.granularity import PER_TENSOR, Granularity
-from quantlab.quant.grid import FloatGrid, Grid
+from quantlab.quant.grid import AffineGrid, Grid
 from quantlab.quant.ranges import group_ranges, weight_range
 from quantlab.quant.sketch import Sketch
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
+
+FP32 = QuantPlan()
+WeightPlanner = Callable[[Tensor], WeightQuant]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,36 +53,27 @@ class Method:
         """The grid of one weight; None where it stays in FP32."""
         return bits.weight_grid(parameter, module)
 
-    def weight_limits(self, model: PreTrainedModel, bits: Bits) -> Mapping[str, float]:
-        """By parameter, the magnitude that its weights are clipped to before calibration; none by default."""
-        return {}
+    def edits(self, model: PreTrainedModel, bits: Bits) -> tuple[Edit, ...]:
+        """Changes of weights before anything else is decided; none by default."""
+        return ()
 
-    def plan(
-        self,
-        sites: Sequence[Site],
-        sketches: Mapping[str, Sketch],
-        weights: tuple[WeightQuant, ...],
-        bits: Bits,
-        calibration: Calibration,
-    ) -> QuantPlan:
-        """The plan for these sites, from sketches by site name and the weights' plan
-        (:func:`plan_weights`)."""
+    def activations(
+        self, sites: Sequence[Site], sketches: Mapping[str, Sketch], bits: Bits, calibration: Calibration
+    ) -> tuple[ActivationQuant, ...]:
+        """The quantizers of these sites, from sketches by site name."""
         specs = ((site, self.site_spec(site, bits)) for site in sites)
-        return QuantPlan(
-            activations=tuple(
-                plan_site(s, spec, sketches[s.name], calibration) for s, spec in specs if spec is not None
-            ),
-            weights=weights,
+        return tuple(
+            plan_site(s, spec, sketches[s.name], calibration) for s, spec in specs if spec is not None
         )
 
 
 def plan_site(site: Site, spec: SiteSpec, sketch: Sketch, calibration: Calibration) -> ActivationQuant:
     """One site's ranges. Raises ValueError where calibration has not seen it."""
-    if isinstance(spec.grid, FloatGrid):
-        return ActivationQuant(site=site.name, tap=site.tap, grid=spec.grid)
+    grid = calibration.grid(spec.grid)
+    if not isinstance(grid, AffineGrid):
+        return ActivationQuant(site=site.name, tap=site.tap, grid=grid)
     if sketch.count == 0:
         raise ValueError(f"site {site.name} was never seen in calibration: it has no range")
-    grid = calibration.grid(spec.grid)
     lo, hi, groups = group_ranges(calibration.range(sketch, grid), sketch, spec.granularity)
     return ActivationQuant(
         site=site.name,
@@ -91,19 +86,46 @@ def plan_site(site: Site, spec: SiteSpec, sketch: Sketch, calibration: Calibrati
 
 
 def plan_weights(
-    model: PreTrainedModel, method: Method, bits: Bits, calibration: Calibration
+    model: PreTrainedModel,
+    method: Method,
+    bits: Bits,
+    calibration: Calibration,
+    base: QuantPlan = FP32,
 ) -> tuple[WeightQuant, ...]:
-    """Grid and ranges of every weight that the method and the bits quantize; of a tied weight once."""
+    """Grid and ranges of every weight that the method and the bits quantize; of a tied weight once.
+
+    The weights are those after the edits of ``base``, in its bases.
+    """
+
+    def planned(asked: tuple[str, WeightPlanner]) -> WeightQuant:
+        name, plan = asked
+        return plan(base.in_basis(name, weight_of(modules[name])))
+
+    modules = weighted_modules(model)
+    planners = weight_planners(model, method, bits, calibration)
+    return tuple(side_by_side(planned, list(planners.items()), model.device))
+
+
+def weight_planners(
+    model: PreTrainedModel, method: Method, bits: Bits, calibration: Calibration
+) -> dict[str, WeightPlanner]:
+    """By name of each weight that is quantized, the function from its value, edited and in its basis, to its
+    quantizer."""
     modules, tied = weighted_modules(model), tied_weights(model)
     bits = bits.with_tied(tied)
-    limits = method.weight_limits(model, bits)
     grids = {name: method.weight_grid(name, module, bits) for name, module in modules.items()}
-    asked = [
-        (name, modules[name], grid, limits.get(name, math.inf), name in tied.values())
+    return {
+        name: partial(
+            _plan_weight,
+            bits,
+            calibration,
+            name,
+            grid,
+            bits.weight_axis(modules[name], name in tied.values()),
+        )
         for name, grid in grids.items()
         if grid is not None
-    ]
-    return tuple(side_by_side(partial(_plan_weight, bits, calibration), asked, model.device))
+    }
 
 
 def check_weight_ranges(bits: Bits, calibration: Calibration) -> None:
@@ -121,19 +143,18 @@ def check_weight_ranges(bits: Bits, calibration: Calibration) -> None:
 
 
 def _plan_weight(
-    bits: Bits, calibration: Calibration, weight_asked: tuple[str, nn.Module, Grid, float, bool]
+    bits: Bits, calibration: Calibration, parameter: str, grid: Grid, axis: int | None, value: Tensor
 ) -> WeightQuant:
-    parameter, module, grid, limit, tied = weight_asked
-    if isinstance(grid, FloatGrid):
+    if not isinstance(grid, AffineGrid):
         return WeightQuant(parameter=parameter, grid=grid, axis=None)
-    weight, axis = weight_of(module).clamp(-limit, limit), bits.weight_axis(module, tied)
     if calibration.ranges_weights:
-        grid = calibration.grid(grid)
         sketch = Sketch(channels=1)
-        sketch.update(weight.reshape(-1, 1))
-        low, high = calibration.range(sketch, grid)
-        return WeightQuant(parameter=parameter, grid=grid, axis=None, lo=(low,), hi=(high,))
-    lo, hi = weight_range(weight, grid, bits.weight_estimator, axis)
+        sketch.update(value.reshape(-1, 1))
+        own = calibration.grid(grid)
+        assert isinstance(own, AffineGrid)
+        low, high = calibration.range(sketch, own)
+        return WeightQuant(parameter=parameter, grid=own, axis=None, lo=(low,), hi=(high,))
+    lo, hi = weight_range(value, grid, bits.weight_estimator, axis)
     return WeightQuant(
         parameter=parameter, grid=grid, axis=axis, lo=tuple(lo.tolist()), hi=tuple(hi.tolist())
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, SiteSpec
 from quantlab.network.sites import Site, matching
+from quantlab.plan.edits import Edit
 from quantlab.quant.grid import Grid
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class PerSite(Method):
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
         return self.base.site_spec(site, replace(bits, rules=(*bits.rules, *self.rules)))
 
-    def weight_limits(self, model: PreTrainedModel, bits: Bits) -> Mapping[str, float]:
-        return self.base.weight_limits(model, bits)
+    def edits(self, model: PreTrainedModel, bits: Bits) -> tuple[Edit, ...]:
+        return self.base.edits(model, bits)
 
     def weight_grid(self, parameter: str, module: nn.Module, bits: Bits) -> Grid | None:
         return self.base.weight_grid(parameter, module, bits)

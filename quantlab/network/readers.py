@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.network.architecture import all_sites
+from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.network.trace import tiny_inputs
 
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def readers(model: PreTrainedModel) -> dict[str, str]:
-    """The operand site that each Linear reads, by the Linear's path; a Linear that reads none is missing.
+def readers(model: PreTrainedModel, sites: Iterable[Site] | None = None) -> dict[str, str]:
+    """The site whose tensor each Linear reads, by the Linear's path; a Linear that reads none is missing.
 
-    A Linear reads a site if it gets the very tensor that the site's tap saw, in one forward pass over a tiny
-    input. The model is not on the meta device.
+    ``sites`` are reached by their own taps; None: all operand sites. A Linear reads a site if it gets the
+    very tensor that the site's tap saw, in one forward pass over a tiny input. The model is not on the meta
+    device.
     """
     seen: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no other gets their number
     found: dict[str, str] = {}
@@ -35,8 +38,11 @@ def readers(model: PreTrainedModel) -> dict[str, str]:
         if inputs and id(inputs[0]) in seen:
             found[path] = seen[id(inputs[0])][0]
 
-    operands = {site.read_at: partial(look, site.name) for site in all_sites(model) if site.read_at}
-    with tapped(model, operands), ExitStack() as stack:
+    if sites is None:
+        taps = {site.read_at: site.name for site in all_sites(model) if site.read_at}
+    else:
+        taps = {site.tap: site.name for site in sites}
+    with tapped(model, {tap: partial(look, name) for tap, name in taps.items()}), ExitStack() as stack:
         for path, module in model.named_modules():
             if isinstance(module, nn.Linear):
                 stack.callback(module.register_forward_pre_hook(partial(reads, path)).remove)

@@ -1,6 +1,6 @@
 """Coverage: how many levels of its grid a tensor uses, and which share of it is clipped or becomes zero."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantlab.plan.plan import ActivationQuant, Ranges, WeightQuant, weight_ranges
+from quantlab.plan.plan import ActivationQuant, WeightQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
 
@@ -41,25 +41,31 @@ def site_coverage(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
     if not isinstance(item.grid, AffineGrid) or sketch.count == 0:
         return None
     lo, hi = (min(item.lo),), (max(item.hi),)
-    widest = WeightQuant(parameter=item.site, grid=item.grid, axis=None, lo=lo, hi=hi)
-    scale, zero_point = _parameters(widest, item.grid, ndim=1)
+    scale, zero_point = _numbers(*replace(item, lo=lo, hi=hi).parameters())
     values, counts = sketch.values()
     covered = _coverage(item.site, item.grid, values, counts, scale, zero_point, _left_out(item.grid, lo, hi))
     return covered if covered is None or len(item.lo) == 1 else replace(covered, used=None)
 
 
 def weight_coverage(item: WeightQuant, value: Tensor) -> Coverage | None:
-    """A weight's coverage, from a seeded sample of its elements. None as in :func:`site_coverage`."""
+    """A weight's coverage, from a seeded sample of its elements. None as in :func:`site_coverage`.
+
+    ``value`` is in the basis that the weight is quantized in.
+    """
     if not isinstance(item.grid, AffineGrid):
         return None
-    scale, zero_point = _parameters(item, item.grid, value.ndim)
+    shaped = item.shaped(value.cpu())
+    scale, zero_point = (
+        part.expand(shaped.shape) if part.numel() > 1 else part for part in item.parameters(shaped)
+    )
     drawn = _draw(value.numel())
-    x = value.cpu().reshape(-1)[drawn].double().numpy()
-    if item.axis is not None:
-        slices = np.unravel_index(drawn, value.shape)[item.axis]
-        scale, zero_point = scale[slices], zero_point[slices]
+    x = shaped.reshape(-1)[drawn].double().numpy()
+    if scale.numel() > 1:
+        places = np.unravel_index(drawn, shaped.shape)
+        scale, zero_point = scale[places], zero_point[places]
+    numbers = _numbers(scale, zero_point)
     left_out = _left_out(item.grid, item.lo, item.hi)
-    covered = _coverage(item.parameter, item.grid, x, None, scale, zero_point, left_out)
+    covered = _coverage(item.parameter, item.grid, x, None, *numbers, left_out)
     return covered and replace(covered, weight=True)
 
 
@@ -75,8 +81,7 @@ def with_coverage(sites: pd.DataFrame, coverages: Sequence[Coverage]) -> pd.Data
     return sites.merge(columns, on="name", how="left", validate="one_to_one") if len(sites) else sites
 
 
-def _parameters(item: WeightQuant, grid: AffineGrid, ndim: int) -> tuple[Array, Array]:
-    scale, zero_point = grid.parameters(*weight_ranges(item, ndim))
+def _numbers(scale: Tensor, zero_point: Tensor) -> tuple[Array, Array]:
     return scale.flatten().double().numpy(), zero_point.flatten().double().numpy()
 
 
@@ -87,7 +92,7 @@ def _draw(elements: int) -> NDArray[np.int64]:
     return np.random.default_rng(0).integers(0, elements, SAMPLE)
 
 
-def _left_out(grid: AffineGrid, lo: Ranges, hi: Ranges) -> int:
+def _left_out(grid: AffineGrid, lo: Iterable[float], hi: Iterable[float]) -> int:
     """The sign of the side of zero that no range reaches; 0 if ranges reach both sides."""
     if grid.symmetric:
         return 0

@@ -10,7 +10,6 @@ import torch
 from quantlab.network.architecture import all_sites
 from quantlab.network.taps import Tap
 from quantlab.plan.plan import ActivationQuant, QuantPlan, Ranges, WeightQuant
-from quantlab.quant.grid import AffineGrid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +21,7 @@ def check_fits(model: PreTrainedModel, plan: QuantPlan) -> None:
     A plan does not fit if it names modules, channels or parameters that the model lacks, if the number of
     ranges differs from the number of groups or slices, or if two items quantize one tensor.
     """
-    check_weights_fit(model, plan.weights)
+    check_weights_fit(model, plan)
     check_activations_fit(model, plan.activations)
 
 
@@ -38,7 +37,7 @@ def check_activations_fit(model: PreTrainedModel, activations: Iterable[Activati
         known = item.tap.module in modules and len(item.groups) in (0, channels.get(item.tap, 0))
         if not known:
             strange.append(item.site)
-        elif isinstance(item.grid, AffineGrid):
+        elif item.grid.ranged:
             _check_ranges(item.site, item.lo, item.hi, max(item.groups, default=0) + 1)
         if item.tap in sites:
             raise ValueError(
@@ -49,28 +48,38 @@ def check_activations_fit(model: PreTrainedModel, activations: Iterable[Activati
     _check_known(strange)
 
 
-def check_weights_fit(model: PreTrainedModel, weights: Iterable[WeightQuant]) -> None:
-    """The weights' part of :func:`check_fits`."""
+def check_weights_fit(model: PreTrainedModel, plan: QuantPlan) -> None:
+    """The weights', transforms' and edits' part of :func:`check_fits`."""
     shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
-    strange: list[str] = []
+    named = [*(edit.parameter for edit in plan.edits), *plan.weight_bases]
+    strange = [name for name in named if name not in shapes]
     seen: set[str] = set()
-    for weight in weights:
+    for weight in plan.weights:
         shape = shapes.get(weight.parameter)
-        if shape is None or (weight.axis is not None and _slices(weight, shape) != len(weight.lo)):
+        if shape is None or (weight.integers is not None and weight.integers.tensor.shape != shape):
             strange.append(weight.parameter)
-        elif isinstance(weight.grid, AffineGrid):
-            _check_ranges(
-                weight.parameter, weight.lo, weight.hi, 1 if weight.axis is None else len(weight.lo)
-            )
+        elif weight.grid.ranged:
+            needed = _ranges(weight, shape)
+            if needed is None or (weight.axis is not None and needed != len(weight.lo)):
+                strange.append(weight.parameter)
+            else:
+                _check_ranges(weight.parameter, weight.lo, weight.hi, needed)
         if weight.parameter in seen:
             raise ValueError(f"the plan quantizes {weight.parameter} twice: keep one of them")
         seen.add(weight.parameter)
     _check_known(strange)
 
 
-def _slices(weight: WeightQuant, shape: torch.Size) -> int | None:
-    """The number of slices along the weight's axis; None if the parameter has no such axis."""
-    return shape[weight.axis] if weight.axis is not None and -len(shape) <= weight.axis < len(shape) else None
+def _ranges(weight: WeightQuant, shape: torch.Size) -> int | None:
+    """The number of ranges that a parameter of this shape needs; None if it has no such axis or groups."""
+    if weight.axis is None:
+        return 1
+    if not -len(shape) <= weight.axis < len(shape):
+        return None
+    if weight.group is None:
+        return shape[weight.axis]
+    fits = len(shape) == 2 and weight.axis == 0 and shape[1] % weight.group == 0
+    return shape.numel() // weight.group if fits else None
 
 
 def _check_ranges(name: str, lo: Ranges, hi: Ranges, needed: int) -> None:

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
-from quantlab.quant.grid import AffineGrid, Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SCALE_BYTES = 4  # a scale is FP32
 
 
 def size_bytes(model: PreTrainedModel, plan: QuantPlan) -> int:
@@ -21,13 +18,14 @@ def size_bytes(model: PreTrainedModel, plan: QuantPlan) -> int:
     once.
 
     A range costs an FP32 scale, and a zero point of the grid's bits if the grid is asymmetric. A channel's
-    group index costs the least whole number of bytes that holds it.
+    group index costs the least whole number of bytes that holds it. Bases count the bytes of their arrays.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     quantized = {id(parameters[weight.parameter]) for weight in plan.weights}
     untouched = sum(_fp32_bytes(value) for value in model.parameters() if id(value) not in quantized)
     weights = sum(_weight_bytes(parameters[weight.parameter], weight) for weight in plan.weights)
-    return untouched + weights + sum(_activation_bytes(item) for item in plan.activations)
+    activations = sum(_activation_bytes(item) for item in plan.activations)
+    return untouched + weights + activations + sum(item.basis.size_bytes for item in plan.transforms)
 
 
 def size_fp32_bytes(model: PreTrainedModel) -> int:
@@ -40,15 +38,9 @@ def _fp32_bytes(parameter: nn.Parameter) -> int:
 
 
 def _weight_bytes(parameter: nn.Parameter, weight: WeightQuant) -> int:
-    return math.ceil(parameter.numel() * weight.grid.bits / 8) + len(weight.lo) * _range_bytes(weight.grid)
+    return math.ceil(parameter.numel() * weight.grid.bits / 8) + len(weight.lo) * weight.grid.range_bytes
 
 
 def _activation_bytes(item: ActivationQuant) -> int:
     index_bytes = math.ceil(math.log2(max(len(item.lo), 2)) / 8)
-    return len(item.lo) * _range_bytes(item.grid) + len(item.groups) * index_bytes
-
-
-def _range_bytes(grid: Grid) -> int:
-    if not isinstance(grid, AffineGrid):
-        return 0
-    return SCALE_BYTES + (0 if grid.symmetric else math.ceil(grid.bits / 8))
+    return len(item.lo) * item.grid.range_bytes + len(item.groups) * index_bytes

@@ -1,6 +1,11 @@
 """Grids: the sets of values that a quantized tensor may take."""
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,12 +13,50 @@ from torch import Tensor
 from quantlab.config.checks import nearest, one_of, whole
 from quantlab.kernels.snapper import Snapper
 
+BYTE_BITS, SCALE_BYTES = 8, 4  # of an integer that products take; of an FP32 scale
 FLOAT_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # the reciprocal of a subnormal scale is infinite
 
 
+class Grid(ABC):
+    """The values that a quantized tensor may take, with the verbs that plans, engines and sizes use.
+
+    A subclass is a frozen dataclass. ``kind`` is its name in JSON.
+    """
+
+    kind: ClassVar[str]
+    ranged: ClassVar[bool] = False  # whether it needs ranges, which calibration finds
+
+    bits: int  # of an element
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether its elements are integers of up to 8 bits with a fixed scale for each range."""
+        return False
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether its integers begin at 0."""
+        return False
+
+    @property
+    def range_bytes(self) -> int:
+        """Bytes that one range takes."""
+        return 0
+
+    @abstractmethod
+    def function(
+        self, scale: Tensor | None, zero_point: Tensor | None, overwrite: bool
+    ) -> Callable[[Tensor], Tensor]:
+        """Quantizes and dequantizes a tensor; in place if ``overwrite`` is set and the grid can.
+
+        ``scale`` and ``zero_point`` (:meth:`AffineGrid.parameters`) broadcast against the tensor; None
+        unless the grid is ``ranged``.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
-class AffineGrid:
+class AffineGrid(Grid):
     """The values ``s (q - z)`` for whole numbers q of b = ``bits`` bits (Bondarenko et al. 2021, section 2).
 
     Asymmetric: ``0 <= q <= 2^b - 1``, ``s = (hi - lo) / (2^b - 1)``, ``z = round(-lo / s)``.
@@ -22,12 +65,27 @@ class AffineGrid:
     Zero is exact on both.
     """
 
+    kind = "affine"
+    ranged = True
+
     bits: int
     symmetric: bool
 
     def __post_init__(self) -> None:
         whole("bits", self.bits, 2, 16)
         one_of("symmetric", self.symmetric, (False, True))
+
+    @property
+    def in_bytes(self) -> bool:
+        return self.bits <= BYTE_BITS
+
+    @property
+    def unsigned(self) -> bool:
+        return not self.symmetric
+
+    @property
+    def range_bytes(self) -> int:
+        return SCALE_BYTES + (0 if self.symmetric else -(-self.bits // 8))
 
     @property
     def q_max(self) -> int:
@@ -68,32 +126,40 @@ class AffineGrid:
         place."""
         return Snapper(scale, zero_point, self.q_min, self.q_max, overwrite)
 
+    def function(self, scale: Tensor | None, zero_point: Tensor | None, overwrite: bool) -> Snapper:
+        assert scale is not None and zero_point is not None
+        return self.snapper(scale, zero_point, overwrite)
+
     def __str__(self) -> str:
         return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloatGrid:
+class FloatGrid(Grid):
     """The values of a 16-bit float format, ``fp16`` or ``bf16``. FP16 overflows to infinity beyond 65504."""
+
+    kind = "float"
+    bits = 16
 
     format: str
 
     def __post_init__(self) -> None:
         one_of("format", self.format, FLOAT_FORMATS)
 
-    @property
-    def bits(self) -> int:
-        return 16
-
     def snap(self, x: Tensor) -> Tensor:
         """``x`` rounded to the format, back in its own dtype."""
         return x.to(FLOAT_FORMATS[self.format]).to(x.dtype)
+
+    def function(
+        self, scale: Tensor | None, zero_point: Tensor | None, overwrite: bool
+    ) -> Callable[[Tensor], Tensor]:
+        return self.snap
 
     def __str__(self) -> str:
         return self.format
 
 
-Grid = AffineGrid | FloatGrid
+GRIDS: dict[str, type[Grid]] = {grid.kind: grid for grid in (AffineGrid, FloatGrid)}
 PRECISIONS = "fp32, fp16, bf16, int2..int16, or the number of bits 2..16 or 32"
 NAMED = ("fp32", *FLOAT_FORMATS, *(f"int{bits}" for bits in range(2, 17)))
 

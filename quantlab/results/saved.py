@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from quantlab.plan.plan import QuantPlan
+from quantlab.plan.plan import QuantPlan, read_plan
 from quantlab.results.answers import SavedAnswers, read_answers
 from quantlab.results.reading import summary_of
 from quantlab.trial.result import RESULT
@@ -55,7 +55,7 @@ def load_plan(path: Path) -> QuantPlan:
     """Reads a plan.json, or the one in a trial's folder. Raises OSError or ValueError that names the file."""
     file = path / PLAN if path.is_dir() else path
     try:
-        return QuantPlan.from_json(file.read_text(encoding="utf-8"))
+        return read_plan(file)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

@@ -28,6 +28,12 @@ EXTERNAL_BYTES = 1_800_000_000  # larger weights go into a file of their own: pr
 
 def check_exportable(plan: QuantPlan) -> None:
     """Raises ValueError, naming sites and a remedy, if ONNX has no integers of a grid's width."""
+    if plan.transforms:
+        sites = ", ".join(item.site for item in plan.transforms[:3])
+        raise ValueError(f"ONNX files have no change of basis: transform=none, or not at {sites}")
+    grouped = [weight.parameter for weight in plan.weights if weight.group is not None]
+    if grouped:
+        raise ValueError(f"ONNX files have no ranges for groups of inputs, as {grouped[0]} has")
     unsupported = [item for item in plan.activations if item.grid.bits not in (8, FLOAT_BITS)]
     if unsupported:
         names = ", ".join(f"{item.site} ({item.grid})" for item in unsupported[:3]) + (

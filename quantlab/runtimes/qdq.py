@@ -10,24 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quantlab.engines.insert import activation_parameters, quantized_weights
+from quantlab.engines.insert import quantized_weights
 from quantlab.engines.integer import channels_by_group, signed_integers
 from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.attention import TensorFunction
 from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
-from quantlab.quant.grid import AffineGrid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FLOAT_BITS, WEIGHT_BITS = 16, 8
+FLOAT_BITS = 16
 GROUPED = "_quantlab_grouped"  # attribute of a tensor: pairs of a group's channels and its part
 
 
@@ -38,16 +38,14 @@ def quantize_dequantize(model: PreTrainedModel, plan: QuantPlan, signed: bool = 
     The operators only stand for the computation: the model computes no useful values meanwhile.
     """
     weights = {weight.parameter: weight for weight in plan.weights}
-    integers = {
-        name: weight
-        for name, weight in weights.items()
-        if isinstance(weight.grid, AffineGrid) and weight.grid.bits <= WEIGHT_BITS
-    }
+    integers = {name: weight for name, weight in weights.items() if weight.grid.in_bytes}
     changed: list[nn.Module] = []
     with ExitStack() as stack:
         stack.callback(lambda: [vars(module).pop("forward", None) for module in changed])
         stack.enter_context(
-            quantized_weights(model, [w for name, w in weights.items() if name not in integers])
+            quantized_weights(
+                model, replace(plan, weights=tuple(w for n, w in weights.items() if n not in integers))
+            )
         )
         stored = {id(model.get_parameter(name)): weight for name, weight in integers.items()}
         for module in model.modules():
@@ -65,12 +63,11 @@ def _activation(item: ActivationQuant, signed: bool) -> TensorFunction:
 
     A tensor with groups carries them in the attribute :data:`GROUPED`, for the Linears that read it.
     """
-    assert isinstance(item.grid, AffineGrid)
-    scale, zero_point = activation_parameters(item, item.grid)
-    if item.grid.symmetric:
-        zeros = zero_point.to(torch.int8) if signed else (zero_point + MIDDLE).to(torch.uint8)
-    else:
+    scale, zero_point = item.parameters()
+    if item.grid.unsigned:
         zeros = zero_point.to(torch.uint8)
+    else:
+        zeros = zero_point.to(torch.int8) if signed else (zero_point + MIDDLE).to(torch.uint8)
     if not item.groups:
         return lambda x: _qdq(x, scale[0], zeros[0])
     axis = item.tap.axis

@@ -11,7 +11,7 @@ import numpy as np
 from quantlab.engines.insert import InsertActivations, insert_weights
 from quantlab.methods.method import plan_site
 from quantlab.network.sites import Site
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import ActivationQuant, QuantPlan
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.budget import Budget
 from quantlab.searching.costs import Cost, cost_of
@@ -26,7 +26,7 @@ from quantlab.tasks.batching import Batch, by_length
 from quantlab.tasks.scores import SCORES, Kind
 from quantlab.trial.config import check_trial
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
-from quantlab.trial.planning import weights_and_sketches
+from quantlab.trial.planning import plan_of_weights
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +46,7 @@ class PreparedModel:
     space: Space
     sites: tuple[Site, ...]
     material: Material
-    weights: tuple[WeightQuant, ...]
+    base: QuantPlan  # without activations
     table: ActivationTable
     fixed: dict[str, ActivationQuant]  # of sites that the search does not decide, by name
     insert_activations: InsertActivations
@@ -64,7 +64,7 @@ class PreparedModel:
 
     def plan(self, chosen: Choices) -> QuantPlan:
         """A candidate's plan, equal to that of a trial with the candidate's method."""
-        return QuantPlan(activations=self.activations(chosen), weights=self.weights)
+        return replace(self.base, activations=self.activations(chosen))
 
     @property
     def label_columns(self) -> list[int]:
@@ -186,20 +186,20 @@ def prepared_model(config: SearchConfig, memo: Memo) -> Iterator[PreparedModel]:
     material = load_material(*shared, memo)
     key = (*shared, *config.calibration.observation_key)
     of_fp32 = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
-    weights, sketches = weights_and_sketches(config, material, sites, of_fp32)
+    base, sketches = plan_of_weights(config, material, sites, of_fp32)
     specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}
     fixed = {
         s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec
     }
     table = activation_table(space, config.method, config.bits, sketches, config.calibration)
     fp32 = fp32_predictions(material).logits if config.search.reference == "fp32" else None
-    with insert_weights(material.model, weights, config.engine) as insert_activations:
+    with insert_weights(material.model, base, config.engine) as insert_activations:
         yield PreparedModel(
             config=config,
             space=space,
             sites=tuple(sites),
             material=material,
-            weights=weights,
+            base=base,
             table=table,
             fixed=fixed,
             insert_activations=insert_activations,

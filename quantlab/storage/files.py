@@ -85,12 +85,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file by renaming a finished one over it: a reader sees the older text or all of the new
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file by renaming a finished one over it: a reader sees the older content or all of the new
     one, after a power failure too."""
     scratch = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(content if isinstance(content, bytes) else content.encode())
         settle([scratch])
         scratch.replace(path)
     finally:

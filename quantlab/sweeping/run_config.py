@@ -10,7 +10,8 @@ from quantlab.sweeping.sweep import Sweep
 from quantlab.tracking.tracker import Tracker
 from quantlab.trial.config import TrialConfig, plain_config
 
-NAMING = ("method", "bits", "placement", "calibration")
+NAMING = ("method", "bits", "placement", "calibration")  # these name a trial
+SLOTS = {"transform": "none", "rounding": "nearest"}  # and these, unless the choice is this one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,12 @@ def trial_run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) 
     changed = [
         item.split(".", 1)
         for item in overrides
-        if item.split(".", 1)[0] in NAMING and "." in item.split("=")[0]
+        if item.split(".", 1)[0] in (*NAMING, *SLOTS) and "." in item.split("=")[0]
     ]
-    return " ".join([*(str(choices[group]) for group in NAMING), *(setting for _, setting in changed)])
+    slots = [choice for group, plain in SLOTS.items() if (choice := str(choices.get(group, plain))) != plain]
+    return " ".join(
+        [*(str(choices[group]) for group in NAMING), *slots, *(setting for _, setting in changed)]
+    )
 
 
 def _typed(value: Any) -> str:

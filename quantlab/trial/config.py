@@ -14,10 +14,12 @@ from quantlab.network.compatibility import check_token_types
 from quantlab.network.models import ModelSpec
 from quantlab.network.sites import Placement, Site
 from quantlab.profiling.profile import Profile
+from quantlab.rounding.rounding import Rounding
 from quantlab.runtimes.runtime import Runtime, TorchOnly
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Tokenized
 from quantlab.tasks.task import Task
+from quantlab.transforms.transform import Transform
 from quantlab.trial.material import encoded_rows, resolve_checkpoint, select_rows
 from quantlab.trial.result import plain_data
 
@@ -35,6 +37,8 @@ class TrialConfig:
     evaluation: Evaluation
     profile: Profile
     engine: str = "integer"  # or simulated: computes the answers, and is timed
+    transform: Transform = field(default_factory=Transform)
+    rounding: Rounding = field(default_factory=Rounding)
     runtime: Runtime = field(default_factory=TorchOnly)  # also answers and is timed, unless it is TorchOnly
 
     def __post_init__(self) -> None:
@@ -64,6 +68,7 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
             check_token_types(rows, skeleton, checkpoint.folder)
     sites = config.placement.select(all_sites(skeleton), family_of(skeleton).unreachable)
     config.method.check(sites)
+    config.transform.check(sites)
     modules = weighted_modules(skeleton)
     config.bits.check_rules([*(site.name for site in sites), *modules, *tied_weights(skeleton)])
     config.bits.check_kinds(list(modules.values()))

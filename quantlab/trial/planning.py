@@ -1,21 +1,24 @@
-"""Makes a trial's plan: observes activations in the network that the config calibrates in, then plans."""
+"""Makes a trial's plan: asks each slot in turn, and observes activations in the network so far."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import pandas as pd
 
 from quantlab.calibration.estimators import Calibration
-from quantlab.calibration.probe import Requantize, observe
-from quantlab.engines.insert import clipped_weights, quantized_weights, quantizer
+from quantlab.calibration.probe import Probe, Requantize, observe
+from quantlab.engines.insert import edited_weights, quantized_weights, quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
 from quantlab.methods.bits import Bits
-from quantlab.methods.method import Method, plan_site, plan_weights
+from quantlab.methods.method import Method, plan_site, plan_weights, weight_planners
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
-from quantlab.plan.plan import QuantPlan, WeightQuant
+from quantlab.plan.plan import ActivationQuant, QuantPlan
 from quantlab.quant.sketch import Sketch
+from quantlab.rounding.rounding import Rounding
+from quantlab.transforms.transform import Transform
 from quantlab.trial.material import Material
 
 Sketches = Mapping[str, Sketch]
@@ -32,6 +35,10 @@ class PlanSettings(Protocol):
     def bits(self) -> Bits: ...
     @property
     def calibration(self) -> Calibration: ...
+    @property
+    def transform(self) -> Transform: ...
+    @property
+    def rounding(self) -> Rounding: ...
 
 
 def make_plan(
@@ -41,40 +48,63 @@ def make_plan(
 
     ``fp32`` are the sketches of the FP32 network, by site.
     """
-    weights, sketches = weights_and_sketches(settings, material, sites, fp32)
-    return settings.method.plan(sites, sketches, weights, settings.bits, settings.calibration), sketches
+    plan, sketches = plan_of_weights(settings, material, sites, fp32)
+    activations = settings.method.activations(sites, sketches, settings.bits, settings.calibration)
+    return replace(plan, activations=activations), sketches
 
 
-def weights_and_sketches(
+def plan_of_weights(
     settings: PlanSettings, material: Material, sites: Sequence[Site], fp32: Sketches
-) -> tuple[tuple[WeightQuant, ...], Sketches]:
-    """Returns the weights' part of the plan, and the sites' sketches.
+) -> tuple[QuantPlan, Sketches]:
+    """Returns the plan without its activations, and the sites' sketches, in the plan's bases.
 
-    The sketches are ``fp32``, those of the FP32 network, unless the method clips weights or
-    ``calibration.through`` asks for a quantized network: then the sites are observed in that one.
+    The sketches are ``fp32``, those of the FP32 network, where that is the network that calibrates.
     """
-    weights = plan_weights(material.model, settings.method, settings.bits, settings.calibration)
-    with calibration_network(settings, material, weights) as network:
-        return weights, fp32 if network == "fp32" else observed_sketches(settings, material, sites)
+    probe = probe_of(settings, material, sites, fp32)
+    plan = QuantPlan(
+        edits=settings.method.edits(material.model, settings.bits), transforms=settings.transform.bases(probe)
+    )
+    weights = plan_weights(material.model, settings.method, settings.bits, settings.calibration, plan)
+    plan = settings.rounding.round(probe, replace(plan, weights=weights))
+    with calibration_network(settings, material, plan) as network:
+        based = plan.site_bases
+        again = sites if network != "fp32" else [site for site in sites if site.name in based]
+        return plan, {**fp32, **(observed_sketches(settings, material, again, plan) if again else {})}
+
+
+def probe_of(settings: PlanSettings, material: Material, sites: Sequence[Site], fp32: Sketches) -> Probe:
+    """Returns what the slots may ask about the model."""
+
+    def quantizer_of(site: Site, sketch: Sketch) -> ActivationQuant | None:
+        spec = settings.method.site_spec(site, settings.bits)
+        return plan_site(site, spec, sketch, settings.calibration) if spec else None
+
+    calibration = settings.calibration
+    return Probe(
+        model=material.model,
+        sites=sites,
+        batches=material.calibration_batches(calibration),
+        count_padding=calibration.counts_padding,
+        sketches=fp32,
+        weight_planners=weight_planners(material.model, settings.method, settings.bits, calibration),
+        plan_site=quantizer_of,
+    )
 
 
 @contextmanager
-def calibration_network(
-    settings: PlanSettings, material: Material, weights: Sequence[WeightQuant]
-) -> Iterator[str]:
+def calibration_network(settings: PlanSettings, material: Material, plan: QuantPlan) -> Iterator[str]:
     """Gives the model the weights that activations are calibrated with, until the exit.
 
-    They are quantized as ``calibration.through`` asks, or clipped by the method, or the FP32 weights. Yields
-    the network's name, which ``sites.csv`` shows.
+    They are quantized as ``calibration.through`` asks, or edited as the plan asks, or the FP32 weights.
+    Yields the network's name, which ``sites.csv`` shows.
     """
     if settings.calibration.through != "fp32":
-        with quantized_weights(material.model, weights):
+        with quantized_weights(material.model, plan):
             earlier = settings.calibration.through == "quantized"
             yield "quantized weights, earlier sites quantized" if earlier else "quantized weights"
         return
-    limits = settings.method.weight_limits(material.model, settings.bits)
-    with clipped_weights(material.model, limits):
-        yield "clipped weights" if limits else "fp32"
+    with edited_weights(material.model, plan):
+        yield "edited weights" if plan.edits else "fp32"
 
 
 def diagnose(
@@ -86,22 +116,28 @@ def diagnose(
     """
     batches = material.calibration_batches(settings.calibration)[:DIAGNOSED_BATCHES]
     through = settings.calibration.through == "quantized"
-    with calibration_network(settings, material, plan.weights) as network:
+    with calibration_network(settings, material, plan) as network:
         sqnr = site_sqnr_db(material.model, plan, sites, batches, through)
     return site_table(material.model, plan, sketches, sqnr, network)
 
 
-def observed_sketches(settings: PlanSettings, material: Material, sites: Sequence[Site]) -> dict[str, Sketch]:
-    """Observes the sites in the model as it is. Returns their sketches.
+def observed_sketches(
+    settings: PlanSettings, material: Material, sites: Sequence[Site], plan: QuantPlan
+) -> dict[str, Sketch]:
+    """Observes the sites in the model as it is, each in its basis. Returns their sketches.
 
     With ``calibration.through=quantized`` each site is quantized before the next one is observed.
     """
-    calibration = settings.calibration
+    calibration, bases = settings.calibration, plan.site_bases
 
     def requantize(site: Site, sketch: Sketch) -> TensorFunction | None:
         spec = settings.method.site_spec(site, settings.bits)
-        return quantizer(plan_site(site, spec, sketch, calibration), material.model.device) if spec else None
+        if spec is None:
+            return None
+        item = plan_site(site, spec, sketch, calibration)
+        return quantizer(item, material.model.device, basis=bases.get(site.name))
 
     through: Requantize | None = requantize if calibration.through == "quantized" else None
+    views = {name: basis.forward for name, basis in bases.items()}
     batches = material.calibration_batches(calibration)
-    return observe(material.model, sites, batches, calibration.counts_padding, through)
+    return observe(material.model, sites, batches, calibration.counts_padding, through, views)

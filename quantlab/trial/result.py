@@ -60,7 +60,7 @@ class TrialResult:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False))
-        write_whole(folder / "plan.json", self.plan.to_json())
+        plan = self.plan.save(folder)
         self._answers().to_parquet(folder / "answers.parquet", index=False)
         self.sites.to_csv(folder / "sites.csv", index=False)
         self.outliers.to_csv(folder / "outliers.csv", index=False)
@@ -72,7 +72,8 @@ class TrialResult:
         plot_by_depth(self.layers(), title, folder / "kurtosis.png")
         tables = ("sites.csv", "outliers.csv", "linears.csv")
         files = [
-            folder / name for name in ("config.yaml", "plan.json", "answers.parquet", *tables, "kurtosis.png")
+            *plan,
+            *(folder / name for name in ("config.yaml", "answers.parquet", *tables, "kurtosis.png")),
         ]
         settle(files)
         write_whole(folder / RESULT, json.dumps(self.summary(), indent=2, allow_nan=False))

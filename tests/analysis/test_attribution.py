@@ -33,9 +33,7 @@ class Direct:
     def __init__(self, prepared: PreparedModel):
         self.prepared, self.model, self.batches = prepared, prepared.material.model, prepared.scored_rows()[0]
         candidates = [prepared.space.wide, prepared.space.narrow, *single_narrowings(prepared.space)]
-        self.plans = {
-            c: QuantPlan(activations=prepared.activations(c), weights=prepared.weights) for c in candidates
-        }
+        self.plans = {c: prepared.plan(c) for c in candidates}
 
     def run(self, chosen: Choices) -> tuple[Tensor, list[Tensor]]:
         """Logits, and hidden states by depth without padding."""
@@ -99,7 +97,7 @@ def test_noise_is_the_sites_own(found: Found) -> None:
     table, _, direct = found
     space, prepared = direct.prepared.space, direct.prepared
     narrow = QuantPlan(activations=prepared.activations(space.narrow))
-    with insert(direct.model, QuantPlan(weights=prepared.weights)):
+    with insert(direct.model, prepared.base):
         expected = site_sqnr_db(direct.model, narrow, space.sites, direct.batches)
     for row in table.itertuples():
         assert row.sqnr_db == pytest.approx(expected[row.site], rel=1e-4), row.site
@@ -144,7 +142,7 @@ def insert_again(prepared: PreparedModel) -> object:
     """Inserts the quantized weights again, after the prepared model's end."""
     from quantlab.engines.insert import quantized_weights
 
-    return quantized_weights(prepared.material.model, prepared.weights)
+    return quantized_weights(prepared.material.model, prepared.base)
 
 
 @pytest.mark.parametrize(

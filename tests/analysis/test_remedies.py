@@ -15,7 +15,6 @@ from quantlab.analysis.outliers_config import OutliersConfig
 from quantlab.analysis.remedies import check_clipping, clipping_table, fibonacci, protected, protection_table
 from quantlab.engines.insert import insert
 from quantlab.methods.uniform import Uniform
-from quantlab.plan.plan import QuantPlan
 from quantlab.searching.setup import PreparedModel
 from quantlab.storage.memo import Memo
 from quantlab.trial.trial import run_trial
@@ -89,7 +88,7 @@ def test_the_numbers_are_those_of_the_protected_plan(planted: SearchLab) -> None
     with Opened(config(planted)) as prepared:
         table = protection_table(prepared, ranked(prepared), 1, 0)
         plans = {
-            row.protected: QuantPlan(activations=prepared.activations(chosen), weights=prepared.weights)
+            row.protected: prepared.plan(chosen)
             for row in table.itertuples()
             if row.kind != "reference"
             for chosen in [protected(prepared, row.protected.split())]

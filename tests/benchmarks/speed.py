@@ -185,7 +185,8 @@ def w8a8(model: PreTrainedModel, batch: Batch, at: str, granularity: str = "tens
     bits, calibration = Bits(symmetric=True, weight_granularity=granularity), MinMax()
     sites = Placement(at=at).select(all_sites(model))
     weights = plan_weights(model, Uniform(), bits, calibration)
-    return Uniform().plan(sites, observe(model, sites, [batch]), weights, bits, calibration)
+    activations = Uniform().activations(sites, observe(model, sites, [batch]), bits, calibration)
+    return QuantPlan(activations=activations, weights=weights)
 
 
 def show(title: str, times: Mapping[str, Sequence[Turns]], base: str) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from properties import sketched
-from tiny import ALL, FAMILIES, GEMM, LENGTHS, logits, padded, sites_of, tiny_model
+from tiny import ALL, FAMILIES, GEMM, LENGTHS, logits, padded, plan_of, settings_of, sites_of, tiny_model
 from torch import Tensor
 
 from quantlab.calibration.estimators import (
@@ -21,9 +21,10 @@ from quantlab.methods.method import plan_weights
 from quantlab.methods.peg import Peg
 from quantlab.network.sites import Site
 from quantlab.network.taps import ModuleOutput, Scores, tapped
+from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch
-from quantlab.trial.planning import make_plan, weights_and_sketches
+from quantlab.trial.planning import make_plan, plan_of_weights
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -116,14 +117,14 @@ METHOD, BITS, CALIBRATION = Peg(sites=("*.ffn.*",), k=3), Bits(weights=4, activa
 def as_run(through: str, batches: list[Batch]) -> dict[str, Sketch]:
     """What a trial with this ``through`` calibrates with, of a tiny BERT."""
     model, settings = tiny_model(), MinMax(through=through)
-    config = SimpleNamespace(method=METHOD, bits=BITS, calibration=settings)
+    config = settings_of(method=METHOD, bits=BITS, calibration=settings)
     material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
-    return weights_and_sketches(config, material, sites_of(model), {})[1]  # type: ignore[arg-type, return-value]
+    return plan_of_weights(config, material, sites_of(model), {})[1]  # type: ignore[arg-type, return-value]
 
 
 def test_through_quantized_weights() -> None:
     model, batches = tiny_model(), [padded(), padded(seed=1)]
-    with quantized_weights(model, plan_weights(model, METHOD, BITS, CALIBRATION)):
+    with quantized_weights(model, QuantPlan(weights=plan_weights(model, METHOD, BITS, CALIBRATION))):
         expected = observe(model, sites_of(model), batches)
     sketches = as_run("quantized_weights", batches)
     fp32 = observe(model, sites_of(model), batches)
@@ -141,11 +142,11 @@ def test_through_quantized_is_site_by_site() -> None:
         by_hand[site.name] = sketched(site.tap.elements(x, mask))
         return x
 
-    with quantized_weights(model, plan_weights(model, METHOD, BITS, CALIBRATION)):
+    with quantized_weights(model, QuantPlan(weights=plan_weights(model, METHOD, BITS, CALIBRATION))):
         for site in sites_of(model):
             with tapped(model, quantizers | {site.tap: partial(keep, site)}):
                 logits(model, batch)
-            (item,) = METHOD.plan([site], by_hand, (), BITS, CALIBRATION).activations
+            (item,) = plan_of(METHOD, [site], by_hand, (), BITS, CALIBRATION).activations
             quantizers[site.tap] = quantizer(item, model.device)
     sketches = as_run("quantized", [batch])
     assert sketches.keys() == by_hand.keys()
@@ -180,7 +181,7 @@ def test_the_number_of_threads_changes_no_bit(through: str) -> None:
     """A row of nine tokens alone: MKL sums its products with 32 x 32 weights in an order that follows the
     threads."""
     model, batches = tiny_model(), [padded((length,), seed=length) for length in (9, 9, 5, 9, 9)]
-    config = SimpleNamespace(method=METHOD, bits=BITS, calibration=RunningMinMax(through=through))
+    config = settings_of(method=METHOD, bits=BITS, calibration=RunningMinMax(through=through))
     material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
     sites, before, found = sites_of(model), torch.get_num_threads(), []
     try:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import ALL, FAMILIES, GEMM, logits, padded, sites_of, state, tiny_model
+from tiny import ALL, FAMILIES, GEMM, logits, padded, plan_of, sites_of, state, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -31,8 +31,8 @@ def planned(model: PreTrainedModel, placement: Placement = ALL, bits: Bits = BIT
     """A uniform plan with min-max ranges of one padded batch."""
     sites, calibration = sites_of(model, placement), MinMax()
     sketches = observe(model, sites, [padded()])
-    return Uniform().plan(
-        sites, sketches, plan_weights(model, Uniform(), bits, calibration), bits, calibration
+    return plan_of(
+        Uniform(), sites, sketches, plan_weights(model, Uniform(), bits, calibration), bits, calibration
     )
 
 
@@ -167,7 +167,7 @@ def test_two_names_of_one_parameter_are_restored() -> None:
         for bits, name in ((8, "query"), (2, "key"))
     ]
     before = state(model)
-    with quantized_weights(model, weights):
+    with quantized_weights(model, QuantPlan(weights=tuple(weights))):
         assert state(model)["bits"] != before["bits"]
     assert state(model) == before
 
@@ -203,7 +203,7 @@ def test_what_the_network_reads_is_on_the_grid(family: str, symmetric: bool) -> 
 
     plan = planned(model, ALL, bits)
     with (
-        quantized_weights(model, plan.weights),
+        quantized_weights(model, plan),
         tapped(model, {item.tap: watched(item) for item in plan.activations}),
     ):
         by_hand = logits(model, batch)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from searches import SearchLab, answers, candidates
-from tiny import FAMILIES, LENGTHS, logits, padded, sites_of, tiny_model
+from tiny import FAMILIES, LENGTHS, logits, padded, plan_of, sites_of, tiny_model
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.probe import observe
@@ -45,7 +45,7 @@ def test_so_it_has_within_a_plan(family: str, engine: str) -> None:
     model, batch, sites = tiny_model(family, layers=DEPTH), padded(LENGTHS), None
     sites = sites_of(model)
     sketches, weights = observe(model, sites, [batch]), plan_weights(model, Uniform(), Bits(), MinMax())
-    plan, outputs = Uniform().plan(sites, sketches, weights, Bits(), MinMax()), {}  # type: ignore[var-annotated]
+    plan, outputs = plan_of(Uniform(), sites, sketches, weights, Bits(), MinMax()), {}  # type: ignore[var-annotated]
     with insert(model, plan, engine), torch.inference_mode():
         with recorded(model, outputs):
             expected = logits(model, batch)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, GEMM, logits, padded, sites_of, tiny_model
+from tiny import FAMILIES, GEMM, logits, padded, plan_of, settings_of, sites_of, tiny_model
 from torch import Tensor
 
 from quantlab.calibration.estimators import MinMax, Percentile
@@ -47,7 +47,7 @@ def planned(bits: Bits = BITS, method: Uniform | Peg | Fp32 | None = None) -> Qu
     )
     sites = sites_of(model)
     weights = plan_weights(model, method, bits, calibration)
-    return method.plan(sites, observe(model, sites, BATCHES), weights, bits, calibration)
+    return plan_of(method, sites, observe(model, sites, BATCHES), weights, bits, calibration)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,10 @@ def test_more_bits_have_a_better_sqnr(family: str) -> None:
     sketches = observe(model, sites, BATCHES)
     few, many = (
         site_sqnr_db(
-            model, Uniform().plan(sites, sketches, (), Bits(activations=bits), calibration), sites, BATCHES
+            model,
+            plan_of(Uniform(), sites, sketches, (), Bits(activations=bits), calibration),
+            sites,
+            BATCHES,
         )
         for bits in (8, 12)
     )
@@ -168,7 +171,7 @@ def test_table_of_the_empty_plan() -> None:
 
 NETWORKS = {
     "fp32": (Uniform(), "fp32", "fp32"),
-    "clipped": (ClipWeightOutliers(sigmas=2), "fp32", "clipped weights"),
+    "clipped": (ClipWeightOutliers(sigmas=2), "fp32", "edited weights"),
     "clipped, then quantized": (ClipWeightOutliers(sigmas=2), "quantized_weights", "quantized weights"),
     "quantized weights": (Uniform(), "quantized_weights", "quantized weights"),
     "quantized": (Uniform(), "quantized", "quantized weights, earlier sites quantized"),
@@ -180,7 +183,7 @@ def test_sites_are_looked_at_in_the_network_that_their_ranges_were_seen_in(case:
     """The SQNR against tensors that plain hooks collect in that network, made by hand."""
     method, through, name = NETWORKS[case]
     model, bits, calibration = tiny_model(), Bits(weights=4, activations=4), MinMax(through=through)
-    settings = SimpleNamespace(method=method, bits=bits, calibration=calibration)
+    settings = settings_of(method=method, bits=bits, calibration=calibration)
     material = SimpleNamespace(model=model, calibration_batches=lambda _: BATCHES)
     sites = sites_of(model)
     plan, sketches = make_plan(settings, material, sites, observe(model, sites, BATCHES))  # type: ignore[arg-type]
@@ -190,8 +193,7 @@ def test_sites_are_looked_at_in_the_network_that_their_ranges_were_seen_in(case:
     item = next(item for item in plan.activations if item.site == "1.ffn.sum")
     earlier = plan.activations[: plan.activations.index(item)] if through == "quantized" else ()
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
-    for parameter, limit in method.weight_limits(model, bits).items():
-        weights[parameter].clamp_(-limit, limit)
+    weights = {name: plan.edited(name, weight) for name, weight in weights.items()}
     if through != "fp32":
         weights |= {one.parameter: snap_weight(weights[one.parameter], one) for one in plan.weights}
     by_hand = tiny_model()
@@ -206,7 +208,8 @@ def test_sites_are_looked_at_in_the_network_that_their_ranges_were_seen_in(case:
             x = seen.pop()[batch.inputs["attention_mask"].bool()]
             signal, noise = signal + energy(x), noise + energy(x - quantizer(item, by_hand.device)(x))
     assert table.loc["1.ffn.sum"].sqnr_db == pytest.approx(ratio_db(signal, noise), rel=1e-6)
-    value = tiny_model().get_parameter(plan.weights[0].parameter)
+    name = plan.weights[0].parameter
+    value = plan.edited(name, tiny_model().get_parameter(name))
     assert table.loc[plan.weights[0].parameter].sqnr_db == sqnr_db(value, snap_weight(value, plan.weights[0]))
 
 

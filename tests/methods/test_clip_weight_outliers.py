@@ -1,5 +1,6 @@
 """Clipping the few largest weights: exactly those, to exactly what it says, and the ranges follow."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import logits, padded, sites_of, tiny_model
+from tiny import logits, padded, settings_of, sites_of, tiny_model
 from transformers import PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.probe import observe
-from quantlab.engines.insert import clipped_weights, insert, quantized_weights
+from quantlab.engines.insert import edited_weights, insert, quantized_weights
 from quantlab.methods.bits import Bits
 from quantlab.methods.clip_weight_outliers import ClipWeightOutliers, limits
 from quantlab.methods.method import plan_weights
@@ -59,20 +60,24 @@ def test_limits_clip_exactly_the_largest(seed: int, sigmas: float, count: int | 
 
 def test_planted_weights_are_found_first() -> None:
     model = planted()
-    assert ClipWeightOutliers(sigmas=6, count=1).weight_limits(model, Bits()).keys() == {next(iter(PLANTED))}
-    assert ClipWeightOutliers(sigmas=6, count=2).weight_limits(model, Bits()).keys() == PLANTED.keys()
-    assert ClipWeightOutliers(sigmas=50).weight_limits(model, Bits()) == {}
-    assert ClipWeightOutliers(sigmas=6, count=0).weight_limits(model, Bits()) == {}
+
+    def clipped(**settings: float) -> set[str]:
+        return {edit.parameter for edit in ClipWeightOutliers(**settings).edits(model, Bits())}  # type: ignore[arg-type]
+
+    assert clipped(sigmas=6, count=1) == {next(iter(PLANTED))}
+    assert clipped(sigmas=6, count=2) == set(PLANTED)
+    assert clipped(sigmas=50) == clipped(sigmas=6, count=0) == set()
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("estimator", ["minmax", "mse"])
-def test_the_plan_has_the_clipped_weights_ranges(granularity: str, estimator: str) -> None:
+def test_the_plan_has_the_edited_weights_ranges(granularity: str, estimator: str) -> None:
     """Planning with the method is planning the clipped network without it."""
     model, bits = planted(), Bits(weight_granularity=granularity, weight_estimator=estimator)
     method = ClipWeightOutliers(sigmas=6)
-    plan = plan_weights(model, method, bits, MinMax())
-    with clipped_weights(model, method.weight_limits(model, bits)):
+    base = QuantPlan(edits=method.edits(model, bits))
+    plan = plan_weights(model, method, bits, MinMax(), base)
+    with edited_weights(model, base):
         assert plan == plan_weights(model, Uniform(), bits, MinMax())
     assert plan != plan_weights(model, Uniform(), bits, MinMax())
 
@@ -81,9 +86,10 @@ def test_the_quantized_network_is_the_clipped_one() -> None:
     model, bits, batch = planted(), Bits(weights=16), padded()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     method = ClipWeightOutliers(sigmas=6)
-    with clipped_weights(model, method.weight_limits(model, bits)):
+    base = QuantPlan(edits=method.edits(model, bits))
+    with edited_weights(model, base):
         expected = logits(model, batch)
-    with insert(model, QuantPlan(weights=plan_weights(model, method, bits, MinMax()))):
+    with insert(model, replace(base, weights=plan_weights(model, method, bits, MinMax(), base))):
         torch.testing.assert_close(logits(model, batch), expected, rtol=0, atol=1e-3)
     assert (logits(model, batch) - expected).abs().max() > 1e-2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -92,13 +98,13 @@ def test_the_quantized_network_is_the_clipped_one() -> None:
 def test_a_method_over_it_clips_as_well() -> None:
     base = ClipWeightOutliers(sigmas=6)
     over = PerSite(base=base, rules=({"match": "0.ffn.out", "bits": "fp16"},))
-    assert over.weight_limits(planted(), Bits()) == base.weight_limits(planted(), Bits())
+    assert over.edits(planted(), Bits()) == base.edits(planted(), Bits())
 
 
 @pytest.mark.parametrize("weights", [32, "fp16"])
 def test_weights_without_a_grid_are_refused(weights: int | str) -> None:
-    with pytest.raises(ValueError, match="bits.weights must be 2 to 16"):
-        ClipWeightOutliers(sigmas=6).weight_limits(planted(), Bits(weights=weights))
+    with pytest.raises(ValueError, match="bits.weights must be 2..16"):
+        ClipWeightOutliers(sigmas=6).edits(planted(), Bits(weights=weights))
 
 
 @pytest.mark.parametrize(
@@ -112,13 +118,15 @@ def test_bad_settings(bad: dict[str, object]) -> None:
 @pytest.mark.parametrize("through", ["fp32", "quantized_weights"])
 def test_activations_are_calibrated_in_the_clipped_network(through: str) -> None:
     model, batches, sites = planted(), [padded()], sites_of(planted())
-    settings = SimpleNamespace(
+    settings = settings_of(
         method=ClipWeightOutliers(sigmas=6), bits=Bits(), calibration=MinMax(through=through)
     )
     material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
     _, sketches = make_plan(settings, material, sites, observe(model, sites, batches))  # type: ignore[arg-type]
-    limits = settings.method.weight_limits(model, settings.bits)
-    weights = plan_weights(model, settings.method, settings.bits, settings.calibration)
-    with clipped_weights(model, limits), quantized_weights(model, weights if through != "fp32" else ()):
+    plan = QuantPlan(edits=settings.method.edits(model, settings.bits))
+    if through != "fp32":
+        weights = plan_weights(model, settings.method, settings.bits, settings.calibration, plan)
+        plan = replace(plan, weights=weights)
+    with quantized_weights(model, plan):
         expected = observe(model, sites, batches)
     assert all(torch.equal(sketch.histogram, expected[name].histogram) for name, sketch in sketches.items())

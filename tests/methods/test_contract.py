@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tiny import ALL, GEMM, logits, padded, sites_of, tiny_model
+from tiny import ALL, GEMM, logits, padded, plan_of, sites_of, tiny_model
 from transformers import PreTrainedModel
 
 from quantlab.calibration.estimators import (
@@ -52,7 +52,7 @@ def planned(
     model = tiny_model()
     sites = sites_of(model, placement)
     weights = plan_weights(model, method, bits, calibration)
-    return method.plan(sites, sketches_of(model, sites), weights, bits, calibration)
+    return plan_of(method, sites, sketches_of(model, sites), weights, bits, calibration)
 
 
 def test_yamls_are_found() -> None:
@@ -124,7 +124,7 @@ def test_inputs_are_not_changed(yaml: Path) -> None:
     method, model, calibration = build(yaml), tiny_model(), Percentile(percentile=99)
     sites = sites_of(model)
     sketches, again, before = sketches_of(model, sites), sketches_of(model, sites), tiny_model().state_dict()
-    method.plan(sites, sketches, plan_weights(model, method, W8A8, calibration), W8A8, calibration)
+    plan_of(method, sites, sketches, plan_weights(model, method, W8A8, calibration), W8A8, calibration)
     assert sites == sites_of(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for name, sketch in sketches.items():
@@ -142,7 +142,7 @@ def test_a_site_that_was_never_seen(yaml: Path) -> None:
         if (spec := method.site_spec(site, W8A8)) and str(spec.grid).startswith("int")
     ]
     if not ranged:
-        assert method.plan(sites, sketches, (), W8A8, MinMax()) == QuantPlan()
+        assert plan_of(method, sites, sketches, (), W8A8, MinMax()) == QuantPlan()
         return
     with pytest.raises(ValueError, match=f"site {ranged[0]} was never seen in calibration: it has no range"):
-        method.plan(sites, sketches, (), W8A8, MinMax())
+        plan_of(method, sites, sketches, (), W8A8, MinMax())

@@ -1,7 +1,7 @@
 """Mixed precision: the kept sites in their format, the rest uniform."""
 
 import pytest
-from tiny import ALL, GEMM, padded, sites_of, tiny_model
+from tiny import ALL, GEMM, padded, plan_of, sites_of, tiny_model
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.probe import observe
@@ -18,7 +18,7 @@ KEPT = {"0.ffn.in", "1.ffn.in", "1.ffn.sum"}
 def planned(method: MixedPrecision | Uniform, bits: Bits) -> dict[str, ActivationQuant]:
     model = tiny_model()
     sites = sites_of(model)
-    plan = method.plan(sites, observe(model, sites, [padded()]), (), bits, MinMax())
+    plan = plan_of(method, sites, observe(model, sites, [padded()]), (), bits, MinMax())
     return {item.site: item for item in plan.activations}
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import GEMM, LENGTHS, logits, padded, sites_of, tiny_model
+from tiny import GEMM, LENGTHS, logits, padded, plan_of, sites_of, tiny_model
 
 from quantlab.calibration.estimators import MinMax, Percentile
 from quantlab.calibration.probe import observe
@@ -23,7 +23,7 @@ BITS = Bits(weights=32, activations=4)
 def planned(method: Uniform | Peg, bits: Bits = BITS, calibration: Any = None) -> dict[str, ActivationQuant]:
     model = tiny_model()
     sites = sites_of(model)
-    plan = method.plan(sites, observe(model, sites, [padded()]), (), bits, calibration or MinMax())
+    plan = plan_of(method, sites, observe(model, sites, [padded()]), (), bits, calibration or MinMax())
     return {item.site: item for item in plan.activations}
 
 

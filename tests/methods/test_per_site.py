@@ -4,7 +4,7 @@ import pytest
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import padded, sites_of, tiny_model
+from tiny import padded, plan_of, sites_of, tiny_model
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.probe import observe
@@ -41,7 +41,7 @@ def planned(method: object, **bits: object) -> QuantPlan:
     chosen, calibration = Bits(**bits), MinMax()  # type: ignore[arg-type]
     sketches = observe(MODEL, SITES, [padded()])
     weights = plan_weights(MODEL, method, chosen, calibration)  # type: ignore[arg-type]
-    return method.plan(SITES, sketches, weights, chosen, calibration)  # type: ignore[attr-defined]
+    return plan_of(method, SITES, sketches, weights, chosen, calibration)  # type: ignore[attr-defined]
 
 
 @given(rules=rules, symmetric=st.booleans())

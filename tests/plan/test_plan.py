@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import floats, properties
-from tiny import ALL, logits, padded, sites_of, tiny_model
+from tiny import ALL, logits, padded, plan_of, sites_of, tiny_model
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.probe import observe
@@ -33,7 +33,7 @@ def peg_plan() -> QuantPlan:
     model, calibration = tiny_model(), MinMax()
     method, sites = Peg(sites=("*.ffn.sum", "*.attn.probs"), k=3), sites_of(model, ALL)
     weights = plan_weights(model, method, BITS, calibration)
-    return method.plan(sites, observe(model, sites, [padded()]), weights, BITS, calibration)
+    return plan_of(method, sites, observe(model, sites, [padded()]), weights, BITS, calibration)
 
 
 ends = st.lists(floats(), min_size=1, max_size=5).map(tuple)
@@ -97,7 +97,7 @@ def test_immutable() -> None:
 def test_the_empty_plan_is_fp32s() -> None:
     assert QuantPlan.from_json(QuantPlan().to_json()) == QuantPlan()
     keep_all = MixedPrecision(keep=("*",), format="fp32")
-    assert keep_all.plan(sites_of(tiny_model()), {}, (), Bits(), MinMax()) == QuantPlan()
+    assert plan_of(keep_all, sites_of(tiny_model()), {}, (), Bits(), MinMax()) == QuantPlan()
 
 
 def test_ranges_that_are_no_numbers_are_not_written() -> None:
@@ -124,7 +124,7 @@ def _edited(change: Callable[[dict[str, Any]], object]) -> str:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda data: data.update(version=2), "not a quantlab plan of version 1"),
+        (lambda data: data.update(version=3), "not a quantlab plan of version 1 or 2"),
         (lambda data: data.pop("version"), "not a quantlab plan of version 1"),
         (lambda data: data.pop("weights"), "not a quantlab plan: 'weights'"),
         (lambda data: data.update(extra=1), "not a quantlab plan: .*extra"),

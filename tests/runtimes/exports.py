@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ALL, GEMM, logits, padded, sites_of, state, tiny_model
+from tiny import ALL, GEMM, logits, padded, plan_of, sites_of, state, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -114,7 +114,9 @@ def planned(model: PreTrainedModel, placement: Placement, method: Method, **bits
     """A plan with the min-max ranges of :data:`ROWS`."""
     sites, calibration, chosen = sites_of(model, placement), MinMax(), Bits(**bits)
     sketches = observe(model, sites, [ROWS])
-    return method.plan(sites, sketches, plan_weights(model, method, chosen, calibration), chosen, calibration)
+    return plan_of(
+        method, sites, sketches, plan_weights(model, method, chosen, calibration), chosen, calibration
+    )
 
 
 def all_of(model: PreTrainedModel) -> dict[str, object]:

@@ -30,6 +30,7 @@ from quantlab.methods.uniform import Uniform
 from quantlab.network.architecture import all_sites
 from quantlab.network.conversion import conv1d_to_linear
 from quantlab.network.sites import Placement
+from quantlab.plan.plan import QuantPlan
 from quantlab.runtimes.onnx_file import export_onnx
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.openvino import OpenVino
@@ -116,7 +117,7 @@ def exported(family: str, at: str, signed: bool) -> tuple[Path, Batch, Tensor, i
     sites = PLACEMENTS[at].select(all_sites(model))
     sketches = observe(model, sites, [batch])
     weights = plan_weights(model, Uniform(), bits, calibration)
-    plan = Uniform().plan(sites, sketches, weights, bits, calibration)
+    plan = QuantPlan(activations=Uniform().activations(sites, sketches, bits, calibration), weights=weights)
     with torch.inference_mode(), onnx_s_grids(), insert(model, plan):
         simulated = model(**batch.inputs).logits.clone()
     path = Path(tempfile.mkdtemp(prefix="quantlab-tests-")) / "model.onnx"

@@ -31,7 +31,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from quantlab.engines import kernel_choice
-from quantlab.engines.insert import activation_parameters, insert, snap_weight
+from quantlab.engines.insert import insert, snap_weight
 from quantlab.methods.method import Method
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
@@ -149,7 +149,7 @@ def test_every_range_is_the_plan_s(made: Exported) -> None:
     expected: Counter[tuple[float, int]] = Counter()
     for item in made.plan.activations:
         if isinstance(item.grid, AffineGrid):
-            scale, zero_point = activation_parameters(item, item.grid)
+            scale, zero_point = item.parameters()
             middle = 128 if item.grid.symmetric else 0
             expected.update((float(s), int(z) + middle) for s, z in zip(scale, zero_point, strict=True))
     file = File(made.path)

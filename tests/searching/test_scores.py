@@ -213,7 +213,7 @@ def scored(model: torch.nn.Module, batch: Batch, labels: np.ndarray, sites: list
     search = search_of(choices=("int4", "fp16"))
     space = space_of(search, sites, Uniform(), Bits())
     table = table_of(model, batch, sites)
-    with insert_weights(model, (), "simulated") as activations:
+    with insert_weights(model, QuantPlan(), "simulated") as activations:
         chosen_of = lambda chosen: tuple(table[name, c] for name, c in space.by_site(chosen).items())  # noqa: E731
         runner = Runner(model, activations, chosen_of, space, [batch], 64)
         return score_sites(model, space, table, [batch], labels, runner)
@@ -223,12 +223,12 @@ def test_the_divergence_is_that_of_the_answers(planted: SearchLab) -> None:
     """Against logits of the inserted plans."""
     with planted.prepared("engine=simulated", "search.group_by=layer") as prepared:
         scores = prepared.scores()
-        space, model, weights = prepared.space, prepared.material.model, prepared.weights
+        space, model, base = prepared.space, prepared.material.model, prepared.base
         batches = prepared.material.calibration_batches(replace(prepared.config.calibration, samples=SAMPLES))
         plans = {chosen: prepared.activations(chosen) for chosen in [space.wide, *single_narrowings(space)]}
     found = []
     for activations in plans.values():
-        with insert(model, QuantPlan(activations=activations, weights=weights)), torch.inference_mode():
+        with insert(model, replace(base, activations=activations)), torch.inference_mode():
             rows = torch.cat([model(**batch.inputs).logits for batch in batches])
             found.append(rows.double().softmax(-1))
     for p, chosen in zip(found[1:], single_narrowings(space), strict=True):

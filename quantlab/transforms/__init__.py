@@ -1,0 +1,1 @@
+"""In which basis sites are quantized: one file a choice of ``transform``."""
