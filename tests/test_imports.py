@@ -19,7 +19,7 @@ LAYERS = (
     ("plan",),
     ("engines",),
     ("calibration", "runtimes"),
-    ("evaluation", "methods", "profiling", "rounding"),
+    ("evaluation", "methods", "profiling", "rounding", "transforms"),
     ("training",),
     ("alarms",),
     ("trial",),

@@ -110,7 +110,7 @@ def quantized_weights(model: PreTrainedModel, plan: QuantPlan) -> Iterator[None]
             replace(parameter, snapped)
             bias = model.get_submodule(weight.parameter.rpartition(".")[0]).bias if basis else None
             if basis is not None and basis.shift is not None and isinstance(bias, nn.Parameter):
-                replace(bias, bias.data + functional.linear(basis.shift.to(value), value - snapped))
+                replace(bias, bias.data + functional.linear(basis.shift.tensor.to(value), value - snapped))
         yield
 
 

@@ -231,7 +231,7 @@ def _forward(
             report(_named(ready[groups], weight.scale.device))
         bias: Tensor | None = linear.bias
         if basis is not None and basis.shift is not None:
-            bias = nn.functional.linear(basis.shift.to(linear.weight), linear.weight, bias)
+            bias = nn.functional.linear(basis.shift.tensor.to(linear.weight), linear.weight, bias)
         onto: EncodingQuantizer | None = getattr(linear, GELU_ONTO, None)
         first, *others = ready[groups]
         if onto is not None and not others and isinstance(first, OneDnn) and fuses_gelu(first, onto.snapper):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.quant.basis import Basis
+from quantlab.quant.frozen_tensor import FrozenTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +27,7 @@ def size_bytes(model: PreTrainedModel, plan: QuantPlan) -> int:
     untouched = sum(_fp32_bytes(value) for value in model.parameters() if id(value) not in quantized)
     weights = sum(_weight_bytes(parameters[weight.parameter], weight) for weight in plan.weights)
     activations = sum(_activation_bytes(item) for item in plan.activations)
-    return untouched + weights + activations + sum(item.basis.size_bytes for item in plan.transforms)
+    return untouched + weights + activations + sum(_array_bytes(item.basis) for item in plan.transforms)
 
 
 def size_fp32_bytes(model: PreTrainedModel) -> int:
@@ -44,3 +46,8 @@ def _weight_bytes(parameter: nn.Parameter, weight: WeightQuant) -> int:
 def _activation_bytes(item: ActivationQuant) -> int:
     index_bytes = math.ceil(math.log2(max(len(item.lo), 2)) / 8)
     return len(item.lo) * item.grid.range_bytes + len(item.groups) * index_bytes
+
+
+def _array_bytes(basis: Basis) -> int:
+    arrays = (value.tensor for value in vars(basis).values() if isinstance(value, FrozenTensor))
+    return sum(array.numel() * array.element_size() for array in arrays)
