@@ -159,10 +159,13 @@ def _batches(
 def _pad(
     rows: Sequence[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase, length: int | None
 ) -> dict[str, Tensor]:
+    """Pads on the right whatever the tokenizer's own side is: networks that get no positions count them from
+    the left, padding included."""
     padded = tokenizer.pad(
         list(rows),
         padding="longest" if length is None else "max_length",
         max_length=length,
+        padding_side="right",
         return_tensors="pt",
     )
     return dict(padded)

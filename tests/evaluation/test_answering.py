@@ -56,6 +56,14 @@ def test_batches_by_length_answer_in_order(family: str, size: int) -> None:
     assert answers.seconds > 0
 
 
+def test_a_tokenizer_that_pads_on_the_left_changes_nothing() -> None:
+    left, rows = tokenizer(), tokenized(LENGTHS)
+    left.padding_side = "left"
+    for ours, theirs in zip(by_length(rows, tokenizer(), 4), by_length(rows, left, 4), strict=True):
+        assert ours.inputs.keys() == theirs.inputs.keys()
+        assert all(torch.equal(ours.inputs[name], theirs.inputs[name]) for name in ours.inputs)
+
+
 def test_columns_put_the_classes_into_the_tasks_order() -> None:
     batches = in_file_order(tokenized(LENGTHS), tokenizer(), 4, full_length=False)
     plain, swapped = (
