@@ -1,11 +1,15 @@
 """Where the texts of decoders' tasks come from, for both of these tasks alike."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from decoders import decoder_folder, text
+from labs import Lab
 
 from quantlab.tasks import hub
 from quantlab.tasks.examples import Texts
@@ -84,3 +88,41 @@ def test_a_text_is_no_table_and_has_to_be_utf8(metric: str, tmp_path: Path) -> N
         task(metric, file).load()
     with pytest.raises(ValueError, match="task.text=line is for tables"):
         task(metric, file, text="line").load()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """Trials of a tiny decoder, which write nothing."""
+    model = ("model=hf", f"model.path={decoder_folder(tmp_path / 'decoder')}", "model.device=cpu")
+    few = ("evaluation.limit=12", "calibration.samples=8", "placement=gemm")
+    return Lab((*model, *few, "profile=off", "tracking=off"))
+
+
+def test_the_examples_of_the_documentation_run(lab: Lab, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in page.splitlines() if "model=smollm2" in line]
+    for number, name in enumerate(("wiki.test.txt", "wiki.valid.txt")):
+        (tmp_path / name).write_text(text(400, seed=number))
+    write(tmp_path / "lambada.jsonl", *(text(9, seed=seed).split("\n")[0] + " the cat" for seed in range(60)))
+    short = {"task=perplexity": ["task.window=16"], "task=last_word": ["task.max_length=32"]}
+    assert len(commands) == len(short)
+    for words in commands:
+        given = [re.sub(r"(data|calibration)=", rf"\1={tmp_path}/", word) for word in words if "task" in word]
+        metrics = lab.trial(*given, *short[given[0]]).metrics
+        assert {"perplexity_ratio", "last_word_accuracy_drop"} & metrics.keys()
+
+
+def test_a_trial_says_how_many_documents_it_left_out(lab: Lab, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text(40 if seed % 3 else 6, seed)}) for seed in range(18)]
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines))
+    windows = (
+        "task=perplexity",
+        "task.documents=apart",
+        "task.window=16",
+        "evaluation.limit=null",
+        "calibration.samples=2",
+    )
+    source = (f"task.data={tmp_path / 'docs.jsonl'}", "task.calibration_share=0.3")
+    result = lab.trial(*windows, *source)
+    assert re.fullmatch(r"[45] of 1[34]", result.tags["documents_dropped"])
+    assert result.clusters is not None and len(result.clusters) > len(set(result.clusters))

@@ -317,9 +317,8 @@ def test_a_trial_on_ones_own_text_answers_as_glue_s_to_the_bit(lab: tuple[Path, 
 
 def test_the_examples_of_the_documentation_run(lab: tuple[Path, Lab], tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    commands = [
-        shlex.split(line) for line in page.replace("\\\n", "").splitlines() if "-m quantlab.run" in line
-    ]
+    lines = page.replace("\\\n", "").splitlines()
+    commands = [shlex.split(line) for line in lines if "-m quantlab.run" in line and "task=text" in line]
     rows = pd.concat([qnli_rows(100, seed=seed) for seed in (0, 1)])
     rows = rows.assign(answer=rows["label"].map({0: "Entailment", 1: "not entailment"}))
     rows[["sentence", "label"]].to_csv(tmp_path / "reviews.csv", index=False)
