@@ -87,7 +87,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     options.add_argument("--force", action="store_true", help="overwrite a file that exists")
     options.add_argument(
-        "--max-drop", type=float, default=MAX_DROP, help="points that may be lost against FP32 (0.5)"
+        "--max-drop",
+        type=float,
+        default=MAX_DROP,
+        help="points, of a perplexity percent, that may be lost against FP32 (0.5)",
     )
     options.add_argument(
         "--analysis", type=Path, help="a folder of quantlab.outliers; by default the trials' newest"
