@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from quantlab.calibration.gather import gather
+from quantlab.calibration.moments import Drawn, draw
 from quantlab.cli.progress import progress
 from quantlab.machine.parallel import side_by_side
-from quantlab.network.readers import readers
+from quantlab.network.readers import norms_of, readers
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.plan.plan import ActivationQuant, WeightQuant
@@ -52,6 +54,25 @@ class Probe:
     def weights(self, site: str) -> list[Tensor]:
         """The weights (outputs, channels) of the Linears that read a site."""
         return [self.model.get_parameter(f"{path}.weight").data for path in self.readers[site]]
+
+    def rows(self, sites: Sequence[Site], most: int, seed: int = 0) -> dict[str, Tensor]:
+        """A sample of each site's rows in the FP32 network, at most ``most``, (rows, channels), by its name.
+
+        Raises ValueError for a site that calibration never reaches.
+        """
+
+        def make(elements: Tensor, number: int) -> Drawn:
+            return draw(most, seed, number, elements)
+
+        drawn = gather(self.model, sites, self.batches, make, self.count_padding)
+        if missing := [site.name for site in sites if site.name not in drawn]:
+            raise ValueError(f"site {missing[0]} was never seen in calibration")
+        return {name: sample.tensors[0].clone() for name, sample in drawn.items()}
+
+    @cached_property
+    def norms(self) -> dict[str, str]:
+        """The path of the norm that makes each selected site's tensor, by the site's name."""
+        return norms_of(self.model, self.sites)
 
     @cached_property
     def tied(self) -> frozenset[str]:

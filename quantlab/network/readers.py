@@ -1,4 +1,4 @@
-"""Which Linears read which operand site, found in one pass through the network."""
+"""Which Linears read a site and which norm makes it, found in one pass through the network."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from quantlab.network.architecture import all_sites
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.network.trace import tiny_inputs
+from quantlab.network.widths import is_norm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,3 +49,27 @@ def readers(model: PreTrainedModel, sites: Iterable[Site] | None = None) -> dict
                 stack.callback(module.register_forward_pre_hook(partial(reads, path)).remove)
         model(**tiny_inputs(model))
     return found
+
+
+@torch.inference_mode()
+def norms_of(model: PreTrainedModel, sites: Iterable[Site]) -> dict[str, str]:
+    """The path of the norm that makes each site's tensor, by the site's name; other sites are missing.
+
+    Found as :func:`readers` are: the site's tap saw the very tensor that the norm made.
+    """
+    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no other gets their number
+    seen: dict[str, Tensor] = {}
+
+    def look(site: str, x: Tensor) -> Tensor:
+        seen[site] = x
+        return x
+
+    def makes(path: str, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        made[id(output)] = path, output
+
+    with tapped(model, {site.tap: partial(look, site.name) for site in sites}), ExitStack() as stack:
+        for path, module in model.named_modules():
+            if is_norm(module):
+                stack.callback(module.register_forward_hook(partial(makes, path)).remove)
+        model(**tiny_inputs(model))
+    return {site: made[id(x)][0] for site, x in seen.items() if id(x) in made}
