@@ -32,6 +32,11 @@ class DynamicGrid:
         """The grid of each token."""
         return AffineGrid(bits=self.bits, symmetric=self.symmetric)
 
+    @property
+    def middle(self) -> int:
+        """The zero point of all tokens on a symmetric grid; that of a token of mean zero on another."""
+        return MIDDLE if self.symmetric else 1 << self.bits - 1
+
     def parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """FP32 scale and whole zero point of every token: (..., channels) -> (..., 1) each."""
         return self.affine.parameters(*torch.aminmax(x, dim=-1, keepdim=True))
