@@ -7,9 +7,10 @@ after the sums.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class PreparedWeight:
 
     products: Sequence[Product]  # one a group
     weight: IntegerWeight
-    original: Tensor  # before it was quantized, (outputs, inputs)
+    original: Callable[[], Tensor] | None = None  # before it was quantized, (outputs, inputs)
 
     @cached_property
     def row_sums(self) -> Tensor:
@@ -40,6 +41,7 @@ class Integers(ABC):
     """The integers of one tensor, (..., inputs)."""
 
     groups: Groups = ()
+    how: ClassVar[str] = ""  # what is special about the product, after the kernel's name
 
     @abstractmethod
     def multiply(self, by: PreparedWeight, bias: Tensor | None) -> Tensor:
@@ -69,6 +71,8 @@ class ByToken(Integers):
     ``middle``, so the second sum is zero; an asymmetric grid's are around it, so the second sum is small.
     """
 
+    how = " per token"
+
     tokens: TokenIntegers
     symmetric: bool
     middle: int
@@ -85,6 +89,8 @@ class ByToken(Integers):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TwoGrids(Integers):
     """The integers on a narrow grid, and those of the rest on a coarse one: two products of one weight."""
+
+    how = ", twice"
 
     narrow: IntegerTensor
     rest: IntegerTensor | None  # None if all of it is zero
@@ -110,11 +116,22 @@ class WithWideColumns(Integers):
     def groups(self) -> Groups:  # type: ignore[override]
         return self.narrow.groups
 
+    @property
+    def how(self) -> str:  # type: ignore[override]
+        return f"{self.narrow.how}, wide columns in fp32"
+
     def multiply(self, by: PreparedWeight, bias: Tensor | None) -> Tensor:
+        assert by.original is not None
         y = self.narrow.multiply(by, bias)
-        return y.add_(linear(self.values, wide_weight(by.original, self.columns)))
+        return y.add_(linear(self.values, wide_weight(by.original(), self.columns)))
 
 
 def wide_weight(original: Tensor, columns: Tensor) -> Tensor:
     """A weight's columns in FP16, as FP32: (outputs, inputs) -> (outputs, columns)."""
     return original.index_select(1, columns).half().float()
+
+
+def channels_by_group(groups: Groups) -> list[Tensor]:
+    """The channels of each group; empty without groups."""
+    index = torch.tensor(groups)
+    return [(index == group).nonzero().flatten() for group in range(max(groups, default=-1) + 1)]

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quantlab.engines.integer import (
-    EncodingQuantizer,
-    LinearExecution,
-    fused_gelus,
-    integer_linears,
-    integer_weights,
-)
+from quantlab.engines.encoders import EncodingQuantizer, TokenEncoder
+from quantlab.engines.integer import LinearExecution, fused_gelus, integer_linears, integer_weights
 from quantlab.kernels.products import IntegerWeight
 from quantlab.kernels.snapper import Snapper
 from quantlab.network.attention import CountedQuantizer, TensorFunction
@@ -25,6 +20,8 @@ from quantlab.network.taps import ModuleInput, Tap, tapped
 from quantlab.plan.fit import check_activations_fit, check_weights_fit
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.basis import Basis
+from quantlab.quant.dynamic import DynamicGrid
+from quantlab.quant.grid import BYTE_BITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -171,9 +168,14 @@ def encoding_quantizer(
 
     ``only_products``: taps whose tensor nothing but integer products reads.
     """
-    tap = activation.tap
-    if tap.axis != -1 or not activation.grid.in_bytes:
+    tap, grid = activation.tap, activation.grid
+    values, in_place = tap not in only_products, overwrite or basis is not None
+    if tap.axis != -1 or grid.bits > BYTE_BITS:
         return quantizer(activation, device, overwrite, basis)
-    snapper = activation.function(device, overwrite or basis is not None)
+    if isinstance(grid, DynamicGrid):
+        return TokenEncoder(grid, values, basis, in_place)
+    if not grid.in_bytes:
+        return quantizer(activation, device, overwrite, basis)
+    snapper = activation.function(device, in_place)
     assert isinstance(snapper, Snapper)
-    return EncodingQuantizer(snapper, activation.groups, values=tap not in only_products, basis=basis)
+    return EncodingQuantizer(snapper, activation.groups, values, basis)

@@ -8,7 +8,7 @@ a quantized one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,21 +17,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from quantlab.engines.encoders import ENCODING, Encoding, EncodingQuantizer
+from quantlab.engines.encodings import ByGroup, Groups, PreparedWeight, channels_by_group
 from quantlab.engines.kernel_choice import fuses_gelu, product_of, times_fp32, why_no_kernel
-from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, Product
-from quantlab.kernels.snapper import MIDDLE, Snapper
+from quantlab.kernels.products import IntegerWeight, OneDnn, Product
+from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.architecture import feed_forwards
 from quantlab.network.attention import CountedQuantizer, TensorFunction
 from quantlab.network.taps import ModuleInput, ModuleOutput, Tap
 from quantlab.plan.plan import QuantPlan, WeightQuant
-from quantlab.quant.basis import Basis
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ENCODING, GELU_ONTO = "_quantlab_encoding", "_quantlab_gelu_onto"
-
-Groups = tuple[int, ...]  # the group index of each channel; empty: one group
+GELU_ONTO = "_quantlab_gelu_onto"
 
 
 @dataclass(frozen=True)
@@ -49,88 +48,6 @@ class LinearExecution:
     @property
     def in_integers(self) -> bool:
         return not self.on.startswith("fp32: ")
-
-
-class EncodingQuantizer:
-    """Quantizes a site and attaches the encoding to the result, so that q, k and v encode it once.
-
-    The integers are computed with the values once a Linear has asked for them (``wanted``), and on request
-    before that. With ``values`` false the result keeps the input's values: only integer products read it.
-
-    ``groups`` gives each channel's group. A group has its own scale and zero point, and its own integer
-    product. With a ``basis`` the integers are of the tensor in that basis, and the values in the network's.
-    """
-
-    def __init__(self, snapper: Snapper, groups: Groups, values: bool, basis: Basis | None = None):
-        self.snapper, self.groups, self.values, self.basis = snapper, groups, values, basis
-        self.wanted = not values  # set by the first Linear that asks for integers
-        self.channels = [channels.to(snapper.scale.device) for channels in channels_by_group(groups)]
-        firsts = [int(channels[0]) for channels in self.channels] or [0]
-        self.scales = [snapper.scale.flatten()[first].item() for first in firsts]
-        self.zero_points = [int(snapper.byte_zero_point.flatten()[first]) for first in firsts]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if (encoding := getattr(x, ENCODING, None)) is not None and encoding.quantizer is self:
-            return x
-        based = x if self.basis is None else self.basis.forward(x)
-        if self.wanted:
-            snapped, integers = self.snapper.integers(based, self.values)
-            if integers is None:  # x holds NaN, which must stay NaN
-                return self._back(self.snapper(based))
-            y, parts = x.detach() if snapped is None else self._back(snapped), self._parts(integers)
-        else:
-            y, parts = self._back(self.snapper(based)), None
-        setattr(y, ENCODING, _Encoding(self, parts))
-        return y
-
-    def _back(self, snapped: Tensor) -> Tensor:
-        return snapped if self.basis is None else self.basis.back(snapped)
-
-    def encode(self, y: Tensor) -> list[IntegerTensor] | None:
-        """The integers of a tensor that this quantizer made, group by group; None if it holds NaN."""
-        self.wanted = True
-        based = y if self.basis is None else self.basis.forward(y)
-        integers = self.snapper.integers(based, values=False)[1]
-        return None if integers is None else self._parts(integers)
-
-    def gelu(self, multiply: OneDnn, x: IntegerTensor, bias: Tensor | None) -> Tensor:
-        """GELU of a product, quantized by this quantizer. The result has integers only: its values are
-        NaN."""
-        onto = multiply.gelu(x, bias, self.snapper)
-        # One NaN, expanded to the shape, takes no memory and shows if a consumer ignores the encoding.
-        y = torch.full((), torch.nan).expand(onto.integers.shape)
-        setattr(y, ENCODING, _Encoding(self, [onto]))
-        return y
-
-    def _parts(self, integers: Tensor) -> list[IntegerTensor]:
-        parts = [integers.index_select(-1, channels) for channels in self.channels] or [integers]
-        return [
-            IntegerTensor(integers=part, scale=scale, zero_point=zero_point)
-            for part, scale, zero_point in zip(parts, self.scales, self.zero_points, strict=True)
-        ]
-
-
-@dataclass
-class _Encoding:
-    """The integers of a quantized tensor, group by group, and the quantizer that made them.
-
-    ``parts`` is None until a Linear asks for the integers.
-    """
-
-    quantizer: EncodingQuantizer
-    parts: list[IntegerTensor] | None
-
-    def integers(self, y: Tensor) -> list[IntegerTensor] | None:
-        """The integers of the tensor ``y`` that has this encoding; None if it holds NaN."""
-        if self.parts is None:
-            self.parts = self.quantizer.encode(y)
-        return self.parts
-
-
-def channels_by_group(groups: Groups) -> list[Tensor]:
-    """The channels of each group; empty without groups."""
-    index = torch.tensor(groups)
-    return [(index == group).nonzero().flatten() for group in range(max(groups, default=-1) + 1)]
 
 
 def integer_weights(model: PreTrainedModel, plan: QuantPlan) -> dict[str, IntegerWeight | LinearExecution]:
@@ -214,39 +131,37 @@ def _forward(
 
     ``report`` receives what the Linear ran on.
     """
-    ready: dict[Groups, list[Product]] = {}
+    ready: dict[Groups, PreparedWeight] = {}
 
     def forward(x: Tensor) -> Tensor:
         if isinstance(weight, LinearExecution):
             report(weight)
             return nn.Linear.forward(linear, x)
-        encoding: _Encoding | None = getattr(x, ENCODING, None)
-        parts = None if encoding is None else encoding.integers(x)
-        if encoding is None or parts is None:
+        encoding: Encoding | None = getattr(x, ENCODING, None)
+        integers = None if encoding is None else encoding.of(x)
+        if encoding is None or integers is None:
             report(LinearExecution.fp32("its input is not on an integer grid"))
             return nn.Linear.forward(linear, x)
-        groups, basis = encoding.quantizer.groups, encoding.quantizer.basis
+        groups, basis = integers.groups, encoding.encoder.basis
         if groups not in ready:
-            ready[groups] = _products(weight, groups)
-            report(_named(ready[groups], weight.scale.device))
+            ready[groups] = PreparedWeight(products=_products(weight, groups), weight=weight)
+            report(_named(ready[groups].products, integers.how, weight.scale.device))
         bias: Tensor | None = linear.bias
         if basis is not None and basis.shift is not None:
             bias = nn.functional.linear(basis.shift.tensor.to(linear.weight), linear.weight, bias)
         onto: EncodingQuantizer | None = getattr(linear, GELU_ONTO, None)
-        first, *others = ready[groups]
-        if onto is not None and not others and isinstance(first, OneDnn) and fuses_gelu(first, onto.snapper):
-            return onto.gelu(first, parts[0], bias)
-        y = first(parts[0], bias)
-        for multiply, part in zip(others, parts[1:], strict=True):
-            y += multiply(part, None)
-        return y
+        if onto is not None and isinstance(integers, ByGroup) and not groups:
+            product = ready[groups].products[0]
+            if isinstance(product, OneDnn) and fuses_gelu(product, onto.snapper):
+                return onto.gelu(product, integers.parts[0], bias)
+        return integers.multiply(ready[groups], bias)
 
     return forward
 
 
-def _named(products: list[Product], device: torch.device) -> LinearExecution:
+def _named(products: Sequence[Product], how: str, device: torch.device) -> LinearExecution:
     kind, count = type(products[0]), len(products)  # all parts of a weight use one kind of kernel
-    kernel = kind.kernel(device)
+    kernel = f"{kind.kernel(device)}{how}"
     return LinearExecution(f"{count} x {kernel}" if count > 1 else kernel, times_fp32(kind, device))
 
 

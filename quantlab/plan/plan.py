@@ -22,7 +22,8 @@ from quantlab.plan.packing import packed, unpacked, unpacked_kind
 from quantlab.quant.basis import KINDS as BASES
 from quantlab.quant.basis import Basis
 from quantlab.quant.frozen_tensor import FrozenTensor
-from quantlab.quant.grid import GRIDS, AffineGrid, Grid
+from quantlab.quant.grid import AffineGrid, Grid
+from quantlab.quant.grids import GRIDS
 from quantlab.storage.files import digest, write_whole
 
 VERSION = 2

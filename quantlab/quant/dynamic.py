@@ -1,6 +1,8 @@
 """Dynamic grids: every token has the range of its own values, so nothing is calibrated."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,11 +10,11 @@ from torch import Tensor
 from quantlab.kernels import native
 from quantlab.kernels.snapper import MIDDLE
 from quantlab.kernels.tokens import TokenIntegers, snap_tokens
-from quantlab.quant.grid import AffineGrid
+from quantlab.quant.grid import AffineGrid, Grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicGrid:
+class DynamicGrid(Grid):
     """An affine grid for every token, from the token's own extremes.
 
     A token is a slice of the last dimension. Symmetric: ``s_t = max|x_t| / (2^(b-1) - 1)``. Asymmetric:
@@ -21,11 +23,18 @@ class DynamicGrid:
     ZeroQuant (arXiv 2206.01861), section 3.1.
     """
 
+    kind = "dynamic"
+    per_token = True
+
     bits: int
     symmetric: bool
 
     def __post_init__(self) -> None:
         AffineGrid(bits=self.bits, symmetric=self.symmetric)
+
+    @property
+    def unsigned(self) -> bool:
+        return not self.symmetric
 
     @property
     def affine(self) -> AffineGrid:
@@ -70,6 +79,11 @@ class DynamicGrid:
             integers=(whole + shift).to(torch.uint8), scale=scale, zero_point=zero_point + shift
         )
         return snapped, encoded
+
+    def function(
+        self, scale: Tensor | None, zero_point: Tensor | None, overwrite: bool
+    ) -> Callable[[Tensor], Tensor]:
+        return partial(self.snap, overwrite=overwrite)
 
     def __str__(self) -> str:
         return f"{self.affine} per token"

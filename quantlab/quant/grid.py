@@ -29,6 +29,8 @@ class Grid(ABC):
 
     bits: int  # of an element
 
+    per_token: ClassVar[bool] = False  # whether every token has a scale of its own
+
     @property
     def in_bytes(self) -> bool:
         """Whether its elements are integers of up to 8 bits with a fixed scale for each range."""
@@ -159,7 +161,6 @@ class FloatGrid(Grid):
         return self.format
 
 
-GRIDS: dict[str, type[Grid]] = {grid.kind: grid for grid in (AffineGrid, FloatGrid)}
 PRECISIONS = "fp32, fp16, bf16, int2..int16, or the number of bits 2..16 or 32"
 NAMED = ("fp32", *FLOAT_FORMATS, *(f"int{bits}" for bits in range(2, 17)))
 

@@ -1,21 +1,25 @@
 """Log2 grids, for probabilities: most are tiny, and powers of two cover them with few bits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quantlab.config.checks import whole
+from quantlab.quant.grid import Grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Log2Grid:
+class Log2Grid(Grid):
     """The values 1, 1/2, 1/4, ... and zero: ``q = clip(round(-log2 p), 0, 2^b - 1)`` for b = ``bits`` bits.
 
     ``q`` stands for ``2^-q``, and the last integer stands for zero: what is masked stays zero. Rounding is in
     the logarithm, so it switches at ``sqrt(2) 2^k``. FQ-ViT's code (arXiv 2111.13824) switches at ``1.5 2^k``
     and needs one integer more for zero. Values above 1 become 1, negative ones zero.
     """
+
+    kind = "log2"
 
     bits: int
 
@@ -39,6 +43,11 @@ class Log2Grid:
         """Quantize, then dequantize. NaN stays NaN."""
         q = self.integers(p)
         return torch.where(q.isnan(), q, self.values(q))
+
+    def function(
+        self, scale: Tensor | None, zero_point: Tensor | None, overwrite: bool
+    ) -> Callable[[Tensor], Tensor]:
+        return self.snap
 
     def __str__(self) -> str:
         return f"log2 in {self.bits} bits"

@@ -12,11 +12,14 @@ from tiny import ALL, FAMILIES, GEMM, logits, padded, planned, tiny_model
 from torch import Tensor, nn
 
 from quantlab.engines import kernel_choice
+from quantlab.engines.encoders import ENCODING, EncodingQuantizer
+from quantlab.engines.encodings import ByGroup, ByToken, channels_by_group
 from quantlab.engines.insert import insert
-from quantlab.engines.integer import ENCODING, LinearExecution, channels_by_group
+from quantlab.engines.integer import LinearExecution
 from quantlab.engines.kernel_choice import CPU, KINDS, chosen_kernel, is_exact, product_of
 from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, OneDnnInHalves, Product, in_halves
 from quantlab.kernels.snapper import Snapper
+from quantlab.methods.dynamic import Dynamic
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
@@ -124,6 +127,9 @@ SETTINGS = {
     "peg": (Peg(sites=XHY, k=3), {"symmetric": True}),
     "peg in order": (Peg(sites=XHY, k=5, permute="none"), {"symmetric": False}),
     "mixed": (MixedPrecision(keep=XHY), {}),
+    "per token": (Dynamic(), {"symmetric": True}),
+    "per token, asymmetric, 4 bits": (Dynamic(), {"activations": 4, "weight_granularity": "channel"}),
+    "per token, asymmetric weights": (Dynamic(), {"weight_symmetric": False}),
 }
 
 
@@ -143,7 +149,7 @@ def test_every_linear_gives_what_the_simulation_gives(
         expected = nn.functional.linear(on_grid(inputs[0]), linear.weight.double(), bias)
         if hasattr(y, ENCODING):  # GELU of the product, on the grid of the next one's input
             assert y.isnan().all()
-            onto = getattr(y, ENCODING).quantizer
+            onto = getattr(y, ENCODING).encoder
             steps = (on_grid(y) - onto.snapper(nn.functional.gelu(expected).float())).abs() / onto.scales[0]
             assert steps.max() < 1.001 and (steps > 0.5).double().mean() < 2e-3
             compared.append(0.0)
@@ -169,11 +175,16 @@ def on_grid(x: Tensor) -> Tensor:
     carried = getattr(x, ENCODING, None)
     if carried is None:
         return x.double()
-    if carried.quantizer.values:
-        assert torch.equal(carried.quantizer.snapper(x), x)
+    if carried.encoder.values and isinstance(carried.encoder, EncodingQuantizer):
+        assert torch.equal(carried.encoder.snapper(x), x)
+    integers = carried.of(x)
+    if isinstance(integers, ByToken):
+        tokens = integers.tokens
+        return (tokens.integers.double() - tokens.zero_point) * tokens.scale
+    assert isinstance(integers, ByGroup)
     values = torch.empty(x.shape, dtype=torch.float64)
     for channels, part in zip(
-        channels_by_group(carried.quantizer.groups) or [slice(None)], carried.parts, strict=True
+        channels_by_group(integers.groups) or [slice(None)], integers.parts, strict=True
     ):
         values[..., channels] = (part.integers.double() - part.zero_point) * part.scale
     return values
