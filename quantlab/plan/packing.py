@@ -47,9 +47,7 @@ def unpacked(data: Any, arrays: Mapping[str, Tensor]) -> Any:
     if data.keys() != {"array", "sha256"}:
         return {name: unpacked(value, arrays) for name, value in data.items()}
     if data["array"] not in arrays:
-        raise ValueError(
-            f"the plan's array {data['array']!r} is missing: plan.safetensors goes with plan.json"
-        )
+        raise ValueError(f"the plan's array {data['array']!r} is missing from plan.safetensors")
     found = FrozenTensor(arrays[data["array"]])
     if found.digest != data["sha256"]:
         raise ValueError(f"the plan's array {data['array']!r} is another one than the plan was written with")

@@ -24,6 +24,7 @@ from quantlab.searching.space import Choices, Space, activation_table, space_of
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, by_length
 from quantlab.tasks.scores import SCORES, Kind
+from quantlab.transforms.transform import Transform
 from quantlab.trial.config import check_trial
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
 from quantlab.trial.planning import plan_of_weights
@@ -169,6 +170,11 @@ def checked_space(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
         raise ValueError(
             "a search needs ranges that do not depend on each other, but calibration.through=quantized "
             "calibrates each site behind the quantized sites before it: take fp32 or quantized_weights"
+        )
+    if type(config.transform) is not Transform:
+        raise ValueError(
+            "a search scores and compares sites in the network's own basis, but transform is "
+            f"{type(config.transform).__name__}: take transform=none"
         )
     score = SCORES[config.task.metrics[0]]
     if config.search.decide == "bound" and score.right_of is None and not score.relative:
