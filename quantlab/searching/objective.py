@@ -107,7 +107,7 @@ class Objective:
         if self.search.mode == "cost":
             excess = self._decisive_drop(candidate.measured) - self.search.max_drop
             within = min(excess, 0.0) if candidate.feasible else max(excess, TOLERANCE)
-            return {"points beyond max_drop": within}
+            return {"loss beyond max_drop": within}
         if self.search.mode == "accuracy":
             beyond = candidate.cost - (self.search.max_cost or 0)
             within = min(beyond, 0.0) if beyond <= TOLERANCE else beyond

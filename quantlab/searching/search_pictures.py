@@ -78,7 +78,7 @@ def draw_scores(scores: Scores) -> Figure:
         values = scores.table[score].sort_values(ascending=False)
         if has_measured:
             axes.plot(values, scores.table[MEASURED].loc[values.index], "o", markersize=4, color=COLOURS[0])
-            axes.set(xlabel=score, ylabel="measured loss of accuracy, points")
+            axes.set(xlabel=score, ylabel="measured loss in max_drop's unit")
         else:
             axes.plot(np.arange(len(values)), values, "o", markersize=4, color=COLOURS[0])
             axes.set(xlabel="rank", ylabel=score)

@@ -106,7 +106,7 @@ def _created(url: str, search: Search, space: Space, folder: Path) -> Study:
 def metric_names(search: Search) -> list[str]:
     """Names of the study's objective values, for optuna-dashboard."""
     unit = UNITS[search.cost]
-    penalized = f"{unit} (beyond max_drop: the most of these, and the points beyond)"
+    penalized = f"{unit} (beyond max_drop: the most of these, and the loss beyond)"
     return {"cost": [penalized], "accuracy": ["metric"], "pareto": [unit, "metric"]}[search.mode]
 
 

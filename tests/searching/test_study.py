@@ -407,7 +407,7 @@ def test_the_best_trial_of_the_study_is_the_best_answer_for_other_tools_too(
     assert all(max(trial.constraints.values()) <= 0 for trial in study.trials if trial.user_attrs["feasible"])
     assert study.trials[1].user_attrs["drop_points"] == 1 and study.trials[1].user_attrs["cost"] == 2
     names = {
-        "cost": "16-bit sites (beyond max_drop: the most of these, and the points beyond)",
+        "cost": "16-bit sites (beyond max_drop: the most of these, and the loss beyond)",
         "accuracy": "metric",
     }
     assert study.metric_names == [names[mode]]
