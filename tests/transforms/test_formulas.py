@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantlab.quant.basis import Basis, Diagonal
+from quantlab.quant.basis import Basis, Diagonal, Hadamard
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.grid import AffineGrid
 from quantlab.transforms.awq import awq_scale
@@ -17,7 +17,7 @@ from quantlab.transforms.os_plus import os_plus_basis, thresholds
 from quantlab.transforms.outlier_suppression import gamma_of, migrated_scale
 from quantlab.transforms.smoothquant import smoothing_scale
 
-CHANNELS, OUTLIER = 16, 5
+CHANNELS, OUTLIER = 64, 5
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -154,7 +154,8 @@ def test_a_gamma_near_zero_is_guarded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weight_bits"), [("smoothquant", 8), ("os_plus", 8), ("equalization", 16), ("learned", 8)]
+    ("name", "weight_bits"),
+    [("smoothquant", 8), ("os_plus", 8), ("equalization", 16), ("learned", 8), ("hadamard", 8)],
 )
 def test_a_planted_outlier_is_solved(name: str, weight_bits: int) -> None:
     """The error on 8 bits falls to a tenth at most. Equalization leaves the outlier to the weights."""
@@ -165,6 +166,7 @@ def test_a_planted_outlier_is_solved(name: str, weight_bits: int) -> None:
         "equalization": lambda: equalizing_basis(lo, hi, shift=False),
         "os_plus": lambda: os_plus_basis(rows, lo, hi, read, onto(8)),
         "learned": lambda: learned_basis(rows, PLAIN, read, onto(8), 200, 0.05),
+        "hadamard": lambda: Hadamard(FrozenTensor(random(CHANNELS).sign()), CHANNELS),
     }[name]()
     assert made is not None
     assert output_error(rows, read, made, onto(8)) < output_error(rows, read, PLAIN, onto(8)) / 10
