@@ -4,7 +4,12 @@ Each would have caught a mistake in a published result.
 """
 
 from quantlab.alarms.alarm import Alarm, Evidence
-from quantlab.alarms.calibrating import few_calibration_rows, padding_counted, uncalibrated_site
+from quantlab.alarms.calibrating import (
+    few_calibration_rows,
+    fewer_rows_than_inputs,
+    padding_counted,
+    uncalibrated_site,
+)
 from quantlab.alarms.deploying import (
     kernels_missing,
     machine_busy,
@@ -49,6 +54,7 @@ ALARMS = (
     fp16_overflow,
     uncalibrated_site,
     few_calibration_rows,
+    fewer_rows_than_inputs,
     padding_counted,
     products_in_float,
     simulated_latency,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -91,7 +91,7 @@ def walk(
     steps: Sequence[Step],
     statistic: Callable[..., S],
     count_padding: bool = False,
-) -> Iterator[tuple[Step, S]]:
+) -> Generator[tuple[Step, S]]:
     """Yields each step with the sum over all batches of ``statistic(step, batch's number, x, ...)``.
 
     There is an x (elements, channels) for each of the networks, which run side by side: what the step's

@@ -4,8 +4,58 @@ The weights' correction is QEP, arXiv 2504.09629, eq. 9, with its authors' defau
 al. 2019, arXiv 1906.04721, section 4.2, with measured means.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from quantlab.calibration.moments import PairedMoments, paired_moments
+from quantlab.config.checks import above, at_least, one_of
+from quantlab.rounding.in_order import InOrder, Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorCorrection(InOrder):
+    """Rounds the corrected weight (:func:`corrected_weight`) to nearest, then corrects the bias, if any.
+
+    ``strength`` is the paper's alpha, in [0, 1]; 0 leaves weights as they are. Ranges stay those of the
+    original weights. ``bias``: whether biases gain what keeps the mean of the outputs
+    (:func:`bias_correction`).
+    """
+
+    strength: float = 0.5
+    damping: float = 1.0
+    bias: bool = True
+
+    compares = True
+
+    def __post_init__(self) -> None:
+        at_least("rounding.strength", self.strength, 0)
+        if self.strength > 1:
+            raise ValueError(f"rounding.strength must be in [0, 1], got {self.strength}")
+        above("rounding.damping", self.damping, 0)
+        one_of("rounding.bias", self.bias, (True, False))
+
+    def statistic(self, batch: int, *x: Tensor) -> PairedMoments:
+        return paired_moments(*x)
+
+    def rounder(self, seen: PairedMoments) -> Callable[[Rows], Tensor]:
+        def choose(rows: Rows) -> Tensor:
+            if self.strength == 0:
+                return rows.nearest
+            weight = corrected_weight(rows.weight, seen.moved, seen.seen.gram, self.strength, self.damping)
+            return rows.grid.integers(weight.float(), rows.scale, rows.zero_point)
+
+        return choose
+
+    def bias_gain(self, seen: PairedMoments, rows: Rows, integers: Tensor) -> Tensor | None:
+        if not self.bias:
+            return None
+        means = (total / seen.seen.count for total in (seen.original, seen.seen.total))
+        return bias_correction(rows.weight, next(means), rows.values(integers), next(means))
 
 
 def corrected_weight(

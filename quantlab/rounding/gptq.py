@@ -5,12 +5,48 @@ Frantar et al. 2022, arXiv 2210.17323, algorithm 1 and its authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from quantlab.calibration.moments import Moments, moments
+from quantlab.config.checks import above, one_of, whole
 from quantlab.quant.grid import AffineGrid
+from quantlab.rounding.in_order import InOrder, Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gptq(InOrder):
+    """GPTQ, column by column (:func:`gptq`); fields as in its authors' code, ``damping`` is its percdamp.
+
+    ``inputs``: ``quantized`` as in the paper, or ``fp32``.
+    """
+
+    inputs: str = "quantized"
+    damping: float = 0.01
+    block: int = 128
+    act_order: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("rounding.inputs", self.inputs, ("fp32", "quantized"))
+        above("rounding.damping", self.damping, 0)
+        whole("rounding.block", self.block, 1)
+        one_of("rounding.act_order", self.act_order, (True, False))
+
+    @property
+    def behind_fp32(self) -> bool:
+        return self.inputs == "fp32"
+
+    def statistic(self, batch: int, *x: Tensor) -> Moments:
+        return moments(*x)
+
+    def rounder(self, seen: Moments) -> Callable[[Rows], Tensor]:
+        shared = factor(seen.gram, self.damping, self.act_order)
+        return lambda rows: gptq(
+            rows.weight, seen.gram, shared, rows.scale, rows.zero_point, rows.grid, self.block
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +71,11 @@ def factor(gram: Tensor, damping: float = 0.01, act_order: bool = False) -> Fact
     """
     gram = gram.clone()
     diagonal = gram.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(gram))
+    order = (
+        torch.argsort(diagonal, descending=True, stable=True)
+        if act_order
+        else torch.arange(len(gram), device=gram.device)
+    )
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
     lower, failed = torch.linalg.cholesky_ex(gram[order][:, order])
@@ -60,12 +100,12 @@ def round_by_columns(
     order, upper = factor.order, factor.upper
     rest = weight.double()[:, order]
     scale, zero_point = (part.expand_as(weight)[:, order].T.contiguous() for part in (scale, zero_point))
-    integers = torch.empty(weight.T.shape)
+    integers = torch.empty_like(weight.T)
     for start in range(0, len(order), block):
         stop = min(start + block, len(order))
         within, errors = (
             rest[:, start:stop].T.contiguous(),
-            torch.empty(stop - start, len(weight), dtype=torch.float64),
+            torch.empty(stop - start, len(weight), dtype=torch.float64, device=weight.device),
         )
         for i in range(stop - start):
             s, z = scale[start + i], zero_point[start + i]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.ranges import weight_range
-from quantlab.rounding.adaround import Learning, learn_rounding, up
+from quantlab.rounding.adaround import AdaRound, learn_rounding, up
 from quantlab.rounding.error_correction import bias_correction, corrected_weight
 from quantlab.rounding.gptq import factor, gptq, output_errors, round_by_columns
+from quantlab.rounding.in_order import Rows
 
 OUTPUTS, CHANNELS, ROWS = 20, 24, 60
 GRIDS = [AffineGrid(bits=bits, symmetric=symmetric) for bits in (3, 4) for symmetric in (True, False)]
@@ -120,54 +121,51 @@ def test_output_error_is_that_of_the_outputs() -> None:
     assert torch.allclose(output_errors(error, gram_of(x)), (x @ error.T).square().sum(0))
 
 
+def rows_of(weight: Tensor, grid: AffineGrid) -> Rows:
+    """A weight with ranges per channel."""
+    return Rows(weight, *(part.expand_as(weight) for part in ranged(weight, grid, "channel")), grid)
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_adaround_starts_at_nearest(grid: AffineGrid) -> None:
     weight, x = heavy_tailed(OUTPUTS, CHANNELS), inputs().float()
-    scale, zero_point = ranged(weight, grid, "channel")
-    for still in (Learning(iterations=0), Learning(iterations=3, learning_rate=1e-9)):
-        found = learn_rounding(weight, x, x @ weight.T, scale, zero_point, grid, still)
-        assert torch.equal(found, grid.integers(weight, scale, zero_point))
+    rows = rows_of(weight, grid)
+    for still in (AdaRound(iterations=0), AdaRound(iterations=3, learning_rate=1e-9)):
+        assert torch.equal(learn_rounding(rows, x, x @ weight.T, still), rows.nearest)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_adaround_changes_outputs_less_than_nearest(grid: AffineGrid) -> None:
     weight, x = 0.02 * heavy_tailed(OUTPUTS, CHANNELS), inputs().float()
-    scale, zero_point = ranged(weight, grid, "channel")
-    learned = learn_rounding(
-        weight, x, x @ weight.T, scale, zero_point, grid, Learning(iterations=600, learning_rate=1e-2)
-    )
-    nearest = grid.integers(weight, scale, zero_point)
+    rows = rows_of(weight, grid)
+    learned = learn_rounding(rows, x, x @ weight.T, AdaRound(iterations=600, learning_rate=1e-2))
     before, after = (
-        output_errors((integers - zero_point) * scale - weight, gram_of(x.double())).sum()
-        for integers in (nearest, learned)
+        output_errors(rows.values(integers) - weight, gram_of(x.double())).sum()
+        for integers in (rows.nearest, learned)
     )
     assert after < 0.5 * before
-    unclipped = (weight / scale + zero_point - learned).abs() < 1
-    clipped = (nearest == grid.q_min) | (nearest == grid.q_max)
+    unclipped = (weight / rows.scale + rows.zero_point - learned).abs() < 1
+    clipped = (rows.nearest == grid.q_min) | (rows.nearest == grid.q_max)
     assert bool((unclipped | clipped).all())  # up or down, never further
 
 
 def test_adaround_schedule() -> None:
-    learning = Learning(iterations=100, warm_up=0.2)
-    assert [learning.beta_at(i) for i in (0, 19)] == [None, None]
-    assert learning.beta_at(20) == 20
-    assert learning.beta_at(60) == pytest.approx(11)
-    assert learning.beta_at(99) == pytest.approx(2, abs=0.02)
+    settings = AdaRound(iterations=100, warm_up=0.2)
+    assert [settings.beta(i) for i in (0, 19)] == [None, None]
+    assert settings.beta(20) == 20
+    assert settings.beta(60) == pytest.approx(11)
+    assert settings.beta(99) == pytest.approx(2, abs=0.02)
     assert up(torch.tensor([-4.0, 0.0, 4.0])).tolist() == pytest.approx([0, 0.5, 1])
 
 
 def test_adaround_is_seeded() -> None:
     weight, x = heavy_tailed(OUTPUTS, CHANNELS), inputs().float()
-    scale, zero_point = ranged(weight, GRID, "channel")
     first, again, other = (
         learn_rounding(
-            weight,
+            rows_of(weight, GRID),
             x,
             x @ weight.T,
-            scale,
-            zero_point,
-            GRID,
-            Learning(iterations=200, learning_rate=1e-2, rows=2, seed=seed),
+            AdaRound(iterations=200, learning_rate=1e-2, batch_rows=2, seed=seed),
         )
         for seed in (0, 0, 1)
     )
