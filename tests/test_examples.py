@@ -59,8 +59,8 @@ def database(path: Path) -> None:
     connection.close()
 
 
-def test_the_four_extensions_run_outside_the_repository(tmp_path: Path, python: Python) -> None:
-    """A method, an estimator, a task and an architecture, in a folder of one's own, in the one trial that the
+def test_the_five_extensions_run_outside_the_repository(tmp_path: Path, python: Python) -> None:
+    """A method, a transform, an estimator, a task and an architecture of one's own, in the one trial that the
     page starts."""
     names = write_examples(tmp_path)
     assert {"mine/deepest.py", "mine/spread.py", "mine/tickets.py", "quantlab_families/ernie.py"} <= set(
@@ -71,8 +71,14 @@ def test_the_four_extensions_run_outside_the_repository(tmp_path: Path, python: 
     path, _, *arguments = shlex.split(command.replace("path/to/ernie", str(ernie(tmp_path / "ernie"))))
     assert path == "PYTHONPATH=."  # here the current folder is on the path anyway
     trial = ran(tmp_path, python, "first", *arguments)
-    targets = {trial.config[part]["_target_"] for part in ("method", "calibration", "task")}
-    assert targets == {"mine.deepest.Deepest", "mine.spread.Spread", "mine.tickets.Tickets"}
+    targets = {trial.config[part]["_target_"] for part in ("method", "transform", "calibration", "task")}
+    assert targets == {
+        "mine.deepest.Deepest",
+        "mine.unit.Unit",
+        "mine.spread.Spread",
+        "mine.tickets.Tickets",
+    }
+    assert {"0.attn.context", "11.ffn.mid"} <= {item.site for item in trial.plan.transforms}
     grids = {item.site: str(item.grid) for item in trial.plan.activations}
     assert grids["11.ffn.sum"] == "fp16" and grids["9.ffn.sum"] == "int8 asymmetric"
     table = tmp_path / "quantlab_families" / "ernie.py"
