@@ -19,7 +19,7 @@ LAYERS = (
     ("plan",),
     ("engines",),
     ("calibration", "runtimes"),
-    ("evaluation", "methods", "profiling", "rounding", "transforms"),
+    ("evaluation", "methods", "profiling", "rounding", "splits", "transforms"),
     ("training",),
     ("alarms",),
     ("trial",),

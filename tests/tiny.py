@@ -26,6 +26,7 @@ from quantlab.network.sites import Placement, Site
 from quantlab.plan.plan import QuantPlan, WeightQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.rounding.rounding import Rounding
+from quantlab.splits.split import SplitMethod
 from quantlab.tasks.batching import Batch, Tokenized
 from quantlab.transforms.transform import Transform
 
@@ -86,7 +87,9 @@ def sites_of(model: PreTrainedModel, placement: Placement = ALL) -> list[Site]:
 
 def settings_of(**settings: object) -> SimpleNamespace:
     """Settings that decide a plan, in a plain basis and with plain rounding unless they say otherwise."""
-    return SimpleNamespace(**{"transform": Transform(), "rounding": Rounding(), **settings})
+    return SimpleNamespace(
+        **{"transform": Transform(), "split": SplitMethod(), "rounding": Rounding(), **settings}
+    )
 
 
 def plan_of(

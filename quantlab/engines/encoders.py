@@ -8,11 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlab.engines.encodings import ByGroup, ByToken, Groups, Integers, channels_by_group
+from quantlab.engines.encodings import (
+    ByGroup,
+    ByToken,
+    Groups,
+    Integers,
+    TwoGrids,
+    WithWideColumns,
+    channels_by_group,
+)
+from quantlab.engines.wide import note_wide
 from quantlab.kernels.products import IntegerTensor, OneDnn
-from quantlab.kernels.snapper import Snapper
+from quantlab.kernels.snapper import MIDDLE, Snapper
 from quantlab.quant.basis import Basis
 from quantlab.quant.dynamic import DynamicGrid
+from quantlab.quant.grid import AffineGrid
+from quantlab.quant.split import Rest, WideColumns
+from quantlab.quant.splits import residual_integers
 
 ENCODING = "_quantlab_encoding"
 
@@ -129,3 +141,61 @@ class TokenEncoder(Encoder):
         if tokens is None:
             return snapped, None
         return snapped, ByToken(tokens=tokens, symmetric=self.grid.symmetric, middle=self.grid.middle)
+
+
+class WideEncoder(Encoder):
+    """The encoder of another one's grid with wide columns beside it."""
+
+    def __init__(self, narrow: Encoder, split: WideColumns):
+        super().__init__(narrow.values, narrow.basis)
+        self.narrow, self.split = narrow, split
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = super().__call__(x)
+        integers = getattr(y, ENCODING).integers if hasattr(y, ENCODING) else None
+        if self.split.by_batch and isinstance(integers, WithWideColumns):
+            note_wide(y, integers.columns, integers.values)
+        return y
+
+    def quantize(self, x: Tensor, values: bool, integers: bool) -> tuple[Tensor | None, Integers | None]:
+        wide = self.split.wide(x)
+        if not len(wide):
+            return self.narrow.quantize(x, values, integers)
+        kept = self.split.keep(x.index_select(-1, wide))
+        snapped, found = self.narrow.quantize(x.index_fill(-1, wide, 0), values, integers)
+        if snapped is not None:
+            snapped = snapped.index_copy(-1, wide, kept)
+        return snapped, found and WithWideColumns(narrow=found, columns=wide, values=kept)
+
+
+class RestEncoder(Encoder):
+    """The encoder of a narrow grid and a coarse one for the rest."""
+
+    def __init__(
+        self,
+        grid: AffineGrid,
+        scale: Tensor,
+        zero_point: Tensor,
+        split: Rest,
+        values: bool,
+        basis: Basis | None,
+    ):
+        super().__init__(values, basis)
+        self.grid, self.scale, self.zero_point, self.split = grid, scale, zero_point, split
+
+    def quantize(self, x: Tensor, values: bool, integers: bool) -> tuple[Tensor | None, Integers | None]:
+        exponent = self.split.exponent
+        q, rest = residual_integers(x, self.grid, self.scale, self.zero_point, exponent, self.split.bits)
+        snapped = (rest * 2.0**exponent + (q - self.zero_point)) * self.scale if values else None
+        if not integers or q.isnan().any():
+            return snapped, None
+        shift, step = 0 if self.grid.unsigned else MIDDLE, self.scale.item()
+        narrow = IntegerTensor(
+            integers=q.add_(shift).to(torch.uint8), scale=step, zero_point=int(self.zero_point) + shift
+        )
+        if not rest.any():
+            return snapped, TwoGrids(narrow=narrow, rest=None)
+        coarse = rest.add_(MIDDLE).to(torch.uint8)
+        return snapped, TwoGrids(
+            narrow=narrow, rest=IntegerTensor(integers=coarse, scale=step * 2.0**exponent, zero_point=MIDDLE)
+        )

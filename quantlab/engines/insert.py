@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quantlab.engines.encoders import EncodingQuantizer, TokenEncoder
+from quantlab.engines.encoders import Encoder, EncodingQuantizer, RestEncoder, TokenEncoder, WideEncoder
 from quantlab.engines.integer import LinearExecution, fused_gelus, integer_linears, integer_weights
+from quantlab.engines.wide import float_forwards, note_wide, wide_linears
 from quantlab.kernels.products import IntegerWeight
 from quantlab.kernels.snapper import Snapper
 from quantlab.network.attention import CountedQuantizer, TensorFunction
@@ -21,7 +22,8 @@ from quantlab.plan.fit import check_activations_fit, check_weights_fit
 from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
 from quantlab.quant.basis import Basis
 from quantlab.quant.dynamic import DynamicGrid
-from quantlab.quant.grid import BYTE_BITS
+from quantlab.quant.grid import BYTE_BITS, AffineGrid
+from quantlab.quant.split import Rest, WideColumns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +64,7 @@ def insert_weights(
     halves raise ValueError if their part of the plan does not fit the model.
     """
     check_weights_fit(model, plan)
+    floats = float_forwards(model, plan)
     integers = integer_weights(model, plan) if engine == "integer" else {}
     only_products = {
         ModuleInput(path) for path, weight in integers.items() if isinstance(weight, IntegerWeight)
@@ -81,10 +84,12 @@ def insert_weights(
             else:
                 function = quantizer(item, model.device, overwrite, basis)
             functions[item.tap] = CountedQuantizer(item.site, function, inserted.calls)
-        with tapped(model, functions), fused_gelus(model, functions):
+        by_batch = any(item.split is not None and item.split.by_batch for item in activations)
+        forwards = floats if by_batch else {}
+        with tapped(model, functions), fused_gelus(model, functions), wide_linears(forwards):
             yield inserted
 
-    with quantized_weights(model, plan), integer_linears(model, integers, linears):
+    with quantized_weights(model, plan), integer_linears(model, integers, linears, floats):
         yield insert_activations
 
 
@@ -151,10 +156,28 @@ def quantizer(
 
     It works in place if ``overwrite`` is set, where it can.
     """
+    split = activation.split
+    if isinstance(split, WideColumns) and split.by_batch:
+        return _noting(activation.function(device, overwrite or basis is not None), split, basis)
     if basis is None:
         return activation.function(device, overwrite)
     snap = activation.function(device, overwrite=True)
     return lambda x: basis.back(snap(basis.forward(x)))
+
+
+def _noting(snap: TensorFunction, split: WideColumns, basis: Basis | None) -> TensorFunction:
+    """A quantizer that notes the batch's wide columns on its result."""
+
+    def quantize(x: Tensor) -> Tensor:
+        based = x if basis is None else basis.forward(x)
+        wide = split.wide(based)
+        kept = split.keep(based.index_select(-1, wide))
+        snapped = snap(based)
+        y = snapped if basis is None else basis.back(snapped)
+        note_wide(y, wide, kept)
+        return y
+
+    return quantize
 
 
 def encoding_quantizer(
@@ -168,14 +191,18 @@ def encoding_quantizer(
 
     ``only_products``: taps whose tensor nothing but integer products reads.
     """
-    tap, grid = activation.tap, activation.grid
+    tap, grid, split = activation.tap, activation.grid, activation.split
     values, in_place = tap not in only_products, overwrite or basis is not None
-    if tap.axis != -1 or grid.bits > BYTE_BITS:
+    if tap.axis != -1 or grid.bits > BYTE_BITS or not (grid.in_bytes or grid.per_token):
         return quantizer(activation, device, overwrite, basis)
+    if isinstance(split, Rest):
+        scale, zero_point = (part.to(device) for part in activation.parameters())
+        assert isinstance(grid, AffineGrid)
+        return RestEncoder(grid, scale, zero_point, split, values, basis)
     if isinstance(grid, DynamicGrid):
-        return TokenEncoder(grid, values, basis, in_place)
-    if not grid.in_bytes:
-        return quantizer(activation, device, overwrite, basis)
-    snapper = activation.function(device, in_place)
-    assert isinstance(snapper, Snapper)
-    return EncodingQuantizer(snapper, activation.groups, values, basis)
+        encoder: Encoder = TokenEncoder(grid, values, basis, in_place)
+    else:
+        snapper = activation.narrow_function(device, in_place)
+        assert isinstance(snapper, Snapper)
+        encoder = EncodingQuantizer(snapper, activation.groups, values, basis)
+    return WideEncoder(encoder, split) if isinstance(split, WideColumns) else encoder

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from quantlab.engines.encoders import ENCODING, Encoding, EncodingQuantizer
 from quantlab.engines.encodings import ByGroup, Groups, PreparedWeight, channels_by_group
 from quantlab.engines.kernel_choice import fuses_gelu, product_of, times_fp32, why_no_kernel
+from quantlab.engines.wide import FloatForward
 from quantlab.kernels.products import IntegerWeight, OneDnn, Product
 from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.architecture import feed_forwards
@@ -70,16 +71,20 @@ def integer_linears(
     model: PreTrainedModel,
     weights: Mapping[str, IntegerWeight | LinearExecution],
     ran: dict[str, LinearExecution],
+    floats: Mapping[str, FloatForward],
 ) -> Iterator[None]:
     """Until the exit, Linears multiply integers if their input has an encoding and ``weights`` has theirs.
 
-    Writes to ``ran``, by path, what every Linear ran on.
+    ``floats`` are the forwards in FP32 of Linears whose weight is quantized. Writes to ``ran``, by path, what
+    every Linear ran on.
     """
     linears = {path: model.get_submodule(path) for path in weights}
     try:
         for path, linear in linears.items():
             assert isinstance(linear, nn.Linear)
-            vars(linear)["forward"] = _forward(linear, weights[path], partial(ran.__setitem__, path))
+            vars(linear)["forward"] = _forward(
+                linear, weights[path], partial(ran.__setitem__, path), floats.get(path)
+            )
         yield
     finally:
         for linear in linears.values():
@@ -125,26 +130,33 @@ def _unless_done(forward: Callable[[nn.Module, Tensor], Tensor], activation: nn.
 
 
 def _forward(
-    linear: nn.Linear, weight: IntegerWeight | LinearExecution, report: Callable[[LinearExecution], None]
+    linear: nn.Linear,
+    weight: IntegerWeight | LinearExecution,
+    report: Callable[[LinearExecution], None],
+    in_float: FloatForward | None,
 ) -> Callable[[Tensor], Tensor]:
     """A Linear's forward in integers. Products are prepared once for each grouping of the input's channels.
 
     ``report`` receives what the Linear ran on.
     """
     ready: dict[Groups, PreparedWeight] = {}
+    in_fp32 = partial(nn.Linear.forward, linear) if in_float is None else in_float
+    original = None if in_float is None else in_float.original_in_basis
 
     def forward(x: Tensor) -> Tensor:
         if isinstance(weight, LinearExecution):
             report(weight)
-            return nn.Linear.forward(linear, x)
+            return in_fp32(x)
         encoding: Encoding | None = getattr(x, ENCODING, None)
         integers = None if encoding is None else encoding.of(x)
         if encoding is None or integers is None:
             report(LinearExecution.fp32("its input is not on an integer grid"))
-            return nn.Linear.forward(linear, x)
+            return in_fp32(x)
         groups, basis = integers.groups, encoding.encoder.basis
         if groups not in ready:
-            ready[groups] = PreparedWeight(products=_products(weight, groups), weight=weight)
+            ready[groups] = PreparedWeight(
+                products=_products(weight, groups), weight=weight, original=original
+            )
             report(_named(ready[groups].products, integers.how, weight.scale.device))
         bias: Tensor | None = linear.bias
         if basis is not None and basis.shift is not None:

@@ -104,7 +104,7 @@ def _activation_row(item: ActivationQuant, sketch: Sketch, sqnr: float, network:
     return {
         "name": item.site,
         "kind": "activation",
-        "grid": str(item.grid),
+        "grid": f"{item.grid}, {item.split}" if item.split else str(item.grid),
         "ranges": len(item.lo),
         "lo": min(item.lo, default=None),
         "hi": max(item.hi, default=None),

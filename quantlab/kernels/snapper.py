@@ -13,20 +13,28 @@ class Snapper:
 
     With ``s`` the scale and ``z`` the zero point it computes ``s clamp(round(x / s), q_min - z, q_max - z)``,
     the same as ``s (clamp(round(x / s) + z, q_min, q_max) - z)`` since z is whole. ``scale`` and
-    ``zero_point`` broadcast against the tensors.
+    ``zero_point`` broadcast against the tensors, and so do ``q_min`` and ``q_max`` if they are tensors.
 
     On a CPU ``kernels.c`` does it in one pass over memory, in place if ``overwrite`` is set. In torch a
     single range becomes Python numbers (``numbers``): clamping to them is three times as fast as to
     one-element tensors.
     """
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, overwrite: bool = False):
+    def __init__(
+        self,
+        scale: Tensor,
+        zero_point: Tensor,
+        q_min: int | Tensor,
+        q_max: int | Tensor,
+        overwrite: bool = False,
+    ):
         self.scale, self.overwrite = scale, overwrite
-        self.q_min, self.q_max = q_min, q_max
+        self.q_min = int(torch.as_tensor(q_min).min())
+        self.q_max = int(torch.as_tensor(q_max).max())
         self.terms = (scale.reciprocal(), q_min - zero_point, q_max - zero_point, scale)
         self.numbers = [term.item() for term in self.terms] if scale.numel() == 1 else None
         self._per_head: Tensor | None = None
-        self.byte_zero_point = (zero_point + (MIDDLE if q_min < 0 else 0)).int()
+        self.byte_zero_point = (zero_point + (MIDDLE if self.q_min < 0 else 0)).int()
         self._channels = scale.numel() if self._is_one_grid_a_channel() else None
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from quantlab.config.checks import freeze, one_of
+from quantlab.config.checks import freeze, one_of, whole
 from quantlab.network.sites import matching
 from quantlab.network.widths import is_norm
-from quantlab.quant.grid import Grid, grid_of
+from quantlab.quant.grid import AffineGrid, Grid, grid_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Precision = int | str
 
+GROUPS = (16, 32, 64, 128, 256)  # usual numbers of inputs that share a range
 WEIGHTED = (nn.Linear, nn.Embedding, nn.Conv2d)
 
 
@@ -39,7 +40,9 @@ class Bits:
     ``symmetric`` is about activations; weights are symmetric unless ``weight_symmetric`` is false. ``rules``
     override the rest by name (a site like ``*.ffn.sum`` or a parameter like ``*.layer.0.*weight``), the last
     match wins. A weight that an embedding shares with the head is one tensor: it counts as an embedding, and
-    a rule for either of its names is a rule for both.
+    a rule for either of its names is a rule for both. ``weight_group``: each row of a Linear has a range for
+    every so many inputs, instead of the ranges of ``weight_granularity``. ``embedding_granularity``: ``row``
+    is a range for each token; None: as ``weight_granularity``.
     """
 
     weights: Precision = 8
@@ -50,6 +53,8 @@ class Bits:
     weight_symmetric: bool = True
     weight_granularity: str = "tensor"
     weight_estimator: str = "minmax"
+    weight_group: int | None = None
+    embedding_granularity: str | None = None
     rules: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
@@ -58,6 +63,10 @@ class Bits:
             one_of(f"bits.{field}", getattr(self, field), (True, False))
         one_of("bits.weight_granularity", self.weight_granularity, ("tensor", "channel"))
         one_of("bits.weight_estimator", self.weight_estimator, ("minmax", "mse"))
+        if self.weight_group is not None:
+            whole("bits.weight_group", self.weight_group, 1)
+        if self.embedding_granularity is not None:
+            one_of("bits.embedding_granularity", self.embedding_granularity, ("tensor", "channel", "row"))
         object.__setattr__(self, "rules", tuple(_rule(rule) for rule in self.rules))
         precisions = {"weights": self.weights, "activations": self.activations, "norms": self.norms}
         if self.embeddings is not None:
@@ -80,9 +89,31 @@ class Bits:
 
         ``tied``: a Linear shares the embedding's weight. Its output channels are the embedding's rows.
         """
-        if self.weight_granularity == "tensor" or is_norm(module):
+        if is_norm(module):
             return None
-        return 1 if isinstance(module, nn.Embedding) and not tied else 0
+        if not isinstance(module, nn.Embedding):
+            grouped = isinstance(module, nn.Linear) and self.weight_group is not None
+            return 0 if grouped or self.weight_granularity == "channel" else None
+        granularity = self.embedding_granularity or self.weight_granularity
+        return {"tensor": None, "channel": 0 if tied else 1, "row": 0}[granularity]
+
+    def group_of(self, module: nn.Module) -> int | None:
+        """How many inputs of a module's weight share a range; None: those of :meth:`weight_axis` do."""
+        return self.weight_group if isinstance(module, nn.Linear) else None
+
+    def check_groups(self, modules: Mapping[str, nn.Module]) -> None:
+        """Raises ValueError if the groups of inputs do not divide the inputs of a Linear that is
+        quantized."""
+        for name, module in modules.items():
+            group, grid = self.group_of(module), self.weight_grid(name, module)
+            if group is None or not isinstance(module, nn.Linear) or not isinstance(grid, AffineGrid):
+                continue
+            if module.in_features % group:
+                fitting = [size for size in GROUPS if module.in_features % size == 0]
+                raise ValueError(
+                    f"bits.weight_group must divide the inputs of every Linear: {name} has "
+                    f"{module.in_features}, got {group}; of the usual sizes {fitting or 'none'} fit"
+                )
 
     def with_tied(self, tied: Mapping[str, str]) -> Bits:
         """Bits whose rules for a tied weight's other names (:func:`tied_weights`) match its own name too."""

@@ -73,7 +73,8 @@ class Grouped(Method):
         spec = super().site_spec(site, bits)
         if spec is None or not site.matches(self.sites):
             return spec
-        return replace(spec, granularity=KINDS[self.by](self.groups(site), self.seed))
+        granularity = KINDS[self.by](self.groups(site), self.seed)
+        return replace(spec, granularity=granularity, allocate_bits=self.allocate_bits)
 
 
 def _rule(rule: Any) -> GroupsOf:

@@ -11,6 +11,7 @@ from torch import Tensor
 from quantlab.plan.plan import ActivationQuant, WeightQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
+from quantlab.quant.split import Rest
 
 BULK = (0.0001, 0.9999)  # quantiles: the bulk is all elements but the outliers
 SAMPLE = 1 << 16  # elements drawn from a weight: about six lie beyond each end of the bulk
@@ -33,12 +34,12 @@ class Coverage:
 
 
 def site_coverage(item: ActivationQuant, sketch: Sketch) -> Coverage | None:
-    """A site's coverage, from its sketch. None without an integer grid, or if all elements are zero.
+    """A site's coverage, from its sketch. None without one integer grid, or if all elements are zero.
 
     A sketch has one histogram for all channels. If groups have their own ranges, the shares are those of the
     widest range, so ``outside`` is a lower bound and ``zeroed`` an upper bound.
     """
-    if not isinstance(item.grid, AffineGrid) or sketch.count == 0:
+    if not isinstance(item.grid, AffineGrid) or isinstance(item.split, Rest) or sketch.count == 0:
         return None
     lo, hi = (min(item.lo),), (max(item.hi),)
     scale, zero_point = _numbers(*replace(item, lo=lo, hi=hi).parameters())

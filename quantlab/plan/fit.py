@@ -34,11 +34,19 @@ def check_activations_fit(model: PreTrainedModel, activations: Iterable[Activati
     strange: list[str] = []
     sites: dict[Tap, str] = {}
     for item in activations:
-        known = item.tap.module in modules and len(item.groups) in (0, channels.get(item.tap, 0))
+        width = channels.get(item.tap, 0)
+        known = item.tap.module in modules and len(item.groups) in (0, width)
+        if item.split and max(item.split.columns, default=0) >= width:
+            known = False
         if not known:
             strange.append(item.site)
         elif item.grid.ranged:
             _check_ranges(item.site, item.lo, item.hi, max(item.groups, default=0) + 1)
+            if item.group_bits and len(item.group_bits) != len(item.lo):
+                raise ValueError(
+                    f"the plan has {len(item.group_bits)} numbers of bits for the {len(item.lo)} "
+                    f"groups of {item.site}"
+                )
         if item.tap in sites:
             raise ValueError(
                 f"the plan quantizes the {item.tap.at} of {item.tap.module} twice, as "
@@ -56,7 +64,11 @@ def check_weights_fit(model: PreTrainedModel, plan: QuantPlan) -> None:
     seen: set[str] = set()
     for weight in plan.weights:
         shape = shapes.get(weight.parameter)
-        if shape is None or (weight.integers is not None and weight.integers.tensor.shape != shape):
+        if (
+            shape is None
+            or (weight.integers is not None and weight.integers.tensor.shape != shape)
+            or (weight.wide and (len(shape) != 2 or max(weight.wide) >= shape[1]))
+        ):
             strange.append(weight.parameter)
         elif weight.grid.ranged:
             needed = _ranges(weight, shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantlab.kernels.snapper import Snapper
 from quantlab.network.taps import Tap, tap_of
 from quantlab.plan.edits import EDITS, Edit
 from quantlab.plan.packing import packed, unpacked, unpacked_kind
@@ -24,6 +25,7 @@ from quantlab.quant.basis import Basis
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.grid import AffineGrid, Grid
 from quantlab.quant.grids import GRIDS
+from quantlab.quant.split import FP16, SPLITS, Split, Static
 from quantlab.storage.files import digest, write_whole
 
 VERSION = 2
@@ -36,7 +38,9 @@ Ranges = tuple[float, ...] | FrozenTensor
 class ActivationQuant:
     """The quantizer of a site: its grid, and the ranges ``lo`` and ``hi`` of a grid that needs them.
 
-    ``groups`` holds every channel's index into the ranges; empty: all channels share one range.
+    ``groups`` holds every channel's index into the ranges; empty: all channels share one range. ``split``
+    keeps part of the tensor wide beside the grid. ``group_bits`` are each group's bits, instead of the
+    grid's.
     """
 
     site: str
@@ -45,13 +49,35 @@ class ActivationQuant:
     lo: tuple[float, ...] = ()
     hi: tuple[float, ...] = ()
     groups: tuple[int, ...] = ()
+    split: Split | None = None
+    group_bits: tuple[int, ...] = ()
+
+    def grids(self) -> list[AffineGrid]:
+        """The grid of each range, or one for all. Raises TypeError for a grid without ranges."""
+        grid = _affine(self.grid)
+        return [replace(grid, bits=bits) for bits in self.group_bits] or [grid]
 
     def parameters(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each range, shape (ranges,). Raises TypeError for a grid without ranges."""
-        return _affine(self.grid).parameters(torch.tensor(self.lo), torch.tensor(self.hi))
+        grids, lo, hi = self.grids(), torch.tensor(self.lo), torch.tensor(self.hi)
+        if len(grids) == 1:
+            return grids[0].parameters(lo, hi)
+        found = [grid.parameters(lo[i : i + 1], hi[i : i + 1]) for i, grid in enumerate(grids)]
+        scale, zero_point = zip(*found, strict=True)
+        return torch.cat(scale), torch.cat(zero_point)
 
     def function(self, device: torch.device, overwrite: bool = False) -> Callable[[Tensor], Tensor]:
         """Quantizes and dequantizes the site's tensor; in place if ``overwrite`` is set and the grid can."""
+        if self.split is None:
+            return self.narrow_function(device, overwrite)
+        static: Static | None = None
+        if self.grid.ranged:
+            scale, zero_point = self.parameters()
+            static = _affine(self.grid), scale.to(device), zero_point.to(device)
+        return self.split.function(self.narrow_function(device, overwrite), static)
+
+    def narrow_function(self, device: torch.device, overwrite: bool = False) -> Callable[[Tensor], Tensor]:
+        """:meth:`function` without the split."""
         if not self.grid.ranged:
             return self.grid.function(None, None, overwrite)
         scale, zero_point = self.parameters()
@@ -59,6 +85,10 @@ class ActivationQuant:
             groups = torch.tensor(self.groups)
             after = [1] * (-1 - self.tap.axis)  # the dimensions after the channels'
             scale, zero_point = (one[groups].reshape(-1, *after) for one in (scale, zero_point))
+        if self.group_bits:
+            ends = [torch.tensor([(g.q_min, g.q_max) for g in self.grids()])[groups, i] for i in (0, 1)]
+            q_min, q_max = (end.reshape(scale.shape).to(device, scale.dtype) for end in ends)
+            return Snapper(scale.to(device), zero_point.to(device), q_min, q_max, overwrite)
         return self.grid.function(scale.to(device), zero_point.to(device), overwrite)
 
 
@@ -68,7 +98,7 @@ class WeightQuant:
 
     ``group``: each row has a range for every so many inputs; ``lo`` and ``hi`` are (rows, inputs / group)
     then. ``integers`` stand for the weight, of its shape, in the grid's own numbers; None: each weight is
-    rounded to the nearest.
+    rounded to the nearest. The columns ``wide`` stay in FP16.
     """
 
     parameter: str
@@ -78,6 +108,7 @@ class WeightQuant:
     hi: Ranges = ()
     group: int | None = None
     integers: FrozenTensor | None = None
+    wide: tuple[int, ...] = ()
 
     def parameters(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each range, on the parameter's device; they broadcast against
@@ -105,8 +136,12 @@ class WeightQuant:
             return self.grid.function(None, None, False)(value)
         scale, zero_point = self.parameters(value)
         if self.integers is None:
-            return self.grid.function(scale, zero_point, False)(self.shaped(value)).reshape(value.shape)
-        return ((self.shaped(self.rounded(value)) - zero_point) * scale).reshape(value.shape)
+            snapped = self.grid.function(scale, zero_point, False)(self.shaped(value)).reshape(value.shape)
+        else:
+            snapped = ((self.shaped(self.rounded(value)) - zero_point) * scale).reshape(value.shape)
+        if self.wide:
+            snapped[:, list(self.wide)] = FP16.snap(value[:, list(self.wide)])
+        return snapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +285,10 @@ def _affine(grid: Grid) -> AffineGrid:
 
 
 def _activation(item: Mapping[str, Any]) -> ActivationQuant:
-    return ActivationQuant(**{**item, "tap": tap_of(**item["tap"]), "grid": _grid(item["grid"])})
+    split = unpacked_kind(item["split"], SPLITS) if item.get("split") else None
+    return ActivationQuant(
+        **{**item, "tap": tap_of(**item["tap"]), "grid": _grid(item["grid"]), "split": split}
+    )
 
 
 def _grid(data: Mapping[str, Any]) -> Grid:

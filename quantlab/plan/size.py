@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+WIDE_BYTES = 2  # of a weight in FP16
+
+
 def size_bytes(model: PreTrainedModel, plan: QuantPlan) -> int:
     """Bytes of all parameters at the plan's bits, plus the ranges and groups of the plan. Tied weights count
     once.
@@ -40,7 +43,9 @@ def _fp32_bytes(parameter: nn.Parameter) -> int:
 
 
 def _weight_bytes(parameter: nn.Parameter, weight: WeightQuant) -> int:
-    return math.ceil(parameter.numel() * weight.grid.bits / 8) + len(weight.lo) * weight.grid.range_bytes
+    wide = len(weight.wide) * len(parameter)
+    narrow = math.ceil((parameter.numel() - wide) * weight.grid.bits / 8)
+    return narrow + WIDE_BYTES * wide + len(weight.lo) * weight.grid.range_bytes
 
 
 def _activation_bytes(item: ActivationQuant) -> int:

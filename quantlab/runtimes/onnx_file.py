@@ -34,6 +34,10 @@ def check_exportable(plan: QuantPlan) -> None:
     grouped = [weight.parameter for weight in plan.weights if weight.group is not None]
     if grouped:
         raise ValueError(f"ONNX files have no ranges for groups of inputs, as {grouped[0]} has")
+    for item in plan.activations:
+        if item.split is not None or item.grid.per_token or item.group_bits:
+            what = item.split or (item.grid if item.grid.per_token else "bits of its own for each group")
+            raise ValueError(f"ONNX files have no such quantizer as {item.site} has: {what}")
     unsupported = [item for item in plan.activations if item.grid.bits not in (8, FLOAT_BITS)]
     if unsupported:
         names = ", ".join(f"{item.site} ({item.grid})" for item in unsupported[:3]) + (

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quantlab.engines.encodings import channels_by_group
 from quantlab.engines.insert import quantized_weights
-from quantlab.engines.integer import channels_by_group, signed_integers
+from quantlab.engines.integer import signed_integers
 from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.attention import TensorFunction
 from quantlab.network.taps import tapped

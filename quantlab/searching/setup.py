@@ -192,12 +192,14 @@ def prepared_model(config: SearchConfig, memo: Memo) -> Iterator[PreparedModel]:
     material = load_material(*shared, memo)
     key = (*shared, *config.calibration.observation_key)
     of_fp32 = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
-    base, sketches = plan_of_weights(config, material, sites, of_fp32)
+    base, sketches, splits = plan_of_weights(config, material, sites, of_fp32)
     specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}
     fixed = {
-        s.name: plan_site(s, spec, sketches[s.name], config.calibration) for s, spec in specs.items() if spec
+        s.name: plan_site(s, spec, sketches[s.name], config.calibration, splits.get(s.name))
+        for s, spec in specs.items()
+        if spec
     }
-    table = activation_table(space, config.method, config.bits, sketches, config.calibration)
+    table = activation_table(space, config.method, config.bits, sketches, config.calibration, splits)
     fp32 = fp32_predictions(material).logits if config.search.reference == "fp32" else None
     with insert_weights(material.model, base, config.engine) as insert_activations:
         yield PreparedModel(

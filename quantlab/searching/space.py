@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from quantlab.calibration.estimators import Calibration
 from quantlab.methods.bits import Bits, Precision, Rule
-from quantlab.methods.method import Method, plan_site
+from quantlab.methods.method import NO_SPLITS, Method, Splits, plan_site
 from quantlab.methods.per_site import PerSite
 from quantlab.network.sites import Site, matching
 from quantlab.plan.plan import ActivationQuant
@@ -106,7 +106,12 @@ def _check_undecided(site: Site, space: Space, method: Method, bits: Bits) -> No
 
 
 def activation_table(
-    space: Space, method: Method, bits: Bits, sketches: Mapping[str, Sketch], calibration: Calibration
+    space: Space,
+    method: Method,
+    bits: Bits,
+    sketches: Mapping[str, Sketch],
+    calibration: Calibration,
+    splits: Splits = NO_SPLITS,
 ) -> dict[tuple[str, Precision], ActivationQuant]:
     """The quantizer of every decided site at every choice, by site and choice. They are independent of each
     other."""
@@ -116,7 +121,8 @@ def activation_table(
         for site in space.sites:
             spec = decided.site_spec(site, bits)
             assert spec is not None
-            table[site.name, choice] = plan_site(site, spec, sketches[site.name], calibration)
+            split = splits.get(site.name)
+            table[site.name, choice] = plan_site(site, spec, sketches[site.name], calibration, split)
     return table
 
 

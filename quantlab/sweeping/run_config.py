@@ -11,7 +11,11 @@ from quantlab.tracking.tracker import Tracker
 from quantlab.trial.config import TrialConfig, plain_config
 
 NAMING = ("method", "bits", "placement", "calibration")  # these name a trial
-SLOTS = {"transform": "none", "rounding": "nearest"}  # and these, unless the choice is this one
+SLOTS = {
+    "transform": "none",
+    "split": "none",
+    "rounding": "nearest",
+}  # and these, if another choice
 
 
 @dataclass(frozen=True, kw_only=True)

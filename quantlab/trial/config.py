@@ -16,6 +16,7 @@ from quantlab.network.sites import Placement, Site
 from quantlab.profiling.profile import Profile
 from quantlab.rounding.rounding import Rounding
 from quantlab.runtimes.runtime import Runtime, TorchOnly
+from quantlab.splits.split import SplitMethod
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Tokenized
 from quantlab.tasks.task import Task
@@ -38,6 +39,7 @@ class TrialConfig:
     profile: Profile
     engine: str = "integer"  # or simulated: computes the answers, and is timed
     transform: Transform = field(default_factory=Transform)
+    split: SplitMethod = field(default_factory=SplitMethod)
     rounding: Rounding = field(default_factory=Rounding)
     runtime: Runtime = field(default_factory=TorchOnly)  # also answers and is timed, unless it is TorchOnly
 
@@ -69,8 +71,11 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     sites = config.placement.select(all_sites(skeleton), family_of(skeleton).unreachable)
     config.method.check(sites)
     config.transform.check(sites)
+    specs = {site.name: config.method.site_spec(site, config.bits) for site in sites}
+    config.split.check(sites, {name: spec.grid if spec else None for name, spec in specs.items()})
     modules = weighted_modules(skeleton)
     config.bits.check_rules([*(site.name for site in sites), *modules, *tied_weights(skeleton)])
     config.bits.check_kinds(list(modules.values()))
+    config.bits.with_tied(tied_weights(skeleton)).check_groups(modules)
     check_weight_ranges(config.bits, config.calibration)
     return sites

@@ -6,18 +6,22 @@ from dataclasses import replace
 from typing import Protocol
 
 import pandas as pd
+from torch import Tensor
 
 from quantlab.calibration.estimators import Calibration
-from quantlab.calibration.probe import Probe, Requantize, observe
+from quantlab.calibration.probe import Probe, Requantize, View, observe
 from quantlab.engines.insert import edited_weights, quantized_weights, quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
 from quantlab.methods.bits import Bits
-from quantlab.methods.method import Method, plan_site, plan_weights, weight_planners
+from quantlab.methods.method import NO_SPLITS, Method, Splits, plan_site, plan_weights, weight_planners
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.plan.plan import ActivationQuant, QuantPlan
+from quantlab.quant.basis import Basis
 from quantlab.quant.sketch import Sketch
+from quantlab.quant.split import Split
 from quantlab.rounding.rounding import Rounding
+from quantlab.splits.split import SplitMethod
 from quantlab.transforms.transform import Transform
 from quantlab.trial.material import Material
 
@@ -38,6 +42,8 @@ class PlanSettings(Protocol):
     @property
     def transform(self) -> Transform: ...
     @property
+    def split(self) -> SplitMethod: ...
+    @property
     def rounding(self) -> Rounding: ...
 
 
@@ -48,36 +54,62 @@ def make_plan(
 
     ``fp32`` are the sketches of the FP32 network, by site.
     """
-    plan, sketches = plan_of_weights(settings, material, sites, fp32)
-    activations = settings.method.activations(sites, sketches, settings.bits, settings.calibration)
+    plan, sketches, splits = plan_of_weights(settings, material, sites, fp32)
+    activations = settings.method.activations(sites, sketches, settings.bits, settings.calibration, splits)
     return replace(plan, activations=activations), sketches
 
 
 def plan_of_weights(
     settings: PlanSettings, material: Material, sites: Sequence[Site], fp32: Sketches
-) -> tuple[QuantPlan, Sketches]:
-    """Returns the plan without its activations, and the sites' sketches, in the plan's bases.
+) -> tuple[QuantPlan, Sketches, Splits]:
+    """Returns the plan without its activations, the sites' sketches, in the plan's bases, and their splits.
 
-    The sketches are ``fp32``, those of the FP32 network, where that is the network that calibrates.
+    The sketches are ``fp32``, those of the FP32 network, where that is the network that calibrates. They are
+    of what the narrow grids see.
     """
     probe = probe_of(settings, material, sites, fp32)
     plan = QuantPlan(
         edits=settings.method.edits(material.model, settings.bits), transforms=settings.transform.bases(probe)
     )
-    weights = plan_weights(material.model, settings.method, settings.bits, settings.calibration, plan)
+    splits = splits_of(settings, material, probe, plan)
+    wide = {
+        f"{path}.weight": split.columns
+        for site, split in splits.items()
+        for path in probe.readers[site]
+        if split.columns
+    }
+    weights = plan_weights(material.model, settings.method, settings.bits, settings.calibration, plan, wide)
+    if splits:
+        probe = probe_of(settings, material, sites, fp32, splits)
     plan = settings.rounding.round(probe, replace(plan, weights=weights))
     with calibration_network(settings, material, plan) as network:
-        based = plan.site_bases
-        again = sites if network != "fp32" else [site for site in sites if site.name in based]
-        return plan, {**fp32, **(observed_sketches(settings, material, again, plan) if again else {})}
+        changed = plan.site_bases.keys() | splits.keys()
+        again = sites if network != "fp32" else [site for site in sites if site.name in changed]
+        found = observed_sketches(settings, material, again, plan, splits) if again else {}
+        return plan, {**fp32, **found}, splits
 
 
-def probe_of(settings: PlanSettings, material: Material, sites: Sequence[Site], fp32: Sketches) -> Probe:
+def splits_of(settings: PlanSettings, material: Material, probe: Probe, plan: QuantPlan) -> Splits:
+    """Returns what the split keeps wide, by site. It sees the sites in the plan's bases."""
+    if type(settings.split) is SplitMethod:
+        return {}
+    based = [site for site in probe.sites if site.name in plan.site_bases]
+    found = observed_sketches(settings, material, based, plan) if based else {}
+    return settings.split.splits(probe, {**probe.sketches, **found})
+
+
+def probe_of(
+    settings: PlanSettings,
+    material: Material,
+    sites: Sequence[Site],
+    fp32: Sketches,
+    splits: Splits = NO_SPLITS,
+) -> Probe:
     """Returns what the slots may ask about the model."""
 
     def quantizer_of(site: Site, sketch: Sketch) -> ActivationQuant | None:
         spec = settings.method.site_spec(site, settings.bits)
-        return plan_site(site, spec, sketch, settings.calibration) if spec else None
+        return plan_site(site, spec, sketch, settings.calibration, splits.get(site.name)) if spec else None
 
     calibration = settings.calibration
     return Probe(
@@ -122,9 +154,13 @@ def diagnose(
 
 
 def observed_sketches(
-    settings: PlanSettings, material: Material, sites: Sequence[Site], plan: QuantPlan
+    settings: PlanSettings,
+    material: Material,
+    sites: Sequence[Site],
+    plan: QuantPlan,
+    splits: Splits = NO_SPLITS,
 ) -> dict[str, Sketch]:
-    """Observes the sites in the model as it is, each in its basis. Returns their sketches.
+    """Observes the sites in the model as it is, each as its narrow grid sees it. Returns their sketches.
 
     With ``calibration.through=quantized`` each site is quantized before the next one is observed.
     """
@@ -134,10 +170,20 @@ def observed_sketches(
         spec = settings.method.site_spec(site, settings.bits)
         if spec is None:
             return None
-        item = plan_site(site, spec, sketch, calibration)
+        item = plan_site(site, spec, sketch, calibration, splits.get(site.name))
         return quantizer(item, material.model.device, basis=bases.get(site.name))
 
     through: Requantize | None = requantize if calibration.through == "quantized" else None
-    views = {name: basis.forward for name, basis in bases.items()}
+    views = {name: _view(bases.get(name), splits.get(name)) for name in bases.keys() | splits.keys()}
     batches = material.calibration_batches(calibration)
     return observe(material.model, sites, batches, calibration.counts_padding, through, views)
+
+
+def _view(basis: Basis | None, split: Split | None) -> View:
+    """What a site's narrow grid sees of its elements."""
+
+    def view(x: Tensor) -> Tensor:
+        based = x if basis is None else basis.forward(x)
+        return based if split is None else split.narrow(based)
+
+    return view

@@ -1,0 +1,1 @@
+"""Splits: what of a tensor is kept wide beside its narrow grid; one file a choice."""
