@@ -27,7 +27,7 @@ from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sketch import Sketch
 from quantlab.quant.sqnr import sqnr_db
 
-YAMLS = sorted((Path(CONF) / "method").glob("*.yaml"))
+YAMLS = sorted((Path(CONF) / "method").glob("*.yaml"))  # of a preset over several slots, its method
 MIN_MAX = MinMax()
 OTHERS = (RunningMinMax(), Percentile(), PublishedPercentile())
 W8A8 = Bits()
@@ -37,7 +37,8 @@ placements = pytest.mark.parametrize("placement", [ALL, GEMM], ids=["all", "gemm
 
 
 def build(yaml: Path) -> Method:
-    method = instantiate(OmegaConf.load(yaml), _convert_="all")
+    config = OmegaConf.load(yaml)
+    method = instantiate(config.get("method", config), _convert_="all")
     assert isinstance(method, Method)
     return method
 
