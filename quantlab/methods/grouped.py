@@ -29,7 +29,7 @@ class GroupsOf:
 @dataclass(frozen=True, kw_only=True)
 class Grouped(Method):
     """The sites that the globs in ``sites`` match get ``k`` groups of channels with a range each; the rest is
-    uniform.
+    uniform. Without globs these are all sites of at least ``k`` channels, but scores and probabilities.
 
     ``by`` says how groups are found: ``optimal`` has the least expected error of all contiguous splits of the
     channels sorted by range, ``kmeans`` joins channels with alike extremes (RPTQ, arXiv 2304.01089), and
@@ -38,7 +38,7 @@ class Grouped(Method):
     and narrow ones fewer, 2 to 8, with the site's bits as their mean over the channels.
     """
 
-    sites: tuple[str, ...]
+    sites: tuple[str, ...] | None = None
     k: int
     by: str = "optimal"
     seed: int = 0
@@ -55,9 +55,11 @@ class Grouped(Method):
 
     def check(self, sites: Sequence[Site]) -> None:
         names = [site.name for site in sites]
-        grouped = matching(self.sites, names, "method.sites")
         for rule in self.rules:
             matching([rule.match], names, "method.rules")
+        if self.sites is None:
+            return
+        grouped = matching(self.sites, names, "method.sites")
         for site in sites:
             if site.name in grouped and self.groups(site) > site.channels:
                 raise ValueError(
@@ -71,10 +73,15 @@ class Grouped(Method):
 
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
         spec = super().site_spec(site, bits)
-        if spec is None or not site.matches(self.sites):
+        if spec is None or not self._groups_at(site):
             return spec
         granularity = KINDS[self.by](self.groups(site), self.seed)
         return replace(spec, granularity=granularity, allocate_bits=self.allocate_bits)
+
+    def _groups_at(self, site: Site) -> bool:
+        if self.sites is None:
+            return site.tap.axis == -1 and site.channels >= self.groups(site)
+        return site.matches(self.sites)
 
 
 def _rule(rule: Any) -> GroupsOf:

@@ -285,9 +285,10 @@ def _affine(grid: Grid) -> AffineGrid:
 
 
 def _activation(item: Mapping[str, Any]) -> ActivationQuant:
-    split = unpacked_kind(item["split"], SPLITS) if item.get("split") else None
+    values = {"split": None, **item}
+    split = None if values["split"] is None else unpacked_kind(values["split"], SPLITS)
     return ActivationQuant(
-        **{**item, "tap": tap_of(**item["tap"]), "grid": _grid(item["grid"]), "split": split}
+        **{**values, "tap": tap_of(**values["tap"]), "grid": _grid(values["grid"]), "split": split}
     )
 
 
