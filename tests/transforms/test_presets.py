@@ -1,0 +1,43 @@
+"""Methods with papers' names choose a transform; what the command line says wins."""
+
+import pytest
+
+from quantlab.api.trials import composed
+from quantlab.methods.dynamic import Dynamic
+from quantlab.methods.uniform import Uniform
+from quantlab.transforms.awq import Awq
+from quantlab.transforms.hadamard import Hadamard
+from quantlab.transforms.learned import Learned
+from quantlab.transforms.os_plus import OsPlus
+from quantlab.transforms.outlier_suppression import GammaMigration
+from quantlab.transforms.smoothquant import SmoothQuant
+from quantlab.transforms.transform import Transform
+
+PRESETS = {
+    "awq": (Awq(), Uniform()),
+    "omniquant": (Learned(), Dynamic()),
+    "os": (GammaMigration(), Uniform()),
+    "os_plus": (OsPlus(), Uniform()),
+    "quarot": (Hadamard(), Dynamic()),
+    "smoothquant": (SmoothQuant(), Uniform()),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_its_slots(preset: str) -> None:
+    config = composed(["tracking=off", f"method={preset}"])
+    assert (config.transform, config.method) == PRESETS[preset]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "transform"),
+    [
+        (["transform=hadamard"], Hadamard()),
+        (["transform=none"], Transform()),
+        (["transform.alpha=0.8"], SmoothQuant(alpha=0.8)),
+        (["transform=smoothquant", "transform.sites=[a]"], SmoothQuant(sites=("a",))),
+    ],
+)
+def test_the_command_line_wins_over_a_preset(overrides: list[str], transform: Transform) -> None:
+    assert composed(["tracking=off", "method=smoothquant", *overrides]).transform == transform
+    assert composed(["tracking=off", *overrides, "method=smoothquant"]).transform == transform
