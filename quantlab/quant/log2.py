@@ -9,6 +9,8 @@ from torch import Tensor
 from quantlab.config.checks import whole
 from quantlab.quant.grid import Grid
 
+MOST_BITS = 7  # 2^-126 is the least normal FP32 number
+
 
 @dataclass(frozen=True, kw_only=True)
 class Log2Grid(Grid):
@@ -24,7 +26,7 @@ class Log2Grid(Grid):
     bits: int
 
     def __post_init__(self) -> None:
-        whole("bits", self.bits, 2, 7)  # 2^-126 is the least normal FP32 number
+        whole("bits", self.bits, 2, MOST_BITS)
 
     @property
     def zero(self) -> int:

@@ -14,7 +14,7 @@ from quantlab.config.checks import whole
 from quantlab.network.sites import Site
 from quantlab.quant.basis import Basis, Diagonal
 from quantlab.quant.frozen_tensor import FrozenTensor
-from quantlab.transforms.operands import Readers, SampledTransform, output_error
+from quantlab.transforms.operands import OutputError, Readers, SampledTransform
 
 SMALLEST = 1e-4  # of scales, as in the authors' code
 
@@ -45,7 +45,8 @@ def awq_scale(rows: Tensor, readers: Readers, steps: int) -> tuple[Tensor, float
     The exponent 0 is tried first and leaves everything as it is; another one has to be better.
     """
     tried = [(exponent / steps, _scale(rows, exponent / steps)) for exponent in range(steps)]
-    errors = [output_error(rows, readers, Diagonal(FrozenTensor(scale))) for _, scale in tried]
+    error = OutputError(rows, readers)
+    errors = [error(Diagonal(FrozenTensor(scale))) for _, scale in tried]
     exponent, scale = tried[errors.index(min(errors))]
     return scale, exponent
 

@@ -19,11 +19,11 @@ from quantlab.quant.basis import Basis, Diagonal
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.transforms.operands import (
     Function,
+    OutputError,
     Quantize,
     Readers,
     SampledTransform,
     identity,
-    output_error,
     site_quantizer,
 )
 from quantlab.transforms.smoothquant import smoothing_scale
@@ -59,9 +59,8 @@ class Learned(SampledTransform):
         scale = smoothing_scale((sketch.max - z).maximum(z - sketch.min), readers.largest, INITIAL_ALPHA)
         start = Diagonal(FrozenTensor(scale), FrozenTensor(z) if self.shift else None)
         basis = learned_basis(rows, start, readers, quantize, self.iterations, self.learning_rate)
-        plain = identity(site.channels)
-        better = output_error(rows, readers, basis, quantize) < output_error(rows, readers, plain, quantize)
-        return basis if better else None
+        error = OutputError(rows, readers, quantize)
+        return basis if error(basis) < error(identity(site.channels)) else None
 
 
 def learned_basis(

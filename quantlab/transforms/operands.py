@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -155,15 +155,30 @@ class Readers:
         return outputs + torch.cat(gains)
 
 
-def output_error(rows: Tensor, readers: Readers, basis: Basis, quantize: Quantize | None = None) -> float:
+@dataclass(frozen=True, eq=False)
+class OutputError:
     """The mean squared error of the readers' outputs over ``rows`` (rows, channels), quantized in a basis.
 
     Without ``quantize`` the rows stay in FP32.
     """
-    seen = rows if quantize is None else basis.back(quantize(basis)(basis.forward(rows)))
-    shift = None if basis.shift is None else basis.shift.tensor.to(rows)
-    outputs = readers.quantized_outputs(seen, readers.quantized(basis), shift)
-    return float((outputs - readers.outputs(rows)).square().mean())
+
+    rows: Tensor
+    readers: Readers
+    quantize: Quantize | None = None
+
+    @cached_property
+    def original(self) -> Tensor:
+        """The outputs in FP32."""
+        return self.readers.outputs(self.rows)
+
+    def __call__(self, basis: Basis) -> float:
+        """The error in this basis."""
+        seen = self.rows
+        if self.quantize is not None:
+            seen = basis.back(self.quantize(basis)(basis.forward(self.rows)))
+        shift = None if basis.shift is None else basis.shift.tensor.to(self.rows)
+        outputs = self.readers.quantized_outputs(seen, self.readers.quantized(basis), shift)
+        return float((outputs - self.original).square().mean())
 
 
 def site_quantizer(probe: Probe, site: Site, rows: Tensor, basis: Basis) -> Function:

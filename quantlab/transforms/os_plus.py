@@ -6,7 +6,7 @@ Wei et al. 2023, arXiv 2304.09145, equations 3 to 6, with the grid of the author
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from quantlab.config.checks import one_of
 from quantlab.network.sites import Site
 from quantlab.quant.basis import Basis, Diagonal
 from quantlab.quant.frozen_tensor import FrozenTensor
-from quantlab.transforms.operands import Quantize, Readers, SampledTransform, output_error, site_quantizer
+from quantlab.transforms.operands import OutputError, Quantize, Readers, SampledTransform, site_quantizer
 
 LEAST_STEPS, STEP = 100, 0.5  # so many thresholds, and no two further apart than this
 LOWEST = 1.0  # the lowest threshold
+COARSE = 10  # every so many thresholds are tried first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +48,27 @@ def os_plus_basis(
 ) -> Basis:
     """The basis whose threshold has the least output error over the rows; of equals the highest threshold.
 
+    Every tenth threshold is tried, then those next to the best of them.
     ``lo`` and ``hi`` are the channels' extremes, shape (channels,).
     """
     z = (hi + lo) / 2 if shift else torch.zeros_like(lo)
     largest = (hi - z).maximum(z - lo)
-    bases = [
-        Diagonal(FrozenTensor((largest / threshold).clamp(min=1)), FrozenTensor(z) if shift else None)
-        for threshold in thresholds(float(largest.max()))
-    ]
-    errors = [output_error(rows, readers, basis, quantize) for basis in bases]
-    return bases[errors.index(min(errors))]
+    tried = thresholds(float(largest.max()))
+    error = OutputError(rows, readers, quantize)
+
+    @cache
+    def basis(index: int) -> Diagonal:
+        scale = (largest / tried[index]).clamp(min=1)
+        return Diagonal(FrozenTensor(scale), FrozenTensor(z) if shift else None)
+
+    errors = {index: error(basis(index)) for index in range(0, len(tried), COARSE)}
+    best = min(errors, key=errors.__getitem__)
+    errors |= {
+        index: error(basis(index))
+        for index in range(max(best - COARSE + 1, 0), min(best + COARSE, len(tried)))
+        if index not in errors
+    }
+    return basis(min(sorted(errors), key=errors.__getitem__))
 
 
 def thresholds(largest: float) -> list[float]:

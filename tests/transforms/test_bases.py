@@ -156,6 +156,7 @@ NEUTRAL = {
     "awq": {"steps": 1},
     "hadamard": {"block": 1},
     "learned": {"iterations": 0},
+    "power_of_two": {"levels": 0},
 }
 
 

@@ -12,9 +12,10 @@ from quantlab.quant.grid import AffineGrid
 from quantlab.transforms.awq import awq_scale
 from quantlab.transforms.equalization import equalizing_basis
 from quantlab.transforms.learned import learned_basis
-from quantlab.transforms.operands import Quantize, Readers, identity, output_error
+from quantlab.transforms.operands import OutputError, Quantize, Readers, identity
 from quantlab.transforms.os_plus import os_plus_basis, thresholds
 from quantlab.transforms.outlier_suppression import gamma_of, migrated_scale
+from quantlab.transforms.power_of_two import power_of_two_scale
 from quantlab.transforms.smoothquant import smoothing_scale
 
 CHANNELS, OUTLIER = 64, 5
@@ -87,6 +88,11 @@ def test_nothing_to_equalize() -> None:
     torch.testing.assert_close(dead.scale.tensor, torch.tensor([1e-3, 1.0, 2.0]))
 
 
+def test_power_of_two_scale() -> None:
+    largest = torch.tensor([8.0, 4.0, 3.0, 0.1, 0.0])
+    assert power_of_two_scale(largest, 3).tolist() == [1, 0.5, 0.5, 0.125, 0.125]
+
+
 def test_awq_is_the_best_of_its_grid() -> None:
     rows, read = planted(), readers(bits=4)
     scale, exponent = awq_scale(rows, read, steps=20)
@@ -94,9 +100,9 @@ def test_awq_is_the_best_of_its_grid() -> None:
     errors = {}
     for step in range(20):
         tried = size**step if not step else size ** (step / 20)
-        errors[step / 20] = output_error(rows, read, diagonal(tried / (tried.max() * tried.min()).sqrt()))
+        errors[step / 20] = OutputError(rows, read)(diagonal(tried / (tried.max() * tried.min()).sqrt()))
     assert exponent == min(errors, key=lambda r: errors[r]) > 0
-    assert output_error(rows, read, diagonal(scale)) < output_error(rows, read, PLAIN) / 2
+    assert OutputError(rows, read)(diagonal(scale)) < OutputError(rows, read)(PLAIN) / 2
 
 
 def test_awq_leaves_alone_what_it_cannot_better() -> None:
@@ -169,14 +175,14 @@ def test_a_planted_outlier_is_solved(name: str, weight_bits: int) -> None:
         "hadamard": lambda: Hadamard(FrozenTensor(random(CHANNELS).sign()), CHANNELS),
     }[name]()
     assert made is not None
-    assert output_error(rows, read, made, onto(8)) < output_error(rows, read, PLAIN, onto(8)) / 10
+    assert OutputError(rows, read, onto(8))(made) < OutputError(rows, read, onto(8))(PLAIN) / 10
 
 
 def test_learning_lowers_the_error_of_its_start() -> None:
     rows, read = planted() + 2 * random(CHANNELS, seed=4), readers()
     start = Diagonal(PLAIN.scale, FrozenTensor(torch.zeros(CHANNELS)))
     learned = learned_basis(rows, start, read, onto(8), 100, 0.02)
-    assert output_error(rows, read, learned, onto(8)) < output_error(rows, read, start, onto(8)) / 2
+    assert OutputError(rows, read, onto(8))(learned) < OutputError(rows, read, onto(8))(start) / 2
     assert learned.shift is not None and learned.shift != start.shift
     assert learned_basis(rows, start, read, onto(8), 0, 0.02) == start
 

@@ -4,12 +4,15 @@ import pytest
 
 from quantlab.api.trials import composed
 from quantlab.methods.dynamic import Dynamic
+from quantlab.methods.log2_probs import Log2Probs
 from quantlab.methods.uniform import Uniform
 from quantlab.transforms.awq import Awq
+from quantlab.transforms.equalization import Equalization
 from quantlab.transforms.hadamard import Hadamard
 from quantlab.transforms.learned import Learned
 from quantlab.transforms.os_plus import OsPlus
 from quantlab.transforms.outlier_suppression import GammaMigration
+from quantlab.transforms.power_of_two import PowerOfTwo
 from quantlab.transforms.smoothquant import SmoothQuant
 from quantlab.transforms.transform import Transform
 
@@ -18,7 +21,9 @@ PRESETS = {
     "omniquant": (Learned(), Dynamic()),
     "os": (GammaMigration(), Uniform()),
     "os_plus": (OsPlus(), Uniform()),
+    "fq_vit": (PowerOfTwo(), Log2Probs()),
     "quarot": (Hadamard(), Dynamic()),
+    "repq_vit": (Equalization(shift=True), Log2Probs()),
     "smoothquant": (SmoothQuant(), Uniform()),
 }
 
