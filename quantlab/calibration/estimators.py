@@ -33,6 +33,7 @@ class Calibration(ABC):
     through: str = "fp32"
 
     ranges_weights: ClassVar[bool] = False  # whether the estimator ranges weights too
+    sees_tokens: ClassVar[bool] = False  # whether it asks sketches for the extremes of tokens
 
     def __post_init__(self) -> None:
         whole("calibration.samples", self.samples, 1)
@@ -45,7 +46,7 @@ class Calibration(ABC):
     @property
     def observation_key(self) -> tuple[object, ...]:
         """The settings that decide what calibration sees in the FP32 network."""
-        return self.samples, self.batch_size, self.seed, self.padding
+        return self.samples, self.batch_size, self.seed, self.padding, self.sees_tokens
 
     @property
     def counts_padding(self) -> bool:
@@ -116,6 +117,27 @@ class Percentile(Calibration):
 
     def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
         return ranges.percentile(sketch, self.percentile, grid.symmetric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPercentile(Calibration):
+    """Percentiles over tokens of each token's smallest and largest channel: few tokens are clipped, however
+    many channels of a token are large.
+
+    The candidates of Outlier Suppression's token-wise clipping (Wei et al. 2022, arXiv 2209.13325, section
+    4.2), which then picks one of them by the output's error. In attention a pair of tokens counts as one.
+    """
+
+    percentile: float = 99.0
+
+    sees_tokens: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_percentile(self.percentile)
+
+    def range(self, sketch: Sketch, grid: AffineGrid) -> ranges.Range:
+        return sketch.token_percentile(self.percentile)
 
 
 @dataclass(frozen=True, kw_only=True)

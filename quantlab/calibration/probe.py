@@ -89,6 +89,7 @@ def observe(
     count_padding: bool = False,
     requantize: Requantize | None = None,
     views: Mapping[str, View] | None = None,
+    tokens: bool = False,
 ) -> dict[str, Sketch]:
     """Runs the batches through the model and returns a sketch of every site, by the site's name.
 
@@ -98,14 +99,15 @@ def observe(
     ``requantize(site, sketch so far)`` returns the function that the site's tensor then passes through, or
     None. So later sites see earlier ones quantized, as in Bondarenko's code; batches then run one by one.
     ``views`` are functions of a site's elements (elements, channels), whose result is sketched instead.
-    Raises ValueError that names the site on NaN and infinity.
+    ``tokens``: sketches keep the extremes of tokens too. Raises ValueError that names the site on NaN and
+    infinity.
     """
     views = views or {}
-    sketches = {site.name: Sketch(channels=site.channels) for site in sites}
+    sketches = {site.name: Sketch(channels=site.channels, tokens=tokens) for site in sites}
     running = threading.local()  # of the batch that this thread runs: its padding mask and its sketches
 
     def look(site: Site, x: Tensor) -> Tensor:
-        sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels))
+        sketch = running.seen.setdefault(site.name, Sketch(channels=site.channels, tokens=tokens))
         try:
             elements = site.tap.elements(x, None if count_padding else running.mask)
             sketch.update(views[site.name](elements) if site.name in views else elements)

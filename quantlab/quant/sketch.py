@@ -36,14 +36,21 @@ class Sketch:
     of ``x^p`` would lose a small spread around a large mean). Over all channels: a histogram, and the
     extremes of every batch in order, for running estimators. ``merge`` of two sketches equals one pass over
     both, up to rounding.
+
+    With ``tokens`` it also keeps histograms of the smallest and of the largest channel of each element
+    (token), for estimators that clip whole tokens.
     """
 
     channels: int
+    tokens: bool = False
     count: int = 0
     min: Tensor = field(init=False)
     max: Tensor = field(init=False)
     moment_sums: Tensor = field(init=False)  # (4, channels): mean, then sums of (x - mean)^p, p = 2, 3, 4
     histogram: Tensor = field(init=False)
+    token_histograms: Tensor = field(
+        init=False
+    )  # (2, buckets) of each token's smallest and largest, or empty
     batch_extremes: list[tuple[float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -51,6 +58,7 @@ class Sketch:
         self.max = torch.full((self.channels,), -torch.inf)
         self.moment_sums = torch.zeros(4, self.channels, dtype=torch.float64)
         self.histogram = torch.zeros(BUCKETS, dtype=torch.long)
+        self.token_histograms = torch.zeros(2 if self.tokens else 0, BUCKETS, dtype=torch.long)
 
     def update(self, x: Tensor) -> None:
         """Adds one batch, shape (elements, channels), FP32. Raises ValueError on NaN or infinity."""
@@ -66,6 +74,8 @@ class Sketch:
             )
             self.count += len(part)
             self.histogram += histogram(part)
+            if self.tokens:
+                self.token_histograms += torch.stack([histogram(end) for end in torch.aminmax(part, dim=1)])
 
     def merge(self, other: "Sketch") -> "Sketch":
         """The sketch of this sketch's batches followed by the other's.
@@ -74,10 +84,14 @@ class Sketch:
         """
         if self.channels != other.channels:
             raise ValueError(f"cannot merge sketches of {self.channels} and {other.channels} channels")
-        merged = Sketch(channels=self.channels, count=self.count + other.count)
+        merged = Sketch(
+            channels=self.channels, tokens=self.tokens and other.tokens, count=self.count + other.count
+        )
         merged.min, merged.max = torch.minimum(self.min, other.min), torch.maximum(self.max, other.max)
         merged.moment_sums = merged_moment_sums(self.moment_sums, self.count, other.moment_sums, other.count)
         merged.histogram = self.histogram + other.histogram
+        if merged.tokens:
+            merged.token_histograms = self.token_histograms + other.token_histograms
         merged.batch_extremes = self.batch_extremes + other.batch_extremes
         return merged
 
@@ -152,11 +166,7 @@ class Sketch:
 
     def values(self) -> tuple[Array, Array]:
         """Midpoints of the buckets that are not empty, ascending, and the number of elements in each."""
-        signed, half, finite = self.histogram.numpy(), BUCKETS // 2, len(MAGNITUDES)
-        counts = np.concatenate([signed[:finite][::-1], signed[half : half + finite]]).astype(np.float64)
-        midpoints = np.concatenate([-MAGNITUDES[::-1], MAGNITUDES])
-        kept = counts > 0
-        return midpoints[kept], counts[kept]
+        return _values(self.histogram)
 
     def percentile(self, p: float) -> float:
         """The p-th percentile of x, within 0.4 % of its magnitude; p = 0 and p = 100 are exact."""
@@ -164,10 +174,31 @@ class Sketch:
             return self.min.min().item()
         return _percentile(*self.values(), p, self.min.min().item(), self.max.max().item())
 
+    def token_percentile(self, p: float) -> tuple[float, float]:
+        """The (100 - p)-th percentile of the tokens' smallest and the p-th of their largest channels.
+
+        Within 0.4 %; p = 100 is exact. Raises ValueError for a sketch without tokens.
+        """
+        if not self.tokens:
+            raise ValueError("the sketch has no extremes of tokens")
+        lo, hi = self.min.min().item(), self.max.max().item()
+        smallest, largest = map(_values, self.token_histograms)
+        low = lo if p >= 100 else _percentile(*smallest, 100 - p, lo, hi)
+        return low, _percentile(*largest, p, lo, hi)
+
     def magnitude_percentile(self, p: float) -> float:
         """The p-th percentile of |x|, within 0.4 %; p = 100 is exact."""
         largest = max(-self.min.min().item(), self.max.max().item())
         return _percentile(MAGNITUDES, self.magnitude_counts(), p, 0.0, largest)
+
+
+def _values(signed_histogram: Tensor) -> tuple[Array, Array]:
+    """Midpoints of a histogram's buckets that are not empty, ascending, and the counts in each."""
+    signed, half, finite = signed_histogram.numpy(), BUCKETS // 2, len(MAGNITUDES)
+    counts = np.concatenate([signed[:finite][::-1], signed[half : half + finite]]).astype(np.float64)
+    midpoints = np.concatenate([-MAGNITUDES[::-1], MAGNITUDES])
+    kept = counts > 0
+    return midpoints[kept], counts[kept]
 
 
 def histogram(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from quantlab.plan.plan import QuantPlan, WeightQuant
 from quantlab.quant.basis import Basis
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.grid import AffineGrid
+from quantlab.quant.split import Split
 from quantlab.rounding.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ class InOrder(Rounding):
     """Chooses integers for the weights of Linears, in the network's order.
 
     Its statistics are of what a Linear reads in the network whose weights and sites before it are quantized.
-    Embeddings, convolutions and weights that several modules share are rounded to nearest.
+    Embeddings, convolutions and weights that several modules share are rounded to nearest. Columns that a
+    split keeps wide have no integers, and no part in the statistics.
     """
 
     compares: ClassVar[bool] = False  # whether statistics are of the original network's inputs as well
@@ -107,8 +110,11 @@ class InOrder(Rounding):
                 stack.enter_context(quantized_weights(model, replace(plan, weights=rest, edits=())))
 
             def statistic(step: Step, batch: int, *x: Tensor) -> Sum:
-                basis = plan.weight_bases.get(f"{step.linears[0]}.weight")
+                name = f"{step.linears[0]}.weight"
+                basis, narrow = plan.weight_bases.get(name), narrow_columns(asked[name], x[0].shape[1])
                 based = x if basis is None else tuple(map(basis.forward, x))
+                if asked[name].wide:
+                    based = tuple(one[:, narrow] for one in based)
                 return self.statistic(batch, *(2 * based if self.compares and len(x) == 1 else based))
 
             passes = stack.enter_context(
@@ -144,7 +150,11 @@ class InOrder(Rounding):
             linear = model.get_submodule(path)
             assert isinstance(linear, nn.Linear)
             end = at - (-linear.out_features // ROWS)
-            rounded.append(replace(item, integers=frozen(torch.cat(integers[at:end]), item.grid)))
+            found = torch.cat(integers[at:end])
+            if item.wide:
+                narrow, whole = narrow_columns(item, linear.in_features), linear.weight.new_zeros
+                found = whole(linear.weight.shape).index_copy(1, narrow, found)
+            rounded.append(replace(item, integers=frozen(found, item.grid)))
             gained = [gain for gain in gains[at:end] if gain is not None]
             if gained and linear.bias is not None:
                 edits.append(Add(parameter=f"{path}.bias", values=FrozenTensor(torch.cat(gained).float())))
@@ -163,14 +173,21 @@ def roundable(probe: Probe, plan: QuantPlan) -> dict[str, WeightQuant]:
 
 
 def rows_of(model: PreTrainedModel, item: WeightQuant, plan: QuantPlan) -> Rows:
-    """A parameter of a model whose weights have their edits, in its basis."""
+    """A parameter of a model whose weights have their edits, in its basis, without its wide columns."""
     value, basis = model.get_parameter(item.parameter).data, plan.weight_bases.get(item.parameter)
     value = value if basis is None else basis.weight(value)
     scale, zero_point = (
         x.expand(item.shaped(value).shape).reshape(value.shape) for x in item.parameters(value)
     )
     assert isinstance(item.grid, AffineGrid)
+    narrow = narrow_columns(item, value.shape[1]).to(value.device)
+    value, scale, zero_point = (x.index_select(1, narrow) for x in (value, scale, zero_point))
     return Rows(value, scale, zero_point, item.grid)
+
+
+def narrow_columns(item: WeightQuant, columns: int) -> Tensor:
+    """The columns of a weight that are on its grid, ascending."""
+    return torch.tensor(sorted(set(range(columns)) - set(item.wide)))
 
 
 def frozen(integers: Tensor, grid: Any) -> FrozenTensor:
@@ -186,18 +203,28 @@ def _holds(kind: torch.dtype, number: int) -> bool:
 
 def site_functions(probe: Probe, plan: QuantPlan) -> dict[Tap, TensorFunction]:
     """The quantizers of all sites, by tap, with the ranges that calibration in the original network gives."""
-    bases = plan.site_bases
-    based = [site for site in probe.sites if site.name in bases]
-    views = {site.name: bases[site.name].forward for site in based}
-    sketches = dict(probe.sketches)
-    if based:
-        sketches |= observe(probe.model, based, probe.batches, probe.count_padding, views=views)
-    items = (probe.plan_site(site, sketches[site.name]) for site in probe.sites)
+    bases, sketches = plan.site_bases, dict(probe.sketches)
+    items = {site.name: probe.plan_site(site, sketches[site.name]) for site in probe.sites}
+    splits = {name: item.split for name, item in items.items() if item is not None and item.split}
+    views = {name: partial(_narrow, bases.get(name), splits.get(name)) for name in {*bases, *splits}}
+    again = [site for site in probe.sites if site.name in views]
+    if again:
+        tokens = any(sketch.tokens for sketch in sketches.values())
+        seen = observe(
+            probe.model, again, probe.batches, probe.count_padding, views=views, tokens=tokens
+        )
+        items |= {site.name: probe.plan_site(site, seen[site.name]) for site in again}
     return {
         item.tap: quantizer(item, probe.model.device, item.tap.overwrites, bases.get(item.site))
-        for item in items
+        for item in items.values()
         if item is not None
     }
+
+
+def _narrow(basis: Basis | None, split: Split | None, x: Tensor) -> Tensor:
+    """What a site's narrow grid sees of its elements."""
+    based = x if basis is None else basis.forward(x)
+    return based if split is None else split.narrow(based)
 
 
 def _steps(probe: Probe, plan: QuantPlan, asked: set[str]) -> Iterator[Step]:

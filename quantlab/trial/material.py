@@ -170,4 +170,10 @@ def fp32_sketches(material: Material, calibration: Calibration) -> dict[str, Ske
     They serve every placement, method, estimator and bit width.
     """
     batches = material.calibration_batches(calibration)
-    return observe(material.model, material.sites, batches, calibration.counts_padding)
+    return observe(
+        material.model,
+        material.sites,
+        batches,
+        calibration.counts_padding,
+        tokens=calibration.sees_tokens,
+    )

@@ -176,7 +176,15 @@ def observed_sketches(
     through: Requantize | None = requantize if calibration.through == "quantized" else None
     views = {name: _view(bases.get(name), splits.get(name)) for name in bases.keys() | splits.keys()}
     batches = material.calibration_batches(calibration)
-    return observe(material.model, sites, batches, calibration.counts_padding, through, views)
+    return observe(
+        material.model,
+        sites,
+        batches,
+        calibration.counts_padding,
+        through,
+        views,
+        calibration.sees_tokens,
+    )
 
 
 def _view(basis: Basis | None, split: Split | None) -> View:

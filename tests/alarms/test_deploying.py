@@ -2,6 +2,7 @@
 elsewhere."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from quantlab.kernels import native
 from quantlab.network.architecture import all_sites
 from quantlab.network.sites import Placement
 from quantlab.plan.plan import ActivationQuant, QuantPlan
+from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.grid import AffineGrid, FloatGrid
 from quantlab.quant.sketch import Sketch
 
@@ -34,6 +36,19 @@ def test_few_calibration_rows(rows: int, raises: bool) -> None:
     assert text == (f"the ranges of 1 sites come from {rows} rows" if raises else "")
     for without_ranges in (QuantPlan(), BF16, weight(-1.0, 1.0)):
         assert not message("few_calibration_rows", config=calibrated(samples=rows), plan=without_ranges)
+
+
+@pytest.mark.parametrize("rows, raises", [(31, True), (32, False)])
+def test_fewer_rows_than_inputs(rows: int, raises: bool) -> None:
+    model = tiny_model()  # 32 channels where the classifier reads
+    seen = {site.name: sketched(torch.ones(99, site.channels)) for site in all_sites(model)}
+    seen["head.mid"] = sketched(torch.ones(rows, 32))
+    rounded = replace(weight(-1.0, 1.0).weights[0], integers=FrozenTensor(torch.zeros(2, 32)))
+    plan = QuantPlan(weights=(rounded,))
+    text = message("fewer_rows_than_inputs", model=model, sketches=seen, plan=plan)
+    expected = "the integers of 1 weights come from fewer rows than they have inputs: classifier (31 rows, 32"
+    assert text == (f"{expected} inputs)" if raises else "")
+    assert not message("fewer_rows_than_inputs", model=model, sketches=seen, plan=weight(-1.0, 1.0))
 
 
 @pytest.mark.parametrize("padding", ["included", "masked"])
