@@ -210,9 +210,7 @@ def site_functions(probe: Probe, plan: QuantPlan) -> dict[Tap, TensorFunction]:
     again = [site for site in probe.sites if site.name in views]
     if again:
         tokens = any(sketch.tokens for sketch in sketches.values())
-        seen = observe(
-            probe.model, again, probe.batches, probe.count_padding, views=views, tokens=tokens
-        )
+        seen = observe(probe.model, again, probe.batches, probe.count_padding, views=views, tokens=tokens)
         items |= {site.name: probe.plan_site(site, seen[site.name]) for site in again}
     return {
         item.tap: quantizer(item, probe.model.device, item.tap.overwrites, bases.get(item.site))

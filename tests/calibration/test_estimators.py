@@ -16,6 +16,7 @@ from quantlab.calibration.estimators import (
     Percentile,
     PublishedPercentile,
     RunningMinMax,
+    TokenPercentile,
 )
 from quantlab.quant import ranges
 from quantlab.quant.grid import AffineGrid
@@ -145,4 +146,12 @@ def test_every_estimator_is_tested_here() -> None:
         for value in vars(calibration).values()
         if isinstance(value, type) and issubclass(value, Calibration)
     }
-    assert estimators == {Calibration, MinMax, RunningMinMax, Percentile, Mse, PublishedPercentile}
+    assert estimators == {
+        Calibration,
+        MinMax,
+        RunningMinMax,
+        Percentile,
+        TokenPercentile,  # in test_token_percentile.py
+        Mse,
+        PublishedPercentile,
+    }

@@ -242,6 +242,22 @@ def test_shared_weights_embeddings_and_fp32_weights_stay_as_they_are() -> None:
     assert Gptq().round(probe, everything_float) == everything_float
 
 
+def test_wide_columns_have_no_part() -> None:
+    model, name = tiny_model(layers=1), "bert.encoder.layer.0.output.dense"
+    probe = probe_of(model, W4A32)
+    wide = {f"{name}.weight": (3, 40)}
+    weights = plan_weights(model, Uniform(), W4A32, MinMax(), wide=wide)
+    plan = Gptq(inputs="fp32").round(probe, QuantPlan(weights=weights))
+    item, value = chosen(plan)[name], model.get_parameter(f"{name}.weight").data
+    narrow = [column for column in range(64) if column not in (3, 40)]
+    gram = seen(model, ModuleInput(name)).gram[narrow][:, narrow]
+    scale, zero_point = (x.expand(32, 62) for x in item.parameters(value))
+    expected = gptq(value[:, narrow], gram, factor(gram), scale, zero_point, item.grid)  # type: ignore[arg-type]
+    assert item.integers is not None
+    assert torch.equal(item.integers.tensor[:, narrow].float(), expected)
+    assert torch.equal(item.snap(value)[:, [3, 40]], value[:, [3, 40]].half().float())
+
+
 def test_the_network_of_the_last_rounding_does_not_reach_the_next() -> None:
     model = tiny_model(layers=1)
     copied = copy.deepcopy(model)
