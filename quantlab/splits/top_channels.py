@@ -39,10 +39,10 @@ class TopChannels(OperandSplit):
 
     def check(self, sites: Sequence[Site], grids: Mapping[str, Grid | None]) -> None:
         super().check(sites, grids)
+        if self.sites is None or self.k is None:
+            return
         for site in sites:
-            asked = self.sites is None or site.matches(self.sites)
-            # What no Linear reads is not split: only the read sites count, and only the network knows them.
-            if asked and self.sites is not None and self.k is not None and self.k > site.channels:
+            if site.matches(self.sites) and self.k > site.channels:
                 raise ValueError(_too_many(self.k, site.name, site.channels))
 
     def splits(self, probe: Probe, sketches: Mapping[str, Sketch]) -> dict[str, Split]:

@@ -20,6 +20,7 @@ from quantlab.engines import kernel_choice
 from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits
 from quantlab.methods.dynamic import Dynamic
+from quantlab.methods.grouped import Grouped
 from quantlab.methods.method import Method
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
@@ -29,6 +30,7 @@ from quantlab.plan.plan import QuantPlan, SiteTransform
 from quantlab.quant.basis import Diagonal
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.sqnr import sqnr_db
+from quantlab.runtimes.onnx_file import check_exportable
 from quantlab.splits.llm_int8 import LlmInt8
 from quantlab.splits.outlier_residual import OutlierResidual
 from quantlab.splits.split import SplitMethod
@@ -231,6 +233,20 @@ def test_in_a_basis(setting: str, engine: str, any_speed: None) -> None:
 def test_bad_splits(split: SplitMethod, method: Method, bits: Bits, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         planned(planted(), split, method, bits=bits)
+
+
+@pytest.mark.parametrize(
+    "split, method, message",
+    [
+        (NONE, Dynamic(), "no such quantizer as 0.attn.in has: int8 asymmetric per token"),
+        (LlmInt8(sites=("0.ffn.in",)), Uniform(), "as 0.ffn.in has: columns from 6 in fp16"),
+        (TopChannels(k=2, sites=("0.ffn.in",)), Uniform(), "as 0.ffn.in has: 2 columns in fp16"),
+        (NONE, Grouped(k=4, allocate_bits=True), "as 0.attn.in has: bits of its own for each group"),
+    ],
+)
+def test_onnx_has_none_of_them(split: SplitMethod, method: Method, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_exportable(planned(planted(), split, method))
 
 
 @pytest.mark.parametrize(
