@@ -16,6 +16,8 @@ from quantlab.analysis.findings import findings
 from quantlab.analysis.massive import massive_tables
 from quantlab.analysis.outliers_config import Outliers, OutliersConfig
 from quantlab.analysis.pictures import draw_attribution
+from quantlab.analysis.propagation_findings import ALL
+from quantlab.analysis.propagation_table import propagation_tables
 from quantlab.analysis.remedies import check_clipping, clipping_table, protection_table
 from quantlab.analysis.shares import error_shares
 from quantlab.analysis.tokens import token_channels, token_table
@@ -135,6 +137,10 @@ def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFr
             attribution = attribution.merge(error_shares(prepared), on="site", how="left")
         yield "attribution", attribution
         yield "accumulation", accumulation
+        if config.outliers.propagation:
+            propagation, recursion = propagation_tables(prepared)
+            yield "propagation", propagation
+            yield "recursion", recursion
         ranked = attribution.sort_values(_column(config), ascending=_column(config) == "sqnr_db")["site"]
         yield (
             "protection",
@@ -184,6 +190,13 @@ def _metrics(tables: dict[str, pd.DataFrame], weights: int) -> dict[str, float]:
         "largest_weight_sigmas": tables["weights"]["sigmas"].abs().max(),
         "error_measured_by_additive": (accumulation["measured"] / accumulation["additive"]).iloc[-1],
     }
+    if "propagation" in tables:
+        sources = tables["propagation"].set_index("site")
+        numbers |= {
+            "error_superposition": sources["superposition"][ALL],
+            "error_measured_by_predicted": sources["ratio"][ALL],
+            "failing_predictions": sources["fails"].drop(ALL).sum(),
+        }
     return {name: float(value) for name, value in numbers.items() if np.isfinite(float(value))}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
+from quantlab.analysis.propagation_findings import propagation_sentences
 from quantlab.results.scale import scale_of
 
 Tables = Mapping[str, pd.DataFrame]
@@ -30,6 +31,7 @@ def findings(tables: Tables, primary: str) -> list[str]:
         (_layers, "layers"),
         (_tokens, "tokens"),
         (_accumulation, "accumulation"),
+        (propagation_sentences, "propagation"),
     )
     known = (part(tables[name], primary) for part, name in parts if name in tables and len(tables[name]))
     return [sentence for sentences in known for sentence in sentences]

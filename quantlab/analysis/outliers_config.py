@@ -16,6 +16,7 @@ class Outliers:
     rank_by: str  # the score by which sites are ranked and protected
     random_draws: int  # random sets of equally many protected sites, for comparison; 0: none
     clip: tuple[int, ...]  # numbers of largest weights to clip, one trial each; empty: no clipping
+    propagation: bool  # predict every site's error at the logits, and compare it with the measured one
     sigmas: float  # a weight is an outlier if it lies beyond this many standard deviations of its matrix
 
     def __post_init__(self) -> None:
@@ -28,6 +29,7 @@ class Outliers:
             raise ValueError(f"outliers.clip must be a list of numbers of weights, got {self.clip!r}")
         for count in self.clip:
             whole("outliers.clip", count, 1)
+        one_of("outliers.propagation", self.propagation, (True, False))
         at_least("outliers.sigmas", self.sigmas, 0)
 
 

@@ -34,6 +34,8 @@ ALWAYS = {
     "attribution",
     "accumulation",
     "protection",
+    "propagation",
+    "recursion",
 }
 SMALL = (
     "task=qnli",
@@ -212,7 +214,14 @@ def test_another_start_writes_the_folder_again_and_one_that_fails_leaves_no_summ
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("method=peg", "method.k=2", "outliers.clip=[1]", "outliers.draws=1", "calibration.padding=included"),
+        (
+            "method=peg",
+            "method.k=2",
+            "outliers.clip=[1]",
+            "outliers.draws=1",
+            "calibration.padding=included",
+            "outliers.propagation=false",
+        ),
         ("outliers.rank_by=first_order", "placement=gemm", "search.group_by=site", "engine=simulated"),
         ("search.sites=['head.*']", "task.metrics=[matthews_correlation,accuracy]"),
         pytest.param(
@@ -230,6 +239,7 @@ def test_another_start_writes_the_folder_again_and_one_that_fails_leaves_no_summ
 def test_other_settings(analyse: Analyse, small: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     done = analyse(*small, *overrides)
     assert ("clipping" in done.tables) == ("outliers.clip=[1]" in overrides)
+    assert ("propagation" in done.tables) == ("outliers.propagation=false" not in overrides)
     assert done.summary["findings"] and np.isfinite(list(done.summary["metrics"].values())).all()
     assert "sum_kurtosis" in done.said and "logit_error" in done.said and "\x1b" not in done.said
 
@@ -265,11 +275,20 @@ def test_sites_are_protected_in_the_order_of_the_score_that_is_asked_for(
         ("clip", [1.5], "outliers.clip must be a whole number of at least 1, got 1.5"),
         ("clip", "12", "outliers.clip must be a list of numbers of weights, got '12'"),
         ("sigmas", -1, "outliers.sigmas must be at least 0, got -1"),
+        ("propagation", "yes", "outliers.propagation must be one of True, False; got 'yes'"),
         ("name", "a/b", "outliers.name names a folder: letters, digits"),
     ],
 )
 def test_settings_say_what_is_wrong_with_them(name: str, value: object, message: str) -> None:
-    right = {"name": "a", "draws": 1, "rank_by": "kl", "random_draws": 0, "clip": [], "sigmas": 6}
+    right = {
+        "name": "a",
+        "draws": 1,
+        "rank_by": "kl",
+        "random_draws": 0,
+        "clip": [],
+        "propagation": True,
+        "sigmas": 6,
+    }
     assert Outliers(**right).clip == ()  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=re.escape(message)):
         Outliers(**{**right, name: value})  # type: ignore[arg-type]
