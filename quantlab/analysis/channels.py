@@ -65,7 +65,7 @@ def layer_table(material: Material, calibration: Calibration, sketches: Sketches
         sum_largest=[float(sketches[site.name].magnitudes().max()) for site in sums],
         dominant=[" ".join(map(str, channels)) for channels in dominant],
         jaccard_previous=[np.nan, *(jaccard(a, b) for a, b in pairwise(dominant))],
-        jaccard_draws=_stability(material, calibration, sums, draws),
+        jaccard_draws=_stability(material, calibration, sketches, sums, draws),
     )
 
 
@@ -133,16 +133,26 @@ def real_tokens(batch: Batch) -> Tensor | None:
 
 
 def _stability(
-    material: Material, calibration: Calibration, sites: Sequence[Site], draws: int
+    material: Material, calibration: Calibration, sketches: Sketches, sites: Sequence[Site], draws: int
 ) -> list[float]:
-    """Mean Jaccard index of the dominant channels over pairs of calibration draws, by site.
+    """Mean Jaccard index of the dominant channels over pairs of draws of calibration rows, by site.
 
-    Pairs without any dominant channel are left out; NaN if no pair is left.
+    The rows that calibrate are the first draw, whose sketches are known. Pairs without any dominant channel
+    are left out; NaN if no pair is left.
     """
-    seeds = [replace(calibration, seed=seed) for seed in range(draws)]
+    others = [seed for seed in range(draws) if seed != calibration.seed][: draws - 1]
     counted = calibration.counts_padding
     observed = [
-        observe(material.model, sites, material.calibration_batches(drawn), counted) for drawn in seeds
+        sketches,
+        *(
+            observe(
+                material.model,
+                sites,
+                material.calibration_batches(replace(calibration, seed=seed)),
+                counted,
+            )
+            for seed in others
+        ),
     ]
     dominant = {
         site.name: [dominant_channels(sketches[site.name]) for sketches in observed] for site in sites

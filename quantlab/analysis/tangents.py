@@ -1,8 +1,11 @@
 """Passes of one batch from a layer on: with sites quantized, or with their errors as tangents."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +96,7 @@ class OneBatch(AbstractContextManager["OneBatch"]):
         }
         for name, tap in self.watched.items():
             functions[tap] = _then(functions.get(tap), _tangent_power(name, tap, self.mask, found))
+        _load_formulas()
         with forward_ad.dual_level():
             tangent = forward_ad.unpack_dual(self._logits(functions, source.layer)).tangent
             found.logits = torch.zeros_like(self.base) if tangent is None else judged(tangent, self.batch)
@@ -105,6 +109,14 @@ class OneBatch(AbstractContextManager["OneBatch"]):
         with skipped, tapped(self.model, functions):
             logits: Tensor = self.model(**on_device(self.batch, self.model.device)).logits
         return logits
+
+
+@cache
+def _load_formulas() -> None:
+    """Loads what torch otherwise loads at the first tangent, without TorchScript's notice of its end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import_module("torch._decomp.decompositions_for_jvp")
 
 
 def _same(x: Tensor) -> Tensor:
