@@ -15,7 +15,7 @@ SCREEN = 50  # lines
 MISTAKES = [
     ("methd=peg", "there is no setting methd (did you mean 'method'?)"),
     ("bits.wieghts=4", "there is no setting bits.wieghts (did you mean 'bits.weights'?)"),
-    ("method.k=4", "there is no setting method.k; method=peg has it"),
+    ("method.k=4", "there is no setting method.k; method=grouped and method=peg and method=rptq have it"),
     ("bits", "'bits' is no setting: write name=value"),
     ("method=pge", "there is no method=pge (did you mean 'peg'?); method is one of"),
     ("method=found/mine", "conf/method/found has no mine.yaml"),

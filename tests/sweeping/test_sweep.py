@@ -248,7 +248,10 @@ def test_ones_own_sweep(bench: Bench) -> None:
         (["method=peg", "method.kk=2,3"], "there is no setting method.kk (did you mean 'method.k'?)"),
         (["method=peg", "method.k=2,100000"], "trial 'k=100000'"),
         (["placement.sites=[nowhere],[*.ffn.in]"], "trial"),
-        (["method.k=2,3"], "there is no setting method.k; method=peg has it"),
+        (
+            ["method.k=2,3"],
+            "there is no setting method.k; method=grouped and method=peg and method=rptq have it",
+        ),
         (["method=peg", "method.k=2,3", "model.path=/nowhere"], "'/nowhere' is no folder"),
     ],
     ids=str,
