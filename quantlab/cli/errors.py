@@ -95,11 +95,8 @@ def _unknown_setting(key: str, parent: Container) -> str:
         for option in choices(group)
         if name and name in OmegaConf.load(f"{CONF}/{group}/{option}.yaml")
     ]
-    hint = (
-        f"; {' and '.join(f'{group}={option}' for option in having)} {'has' if len(having) == 1 else 'have'} it"
-        if having
-        else ""
-    )
+    names, verb = [f"{group}={option}" for option in having], "has" if len(having) == 1 else "have"
+    hint = f"; {' and '.join(names)} {verb} it" if having else ""
     return f"there is no setting {key}{hint or close}"
 
 
