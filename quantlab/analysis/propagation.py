@@ -6,18 +6,24 @@ network and ``d' = J_N ((I + J_F) d + e)`` in a post-norm one, with all Jacobian
 beside it is of the network with that source alone quantized.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlab.analysis.tangents import OneBatch, Source, Watched, power
 from quantlab.cli.progress import progress
 from quantlab.network.attention import TensorFunction
 from quantlab.network.taps import Tap
 from quantlab.tasks.batching import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FRACTIONS = (1 / 2, 1 / 8)  # of its error, at which a source is measured again where the prediction fails
 FACTOR = 2.0  # a prediction that is off by more fails
@@ -80,7 +86,7 @@ class Propagated:
 
 @torch.no_grad()
 def propagate(
-    model: nn.Module, sources: Sequence[Source], watched: Watched, batches: Sequence[Batch]
+    model: PreTrainedModel, sources: Sequence[Source], watched: Watched, batches: Sequence[Batch]
 ) -> Propagated:
     """Predicts and measures the errors of all sources, one batch after the other.
 

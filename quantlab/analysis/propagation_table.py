@@ -103,7 +103,8 @@ def recursion_table(found: Propagated, stream: Sequence[Site], sums: Sequence[Si
     for depth, (site, summed) in enumerate(zip(stream, sums, strict=True)):
         at = _powers(found, site.name)
         power = sum(at.values())
-        old = {} if before is None else {name for name, one in _powers(found, before.name).items() if one}
+        earlier: dict[str, float] = {} if before is None else _powers(found, before.name)
+        old = {name for name, one in earlier.items() if one}
         carried = sum(one for name, one in at.items() if name in old)
         arrived = 0.0 if before is None else sum(_powers(found, before.name).values())
         rows.append(

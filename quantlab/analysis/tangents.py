@@ -1,14 +1,17 @@
 """Passes of one batch from a layer on: with sites quantized, or with their errors as tangents."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,6 +20,9 @@ from quantlab.engines.resume import recorded, resumed
 from quantlab.network.attention import TensorFunction
 from quantlab.network.taps import Tap, tapped
 from quantlab.tasks.batching import Batch, on_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Watched = Mapping[str, Tap]  # by site
 
@@ -48,7 +54,7 @@ class OneBatch(AbstractContextManager["OneBatch"]):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         batch: Batch,
         watched: Watched,
         every: Mapping[Tap, TensorFunction],
@@ -59,15 +65,15 @@ class OneBatch(AbstractContextManager["OneBatch"]):
         self.layers: dict[int, object] = {}
         self.states: dict[str, Tensor] = {}
 
-    def __enter__(self) -> "OneBatch":
-        self.held = self._same_code()
-        self.held.__enter__()
+    def __enter__(self) -> OneBatch:
+        self.held = ExitStack()
+        self.held.enter_context(self._same_code())
         with recorded(self.model, self.layers) if self.skips else nullcontext():
             self.base = self.run({}, None, states=self.states)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.held.__exit__(*error)
+        self.held.close()
 
     @contextmanager
     def _same_code(self) -> Iterator[None]:
@@ -98,7 +104,7 @@ class OneBatch(AbstractContextManager["OneBatch"]):
             functions[tap] = _then(functions.get(tap), _tangent_power(name, tap, self.mask, found))
         _load_formulas()
         with forward_ad.dual_level():
-            tangent = forward_ad.unpack_dual(self._logits(functions, source.layer)).tangent
+            tangent = _unpacked(self._logits(functions, source.layer))[1]
             found.logits = torch.zeros_like(self.base) if tangent is None else judged(tangent, self.batch)
         return found
 
@@ -119,6 +125,12 @@ def _load_formulas() -> None:
         import_module("torch._decomp.decompositions_for_jvp")
 
 
+def _unpacked(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A tensor's value and its tangent; None if it has none."""
+    primal, tangent = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    return primal, tangent
+
+
 def _same(x: Tensor) -> Tensor:
     return x
 
@@ -131,18 +143,19 @@ def _with_error(snap: TensorFunction, tap: Tap, mask: Tensor | None, found: Tang
     """Gives the tensor its quantization error as a tangent, on top of the one that it has."""
 
     def inject(x: Tensor) -> Tensor:
-        plain = forward_ad.unpack_dual(x).primal
+        plain = _unpacked(x)[0]
         error = snap(plain) - plain
         found.local += power(tap.elements(error, mask))
         found.signal += power(tap.elements(plain, mask))
-        return x + forward_ad.make_dual(torch.zeros_like(plain), error)
+        dual: Tensor = forward_ad.make_dual(torch.zeros_like(plain), error)  # type: ignore[no-untyped-call]
+        return x + dual
 
     return inject
 
 
 def _tangent_power(name: str, tap: Tap, mask: Tensor | None, found: Tangent) -> TensorFunction:
     def look(x: Tensor) -> Tensor:
-        tangent = forward_ad.unpack_dual(x).tangent
+        tangent = _unpacked(x)[1]
         if tangent is not None:
             found.at[name] = found.at.get(name, 0.0) + power(tap.elements(tangent, mask))
         return x
