@@ -103,7 +103,7 @@ def recursion_table(found: Propagated, stream: Sequence[Site], sums: Sequence[Si
     for depth, (site, summed) in enumerate(zip(stream, sums, strict=True)):
         at = _powers(found, site.name)
         power = sum(at.values())
-        earlier: dict[str, float] = {} if before is None else _powers(found, before.name)
+        earlier: Mapping[str, float] = {} if before is None else _powers(found, before.name)
         old = {name for name, one in earlier.items() if one}
         carried = sum(one for name, one in at.items() if name in old)
         arrived = 0.0 if before is None else sum(_powers(found, before.name).values())
