@@ -23,7 +23,8 @@ from quantlab.methods.method import Method, plan_weights
 from quantlab.network.architecture import all_sites
 from quantlab.network.attention import TAPS
 from quantlab.network.sites import Placement, Site
-from quantlab.plan.plan import QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import WeightQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.rounding.rounding import Rounding
 from quantlab.splits.split import SplitMethod
@@ -125,13 +126,13 @@ def state(model: PreTrainedModel) -> dict[str, object]:
     }
 
 
-def tied_decoder() -> LlamaForCausalLM:
+def tied_decoder(layers: int = 1, words: int = 12) -> LlamaForCausalLM:
     """A tiny random Llama whose head is its embedding."""
     config = LlamaConfig(
-        vocab_size=12,
+        vocab_size=words,
         hidden_size=8,
         intermediate_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         tie_word_embeddings=True,

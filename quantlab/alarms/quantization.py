@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quantlab.alarms.alarm import Alarm, Evidence, first_few
-from quantlab.plan.plan import ActivationQuant
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.granularity import PerGroup, group_extremes
 from quantlab.quant.grid import FloatGrid
 from quantlab.quant.sketch import Sketch

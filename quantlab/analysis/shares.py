@@ -19,7 +19,7 @@ from quantlab.calibration.outlier_statistics import dominant_channels
 from quantlab.engines.insert import quantizer
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
-from quantlab.plan.plan import ActivationQuant
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.setup import PreparedModel
 from quantlab.tasks.batching import Batch, on_device

@@ -20,7 +20,7 @@ from quantlab.machine.parallel import side_by_side
 from quantlab.network.readers import norms_of, readers
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
-from quantlab.plan.plan import ActivationQuant, WeightQuant
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, on_device
 

@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from quantlab.kernels.products import IntegerTensor, IntegerWeight, Product
 from quantlab.kernels.tokens import TokenIntegers
+from quantlab.quant.split import FP16
 
 Groups = tuple[int, ...]  # the group index of each channel; empty: one group
 
@@ -128,7 +129,7 @@ class WithWideColumns(Integers):
 
 def wide_weight(original: Tensor, columns: Tensor) -> Tensor:
     """A weight's columns in FP16, as FP32: (outputs, inputs) -> (outputs, columns)."""
-    return original.index_select(1, columns).half().float()
+    return FP16.snap(original.index_select(1, columns))
 
 
 def channels_by_group(groups: Groups) -> list[Tensor]:

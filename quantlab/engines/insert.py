@@ -19,7 +19,8 @@ from quantlab.kernels.snapper import Snapper
 from quantlab.network.attention import CountedQuantizer, TensorFunction
 from quantlab.network.taps import ModuleInput, Tap, tapped
 from quantlab.plan.fit import check_activations_fit, check_weights_fit
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.basis import Basis
 from quantlab.quant.dynamic import DynamicGrid
 from quantlab.quant.grid import BYTE_BITS, AffineGrid

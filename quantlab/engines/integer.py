@@ -26,7 +26,8 @@ from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.architecture import feed_forwards
 from quantlab.network.attention import CountedQuantizer, TensorFunction
 from quantlab.network.taps import ModuleInput, ModuleOutput, Tap
-from quantlab.plan.plan import QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import WeightQuant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,13 +47,18 @@ def recorded(model: PreTrainedModel, outputs: dict[int, Any]) -> Iterator[None]:
 
 @contextmanager
 def resumed(model: PreTrainedModel, last: int, output: Any) -> Iterator[None]:
-    """Skips the layers 0 to ``last`` until the exit: each returns ``output``, the recorded output of
-    ``last``."""
+    """Skips the layers 0 to ``last`` until the exit: each returns ``output``, what ``last`` returned.
+
+    Hooks of these layers do not run: they have changed ``output`` already, and others' ranges are not for it.
+    """
     skipped = layers_of(model)[: last + 1]
+    hooks = [(layer, layer._forward_hooks) for layer in skipped]
     try:
         for layer in skipped:
             vars(layer)["forward"] = lambda *_, **__: output
+            layer._forward_hooks = OrderedDict()
         yield
     finally:
-        for layer in skipped:
+        for layer, own in hooks:
             vars(layer).pop("forward", None)
+            layer._forward_hooks = own

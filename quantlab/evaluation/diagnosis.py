@@ -18,7 +18,8 @@ from quantlab.machine.parallel import side_by_side
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.quant.sqnr import energy, ratio_db, sqnr_db
 from quantlab.tasks.batching import Batch, on_device

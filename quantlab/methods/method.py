@@ -16,7 +16,8 @@ from quantlab.machine.parallel import side_by_side
 from quantlab.methods.bits import Bits, tied_weights, weight_of, weighted_modules
 from quantlab.network.sites import Site
 from quantlab.plan.edits import Edit
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.granularity import PER_TENSOR, Granularity
 from quantlab.quant.grid import AffineGrid, Grid

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantlab.plan.plan import ActivationQuant, WeightQuant
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.quant.split import Rest

@@ -9,7 +9,8 @@ import torch
 
 from quantlab.network.architecture import all_sites
 from quantlab.network.taps import Tap
-from quantlab.plan.plan import ActivationQuant, QuantPlan, Ranges, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, Ranges, WeightQuant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

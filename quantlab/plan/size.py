@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.basis import Basis
 from quantlab.quant.frozen_tensor import FrozenTensor
 

@@ -21,7 +21,8 @@ from quantlab.machine.parallel import side_by_side
 from quantlab.network.attention import TensorFunction
 from quantlab.network.taps import Tap
 from quantlab.plan.edits import Add, Edit
-from quantlab.plan.plan import QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import WeightQuant
 from quantlab.quant.basis import Basis
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.grid import AffineGrid

@@ -23,7 +23,8 @@ from quantlab.engines.integer import signed_integers
 from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.attention import TensorFunction
 from quantlab.network.taps import tapped
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from quantlab.engines.insert import InsertActivations
 from quantlab.engines.resume import first_layer, layers_of, recorded, resumed
-from quantlab.plan.plan import ActivationQuant
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.searching.space import Choices, Space
 from quantlab.tasks.batching import Batch, on_device, total_rows
 from quantlab.tasks.outcomes import outcomes

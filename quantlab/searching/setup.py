@@ -11,7 +11,8 @@ import numpy as np
 from quantlab.engines.insert import InsertActivations, insert_weights
 from quantlab.methods.method import plan_site
 from quantlab.network.sites import Site
-from quantlab.plan.plan import ActivationQuant, QuantPlan
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.budget import Budget
 from quantlab.searching.costs import Cost, cost_of

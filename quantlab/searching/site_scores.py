@@ -18,7 +18,8 @@ from quantlab.methods.bits import Precision
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
-from quantlab.plan.plan import ActivationQuant, QuantPlan
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.searching.evaluate import Runner, evaluate_candidate
 from quantlab.searching.judge import Judge
 from quantlab.searching.space import Choices, Space

@@ -8,7 +8,7 @@ from quantlab.methods.bits import Bits, Precision, Rule
 from quantlab.methods.method import NO_SPLITS, Method, Splits, plan_site
 from quantlab.methods.per_site import PerSite
 from quantlab.network.sites import Site, matching
-from quantlab.plan.plan import ActivationQuant
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.search_config import Search, bits_of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from quantlab.calibration.probe import Probe
 from quantlab.network.sites import Site, matching
-from quantlab.plan.plan import ActivationQuant
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.grid import Grid
 from quantlab.quant.sketch import Sketch
 from quantlab.quant.split import Split

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantlab.calibration.probe import Probe
-from quantlab.config.checks import freeze, whole
+from quantlab.config.checks import freeze, one_of, whole
 from quantlab.machine.parallel import side_by_side
 from quantlab.network.sites import Site, matching
 from quantlab.plan.plan import SiteTransform
@@ -29,12 +29,15 @@ class OperandTransform(Transform):
     """A basis for each site that the globs in ``sites`` match and that a Linear reads.
 
     A Linear whose weight another module shares has no basis of its own: the sites that it reads are left out.
+    With ``norm_outputs`` sites that no norm makes are left out too, as in most papers.
     """
 
     sites: tuple[str, ...] = ("*",)
+    norm_outputs: bool = False
 
     def __post_init__(self) -> None:
         freeze(self)
+        one_of("transform.norm_outputs", self.norm_outputs, (True, False))
 
     def check(self, sites: Sequence[Site]) -> None:
         matching(self.sites, [site.name for site in sites], "transform.sites")
@@ -56,13 +59,16 @@ class OperandTransform(Transform):
         )
 
     def takes(self, probe: Probe, site: Site) -> bool:
-        """Whether the site can have a basis: Linears read it, and no other module shares their weights."""
+        """Whether the site can have a basis: Linears read it, no other module shares their weights, and a
+        norm makes it where one must."""
         names = weight_names(probe, site)
-        return bool(names) and not probe.tied & set(names)
+        made = not self.norm_outputs or site.name in probe.norms
+        return made and bool(names) and not probe.tied & set(names)
 
     def refusal(self, pattern: str, sites: Sequence[str]) -> str:
         """Why a glob that matches these sites has nothing to do."""
-        return f"no weight of its own reads what {pattern!r} matches ({', '.join(sites[:3])})"
+        norm = "no norm makes, or " if self.norm_outputs else ""
+        return f"{norm}no weight of its own reads what {pattern!r} matches ({', '.join(sites[:3])})"
 
     @abstractmethod
     def maker(self, probe: Probe, sites: Sequence[Site]) -> Callable[[Site], Basis | None]:

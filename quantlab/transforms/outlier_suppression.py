@@ -5,13 +5,13 @@ Wei et al. 2022, arXiv 2209.13325, section 4.1 (gamma migration).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from quantlab.calibration.probe import Probe
+from quantlab.config.checks import one_of
 from quantlab.network.sites import Site
 from quantlab.quant.basis import Basis, Diagonal
 from quantlab.quant.frozen_tensor import FrozenTensor
@@ -24,16 +24,14 @@ SMALLEST = 1e-2  # of a gamma, as a share of the mean: smaller ones would make o
 class GammaMigration(FormulaTransform):
     """Each channel divided by the magnitude of its gamma in the norm that makes the site.
 
-    Sites that no norm makes are left out.
+    Sites that no norm makes have no gamma and are left out.
     """
 
-    def takes(self, probe: Probe, site: Site) -> bool:
-        return super().takes(probe, site) and site.name in probe.norms
+    norm_outputs: bool = True
 
-    def refusal(self, pattern: str, sites: Sequence[str]) -> str:
-        return (
-            f"no norm makes, or no weight of its own reads, what {pattern!r} matches ({', '.join(sites[:3])})"
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("transform.norm_outputs", self.norm_outputs, (True,))
 
     def basis(self, probe: Probe, site: Site) -> Basis | None:
         gamma = gamma_of(probe.model.get_submodule(probe.norms[site.name]))

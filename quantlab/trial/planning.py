@@ -16,7 +16,8 @@ from quantlab.methods.bits import Bits
 from quantlab.methods.method import NO_SPLITS, Method, Splits, plan_site, plan_weights, weight_planners
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
-from quantlab.plan.plan import ActivationQuant, QuantPlan
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.basis import Basis
 from quantlab.quant.sketch import Sketch
 from quantlab.quant.split import Split

@@ -8,7 +8,8 @@ from tiny import tiny_model
 
 from quantlab.alarms import Evidence, raised_alarms
 from quantlab.network.taps import ModuleInput
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.grid import AffineGrid, Grid
 from quantlab.tasks.scores import Kind
 

@@ -13,7 +13,8 @@ from tiny import FAMILIES, tiny_model
 from quantlab.kernels import native
 from quantlab.network.architecture import all_sites
 from quantlab.network.sites import Placement
-from quantlab.plan.plan import ActivationQuant, QuantPlan
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.grid import AffineGrid, FloatGrid
 from quantlab.quant.sketch import Sketch

@@ -12,7 +12,8 @@ from tiny import tiny_model
 from torch import Tensor
 
 from quantlab.plan.coverage import SAMPLE, site_coverage, weight_coverage, with_coverage
-from quantlab.plan.plan import QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import WeightQuant
 from quantlab.quant.granularity import PerGroup
 from quantlab.quant.grid import AffineGrid, FloatGrid
 

@@ -13,7 +13,7 @@ from quantlab.analysis.shares import SHARES, ErrorObserver, SquaredErrors, error
 from quantlab.engines.insert import quantizer
 from quantlab.network.sites import Site
 from quantlab.network.taps import ModuleOutput
-from quantlab.plan.plan import ActivationQuant
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.quant.sketch import Sketch
 from quantlab.searching.setup import PreparedModel

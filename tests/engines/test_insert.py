@@ -17,7 +17,8 @@ from quantlab.methods.method import plan_weights
 from quantlab.methods.uniform import Uniform
 from quantlab.network.sites import Placement
 from quantlab.network.taps import ModuleOutput, Probs, tap_of, tapped
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.grid import AffineGrid, FloatGrid
 
 BITS = Bits(weights=8, activations=4, symmetric=False)

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SPECIAL, WORDS
 from searches import SearchLab, answers, candidates
-from tiny import FAMILIES, LENGTHS, logits, padded, plan_of, sites_of, tiny_model
+from tiny import FAMILIES, LENGTHS, logits, padded, plan_of, sites_of, tied_decoder, tiny_model
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.probe import observe
@@ -38,18 +39,23 @@ def test_a_resumed_pass_has_the_same_logits_and_leaves_the_model_as_it_was(famil
     assert torch.equal(logits(model, batch), expected)
 
 
-@families
+@pytest.mark.parametrize("family", [*FAMILIES, "decoder"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_so_it_has_within_a_plan(family: str, engine: str) -> None:
-    """The plan's own functions run at the skipped layers' edges once more: they change nothing twice."""
-    model, batch, sites = tiny_model(family, layers=DEPTH), padded(LENGTHS), None
-    sites = sites_of(model)
+    """In a pre-norm network a layer's own output is a site, each with another range."""
+    model, batch = (
+        tied_decoder(DEPTH, len(WORDS) + len(SPECIAL)).eval()
+        if family == "decoder"
+        else tiny_model(family, layers=DEPTH),
+        padded(LENGTHS),
+    )
+    sites, depth = sites_of(model), len(layers_of(model))
     sketches, weights = observe(model, sites, [batch]), plan_weights(model, Uniform(), Bits(), MinMax())
     plan, outputs = plan_of(Uniform(), sites, sketches, weights, Bits(), MinMax()), {}  # type: ignore[var-annotated]
     with insert(model, plan, engine), torch.inference_mode():
         with recorded(model, outputs):
             expected = logits(model, batch)
-        for last in range(DEPTH):
+        for last in (*range(depth), *range(depth)):
             with resumed(model, last, outputs[last]):
                 assert torch.equal(logits(model, batch), expected), last
 

@@ -11,7 +11,7 @@ from quantlab.calibration.estimators import MinMax, Mse, Percentile, PublishedPe
 from quantlab.methods.bits import Bits, Rule, tied_weights, weighted_modules
 from quantlab.methods.method import check_weight_ranges, plan_weights
 from quantlab.methods.uniform import Fp32, Uniform
-from quantlab.plan.plan import WeightQuant
+from quantlab.plan.quantizers import WeightQuant
 from quantlab.quant.grid import AffineGrid, FloatGrid
 from quantlab.quant.ranges import weight_range
 

@@ -8,7 +8,7 @@ from quantlab.calibration.probe import observe
 from quantlab.methods.bits import Bits
 from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.uniform import Uniform
-from quantlab.plan.plan import ActivationQuant
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.grid import AffineGrid, FloatGrid, Grid
 
 KEEP = ("*.ffn.in", "1.ffn.sum")

@@ -12,7 +12,8 @@ from quantlab.engines.insert import insert
 from quantlab.methods.bits import Bits
 from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Uniform
-from quantlab.plan.plan import ActivationQuant, QuantPlan
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.sqnr import sqnr_db
 
 HIDDEN, HEADS = 32, 4

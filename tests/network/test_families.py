@@ -19,7 +19,8 @@ from quantlab.network.readers import readers
 from quantlab.network.sites import Placement
 from quantlab.network.taps import Key, Probs, Query, RelativePositions, Tap, Value, tapped
 from quantlab.network.unlisted import ROLES
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.quant.grid import AffineGrid
 from quantlab.tasks.heads import TOKENS
 

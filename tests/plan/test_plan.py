@@ -23,14 +23,8 @@ from quantlab.methods.mixed_precision import MixedPrecision
 from quantlab.methods.peg import Peg
 from quantlab.network.taps import KINDS, tap_of
 from quantlab.plan.edits import Add, Clip
-from quantlab.plan.plan import (
-    ActivationQuant,
-    QuantPlan,
-    SiteTransform,
-    WeightQuant,
-    read_plan,
-    weight_ranges,
-)
+from quantlab.plan.plan import QuantPlan, SiteTransform, read_plan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant, weight_ranges
 from quantlab.quant.basis import Diagonal
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.grid import AffineGrid, FloatGrid

@@ -4,7 +4,8 @@ import pytest
 from tiny import tied_decoder, tiny_model
 
 from quantlab.network.taps import ModuleInput
-from quantlab.plan.plan import ActivationQuant, QuantPlan, WeightQuant
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant, WeightQuant
 from quantlab.plan.size import size_bytes, size_fp32_bytes
 from quantlab.quant.grid import AffineGrid, FloatGrid, Grid
 

@@ -21,7 +21,8 @@ from quantlab.engines.insert import insert
 from quantlab.methods.uniform import Uniform
 from quantlab.network.checkpoint import read_model
 from quantlab.network.taps import ModuleOutput
-from quantlab.plan.plan import ActivationQuant, QuantPlan
+from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant
 from quantlab.profiling import clocks, timing
 from quantlab.profiling.clocks import MB, Run, cuda_ms, wall_ms
 from quantlab.profiling.timing import (

@@ -20,7 +20,8 @@ from quantlab.methods.uniform import Uniform
 from quantlab.network.sites import Placement
 from quantlab.network.taps import ModuleInput, ModuleOutput, tapped
 from quantlab.plan.edits import Add, Clip
-from quantlab.plan.plan import QuantPlan, SiteTransform, WeightQuant
+from quantlab.plan.plan import QuantPlan, SiteTransform
+from quantlab.plan.quantizers import WeightQuant
 from quantlab.quant.basis import Diagonal, Hadamard
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.rounding.adaround import AdaRound
