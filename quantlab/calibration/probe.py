@@ -21,7 +21,9 @@ from quantlab.network.readers import norms_of, readers
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.plan.quantizers import ActivationQuant, WeightQuant
+from quantlab.quant.basis import Basis
 from quantlab.quant.sketch import Sketch
+from quantlab.quant.split import Split
 from quantlab.tasks.batching import Batch, on_device
 
 if TYPE_CHECKING:
@@ -80,6 +82,16 @@ class Probe:
         names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
         shared = Counter(id(self.model.get_parameter(name)) for name in names)
         return frozenset(name for name in names if shared[id(self.model.get_parameter(name))] > 1)
+
+
+def narrow_view(basis: Basis | None, split: Split | None) -> View:
+    """What a site's narrow grid sees of its elements: in its basis, without what a split keeps wide."""
+
+    def view(x: Tensor) -> Tensor:
+        based = x if basis is None else basis.forward(x)
+        return based if split is None else split.narrow(based)
+
+    return view
 
 
 def observe(

@@ -7,14 +7,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from quantlab.calibration.prefix import Network, Step, Sum, steps_of, walk
-from quantlab.calibration.probe import Probe, observe
+from quantlab.calibration.probe import Probe, narrow_view, observe
 from quantlab.cli.progress import progress
 from quantlab.engines.insert import edited_weights, quantized_weights, quantizer
 from quantlab.machine.parallel import side_by_side
@@ -26,7 +25,6 @@ from quantlab.plan.quantizers import WeightQuant
 from quantlab.quant.basis import Basis
 from quantlab.quant.frozen_tensor import FrozenTensor
 from quantlab.quant.grid import AffineGrid
-from quantlab.quant.split import Split
 from quantlab.rounding.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -207,7 +205,7 @@ def site_functions(probe: Probe, plan: QuantPlan) -> dict[Tap, TensorFunction]:
     bases, sketches = plan.site_bases, dict(probe.sketches)
     items = {site.name: probe.plan_site(site, sketches[site.name]) for site in probe.sites}
     splits = {name: item.split for name, item in items.items() if item is not None and item.split}
-    views = {name: partial(_narrow, bases.get(name), splits.get(name)) for name in {*bases, *splits}}
+    views = {name: narrow_view(bases.get(name), splits.get(name)) for name in {*bases, *splits}}
     again = [site for site in probe.sites if site.name in views]
     if again:
         tokens = any(sketch.tokens for sketch in sketches.values())
@@ -218,12 +216,6 @@ def site_functions(probe: Probe, plan: QuantPlan) -> dict[Tap, TensorFunction]:
         for item in items.values()
         if item is not None
     }
-
-
-def _narrow(basis: Basis | None, split: Split | None, x: Tensor) -> Tensor:
-    """What a site's narrow grid sees of its elements."""
-    based = x if basis is None else basis.forward(x)
-    return based if split is None else split.narrow(based)
 
 
 def _steps(probe: Probe, plan: QuantPlan, asked: set[str]) -> Iterator[Step]:

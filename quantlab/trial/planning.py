@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import Protocol
 
 import pandas as pd
-from torch import Tensor
 
 from quantlab.calibration.estimators import Calibration
-from quantlab.calibration.probe import Probe, Requantize, View, observe
+from quantlab.calibration.probe import Probe, Requantize, narrow_view, observe
 from quantlab.engines.insert import edited_weights, quantized_weights, quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
 from quantlab.methods.bits import Bits
@@ -18,9 +17,7 @@ from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan
 from quantlab.plan.quantizers import ActivationQuant
-from quantlab.quant.basis import Basis
 from quantlab.quant.sketch import Sketch
-from quantlab.quant.split import Split
 from quantlab.rounding.rounding import Rounding
 from quantlab.splits.split import SplitMethod
 from quantlab.transforms.transform import Transform
@@ -175,7 +172,7 @@ def observed_sketches(
         return quantizer(item, material.model.device, basis=bases.get(site.name))
 
     through: Requantize | None = requantize if calibration.through == "quantized" else None
-    views = {name: _view(bases.get(name), splits.get(name)) for name in bases.keys() | splits.keys()}
+    views = {name: narrow_view(bases.get(name), splits.get(name)) for name in bases.keys() | splits.keys()}
     batches = material.calibration_batches(calibration)
     return observe(
         material.model,
@@ -186,13 +183,3 @@ def observed_sketches(
         views,
         calibration.sees_tokens,
     )
-
-
-def _view(basis: Basis | None, split: Split | None) -> View:
-    """What a site's narrow grid sees of its elements."""
-
-    def view(x: Tensor) -> Tensor:
-        based = x if basis is None else basis.forward(x)
-        return based if split is None else split.narrow(based)
-
-    return view
