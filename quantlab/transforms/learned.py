@@ -40,6 +40,7 @@ class Learned(SampledTransform):
     authors do. A site keeps its own basis where what is learned is no better. No iterations learn nothing.
     """
 
+    norm_outputs: bool = True
     iterations: int = 100
     learning_rate: float = 5e-3
     shift: bool = True

@@ -32,6 +32,7 @@ class OsPlus(SampledTransform):
     calibration. Without ``shift`` only the scale is left.
     """
 
+    norm_outputs: bool = True
     shift: bool = True
 
     def __post_init__(self) -> None:

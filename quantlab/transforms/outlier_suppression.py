@@ -5,13 +5,12 @@ Wei et al. 2022, arXiv 2209.13325, section 4.1 (gamma migration).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from quantlab.calibration.probe import Probe
-from quantlab.config.checks import one_of
 from quantlab.network.sites import Site
 from quantlab.quant.basis import Basis, Diagonal
 from quantlab.quant.frozen_tensor import FrozenTensor
@@ -27,11 +26,7 @@ class GammaMigration(FormulaTransform):
     Sites that no norm makes have no gamma and are left out.
     """
 
-    norm_outputs: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("transform.norm_outputs", self.norm_outputs, (True,))
+    norm_outputs: bool = field(default=True, init=False)
 
     def basis(self, probe: Probe, site: Site) -> Basis | None:
         gamma = gamma_of(probe.model.get_submodule(probe.norms[site.name]))

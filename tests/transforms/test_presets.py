@@ -23,7 +23,7 @@ PRESETS = {
     "os_plus": (OsPlus(), Uniform()),
     "fq_vit": (PowerOfTwo(), Log2Probs()),
     "quarot": (Hadamard(), Dynamic()),
-    "repq_vit": (Equalization(shift=True), Log2Probs()),
+    "repq_vit": (Equalization(norm_outputs=True, shift=True), Log2Probs()),
     "smoothquant": (SmoothQuant(), Uniform()),
 }
 
