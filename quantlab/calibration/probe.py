@@ -17,7 +17,7 @@ from quantlab.calibration.gather import gather
 from quantlab.calibration.moments import Drawn, draw
 from quantlab.cli.progress import progress
 from quantlab.machine.parallel import side_by_side
-from quantlab.network.readers import norms_of, readers
+from quantlab.network.readers import norms_of, readers, run_often
 from quantlab.network.sites import Site
 from quantlab.network.taps import tapped
 from quantlab.plan.quantizers import ActivationQuant, WeightQuant
@@ -77,8 +77,14 @@ class Probe:
         return norms_of(self.model, self.sites)
 
     @cached_property
+    def without_basis(self) -> frozenset[str]:
+        """The weights that multiply other tensors than one site's: tied ones, and those of Linears that run
+        several times."""
+        return self.tied | {f"{path}.weight" for path in run_often(self.model)}
+
+    @cached_property
     def tied(self) -> frozenset[str]:
-        """The weights that several modules share, by each of their names. They have no basis of one site."""
+        """The weights that several modules share, by each of their names."""
         names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
         shared = Counter(id(self.model.get_parameter(name)) for name in names)
         return frozenset(name for name in names if shared[id(self.model.get_parameter(name))] > 1)

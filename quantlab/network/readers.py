@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -49,6 +50,22 @@ def readers(model: PreTrainedModel, sites: Iterable[Site] | None = None) -> dict
                 stack.callback(module.register_forward_pre_hook(partial(reads, path)).remove)
         model(**tiny_inputs(model))
     return found
+
+
+@torch.inference_mode()
+def run_often(model: PreTrainedModel) -> frozenset[str]:
+    """The paths of the Linears that run several times in a forward pass, each time on another tensor."""
+    runs: Counter[str] = Counter()
+
+    def count(path: str, *_: object) -> None:
+        runs[path] += 1
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                stack.callback(module.register_forward_pre_hook(partial(count, path)).remove)
+        model(**tiny_inputs(model))
+    return frozenset(path for path, times in runs.items() if times > 1)
 
 
 @torch.inference_mode()

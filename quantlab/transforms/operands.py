@@ -28,7 +28,8 @@ Quantize = Callable[[Basis], Function]  # makes the function that quantizes a si
 class OperandTransform(Transform):
     """A basis for each site that the globs in ``sites`` match and that a Linear reads.
 
-    A Linear whose weight another module shares has no basis of its own: the sites that it reads are left out.
+    A weight that multiplies another tensor too, because another module shares it or its Linear runs several
+    times, has no basis of its own: the sites that its Linear reads are left out.
     With ``norm_outputs`` sites that no norm makes are left out too, as in most papers.
     """
 
@@ -59,11 +60,11 @@ class OperandTransform(Transform):
         )
 
     def takes(self, probe: Probe, site: Site) -> bool:
-        """Whether the site can have a basis: Linears read it, no other module shares their weights, and a
-        norm makes it where one must."""
+        """Whether the site can have a basis: Linears read it, whose weights multiply nothing else, and a norm
+        makes it where one must."""
         names = weight_names(probe, site)
         made = not self.norm_outputs or site.name in probe.norms
-        return made and bool(names) and not probe.tied & set(names)
+        return made and bool(names) and not probe.without_basis & set(names)
 
     def refusal(self, pattern: str, sites: Sequence[str]) -> str:
         """Why a glob that matches these sites has nothing to do."""

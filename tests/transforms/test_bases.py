@@ -35,7 +35,6 @@ from quantlab.transforms.transform import Transform
 
 CHOICES = {path.stem: path for path in sorted((Path(CONF) / "transform").glob("*.yaml"))}
 QUICK = {"rows": 8, "iterations": 3, "steps": 4}  # instead of what a choice of these would take
-READ_TWICE = ("deberta-v2 shared",)  # its Linears read the relative positions too, which have no basis
 FAST = ("bert", "llama", "vit")  # the other families are slow tests
 
 
@@ -105,7 +104,7 @@ def in_bases(model: PreTrainedModel, probe: Probe, transforms: Sequence[SiteTran
     "name",
     [
         name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in dict.fromkeys(name for name, _ in CASES if name not in READ_TWICE)
+        for name in dict.fromkeys(name for name, _ in CASES)
     ],
 )
 def test_the_function_is_kept(name: str) -> None:
