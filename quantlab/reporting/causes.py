@@ -4,6 +4,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -169,7 +170,11 @@ def _protection(table: pd.DataFrame, scale: Scale) -> Plot:
         traces=traces,
         data=table,
         caption=f"{scale.words.capitalize()} with so many sites kept, the rest quantized{dashed}.",
-        layout={"xaxis": axis("sites in 16 bits"), "yaxis": axis(_named(scale)), **level_line(reference)},
+        layout={
+            "xaxis": axis("sites in 16 bits"),
+            "yaxis": _score_axis(scale),
+            **level_line(reference),
+        },
     )
 
 
@@ -189,8 +194,15 @@ def _clipping(table: pd.DataFrame, scale: Scale) -> Plot:
         data=table,
         caption="With so many of the largest weights clipped; intervals are those of the difference "
         "to none clipped.",
-        layout={"xaxis": axis("weights clipped", type="category"), "yaxis": axis(_named(scale))},
+        layout={
+            "xaxis": axis("weights clipped", type="category"),
+            "yaxis": _score_axis(scale),
+        },
     )
+
+
+def _score_axis(scale: Scale) -> dict[str, Any]:
+    return axis(_named(scale), type=scale.spacing)
 
 
 def _named(scale: Scale) -> str:

@@ -58,7 +58,7 @@ def pareto(study: Study, rows: Sequence[ComparedTrial]) -> Plot | None:
         traces=[trace for trace in traces if trace["x"]],
         height=480,
         labelled=True,
-        layout={"xaxis": axis(titles[x]), "yaxis": axis(study.scale.axis)},
+        layout={"xaxis": axis(titles[x]), "yaxis": axis(study.scale.axis, type=study.scale.spacing)},
     )
 
 
@@ -195,8 +195,8 @@ def _against(study: Study, rows: Sequence[ComparedTrial], name: str, short: str)
         data=table.drop(columns="place"),
         layout={
             "xaxis": axis(name, range=[places[0] - 0.5 * gap, places[-1] + 0.5 * gap], **ticks),
-            "yaxis": axis(study.scale.axis),
-            **level_line(fp32, "FP32"),
+            "yaxis": axis(study.scale.axis, type=study.scale.spacing),
+            **level_line(fp32, "FP32", study.scale.spacing),
         },
     )
 

@@ -69,7 +69,7 @@
     const font = { family: getComputedStyle(document.body).fontFamily, size: width < 500 ? 10 : 12 };
     pen.font = `${font.size}px ${font.family}`;
     const points = figure.data.flatMap((trace, order) => trace.text.map((text, i) => (
-      { text, order, x: xaxis.d2p(trace.x[i]), y: yaxis.d2p(trace.y[i]), at: [trace.x[i], trace.y[i]] }
+      { text, order, x: xaxis.d2p(trace.x[i]), y: yaxis.d2p(trace.y[i]), at: [xaxis.d2r(trace.x[i]), yaxis.d2r(trace.y[i])] }
     ))).filter(({ x, y }) => x >= 0 && x <= xaxis._length && y >= 0 && y <= yaxis._length);
     const taken = points.map(({ x, y }) => ({ left: x - 7, right: x + 7, top: y - 7, bottom: y + 7 }));
     const annotations = [...(figure.layout.annotations ?? [])];

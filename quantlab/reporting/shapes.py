@@ -34,8 +34,11 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title}, **more}
 
 
-def level_line(value: float, label: str = "") -> dict[str, Any]:
-    """The layout of a dashed line across a plot at a value; empty for NaN."""
+def level_line(value: float, label: str = "", spacing: str = "linear") -> dict[str, Any]:
+    """The layout of a dashed line across a plot at a value; empty for NaN.
+
+    Plotly places lines by their value on every axis, but texts by the logarithm on a ``log`` one.
+    """
     if not math.isfinite(value):
         return {}
     shape = {
@@ -51,7 +54,7 @@ def level_line(value: float, label: str = "") -> dict[str, Any]:
     text = {
         "xref": "paper",
         "x": 1,
-        "y": value,
+        "y": math.log10(value) if spacing == "log" else value,
         "text": label,
         "showarrow": False,
         "xanchor": "right",

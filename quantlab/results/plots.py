@@ -37,7 +37,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def curve_plot(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str, ylabel: str) -> Figure:
+def curve_plot(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel: str, scale: Scale) -> Figure:
     """For each label a line of ``value``, with ``low`` to ``high``, against the texts ``x``.
 
     A row without a value failed, and is marked at the foot.
@@ -59,12 +59,13 @@ def curve_plot(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel:
     for number, value in enumerate(fp32):
         axes.axhline(value, label="_" if number else "FP32", **REFERENCE)
     _ticks(axes, ticks.values(), list(ticks), 6.5)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel)
+    _score_axis(axes, "y", scale)
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
-def dots_plot(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figure:
+def dots_plot(names: Sequence[str], percent: pd.DataFrame, scale: Scale) -> Figure:
     """For each name, from the top down, a dot at ``value`` with ``low`` to ``high``, or the word "failed"."""
     height, width = min(1.2 + 0.19 * len(names), 18.0), 4 + 0.065 * min(LABEL, max(map(len, names)))
     figure = _figure(width, height)
@@ -87,7 +88,8 @@ def dots_plot(names: Sequence[str], percent: pd.DataFrame, xlabel: str) -> Figur
         top = axes.get_xaxis_transform()
         axes.text(value, 1, "FP32", color="gray", fontsize=8, ha="center", va="bottom", transform=top)
     axes.set_yticks(rows, labels=list(map(label_text, names)), fontsize=min(8.0, 60 * height / len(names)))
-    axes.set(xlabel=xlabel, ylim=(len(names) - 0.4, -0.6))
+    axes.set(ylim=(len(names) - 0.4, -0.6))
+    _score_axis(axes, "x", scale)
     axes.grid(axis="y", color="0.93")
     return figure
 
@@ -110,11 +112,11 @@ def main_effects_plot(levels: pd.DataFrame, scale: Scale) -> Figure:
         _ticks(axes, range(len(group)), list(group["level"]), width)
         axes.set_title(f"{short[factor]}\n{_share(group['variance_share'].iloc[0])}")
         axes.margins(x=0.5 / len(group))
-    panels[0].set_ylabel(scale.axis)
+    _score_axis(panels[0], "y", scale)
     return figure
 
 
-def interactions_plot(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) -> Figure:
+def interactions_plot(pairs: Sequence[tuple[pd.DataFrame, float]], scale: Scale) -> Figure:
     """A panel a pair of factors, with its share of the variance: one's levels along x, a line a level of the
     other."""
     figure = _figure(3.2 * len(pairs) + 0.8, 3.6)
@@ -129,7 +131,7 @@ def interactions_plot(pairs: Sequence[tuple[pd.DataFrame, float]], ylabel: str) 
         axes.set(xlabel=along.index.name, title=f"{along.index.name} × {along.columns.name}\n{_share(share)}")
         axes.margins(x=0.15)
         axes.legend(title=along.columns.name, frameon=False, fontsize=8, title_fontsize=8)
-    panels[0].set_ylabel(ylabel)
+    _score_axis(panels[0], "y", scale)
     return figure
 
 
@@ -156,8 +158,8 @@ def path_plot(full: pd.DataFrame, credit: pd.DataFrame, marked: set[str], scale:
     for row, (text, x) in enumerate(zip(texts, ends, strict=True)):
         left.annotate(text, (x, row), (5, 0), textcoords="offset points", va="center", fontsize=8)
     left.set_yticks(range(len(full) + 2), labels=["start", *map(label_text, full["change"]), "end"])
+    _score_axis(left, "x", scale)
     left.set(
-        xlabel=scale.axis,
         ylim=(len(full) + 1.6, -0.6),
         title="one change after another; dark: the shortest path",
     )
@@ -213,6 +215,18 @@ def label_text(text: str) -> str:
 def _width(labels: Sequence[str]) -> float:
     """The inches that tick labels need side by side."""
     return 0.085 * len(labels) * (max(map(len, labels)) + 1.5)
+
+
+def _score_axis(axes: Axes, along: str, scale: Scale) -> None:
+    """Names and spaces an axis, ``x`` or ``y``, of scores."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(**{f"{along}label": scale.axis, f"{along}scale": scale.spacing})
+    if scale.spacing == "log":
+        axis = getattr(axes, f"{along}axis")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _ticks(axes: Axes, places: Iterable[float], labels: Sequence[str], width: float) -> None:

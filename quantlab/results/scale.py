@@ -43,6 +43,11 @@ class Scale:
         return f"{self.words} (%)" if self.percent else self.words
 
     @property
+    def spacing(self) -> str:
+        """The spacing of an axis of scores: of perplexities, equal ratios are equally far apart."""
+        return "log" if self.score.relative else "linear"
+
+    @property
     def unit(self) -> str:
         """What follows a shown number in a text: `` %`` or nothing."""
         return " %" if self.percent else ""

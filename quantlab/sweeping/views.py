@@ -44,9 +44,7 @@ class Curve(View):
         percent = rows.shown().assign(x=rows.table[self.x])
         labels = [_label(short_names(others), row) or results.primary for _, row in rows.table.iterrows()]
         lines = {str(label): line for label, line in percent.groupby(np.array(labels), sort=False)}
-        figure = plots.curve_plot(
-            lines, percent["fp32"].dropna().unique(), xlabel=self.x, ylabel=results.axis
-        )
+        figure = plots.curve_plot(lines, percent["fp32"].dropna().unique(), self.x, results.scale)
         return [plots.save_figure(figure, results.title, folder / f"curve_{fitting(self.x)}.png")]
 
 
@@ -55,7 +53,7 @@ class Dots(View):
     """The primary metric of every row, in the table's order."""
 
     def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
-        figure = plots.dots_plot(list(results.table["name"]), results.shown(), xlabel=results.axis)
+        figure = plots.dots_plot(list(results.table["name"]), results.shown(), results.scale)
         return [plots.save_figure(figure, results.title, folder / "dots.png")]
 
 
@@ -88,7 +86,7 @@ class Effects(View):
         if len(pairs):
             cells = [factorial.cells(a, b) for a, b in zip(pairs["factor_a"], pairs["factor_b"], strict=True)]
             panels = zip(cells[:PANELS], pairs["variance_share"], strict=False)
-            figures["interactions.png"] = plots.interactions_plot(list(panels), ylabel=results.axis)
+            figures["interactions.png"] = plots.interactions_plot(list(panels), results.scale)
         drawn = [plots.save_figure(figure, results.title, folder / name) for name, figure in figures.items()]
         return [*write_texts(folder, tables), *drawn]
 
