@@ -10,7 +10,7 @@ $(VENV)/demo: pyproject.toml constraints-cpu.txt
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo
-	$(BIN)/pip install -c constraints-cpu.txt -e '.[dev,onnx,openvino,server,dashboard,ray,slurm]'
+	$(BIN)/pip install -c constraints-cpu.txt -e '.[dev,onnx,openvino,compressed-tensors,server,dashboard,ray,slurm]'
 	touch $@
 
 demo: $(VENV)/demo

@@ -83,11 +83,12 @@ _ALL = (
     ),
     Command(
         name="export",
-        summary="Write a finished trial as a folder to deploy (ONNX), and check its answers first.",
+        summary="Write a finished trial as a folder to deploy: ONNX (answers checked) or compressed-tensors.",
         examples=(
             "quantlab export outputs/2026-01-01/12-00-00",
             "quantlab export multirun/trials/5e1f... --output deployed",
             "quantlab export outputs/2026-01-01/12-00-00 --plan other/plan.json",
+            "quantlab export outputs/2026-01-01/12-00-00 --format compressed-tensors",
         ),
         docs="docs/deployment.md",
     ),
