@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,7 @@ class Material:
     data_fingerprint: str  # of the rows that calibrate and the rows that are answered
     data_tags: Mapping[str, str]  # what the task says of its data
     key: str  # digest of checkpoint, data, batching, environment and code
+    observed: Memo = field(default_factory=Memo)  # sketches of the FP32 network's sites in bases and splits
 
     @property
     def model(self) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import pandas as pd
@@ -83,8 +84,27 @@ def plan_of_weights(
     with calibration_network(settings, material, plan) as network:
         changed = plan.site_bases.keys() | splits.keys()
         again = sites if network != "fp32" else [site for site in sites if site.name in changed]
-        found = observed_sketches(settings, material, again, plan, splits) if again else {}
+        found = _sketches_again(settings, material, again, plan, splits, network)
         return plan, {**fp32, **found}, splits
+
+
+def _sketches_again(
+    settings: PlanSettings,
+    material: Material,
+    sites: Sequence[Site],
+    plan: QuantPlan,
+    splits: Splits,
+    network: str,
+) -> dict[str, Sketch]:
+    """:func:`observed_sketches`; of the FP32 network once for all trials with these bases and splits."""
+    if not sites:
+        return {}
+    if network != "fp32":
+        return observed_sketches(settings, material, sites, plan, splits)
+    views = ((site.name, plan.site_bases.get(site.name), splits.get(site.name)) for site in sites)
+    key = (settings.calibration.observation_key, *views)
+    make = partial(observed_sketches, settings, material, sites, plan, splits)
+    return material.observed.get("sketches", key, make)
 
 
 def splits_of(settings: PlanSettings, material: Material, probe: Probe, plan: QuantPlan) -> Splits:

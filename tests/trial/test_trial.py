@@ -23,6 +23,7 @@ from quantlab.network.processors import read_tokenizer
 from quantlab.plan.plan import QuantPlan
 from quantlab.storage.memo import Memo
 from quantlab.tasks.glue import Glue
+from quantlab.trial import planning
 from quantlab.trial.key import trial_key
 from quantlab.trial.result import TrialResult, check_writable
 from quantlab.trial.trial import run_trial
@@ -204,6 +205,18 @@ def test_reuse_changes_no_bit_of_any_metric(
     monkeypatch.setenv("QUANTLAB_CACHE", str(own_cache))
     stored = lab.trial(*overrides)  # a new process finds the FP32 answers on disk
     assert untimed(stored) == untimed(fresh)
+
+
+def test_a_transform_is_calibrated_once_for_all_bits(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[object] = []
+    original = planning.observe
+    monkeypatch.setattr(planning, "observe", lambda *args: passes.append(args) or original(*args))
+    memo = Memo()
+    for bits in ("w8a8", "w6a6"):
+        lab.trial("transform=hadamard", f"bits={bits}", memo=memo)
+    assert len(passes) == 1
+    lab.trial("transform=hadamard", "transform.seed=1", memo=memo)
+    assert len(passes) == 2
 
 
 def test_fp32_changes_nothing(lab: Lab) -> None:
