@@ -31,6 +31,7 @@ from quantlab.searching.setup import checked_space, prepared_model
 from quantlab.storage.files import code_digest, digest, write_whole
 from quantlab.storage.memo import Memo
 from quantlab.tracking.tracker import RunEntry, RunOutcome
+from quantlab.transforms.transform import Transform
 from quantlab.trial.config import plain_config
 from quantlab.trial.environment import deciding_environment
 from quantlab.trial.key import deciding_settings
@@ -58,6 +59,7 @@ def analyse_outliers(config: OutliersConfig, root: Path, command: str, memo: Mem
 
     Raises ValueError or OSError for wrong settings, as far as possible before anything is loaded.
     """
+    check_basis(config)
     checked_space(config, memo)
     check_clipping(config, memo)
     rows = select_rows(config.model, config.task, config.evaluation, memo)
@@ -98,6 +100,17 @@ def analyse_outliers(config: OutliersConfig, root: Path, command: str, memo: Mem
         raise ConnectionError(f"the analysis is in {folder}, but was not recorded: {run.problem}")
     _show(tables, sentences, folder)
     return folder
+
+
+def check_basis(config: OutliersConfig) -> None:
+    """Raises ValueError if tensors are quantized in another basis than their own, or in several."""
+    config.require_one()
+    transform = config.alternatives[0].applied(config).transform
+    if type(transform) is not Transform:
+        raise ValueError(
+            "the analysis compares tensors in the network's own basis, but transform is "
+            f"{type(transform).__name__}: take transform=none"
+        )
 
 
 def check_rows(config: OutliersConfig, train: int) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 from quantlab.analysis.channels import real_tokens, stream_sites
 from quantlab.cli.progress import progress
 from quantlab.network.taps import tapped
+from quantlab.searching.first_order import first_order_of
 from quantlab.searching.setup import PreparedModel
-from quantlab.searching.site_scores import divergence, first_order_of, noise_of, single_narrowings
+from quantlab.searching.site_scores import divergence, noise_of, single_narrowings
 from quantlab.searching.space import Choices
 from quantlab.tasks.batching import Batch, on_device
 from quantlab.tasks.outcomes import outcomes
@@ -91,7 +92,7 @@ def record_forward(prepared: PreparedModel, chosen: Choices, batches: Sequence[B
         record.stream[-1].append(sites[index].tap.elements(x, mask).float().clone())
         return x
 
-    with prepared.insert_activations(prepared.activations(chosen)):
+    with prepared.insert(chosen):
         for batch in batches:
             record.stream.append([])
             inputs = on_device(batch, model.device)

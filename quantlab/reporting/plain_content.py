@@ -167,9 +167,9 @@ def _answer_sentence(scale: Scale, answer: Mapping[str, Any] | None, unit: str, 
     if answer is None:
         return "No candidate was evaluated in full."
     start = "The best plan" if met else "The goal was not met; the closest plan"
-    return (
-        f"{start} costs {answer['cost']:g} {unit} and {_drop_words(scale, answer)} on the rows that chose it."
-    )
+    slots = f" with {answer['slots']}" if "slots" in answer else ""
+    costs = f"costs {answer['cost']:g} {unit}"
+    return f"{start}{slots} {costs} and {_drop_words(scale, answer)} on the rows that chose it."
 
 
 def _held_out_sentence(scale: Scale, answer: Mapping[str, Any] | None) -> str:
@@ -255,6 +255,7 @@ def _candidates(scale: Scale, id: str, title: str, table: pd.DataFrame) -> Table
             "rows": ordered["rows"].astype(str),
             "within the limit": ["yes" if feasible else "no" for feasible in ordered["feasible"]],
             "proposed by": ordered["origin"],
+            **({"slots": ordered["slots"]} if "slots" in ordered else {}),
         }
     )
     return as_table(f"table-{id}", title, shown)

@@ -8,6 +8,7 @@ from typing import Any
 
 from quantlab.network.sites import Site
 from quantlab.results.scale import Scale, scale_of
+from quantlab.searching.alternatives import OWN
 from quantlab.searching.costs import Cost
 from quantlab.searching.history import EvaluatedCandidate, History
 from quantlab.searching.judge import Measurement
@@ -51,7 +52,9 @@ class AnswerSummary:
         null until it is measured, and without such rows."""
         answer, held_out = history.answer, self._held_out(history)
         sites = {} if answer is None else self.space.by_site(answer.chosen)
-        more = {"held_out": held_out or None, "sites": sites}
+        more: dict[str, Any] = {"held_out": held_out or None, "sites": sites}
+        if answer is not None and self.space.alternatives != (OWN,):
+            more["slots"] = self.space.slots(answer.chosen)
         return {
             "goal": self.goal(),
             "cost_unit": self.cost.unit,
@@ -83,7 +86,13 @@ class AnswerSummary:
 
     def line(self, candidate: EvaluatedCandidate) -> str:
         """A candidate in one line, measured on the rows that choose."""
-        return f"{candidate.cost:g} {self.cost.unit}, {self._accuracy(candidate.measured)}"
+        cost = f"{candidate.cost:g} {self.cost.unit}{self._slots(candidate)}"
+        return f"{cost}, {self._accuracy(candidate.measured)}"
+
+    def _slots(self, candidate: EvaluatedCandidate) -> str:
+        """A candidate's alternative in words; empty if there is one alone."""
+        slots = self.space.slots(candidate.chosen)
+        return f" with {slots}" if self.space.decides_slots else ""
 
     def honesty(self, history: History) -> str:
         """The answer measured on rows that did not choose it, or why there is no such number."""
@@ -147,8 +156,8 @@ class AnswerSummary:
         answered = "all rows" if candidate.complete else f"{measured.rows}/{self.choosing} rows"
         so_far = f"best {best.cost:g}" if best else "none within the limit yet"
         return (
-            f"[{history.rows / self.whole:5.2f}] {candidate.origin}: {candidate.cost:g} {self.cost.unit}, "
-            f"{measured.drop:+.2f} {self.scale.loss_unit}, {answered}; {so_far}"
+            f"[{history.rows / self.whole:5.2f}] {candidate.origin}: {candidate.cost:g} {self.cost.unit}"
+            f"{self._slots(candidate)}, {measured.drop:+.2f} {self.scale.loss_unit}, {answered}; {so_far}"
         )
 
     def hand_made(self) -> dict[str, float]:

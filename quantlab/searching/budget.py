@@ -19,6 +19,7 @@ class Budget:
     scored: int  # calibration rows that the scores use; 0 without scores
     variables: int
     narrower: int  # choices of a variable besides the widest
+    alternatives: int = 1  # of transform, split and rounding: each has scores of its own
 
     @classmethod
     def of(cls, search: Search, space: Space, whole: int, choosing: int, calibrating: int) -> "Budget":
@@ -30,12 +31,13 @@ class Budget:
             scored=min(search.sensitivity_rows, calibrating) if search.seeded else 0,
             variables=len(space.variables),
             narrower=len(space.choices) - 1,
+            alternatives=len(space.alternatives),
         )
 
     @property
     def row_of_scores(self) -> int:
         """Rows that all scores of :func:`score_sites` take for each calibration row."""
-        return self.narrower * (1 + 3 + self.variables) + 1
+        return self.alternatives * (self.narrower * (1 + 3 + self.variables) + 1)
 
     @property
     def scores(self) -> int:

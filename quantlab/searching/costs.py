@@ -1,4 +1,7 @@
-"""The cost of a candidate: a sum over its variables, so that an integer program can minimize it."""
+"""The cost of a candidate: a sum over its variables, so that an integer program can minimize it.
+
+An alternative of transform, split and rounding costs nothing.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +26,8 @@ class Cost:
 
     def of(self, space: Space, chosen: Choices) -> float:
         """A candidate's cost."""
-        return self.base + sum(self.table[v.name, c] for v, c in zip(space.variables, chosen, strict=True))
+        pairs = zip(space.variables, space.precisions(chosen), strict=True)
+        return self.base + sum(self.table[variable.name, choice] for variable, choice in pairs)
 
     def most(self, space: Space) -> float:
         """The cost of the most expensive candidate."""

@@ -1,7 +1,7 @@
 """Runs candidates: stops as soon as a decision is possible, and reuses layers that two candidates share."""
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from quantlab.engines.insert import InsertActivations
 from quantlab.engines.resume import first_layer, layers_of, recorded, resumed
-from quantlab.plan.quantizers import ActivationQuant
 from quantlab.searching.space import Choices, Space
 from quantlab.tasks.batching import Batch, on_device, total_rows
 from quantlab.tasks.outcomes import outcomes
@@ -21,14 +19,14 @@ from quantlab.tasks.outcomes import outcomes
 PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 MB = 1 << 20
 
-Activations = Callable[[Choices], tuple[ActivationQuant, ...]]
+Insert = Callable[[Choices], AbstractContextManager[object]]  # quantizes the model as a candidate says
 
 
 class Runner:
     """Runs candidates over batches.
 
     One candidate is kept: the outputs of its layers stay in memory, up to ``reuse_mb``. Every other candidate
-    starts at the first layer whose sites it decides differently.
+    of the same alternative starts at the first layer whose sites it decides differently.
 
     Batches run one after the other, each on all of torch's threads. A trial runs batches side by side, one
     thread each; here that would mix batches up, since ``recorded`` and ``resumed`` change the model's layers
@@ -38,14 +36,13 @@ class Runner:
     def __init__(
         self,
         model: PreTrainedModel,
-        insert_activations: InsertActivations,
-        activations: Activations,
+        insert: Insert,
         space: Space,
         batches: Sequence[Batch],
         reuse_mb: float,
     ):
         self.model, self.batches, self.space = model, batches, space
-        self.insert_activations, self.activations = insert_activations, activations
+        self.insert = insert
         self.depth = len(layers_of(model))
         self.layer_of = {site.name: first_layer(site.name, self.depth) for site in space.sites}
         self.most_bytes = reuse_mb * MB
@@ -59,7 +56,7 @@ class Runner:
         what :func:`outcomes` keeps of predicted tokens."""
         last = self._last_shared(chosen)
         self.latest, room = {}, self.most_bytes
-        with self.insert_activations(self.activations(chosen)):
+        with self.insert(chosen):
             for number in order:
                 outputs: dict[int, Any] = {}
                 start = (number, last)
@@ -81,8 +78,9 @@ class Runner:
         self.kept, self.states, self.latest = chosen, self.latest, {}
 
     def _last_shared(self, chosen: Choices) -> int:
-        """The last layer up to which ``chosen`` decides all sites as the kept candidate does; -1 if none."""
-        if self.kept is None:
+        """The last layer up to which ``chosen`` decides all sites as the kept candidate does; -1 if none, or
+        if its alternative is another."""
+        if self.kept is None or self.space.slots(chosen) != self.space.slots(self.kept):
             return -1
         mine, theirs = self.space.by_site(chosen), self.space.by_site(self.kept)
         differing = [self.layer_of[site] for site in mine if mine[site] != theirs[site]]

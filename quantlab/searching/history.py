@@ -72,7 +72,7 @@ class History:
         """Candidates that are being evaluated or are queued."""
         unfinished = [t for t in self.trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
         parameters = [{**t.params, **t.system_attrs.get("fixed_params", {})} for t in unfinished]
-        names = [v.name for v in self.space.variables]
+        names = self.space.decided
         return {tuple(p[name] for name in names) for p in parameters if p.keys() >= set(names)}
 
     @property
@@ -97,7 +97,8 @@ class History:
     @property
     def decided_nothing(self) -> bool:
         """True if the answer is every variable at its widest, which needs no search."""
-        return self.answer is not None and self.answer.chosen == self.space.wide
+        precisions = self.space.precisions
+        return self.answer is not None and precisions(self.answer.chosen) == precisions(self.space.wide)
 
     @property
     def closest(self) -> EvaluatedCandidate | None:
@@ -117,7 +118,7 @@ class History:
 
     def chosen(self, trial: FrozenTrial) -> Choices:
         """A trial's candidate."""
-        return tuple(trial.params[v.name] for v in self.space.variables)
+        return tuple(trial.params[name] for name in self.space.decided)
 
     def _candidate(self, trial: FrozenTrial) -> EvaluatedCandidate:
         record = json.loads(trial.user_attrs[CANDIDATE])

@@ -2,7 +2,7 @@
 the best candidate.
 
 Each function is pure: the next proposal follows from the study alone, so that several workers and a resumed
-study agree on it.
+study agree on it. Candidates here are the precisions of one alternative.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +60,7 @@ def least_loss(
 def greedy_ladder(space: Space, cost: Cost, losses: Losses) -> list[Choices]:
     """Starts with everything at its narrowest; each step widens the variable that saves most predicted loss
     for its cost."""
-    current = list(space.narrow)
+    current = list(space.precisions(space.narrow))
     rungs = [tuple(current)]
     while True:
         best: tuple[float, int, Precision] | None = None

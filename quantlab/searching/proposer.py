@@ -26,12 +26,16 @@ SAME_COST = 1e-9  # costs are sums of floats
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proposer:
-    """Proposes candidates by the scores. ``losses``: predicted losses by score, best predictor first."""
+    """Proposes candidates by the scores.
+
+    ``losses``: predicted losses by alternative and score, best predictor first. The alternative that is
+    predicted to lose least with everything at its narrowest comes first.
+    """
 
     search: Search
     space: Space
     cost: Cost
-    losses: Mapping[str, Losses]
+    losses: Mapping[str, Mapping[str, Losses]]
 
     def propose(self, history: History) -> tuple[str, Choices] | None:
         """The next candidate and its origin. None: ask the sampler."""
@@ -45,22 +49,27 @@ class Proposer:
         return next(self._proposals(history, known), None)
 
     @cached_property
-    def ladders(self) -> dict[str, dict[str, list[Choices]]]:
-        """Candidates from cheap to dear, by score and by the way they are computed."""
-        return {
-            score: {
-                "integer program": optimal_ladder(self.space, self.cost, losses),
-                "greedy": greedy_ladder(self.space, self.cost, losses),
-            }
-            for score, losses in self.losses.items()
-        }
+    def ladders(self) -> dict[str, list[list[Choices]]]:
+        """Candidates from cheap to dear, by origin: one ladder for each alternative."""
+        found: dict[str, list[list[Choices]]] = {}
+        for slots, scores in sorted(self.losses.items(), key=lambda item: self._narrowest_loss(item[1])):
+            for score, losses in scores.items():
+                for name, ladder in (("integer program", optimal_ladder), ("greedy", greedy_ladder)):
+                    rungs = [self.space.with_slots(r, slots) for r in ladder(self.space, self.cost, losses)]
+                    found.setdefault(f"{name}: {score}", []).append(rungs)
+        return found
+
+    def _narrowest_loss(self, scores: Mapping[str, Losses]) -> float:
+        losses, narrowest = next(iter(scores.values()), {}), self.space.choices[0]
+        return sum(losses.get((v.name, narrowest), 0.0) for v in self.space.variables)
 
     def _proposals(self, history: History, known: Feasibility) -> Iterator[tuple[str, Choices]]:
-        for score, ladders in self.ladders.items():
-            for name, rungs in ladders.items():
-                picks = self._picks(rungs, history, known)
-                yield from ((f"{name}: {score}", pick) for pick in picks if pick not in known)
-        if self.search.mode == "cost" and self.losses:
+        for origin, ladders in self.ladders.items():
+            for rungs in ladders:
+                yield from (
+                    (origin, pick) for pick in self._picks(rungs, history, known) if pick not in known
+                )
+        if self.search.mode == "cost" and self.ladders:
             yield from self._cheaper_than_the_best(history, known)
 
     def _picks(self, rungs: list[Choices], history: History, known: Feasibility) -> list[Choices]:
@@ -75,18 +84,22 @@ class Proposer:
         return [rungs[i] for i in np.linspace(0, len(rungs) - 1, RUNGS_OF_A_FRONT).round().astype(int)]
 
     def _cheaper_than_the_best(self, history: History, known: Feasibility) -> Iterator[tuple[str, Choices]]:
-        """The best candidate thinned; where that is exhausted, the least predicted loss below its cost."""
-        best, losses = history.best, next(iter(self.losses.values()))
+        """The best candidate thinned; where that is exhausted, the least predicted loss below its cost in its
+        alternative."""
+        best, space = history.best, self.space
         if best is None:
             return
-        thinned = thinner(self.space, self.cost, losses, best.chosen, known)
+        slots, precisions = space.slots(best.chosen), space.precisions(best.chosen)
+        losses = next(iter(self.losses[slots].values()))
+        tried = {space.precisions(one): value for one, value in known.items() if space.slots(one) == slots}
+        thinned = thinner(space, self.cost, losses, precisions, tried)
         if thinned is not None:
-            yield "thinner", thinned
+            yield "thinner", space.with_slots(thinned, slots)
         elif len(history.trials) % 2 == 0:  # in turns with the sampler
             cheaper = best.cost - self._least_step()
-            exchanged = least_loss(self.space, self.cost, losses, cheaper, known)
+            exchanged = least_loss(space, self.cost, losses, cheaper, tried)
             if exchanged is not None:
-                yield "next best", exchanged
+                yield "next best", space.with_slots(exchanged, slots)
 
     def _least_step(self) -> float:
         """Half of the smallest difference between two prices in the cost's table."""

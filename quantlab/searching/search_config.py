@@ -6,6 +6,7 @@ from typing import Any
 from quantlab.config.checks import at_least, folder_name, freeze, one_of, whole
 from quantlab.methods.bits import Precision
 from quantlab.quant.grid import grid_of
+from quantlab.searching.alternatives import Alternative, Settings, alternatives_of, frozen_settings, name_of
 from quantlab.sweeping.run_config import RunConfig
 
 GROUPINGS = ("site", "role", "layer", "layer_role")
@@ -18,7 +19,8 @@ WIDE = 16  # bits
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """A study's settings. A search decides activations only; weights are quantized as in a trial."""
+    """A study's settings. A search decides activations, and among ``slots``; weights are quantized as in a
+    trial."""
 
     name: str
     sites: tuple[str, ...]
@@ -41,9 +43,11 @@ class Search:
     storage: str | None
     heartbeat_s: int
     worker: int = 0
+    slots: tuple[Settings, ...] = ((),)
 
     def __post_init__(self) -> None:
         freeze(self)
+        object.__setattr__(self, "slots", frozen_settings(self.slots))
         folder_name("search.name", self.name)
         one_of("search.group_by", self.group_by, GROUPINGS)
         one_of("search.mode", self.mode, MODES)
@@ -67,6 +71,11 @@ class Search:
     def widest(self) -> Precision:
         """The choice with most bits."""
         return max(self.choices, key=bits_of)
+
+    @property
+    def alternatives(self) -> tuple[str, ...]:
+        """The names of the alternatives of ``slots``."""
+        return tuple(map(name_of, self.slots))
 
     def _check_budget(self) -> None:
         at_least("search.budget", self.budget, 0)
@@ -100,6 +109,11 @@ class Search:
                 f"search.choices must be at least two precisions of different bits, got "
                 f"{list(self.choices)}: with one there is nothing to decide"
             )
+        if self.cost == "latency" and len(self.slots) > 1:
+            raise ValueError(
+                "search.cost=latency is measured for one alternative of search.slots, which has "
+                f"{len(self.slots)}: take another cost, or one alternative"
+            )
         if self.cost == "sites16" and max(widths) < WIDE:
             raise ValueError(
                 "search.cost=sites16 counts 16-bit sites, but search.choices has none of 16 bits"
@@ -108,9 +122,27 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(RunConfig):
-    """All settings of ``conf/search.yaml``."""
+    """All settings of ``conf/search.yaml``. ``alternatives`` are built from ``search.slots``."""
 
     search: Search
+    alternatives: tuple[Alternative, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alternatives:
+            object.__setattr__(self, "alternatives", alternatives_of(self.search.slots, self))
+
+    def of(self, alternative: str) -> "SearchConfig":
+        """The config with an alternative, by its name."""
+        return next(one for one in self.alternatives if one.name == alternative).applied(self)
+
+    def require_one(self) -> None:
+        """Raises ValueError if there are several alternatives."""
+        if len(self.alternatives) > 1:
+            raise ValueError(
+                f"search.slots has {len(self.alternatives)} alternatives, which only quantlab search decides "
+                "among: take one here"
+            )
 
 
 def bits_of(precision: Precision) -> int:

@@ -1,6 +1,7 @@
 """The files of a search's folder: tables, the answer, its method and pictures."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ import yaml
 
 from quantlab.cli.conf_dir import FOUND_METHODS
 from quantlab.cli.secrets import without_password
+from quantlab.searching.alternatives import overrides_of
 from quantlab.searching.answer_summary import AnswerSummary, row_of, wrapped
 from quantlab.searching.history import EvaluatedCandidate, History
 from quantlab.searching.search_pictures import best_cost_over_time, draw_precisions, draw_progress
 from quantlab.searching.study import storage_url
 from quantlab.storage.files import write_whole
+from quantlab.sweeping.run_config import SLOTS, chosen_groups
 from quantlab.trial.result import plain_data
 
 BEST, FRONT, CANDIDATES, METHOD = "best.json", "front.csv", "candidates.csv", "method.yaml"
@@ -66,7 +69,7 @@ class SearchFiles:
 
     def text(self, history: History) -> list[str]:
         """How to run the answer and make the report, and the paths of all files, in lines for a terminal."""
-        run = wrapped(f"run it: python -m quantlab.run method=found/{self._name} ...")
+        run = wrapped(f"run it: python -m quantlab.run {self._overrides(history)} ...")
         paths = [(label, self.folder / name) for name, label in LABELS.items()]
         study = without_password(storage_url(self.summary.config.search.storage, self.folder))
         return [
@@ -80,6 +83,22 @@ class SearchFiles:
     def _name(self) -> str:
         return self.summary.config.search.name
 
+    def _overrides(self, history: History) -> str:
+        """The answer's method and slots as one types them. Slots that a preset chose are named too."""
+        if history.answer is None:
+            return ""
+        config = self.summary.config
+        name = self.summary.space.slots(history.answer.chosen)
+        settings = next(one.settings for one in config.alternatives if one.name == name)
+        own, changed = chosen_groups(), dict(settings)
+        kept = [
+            f"{slot}={own[slot]}"
+            for slot, plain in SLOTS.items()
+            if slot not in changed and own.get(slot, plain) != plain
+        ]
+        slots = [*kept, *overrides_of(settings)]
+        return " ".join([f"method=found/{self._name}", *map(shlex.quote, slots)])
+
     def _method_yaml(self, answer: EvaluatedCandidate, history: History) -> str:
         """The answer as a file of ``conf/method``."""
         summary = self.summary
@@ -88,6 +107,9 @@ class SearchFiles:
         heading = (
             f"# Found by the search {self._name}: {summary.line(answer)};\n# {summary.honesty(history)}.\n"
         )
+        overrides = self._overrides(history)
+        if " " in overrides:
+            heading += f"# It is this with its slots: {overrides}\n"
         if history.decided_nothing:
             heading += "# Nothing was decided: this is everything at its widest.\n"
         if not history.best:
@@ -95,8 +117,9 @@ class SearchFiles:
         return heading + yaml.safe_dump(method, sort_keys=False)
 
     def _table(self, candidates: Sequence[EvaluatedCandidate]) -> pd.DataFrame:
-        """One row a candidate: its measurement, then each variable's choice."""
-        names = [v.name for v in self.summary.space.variables]
+        """One row a candidate: its measurement, then each variable's choice, and the alternative's name where
+        there are several."""
+        names = list(self.summary.space.decided)
         columns = list(row_of(candidates[0])) if candidates else ["number"]
         rows = [row_of(one) | dict(zip(names, one.chosen, strict=True)) for one in candidates]
         return pd.DataFrame(rows, columns=[*columns, *names])

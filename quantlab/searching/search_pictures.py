@@ -12,7 +12,7 @@ from quantlab.methods.bits import Precision
 from quantlab.results.plots import COLOURS
 from quantlab.searching.history import History
 from quantlab.searching.site_scores import MEASURED, SCORES, Scores
-from quantlab.searching.space import Space
+from quantlab.searching.space import SLOTS, Space
 
 SHADES = ("#DCE9F5", "#56B4E9", "#0072B2", "#D55E00")  # from narrow to wide
 NAMED = 5  # variables with the highest scores
@@ -74,6 +74,7 @@ def draw_scores(scores: Scores) -> Figure:
     """Each score against the measured loss, one dot a variable; without measured losses, against its rank."""
     figure = Figure(figsize=(4 * len(SCORES), 3.8), layout="constrained")
     has_measured = MEASURED in scores.table
+    names = [name for name in (SLOTS, "variable") if name in scores.table]
     for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES, strict=True):
         values = scores.table[score].sort_values(ascending=False)
         if has_measured:
@@ -88,7 +89,7 @@ def draw_scores(scores: Scores) -> Figure:
             x = values[index] if has_measured else list(values.index).index(index)
             y = scores.table[MEASURED][index] if has_measured else values[index]
             axes.annotate(
-                scores.table["variable"][index],
+                " ".join(scores.table.loc[index, names]),
                 (x, y),
                 (-5, 0),
                 textcoords="offset points",

@@ -15,6 +15,7 @@ from quantlab.results.store import locked_folder
 from quantlab.searching.answer_summary import AnswerSummary, wrapped
 from quantlab.searching.budget import Budget
 from quantlab.searching.history import EvaluatedCandidate, History
+from quantlab.searching.proposals import Losses
 from quantlab.searching.score_files import kept_scores, save_scores
 from quantlab.searching.search_config import SearchConfig
 from quantlab.searching.search_files import SearchFiles
@@ -101,7 +102,8 @@ def open_checked_study(config: SearchConfig, folder: Path, memo: Memo) -> Study:
 
 def _identity(config: SearchConfig, space: Space, checkpoint: str, data: str) -> dict[str, str]:
     """What the study's numbers depend on; processor and profile too with ``search.cost=latency``."""
-    trial = json.dumps(deciding_settings(plain_config(config)), sort_keys=True, default=str)
+    parts = [deciding_settings(plain_config(config.of(slots))) for slots in space.alternatives]
+    trial = json.dumps(parts if space.decides_slots else parts[0], sort_keys=True, default=str)
     surroundings = deciding_environment(config.model.torch_device())
     timing = trial_timing_key(config) if config.search.cost == "latency" else ""
     return {
@@ -134,10 +136,13 @@ def measure_answer(prepared: PreparedModel, study: Study, history: History) -> N
 def make_worker(prepared: PreparedModel, study: Study, folder: Path) -> SearchWorker:
     """A worker with the reference's answers and the scores, which the study's first worker computes."""
     runner, search = prepared.runner(prepared.choosing), prepared.config.search
-    losses = {}
+    losses: dict[str, dict[str, Losses]] = {}
     if search.seeded:
         scores = kept_scores(prepared, study, folder / "scores")
-        losses = {score: scores.of(score) for score in PREDICTORS}
+        losses = {
+            slots: {score: scores.of(score, slots) for score in PREDICTORS}
+            for slots in prepared.space.alternatives
+        }
     judge, rows = prepared.judge(runner, prepared.choosing)
     worker = SearchWorker(
         search=search,
@@ -173,6 +178,7 @@ def measure_sensitivity(config: SearchConfig, folder: Path, memo: Memo) -> Score
     entry = RunEntry(
         identity=uuid.uuid4().hex, name=f"sensitivity {config.search.name}", params=config.params(), tags={}
     )
+    config.require_one()
     folder.mkdir(parents=True, exist_ok=True)
     with config.tracking.start(entry, folder) as run, prepared_model(config, memo) as prepared:
         runner = prepared.runner()

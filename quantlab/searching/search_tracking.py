@@ -49,6 +49,7 @@ def search_run_of(config: SearchConfig, study: Study, folder: Path) -> Iterator[
     """
     identity = _identity(study)
     params = {f"search.{name}": plain_data(getattr(config.search, name)) for name in GOAL}
+    params["search.slots"] = ", ".join(config.search.alternatives)
     entry = RunEntry(
         identity=identity,
         name=config.search.name,
@@ -92,7 +93,7 @@ def record_candidate(
     entry = RunEntry(
         identity=f"{_identity(study)}/{candidate.number}",
         name=f"candidate {candidate.number}",
-        params={"origin": candidate.origin},
+        params={"origin": candidate.origin, **_slots(summary, candidate)},
         tags={"search": study.study_name},
         parent=study.user_attrs.get(PARENT),
     )
@@ -109,11 +110,17 @@ def record_candidate(
     config.tracking.replay(entry, folder, outcome)
 
 
+def _slots(summary: AnswerSummary, candidate: EvaluatedCandidate) -> dict[str, str]:
+    """A candidate's alternative, where there are several."""
+    space = summary.space
+    return {"slots": space.slots(candidate.chosen)} if space.decides_slots else {}
+
+
 def _identity(study: Study) -> str:
     return f"search/{study.study_name}/{study.user_attrs['identity']['code'][:8]}"
 
 
 def _settings(config: SearchConfig) -> dict[str, str]:
     """How the study was searched this time, as tags; without the storage, whose URL may hold a password."""
-    names = (field.name for field in fields(config.search) if field.name not in (*GOAL, "storage"))
+    names = (field.name for field in fields(config.search) if field.name not in (*GOAL, "slots", "storage"))
     return {f"search.{name}": str(getattr(config.search, name)) for name in names}

@@ -2,14 +2,12 @@
 loaded."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from quantlab.engines.insert import InsertActivations, insert_weights
-from quantlab.methods.method import plan_site
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan
 from quantlab.plan.quantizers import ActivationQuant
@@ -17,18 +15,19 @@ from quantlab.quant.sketch import Sketch
 from quantlab.searching.budget import Budget
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.evaluate import Runner, evaluate_candidate
+from quantlab.searching.first_order import ActivationTable
 from quantlab.searching.judge import Judge, Measurement
 from quantlab.searching.latency import measured_latencies
+from quantlab.searching.prepared_slots import PreparedSlots, WeightsInTurn, are_plain, check_slots
 from quantlab.searching.search_config import SearchConfig
-from quantlab.searching.site_scores import ActivationTable, Scores, score_sites
-from quantlab.searching.space import Choices, Space, activation_table, space_of
+from quantlab.searching.site_scores import Scores, joined, score_sites
+from quantlab.searching.space import Choices, Space, space_of
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch, by_length
 from quantlab.tasks.scores import SCORES, Kind
-from quantlab.transforms.transform import Transform
 from quantlab.trial.config import check_trial
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
-from quantlab.trial.planning import plan_of_weights
+from quantlab.trial.planning import make_plan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,32 +40,53 @@ class RowSelection:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedModel:
-    """A model with quantized weights, on which candidates' activation quantizers are inserted one after the
-    other."""
+    """A model on which candidates are inserted one after the other: weights of one alternative at a time."""
 
     config: SearchConfig
     space: Space
     sites: tuple[Site, ...]
     material: Material
-    base: QuantPlan  # without activations
-    table: ActivationTable
-    fixed: dict[str, ActivationQuant]  # of sites that the search does not decide, by name
-    insert_activations: InsertActivations
+    slots: Mapping[str, PreparedSlots]  # by the name of the alternative
+    weights: WeightsInTurn
     sketches: Mapping[str, Sketch]  # of every site in the FP32 network
     fp32: np.ndarray | None  # logits of the FP32 model, (N, classes), where it is the reference
 
+    @property
+    def table(self) -> ActivationTable:
+        """The quantizers that candidates of the first alternative choose from."""
+        return self.slots[self.space.alternatives[0]].table
+
+    @property
+    def base(self) -> QuantPlan:
+        """The plan of the first alternative, without activations."""
+        return self.slots[self.space.alternatives[0]].base
+
     def activations(self, chosen: Choices) -> tuple[ActivationQuant, ...]:
         """A candidate's activation quantizers, in the order of a trial's plan."""
-        precisions = self.space.by_site(chosen)
+        precisions, slots = self.space.by_site(chosen), self.slots[self.space.slots(chosen)]
         quantizers = (
-            self.table[s.name, precisions[s.name]] if s.name in precisions else self.fixed.get(s.name)
+            slots.table[s.name, precisions[s.name]] if s.name in precisions else slots.fixed.get(s.name)
             for s in self.sites
         )
         return tuple(one for one in quantizers if one is not None)
 
     def plan(self, chosen: Choices) -> QuantPlan:
-        """A candidate's plan, equal to that of a trial with the candidate's method."""
-        return replace(self.base, activations=self.activations(chosen))
+        """A candidate's plan. It is that of a trial with the candidate's method and slots, unless these look
+        at the grids of activations (:meth:`trial_plan`)."""
+        return replace(self.slots[self.space.slots(chosen)].base, activations=self.activations(chosen))
+
+    def trial_plan(self, chosen: Choices) -> QuantPlan:
+        """The plan that a trial with the candidate's method and slots makes."""
+        config = self.config.of(self.space.slots(chosen))
+        if are_plain(config):
+            return self.plan(chosen)
+        self.weights.release()
+        trial = replace(config, method=self.space.method(config.method, chosen))
+        return make_plan(trial, self.material, self.sites, self.sketches)[0]
+
+    def insert(self, chosen: Choices) -> AbstractContextManager[object]:
+        """Quantizes the model as a candidate says, until the exit."""
+        return self.weights.of(self.slots[self.space.slots(chosen)].base)(self.activations(chosen))
 
     @property
     def label_columns(self) -> list[int]:
@@ -102,14 +122,7 @@ class PreparedModel:
         return self._runner((rows or self.all_rows).batches)
 
     def _runner(self, batches: list[Batch]) -> Runner:
-        return Runner(
-            self.material.model,
-            self.insert_activations,
-            self.activations,
-            self.space,
-            batches,
-            self.config.search.reuse_mb,
-        )
+        return Runner(self.material.model, self.insert, self.space, batches, self.config.search.reuse_mb)
 
     def scored_rows(self) -> tuple[list[Batch], np.ndarray]:
         """Batches of the calibration rows for the scores, and their labels as the model's class numbers."""
@@ -120,11 +133,16 @@ class PreparedModel:
         return self.material.calibration_batches(calibration), labels
 
     def scores(self) -> Scores:
-        """Scores every variable on the calibration rows."""
+        """Scores every variable on the calibration rows, in each alternative."""
         batches, labels = self.scored_rows()
-        return score_sites(
-            self.material.model, self.space, self.table, batches, labels, self._runner(batches)
-        )
+
+        def of(name: str, slots: PreparedSlots) -> Scores:
+            self.weights.of(slots.base)
+            transforms, runner = slots.base.transforms, self._runner(batches)
+            shared = (self.material.model, self.space, slots.table, batches, labels, runner)
+            return score_sites(*shared, name, transforms)
+
+        return joined([of(name, slots) for name, slots in self.slots.items()])
 
     def judge(self, runner: Runner, rows: RowSelection | None = None) -> tuple[Judge, int]:
         """The judge of the runner's rows, and the number of rows that the reference answered for it.
@@ -140,14 +158,21 @@ class PreparedModel:
         return Judge(task=material.task, labels=material.rows.labels[numbers], reference=logits), len(numbers)
 
     def measure_held_out(self, chosen: Choices) -> Measurement | None:
-        """Measures a candidate against the reference on the rows that chose nothing; None without such
-        rows."""
+        """Measures a candidate, by the plan of its trial, against the reference on the rows that chose
+        nothing; None without such rows."""
         if self.held_out is None:
             return None
         runner = self.runner(self.held_out)
         judge, _ = self.judge(runner, self.held_out)
-        columns = self.label_columns
-        return judge.measure(evaluate_candidate(runner, chosen, columns, None))
+        plan = self.trial_plan(chosen)
+        base = self.slots[self.space.slots(chosen)].base
+        if replace(plan, activations=()) != base:
+
+            def insert(_: Choices) -> AbstractContextManager[object]:
+                return self.weights.of(plan)(plan.activations)
+
+            runner = Runner(self.material.model, insert, self.space, self.held_out.batches, 0)
+        return judge.measure(evaluate_candidate(runner, chosen, self.label_columns, None))
 
     @property
     def budget(self) -> Budget:
@@ -172,11 +197,8 @@ def checked_space(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
             "a search needs ranges that do not depend on each other, but calibration.through=quantized "
             "calibrates each site behind the quantized sites before it: take fp32 or quantized_weights"
         )
-    if type(config.transform) is not Transform:
-        raise ValueError(
-            "a search scores and compares sites in the network's own basis, but transform is "
-            f"{type(config.transform).__name__}: take transform=none"
-        )
+    for name in space.alternatives:
+        check_slots(config.of(name), sites, space)
     score = SCORES[config.task.metrics[0]]
     if config.search.decide == "bound" and score.right_of is None and not score.relative:
         raise ValueError(f"search.decide=bound is for accuracy; {config.task.name}'s first metric is another")
@@ -193,25 +215,20 @@ def prepared_model(config: SearchConfig, memo: Memo) -> Iterator[PreparedModel]:
     material = load_material(*shared, memo)
     key = (*shared, *config.calibration.observation_key)
     of_fp32 = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
-    base, sketches, splits = plan_of_weights(config, material, sites, of_fp32)
-    specs = {site: config.method.site_spec(site, config.bits) for site in space.fixed}
-    fixed = {
-        s.name: plan_site(s, spec, sketches[s.name], config.calibration, splits.get(s.name))
-        for s, spec in specs.items()
-        if spec
+    slots = {
+        name: PreparedSlots.of(config.of(name), material, sites, space, of_fp32)
+        for name in space.alternatives
     }
-    table = activation_table(space, config.method, config.bits, sketches, config.calibration, splits)
     fp32 = fp32_predictions(material).logits if config.search.reference == "fp32" else None
-    with insert_weights(material.model, base, config.engine) as insert_activations:
+    with WeightsInTurn(material.model, config.engine) as weights:
+        weights.of(slots[space.alternatives[0]].base)
         yield PreparedModel(
             config=config,
             space=space,
             sites=tuple(sites),
             material=material,
-            base=base,
-            table=table,
-            fixed=fixed,
-            insert_activations=insert_activations,
+            slots=slots,
+            weights=weights,
             sketches=of_fp32,
             fp32=fp32,
         )

@@ -8,45 +8,40 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantlab.engines.insert import quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db
 from quantlab.evaluation.significance import accuracy_drop_error, spearman_ci95
 from quantlab.methods.bits import Precision
-from quantlab.network.attention import TensorFunction
-from quantlab.network.sites import Site
-from quantlab.network.taps import tapped
 from quantlab.plan.plan import QuantPlan
-from quantlab.plan.quantizers import ActivationQuant
+from quantlab.searching.alternatives import OWN
 from quantlab.searching.evaluate import Runner, evaluate_candidate
+from quantlab.searching.first_order import ActivationTable, Transforms, first_order_of
 from quantlab.searching.judge import Judge
-from quantlab.searching.space import Choices, Space
-from quantlab.tasks.batching import Batch, on_device, total_rows
+from quantlab.searching.space import SLOTS, Choices, Space
+from quantlab.tasks.batching import Batch, total_rows
 
 SCORES = ("noise_db", "first_order", "kl")  # of each, more is worse
 MEASURED = "accuracy_drop_points"
 MEASURED_ERROR = "accuracy_drop_error_points"  # its standard error, paired over rows
 DIVERGED = 1e3  # nats: the divergence of answers that are NaN
 
-ActivationTable = dict[tuple[str, Precision], ActivationQuant]  # by site and precision
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """Scores of each variable at each choice but the widest, and what they cost."""
 
-    table: (
-        pd.DataFrame
-    )  # columns variable, choice, SCORES, and with_measured_loss adds MEASURED and its error
+    # Columns variable, choice, SCORES, and with_measured_loss adds MEASURED and its error. The first one is
+    # slots where there are several alternatives.
+    table: pd.DataFrame
     rows: dict[str, int]  # answered for each score; a backward pass counts as two
     seconds: dict[str, float]
 
-    def of(self, score: str) -> dict[tuple[str, Precision], float]:
-        """One score by variable and choice. The widest choice has none: it is what the others are compared
-        with."""
-        columns = self.table[["variable", "choice", score]].itertuples(index=False)
+    def of(self, score: str, slots: str | None = None) -> dict[tuple[str, Precision], float]:
+        """One score by variable and choice, of the alternative ``slots``. The widest choice has none: it is
+        what the others are compared with."""
+        table = self.table if SLOTS not in self.table else self.table[self.table[SLOTS] == slots]
+        columns = table[["variable", "choice", score]].itertuples(index=False)
         return {(variable, choice): float(value) for variable, choice, value in columns}
 
     def correlations(self) -> pd.DataFrame:
@@ -78,6 +73,8 @@ def score_sites(
     batches: Sequence[Batch],
     labels: np.ndarray,
     runner: Runner,
+    slots: str = OWN,
+    transforms: Transforms = (),
 ) -> Scores:
     """Scores each variable at each choice but the widest, all other variables at their widest.
 
@@ -86,7 +83,8 @@ def score_sites(
     answers, nats (:func:`divergence`).
 
     ``batches`` and ``labels`` (the model's class numbers) are calibration rows; ``runner`` runs candidates on
-    the same rows. The model's weights are quantized already.
+    the same rows. The model's weights are quantized already, as the alternative ``slots`` says, whose bases
+    are ``transforms``.
     """
     rows, seconds = {}, {}
     combinations = [(v, choice) for choice in space.choices[:-1] for v in space.variables]
@@ -100,29 +98,43 @@ def score_sites(
     count, narrower = total_rows(batches), space.choices[:-1]
 
     def noise() -> list[float]:
-        by_choice = {choice: noise_of(model, space, table, choice, batches) for choice in narrower}
+        by_choice = {
+            choice: noise_of(model, space, table, choice, batches, transforms) for choice in narrower
+        }
         return [max(by_choice[choice][site.name] for site in v.sites) for v, choice in combinations]
 
     def first_order() -> list[float]:
         by_choice = {
-            choice: first_order_of(model, space.sites, table, choice, batches, labels) for choice in narrower
+            choice: first_order_of(model, space.sites, table, choice, batches, labels, transforms)
+            for choice in narrower
         }
         return [sum(by_choice[choice][site.name] for site in v.sites) for v, choice in combinations]
 
     timed("noise_db", count * len(narrower), noise)
     timed("first_order", 3 * count * len(narrower), first_order)
-    candidates = single_narrowings(space)
-    timed("kl", count * (len(combinations) + 1), lambda: _divergences(runner, space, candidates))
-    named = {"variable": [v.name for v, _ in combinations], "choice": [choice for _, choice in combinations]}
+    candidates, wide = single_narrowings(space, slots), space.with_slots(space.precisions(space.wide), slots)
+    timed("kl", count * (len(combinations) + 1), lambda: _divergences(runner, wide, candidates))
+    named: dict[str, object] = {SLOTS: slots} if space.decides_slots else {}
+    named |= {"variable": [v.name for v, _ in combinations], "choice": [choice for _, choice in combinations]}
     return Scores(table=pd.DataFrame({**named, **columns}), rows=rows, seconds=seconds)
 
 
-def single_narrowings(space: Space) -> list[Choices]:
+def joined(scores: Sequence[Scores]) -> Scores:
+    """The scores of several alternatives as one table, and the sums of what they cost."""
+    first = scores[0]
+    return Scores(
+        table=pd.concat([one.table for one in scores], ignore_index=True),
+        rows={name: sum(one.rows[name] for one in scores) for name in first.rows},
+        seconds={name: sum(one.seconds[name] for one in scores) for name in first.seconds},
+    )
+
+
+def single_narrowings(space: Space, slots: str = OWN) -> list[Choices]:
     """For each narrower choice and each variable: the candidate with this variable at this choice and all
-    others at their widest. Variables vary fastest."""
-    wide = space.wide
+    others at their widest, of the alternative ``slots``. Variables vary fastest."""
+    wide = space.precisions(space.wide)
     return [
-        (*wide[:index], choice, *wide[index + 1 :])
+        space.with_slots((*wide[:index], choice, *wide[index + 1 :]), slots)
         for choice in space.choices[:-1]
         for index in range(len(space.variables))
     ]
@@ -152,79 +164,24 @@ def with_measured_loss(
 
 
 def noise_of(
-    model: PreTrainedModel, space: Space, table: ActivationTable, choice: Precision, batches: Sequence[Batch]
-) -> dict[str, float]:
-    """Minus the SQNR of each site's tensor at this choice, dB."""
-    plan = QuantPlan(activations=tuple(table[site.name, choice] for site in space.sites))
-    return {name: -value for name, value in site_sqnr_db(model, plan, space.sites, batches).items()}
-
-
-def first_order_of(
     model: PreTrainedModel,
-    sites: Sequence[Site],
+    space: Space,
     table: ActivationTable,
     choice: Precision,
     batches: Sequence[Batch],
-    labels: np.ndarray,
+    transforms: Transforms = (),
 ) -> dict[str, float]:
-    """What each site's quantization error changes of a row's loss, to first order.
-
-    Mean over rows of ``|sum(dL/dx * (Q(x) - x))|``, with the row's loss L and the site's tensor x. One
-    forward and one backward pass a batch, in FP32.
-    """
-    effect = {site.name: 0.0 for site in sites}
-    passed: dict[str, tuple[Tensor, Tensor]] = {}  # this batch's tensor and its error, by site
-
-    def look(name: str, snap: TensorFunction) -> TensorFunction:
-        def keep(x: Tensor) -> Tensor:
-            if not x.requires_grad:
-                x = x.detach().requires_grad_()
-            x.retain_grad()
-            passed[name] = (x, snap(x.detach()) - x.detach())
-            return x
-
-        return keep
-
-    taps = {site.tap: look(site.name, quantizer(table[site.name, choice], model.device)) for site in sites}
-    with torch.enable_grad(), tapped(model, taps):
-        for batch in batches:
-            logits = model(**on_device(batch, model.device)).logits
-            torch.autograd.backward(_loss(logits, batch, labels))
-            for name, (x, error) in passed.items():
-                if x.grad is not None:
-                    effect[name] += float((x.grad * error).flatten(1).sum(1).abs().sum())
-            passed.clear()
-    return {name: total / total_rows(batches) for name, total in effect.items()}
+    """Minus the SQNR of each site's tensor at this choice, dB."""
+    activations = tuple(table[site.name, choice] for site in space.sites)
+    plan = QuantPlan(activations=activations, transforms=transforms)
+    return {name: -value for name, value in site_sqnr_db(model, plan, space.sites, batches).items()}
 
 
-def _loss(logits: Tensor, batch: Batch, labels: np.ndarray) -> Tensor:
-    """The sum of the rows' losses: the gradient with respect to a row's tensor is then that row's own."""
-    if batch.predicted is not None:
-        return _tokens_loss(logits, batch)
-    own = torch.from_numpy(labels[batch.indices]).to(logits.device)
-    if logits.shape[-1] == 1:
-        return (logits[:, 0] - own.to(logits.dtype)).square().sum()
-    return torch.nn.functional.cross_entropy(logits, own.long(), reduction="sum")
-
-
-def _tokens_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """The sum over rows of the mean loss of a row's predicted tokens, its last ones, nats."""
-    assert batch.predicted is not None
-    ids, lengths = batch.inputs["input_ids"].to(logits.device), batch.inputs["attention_mask"].sum(1)
-    losses = [
-        torch.nn.functional.cross_entropy(row[end - count - 1 : end - 1], own[end - count : end])
-        for row, own, end, count in zip(
-            logits, ids, lengths.tolist(), batch.predicted[:, 0].astype(int).tolist(), strict=True
-        )
-    ]
-    return torch.stack(losses).sum()
-
-
-def _divergences(runner: Runner, space: Space, candidates: Sequence[Choices]) -> list[float]:
-    """Mean over rows of each candidate's divergence from everything at its widest."""
+def _divergences(runner: Runner, wide: Choices, candidates: Sequence[Choices]) -> list[float]:
+    """Mean over rows of each candidate's divergence from ``wide``, everything at its widest."""
     order, predicted = range(len(runner.batches)), runner.batches[0].predicted is not None
-    base = dict(runner.run(space.wide, order))
-    runner.keep(space.wide)
+    base = dict(runner.run(wide, order))
+    runner.keep(wide)
     return [
         float(
             np.concatenate(

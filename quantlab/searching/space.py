@@ -10,9 +10,12 @@ from quantlab.methods.per_site import PerSite
 from quantlab.network.sites import Site, matching
 from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.sketch import Sketch
+from quantlab.searching.alternatives import OWN
 from quantlab.searching.search_config import Search, bits_of
 
-Choices = tuple[Precision, ...]  # a candidate: one precision for each variable, in order
+# A candidate: one precision for each variable, in order, and then the alternative, where there are several.
+Choices = tuple[Precision, ...]
+SLOTS = "slots"  # the name of the choice among alternatives, beside the variables'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +28,44 @@ class Variable:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The variables of a search and their choices."""
+    """The variables of a search and their choices, and its alternatives of transform, split and rounding."""
 
     variables: tuple[Variable, ...]
     choices: tuple[Precision, ...]  # from the narrowest to the widest
     fixed: tuple[Site, ...]  # the trial's other sites
+    alternatives: tuple[str, ...] = (OWN,)  # names; the first is the reference's
 
     @property
     def sites(self) -> list[Site]:
         """The decided sites, in the network's order."""
         return [site for variable in self.variables for site in variable.sites]
 
+    @property
+    def decides_slots(self) -> bool:
+        """Whether there is more than one alternative."""
+        return len(self.alternatives) > 1
+
+    @property
+    def decided(self) -> dict[str, tuple[Precision, ...]]:
+        """What may be chosen, by the name of what is decided, in a candidate's order."""
+        slots: dict[str, tuple[Precision, ...]] = {SLOTS: self.alternatives} if self.decides_slots else {}
+        return {v.name: self.choices for v in self.variables} | slots
+
+    def with_slots(self, precisions: Choices, slots: str) -> Choices:
+        """The candidate of these precisions, one for each variable, with an alternative."""
+        return (*precisions, slots) if self.decides_slots else precisions
+
+    def slots(self, chosen: Choices) -> str:
+        """The name of a candidate's alternative."""
+        return str(chosen[-1]) if self.decides_slots else self.alternatives[0]
+
+    def precisions(self, chosen: Choices) -> Choices:
+        """A candidate's precisions alone."""
+        return chosen[: len(self.variables)]
+
     def all(self, choice: Precision) -> Choices:
-        """The candidate with every variable at ``choice``."""
-        return (choice,) * len(self.variables)
+        """The candidate with every variable at ``choice``, of the first alternative."""
+        return self.with_slots((choice,) * len(self.variables), self.alternatives[0])
 
     @property
     def narrow(self) -> Choices:
@@ -50,7 +77,8 @@ class Space:
 
     def by_site(self, chosen: Choices) -> dict[str, Precision]:
         """The precision of each decided site."""
-        return {s.name: choice for v, choice in zip(self.variables, chosen, strict=True) for s in v.sites}
+        pairs = zip(self.variables, self.precisions(chosen), strict=True)
+        return {site.name: choice for variable, choice in pairs for site in variable.sites}
 
     def method(self, base: Method, chosen: Choices) -> PerSite:
         """A candidate as a method: a rule for the narrowest precision, then one for each wider site."""
@@ -64,8 +92,10 @@ class Space:
         return PerSite(base=base, rules=(*rules, *wider))
 
     def chosen(self, of_sites: Mapping[str, Precision]) -> Choices:
-        """The candidate for given precisions of sites: a variable takes the widest of its sites."""
-        return tuple(max((of_sites[site.name] for site in v.sites), key=bits_of) for v in self.variables)
+        """The first alternative's candidate for given precisions of sites: a variable takes the widest of its
+        sites."""
+        widest = (max((of_sites[site.name] for site in v.sites), key=bits_of) for v in self.variables)
+        return self.with_slots(tuple(widest), self.alternatives[0])
 
 
 def space_of(search: Search, sites: Sequence[Site], method: Method, bits: Bits) -> Space:
@@ -84,6 +114,7 @@ def space_of(search: Search, sites: Sequence[Site], method: Method, bits: Bits) 
         variables=tuple(Variable(name=name, sites=tuple(members)) for name, members in groups.items()),
         choices=choices,
         fixed=tuple(site for site in sites if site.name not in decided),
+        alternatives=search.alternatives,
     )
     for site in space.sites:
         _check_undecided(site, space, method, bits)

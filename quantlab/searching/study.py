@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 
 from quantlab.cli.secrets import without_password
 from quantlab.results.store import locked_folder
+from quantlab.searching.alternatives import OWN
 from quantlab.searching.costs import UNITS
 from quantlab.searching.journal import open_journal
 from quantlab.searching.search_config import Search
@@ -116,8 +117,9 @@ def identity_of(
     """Fingerprints of what a study's numbers depend on."""
     layout = [(v.name, [site.name for site in v.sites]) for v in space.variables]
     goal = (search.mode, search.max_drop, search.max_cost, search.decide, search.reference, search.cost)
+    slots = [repr(space.alternatives)] if space.alternatives != (OWN,) else []
     return {
-        "space": digest([repr(layout), repr(space.choices)]),
+        "space": digest([repr(layout), repr(space.choices), *slots]),
         "checkpoint": checkpoint,
         "data": data,
         "code": code,
@@ -137,7 +139,7 @@ def retry_dead(study: Study, width: int, silent_s: float) -> None:
 
     Dead workers on other machines are found by their heartbeats (:func:`retry_stale`). A worker that was
     killed before it wrote its owner has no heartbeat either: its trial fails after ``silent_s``. ``width`` is
-    the number of variables.
+    the number of a candidate's parameters.
     """
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         owner, started = trial.user_attrs.get(OWNER), trial.datetime_start
@@ -187,12 +189,12 @@ def make_sampler(search: Search, space: Space) -> BaseSampler:
 
 def distributions_of(space: Space) -> dict[str, Any]:
     """The space as Optuna's distributions, by variable."""
-    return {v.name: CategoricalDistribution(space.choices) for v in space.variables}
+    return {name: CategoricalDistribution(choices) for name, choices in space.decided.items()}
 
 
 def candidate_params(space: Space, chosen: Choices) -> dict[str, Any]:
     """A candidate as Optuna's parameters."""
-    return {v.name: choice for v, choice in zip(space.variables, chosen, strict=True)}
+    return dict(zip(space.decided, chosen, strict=True))
 
 
 def earlier_claims(trials: Iterable[FrozenTrial], number: int) -> list[FrozenTrial]:

@@ -1,6 +1,7 @@
 """One worker of a study: proposes a candidate, evaluates as many rows as a decision needs, records it, and
 repeats."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -55,7 +56,7 @@ class SearchWorker:
     runner: Runner
     columns: list[int]  # the model's classes in the task's order
     judge: Judge  # of the rows that candidates are judged on
-    losses: Mapping[str, Losses]  # predicted, by score, best predictor first
+    losses: Mapping[str, Mapping[str, Losses]]  # predicted, by alternative and score, best predictor first
     whole: int  # rows of one evaluation, the unit of the budget
 
     def work(self, study: Study, after: Callable[[History, EvaluatedCandidate], None]) -> str:
@@ -65,7 +66,7 @@ class SearchWorker:
         """
         nothing_new, waited_s = 0, 0.0
         while True:
-            retry_dead(study, len(self.space.variables), 2 * self.search.heartbeat_s)
+            retry_dead(study, len(self.space.decided), 2 * self.search.heartbeat_s)
             history = self.history(study)
             if reason := self._over(history, nothing_new):
                 return reason
@@ -135,7 +136,7 @@ class SearchWorker:
         narrowest = self.cost.of(self.space, self.space.narrow)
         if self.search.mode == "cost" and history.best and history.best.cost <= narrowest:
             return "nothing is cheaper"
-        if evaluated == len(self.space.choices) ** len(self.space.variables):
+        if evaluated == math.prod(map(len, self.space.decided.values())):
             return "every candidate is evaluated"
         if nothing_new > MOST_DUPLICATES:
             return f"none of {MOST_DUPLICATES} sampled candidates was new and cheaper"
@@ -148,7 +149,7 @@ class SearchWorker:
         def evaluating(trial: Trial) -> Any:
             for name, distribution in distributions_of(self.space).items():
                 trial.suggest_categorical(name, distribution.choices)
-            chosen = tuple(trial.params[v.name] for v in self.space.variables)
+            chosen = tuple(trial.params[name] for name in self.space.decided)
             trial.set_user_attr(OWNER, asdict(Owner.me()))
             self._claim(study, trial)
             history = self.history(study)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from quantlab.calibration.probe import Probe
 from quantlab.config.checks import freeze, whole
@@ -27,6 +28,8 @@ class OutlierResidual(OperandSplit):
     """
 
     bits: int | None = None
+
+    fits_grids: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         freeze(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from quantlab.calibration.probe import Probe
 from quantlab.network.sites import Site, matching
@@ -16,6 +17,8 @@ from quantlab.quant.split import Split
 @dataclass(frozen=True, kw_only=True)
 class SplitMethod:
     """Nothing is kept wide. Subclasses choose what is: one file and one YAML each."""
+
+    fits_grids: ClassVar[bool] = False  # whether a site's split depends on the bits of its grid
 
     def check(self, sites: Sequence[Site], grids: Mapping[str, Grid | None]) -> None:
         """Raises ValueError if the split cannot do its work at these sites, whose grids are given by name;
@@ -45,7 +48,7 @@ class OperandSplit(SplitMethod):
             return
         names = matching(self.sites, [site.name for site in sites], "split.sites")
         for site in sites:
-            if site.name in names and not _narrow(grids[site.name]):
+            if site.name in names and not is_narrow(grids[site.name]):
                 raise ValueError(
                     f"split.sites has {site.name}, which is {grids[site.name] or 'in FP32'}: only an integer "
                     f"grid is narrow; leave it out or give it 2 to 16 bits"
@@ -57,7 +60,7 @@ class OperandSplit(SplitMethod):
         for site in probe.sites:
             asked = self.sites is None or site.matches(self.sites)
             item = probe.plan_site(site, sketches[site.name]) if asked else None
-            if item is None or not _narrow(item.grid):
+            if item is None or not is_narrow(item.grid):
                 continue
             if site.name in probe.readers:
                 found[site.name] = item
@@ -66,5 +69,6 @@ class OperandSplit(SplitMethod):
         return found
 
 
-def _narrow(grid: Grid | None) -> bool:
+def is_narrow(grid: Grid | None) -> bool:
+    """Whether a tensor on this grid can be split; None: FP32."""
     return grid is not None and (grid.ranged or grid.per_token)

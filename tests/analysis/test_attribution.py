@@ -128,7 +128,7 @@ def test_a_site_changes_nothing_before_it(found: Found) -> None:
     direct = found[2]
     space, prepared = direct.prepared.space, direct.prepared
     last = [v.name for v in space.variables].index("1.layer.out")
-    with insert_again(prepared):
+    with prepared.weights:  # again, after the prepared model's end
         base, alone = (
             record_forward(prepared, chosen, direct.batches)
             for chosen in (space.wide, single_narrowings(space)[last])
@@ -136,13 +136,6 @@ def test_a_site_changes_nothing_before_it(found: Found) -> None:
     power = error_power(base, alone)
     assert power[0] == power[1] == 0 < power[2]
     assert logit_error(base, base) == mean_divergence(base, base) == 0
-
-
-def insert_again(prepared: PreparedModel) -> object:
-    """Inserts the quantized weights again, after the prepared model's end."""
-    from quantlab.engines.insert import quantized_weights
-
-    return quantized_weights(prepared.material.model, prepared.base)
 
 
 @pytest.mark.parametrize(

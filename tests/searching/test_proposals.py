@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from searches import evaluated_candidate, search_of, site_costs, space_named
 
 from quantlab.methods.bits import Precision
+from quantlab.searching.alternatives import OWN
 from quantlab.searching.costs import Cost, cost_of
 from quantlab.searching.proposals import bisect, greedy_ladder, least_loss, optimal_ladder, thinner
 from quantlab.searching.search_config import bits_of
@@ -234,7 +235,7 @@ def driven(
         search=search_of(choices=space.choices, **{"cost": "average_bits", **settings}),
         space=space,
         cost=cost,
-        losses=losses,
+        losses={OWN: losses},
         runner=None,
         columns=[],
         judge=None,

@@ -215,7 +215,7 @@ def scored(model: torch.nn.Module, batch: Batch, labels: np.ndarray, sites: list
     table = table_of(model, batch, sites)
     with insert_weights(model, QuantPlan(), "simulated") as activations:
         chosen_of = lambda chosen: tuple(table[name, c] for name, c in space.by_site(chosen).items())  # noqa: E731
-        runner = Runner(model, activations, chosen_of, space, [batch], 64)
+        runner = Runner(model, lambda chosen: activations(chosen_of(chosen)), space, [batch], 64)
         return score_sites(model, space, table, [batch], labels, runner)
 
 

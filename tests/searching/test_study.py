@@ -15,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 from searches import MakeLab, SearchLab, evaluated_candidate, search_of, site_costs, space_named
 
+from quantlab.searching.alternatives import OWN
 from quantlab.searching.evaluate import CandidateOutcomes
 from quantlab.searching.history import EvaluatedCandidate, History, pack_rows
 from quantlab.searching.judge import Measurement
@@ -419,7 +420,7 @@ def test_an_interrupted_candidate_is_tried_again(
     """The candidate that was evaluated at Ctrl-C is proposed again first."""
     losses = {"kl": {(v.name, "int8"): float(index + 1) for index, v in enumerate(SPACE.variables)}}
     study, seeded = study_in(tmp_path), worker(seeded=True, trials=None, budget=100, max_drop=60.0)
-    object.__setattr__(seeded, "losses", losses)
+    object.__setattr__(seeded, "losses", {OWN: losses})
     first = seeded.propose(seeded.history(study))
     assert first is not None
 
