@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from quantlab.quant.grid import AffineGrid, Grid
 from quantlab.quant.sketch import Sketch
 from quantlab.tasks.batching import Batch, in_file_order
 from quantlab.tasks.examples import Examples
+
+if TYPE_CHECKING:
+    from quantlab.calibration.probe import Probe
+    from quantlab.plan.plan import QuantPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,11 @@ class Calibration(ABC):
         """The grid that replaces ``grid`` under this estimator: the same one but for
         :class:`PublishedPercentile`."""
         return grid
+
+    def clipped(self, probe: Probe, plan: QuantPlan) -> QuantPlan:
+        """The plan with ranges of weights that what the weights read decides, before they are rounded; by
+        default as it is."""
+        return plan
 
     def rows(self, examples: Examples) -> Examples:
         """The rows that calibrate. Raises ValueError if there are fewer than ``samples``."""

@@ -80,7 +80,8 @@ def plan_of_weights(
     weights = plan_weights(material.model, settings.method, settings.bits, settings.calibration, plan, wide)
     if splits:
         probe = probe_of(settings, material, sites, fp32, splits)
-    plan = settings.rounding.round(probe, replace(plan, weights=weights))
+    plan = settings.calibration.clipped(probe, replace(plan, weights=weights))
+    plan = settings.rounding.round(probe, plan)
     with calibration_network(settings, material, plan) as network:
         changed = plan.site_bases.keys() | splits.keys()
         again = sites if network != "fp32" else [site for site in sites if site.name in changed]

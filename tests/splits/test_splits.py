@@ -35,6 +35,7 @@ from quantlab.splits.llm_int8 import LlmInt8
 from quantlab.splits.outlier_residual import OutlierResidual
 from quantlab.splits.split import SplitMethod
 from quantlab.splits.top_channels import TopChannels
+from quantlab.storage.memo import Memo
 from quantlab.transforms.transform import Transform
 from quantlab.trial.planning import make_plan
 
@@ -78,7 +79,7 @@ def planned(
     config = settings_of(
         method=method or Uniform(), bits=bits or Bits(), calibration=MinMax(), split=split, **settings
     )
-    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
+    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches, observed=Memo())
     specs = {site.name: config.method.site_spec(site, config.bits) for site in sites}
     split.check(sites, {name: spec.grid if spec else None for name, spec in specs.items()})
     return make_plan(config, material, sites, observe(model, sites, batches))[0]  # type: ignore[arg-type]

@@ -3,6 +3,8 @@
 import pytest
 
 from quantlab.api.trials import composed
+from quantlab.calibration.estimators import Mse
+from quantlab.calibration.learned_clipping import LearnedClipping
 from quantlab.methods.dynamic import Dynamic
 from quantlab.methods.log2_probs import Log2Probs
 from quantlab.methods.uniform import Uniform
@@ -32,6 +34,12 @@ PRESETS = {
 def test_a_preset_is_its_slots(preset: str) -> None:
     config = composed(["tracking=off", f"method={preset}"])
     assert (config.transform, config.method) == PRESETS[preset]
+
+
+def test_omniquant_clips_weights_unless_the_command_line_says_otherwise() -> None:
+    overrides = ["tracking=off", "method=omniquant"]
+    assert composed(overrides).calibration == LearnedClipping()
+    assert composed([*overrides, "calibration=mse"]).calibration == Mse()
 
 
 @pytest.mark.parametrize(
