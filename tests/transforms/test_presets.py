@@ -3,7 +3,6 @@
 import pytest
 
 from quantlab.api.trials import composed
-from quantlab.calibration.estimators import Mse
 from quantlab.calibration.learned_clipping import LearnedClipping
 from quantlab.methods.dynamic import Dynamic
 from quantlab.methods.log2_probs import Log2Probs
@@ -36,10 +35,9 @@ def test_a_preset_is_its_slots(preset: str) -> None:
     assert (config.transform, config.method) == PRESETS[preset]
 
 
-def test_omniquant_clips_weights_unless_the_command_line_says_otherwise() -> None:
-    overrides = ["tracking=off", "method=omniquant"]
-    assert composed(overrides).calibration == LearnedClipping()
-    assert composed([*overrides, "calibration=mse"]).calibration == Mse()
+def test_omniquant_clips_weights_where_the_command_line_asks_for_it() -> None:
+    config = composed(["tracking=off", "method=omniquant", "calibration=learned_clipping"])
+    assert (config.calibration, config.transform) == (LearnedClipping(), Learned())
 
 
 @pytest.mark.parametrize(
