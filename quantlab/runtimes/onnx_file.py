@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from quantlab.plan.fit import check_fits
 from quantlab.plan.plan import QuantPlan
+from quantlab.plan.quantizers import ActivationQuant
+from quantlab.quant.grid import BYTE_BITS
 from quantlab.runtimes.qdq import FLOAT_BITS, quantize_dequantize
 
 if TYPE_CHECKING:
@@ -22,23 +24,22 @@ if TYPE_CHECKING:
 
 TOKENS, PIXELS = ("input_ids", "attention_mask", "token_type_ids"), "pixel_values"
 DYNAMIC = {PIXELS: ("batch",), **dict.fromkeys(TOKENS, ("batch", "tokens"))}  # first dimensions of each input
+ZERO_POINTS = {"DequantizeLinear": (0, 2), "MatMulInteger": (1, 3)}  # indices of weight and zero point
 TRACED_ROWS, TRACED_TOKENS = 2, 3
+OPSET, OPSET_OF_GROUPS = 20, 21  # the first that has scales for groups of a weight's inputs
 EXTERNAL_BYTES = 1_800_000_000  # larger weights go into a file of their own: protobuf holds 2 GB
 
 
 def check_exportable(plan: QuantPlan) -> None:
     """Raises ValueError, naming sites and a remedy, if ONNX has no integers of a grid's width."""
-    if plan.transforms:
-        sites = ", ".join(item.site for item in plan.transforms[:3])
-        raise ValueError(f"ONNX files have no change of basis: transform=none, or not at {sites}")
-    grouped = [weight.parameter for weight in plan.weights if weight.group is not None]
-    if grouped:
-        raise ValueError(f"ONNX files have no ranges for groups of inputs, as {grouped[0]} has")
     for item in plan.activations:
-        if item.split is not None or item.grid.per_token or item.group_bits:
-            what = item.split or (item.grid if item.grid.per_token else "bits of its own for each group")
+        if item.split is not None or item.group_bits:
+            what = item.split or "bits of its own for each group"
             raise ValueError(f"ONNX files have no such quantizer as {item.site} has: {what}")
-    unsupported = [item for item in plan.activations if item.grid.bits not in (8, FLOAT_BITS)]
+    for weight in plan.weights:
+        if weight.wide:
+            raise ValueError(f"ONNX files have no columns in FP16, as {weight.parameter} has: split=none")
+    unsupported = [item for item in plan.activations if not _has_integers(item)]
     if unsupported:
         names = ", ".join(f"{item.site} ({item.grid})" for item in unsupported[:3]) + (
             ", ..." if len(unsupported) > 3 else ""
@@ -48,6 +49,13 @@ def check_exportable(plan: QuantPlan) -> None:
             f"activations: use bits.activations=8, or keep them in 16 bits: "
             f"bits.rules=[{{match: '{unsupported[0].site}', bits: fp16}}]"
         )
+
+
+def _has_integers(item: ActivationQuant) -> bool:
+    """Whether a site's grid is a byte's, stays in float, or is computed for every token in up to a byte."""
+    grid = item.grid
+    static = grid.in_bytes and grid.bits == BYTE_BITS
+    return static or grid.bits == FLOAT_BITS or (grid.per_token and grid.bits <= BYTE_BITS)
 
 
 def export_onnx(
@@ -80,6 +88,7 @@ def export_onnx(
             dynamo=True,
             dynamic_shapes=dynamic,
             output_names=["logits"],
+            opset_version=OPSET_OF_GROUPS if any(weight.group for weight in plan.weights) else OPSET,
             verbose=False,
         )
     assert program is not None
@@ -99,9 +108,10 @@ def _give_weights_their_own_zero_points(graph: ir.Graph) -> None:
     import onnx_ir as ir
 
     for number, node in enumerate(graph):
-        if node.op_type != "DequantizeLinear":
+        if node.op_type not in ZERO_POINTS:
             continue
-        quantized, _, shared = node.inputs
+        of_weight, of_zero_point = ZERO_POINTS[node.op_type]
+        quantized, shared = node.inputs[of_weight], node.inputs[of_zero_point]
         assert quantized is not None and shared is not None
         if quantized.name in graph.initializers:
             own = ir.Value(
@@ -111,7 +121,7 @@ def _give_weights_their_own_zero_points(graph: ir.Graph) -> None:
                 const_value=shared.const_value,
             )
             graph.register_initializer(own)
-            node.replace_input_with(2, own)
+            node.replace_input_with(of_zero_point, own)
 
 
 def traced_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,9 +29,11 @@ INTEGER = (
     "QAttention",
 )
 FLOATING = ("MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention")
-WEIGHT_INPUT = {"QLinearMatMul": 3, "QGemm": 3}  # index of the weight; 1 for all others
+WEIGHT_INPUTS = {"QLinearMatMul": (3,), "QGemm": (3,), "MatMul": (0, 1)}  # where a weight may be; else at 1
 ERRORS_ONLY = 3  # log level
-EXACT = ("session.x64quantprecision", "1")  # without VNNI: slower kernels that do not saturate
+# Without VNNI: slower kernels that do not saturate. And inputs in FP32, where a product of floats with a
+# stored weight becomes a MatMulNBits, whose default is to round its input to bytes.
+EXACT = {"session.x64quantprecision": "1", "session.qdq_matmulnbits_accuracy_level": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,8 @@ class OnnxRuntime(FileRuntime):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = ERRORS_ONLY
-        options.add_session_config_entry(*EXACT)
+        for name, value in EXACT.items():
+            options.add_session_config_entry(name, value)
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             options.optimized_model_filepath = str(optimized)
@@ -67,10 +70,10 @@ class OnnxRuntime(FileRuntime):
             return _Session(session, _products(optimized))
 
     def python_line(self, path: Path) -> str:
-        """With the setting that keeps integer products exact on processors without VNNI."""
+        """With the settings that keep products exact."""
+        exact = "; ".join(f"options.add_session_config_entry{entry}" for entry in EXACT.items())
         return (
-            f"import onnxruntime as ort; options = ort.SessionOptions(); "
-            f"options.add_session_config_entry{EXACT}; "
+            f"import onnxruntime as ort; options = ort.SessionOptions(); {exact}; "
             f"session = ort.InferenceSession({str(path)!r}, options, providers=[{PROVIDERS[self.device]!r}])"
         )
 
@@ -94,7 +97,8 @@ def _products(optimized: Path) -> ProductCounts:
     graph = onnx.load(str(optimized), load_external_data=False).graph
     weights = stored_values(graph)
     products = (node for node in graph.node if node.op_type in {*INTEGER, *FLOATING})
-    return count_products(
-        ((node.op_type, node.input[WEIGHT_INPUT.get(node.op_type, 1)] in weights) for node in products),
-        INTEGER,
+    kernels = (
+        (node.op_type, any(node.input[at] in weights for at in WEIGHT_INPUTS.get(node.op_type, (1,))))
+        for node in products
     )
+    return count_products(kernels, INTEGER)

@@ -117,8 +117,8 @@ def check_onnx(path: Path) -> None:
 def planned_products(path: Path) -> int:
     """Returns how many of a file's products with weights a runtime can run in integers.
 
-    These are the products whose operands both come from a DequantizeLinear. Operators of :data:`LAYOUT` may
-    stand between.
+    These are the products whose operands both come from a DequantizeLinear, and products of integers as they
+    stand. Operators of :data:`LAYOUT` may stand between.
     """
     import onnx
 
@@ -127,6 +127,8 @@ def planned_products(path: Path) -> int:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" or (node.op_type in LAYOUT and node.input[0] in dequantized):
             dequantized.update(node.output)
+        if node.op_type == "MatMulInteger":
+            planned += 1
         if node.op_type in ("MatMul", "Gemm"):
             planned += set(node.input[:2]) <= dequantized and node.input[1] in weights
     return planned

@@ -239,7 +239,6 @@ def test_bad_splits(split: SplitMethod, method: Method, bits: Bits, message: str
 @pytest.mark.parametrize(
     "split, method, message",
     [
-        (NONE, Dynamic(), "no such quantizer as 0.attn.in has: int8 asymmetric per token"),
         (LlmInt8(sites=("0.ffn.in",)), Uniform(), "as 0.ffn.in has: columns from 6 in fp16"),
         (TopChannels(k=2, sites=("0.ffn.in",)), Uniform(), "as 0.ffn.in has: 2 columns in fp16"),
         (NONE, Grouped(k=4, allocate_bits=True), "as 0.attn.in has: bits of its own for each group"),
