@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -269,3 +270,13 @@ def test_what_is_left_out_of_keys_is_what_lies_above_a_trial() -> None:
         module for module in reached("quantlab.trial.trial") if folder(module) in above | {"cli", "training"}
     }
     assert left_out == {"quantlab.cli.progress"}
+
+
+def test_a_wheel_has_every_folder() -> None:
+    listed = tomllib.loads((CODE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {
+        ".".join(file.parent.relative_to(CODE.parent).parts)
+        for top in (CODE, CODE.parent / "hydra_plugins")
+        for file in top.rglob("*.py")
+    }
+    assert set(listed) == folders | {"quantlab.conf", "quantlab.sweeps"}

@@ -23,6 +23,7 @@ from quantlab.network.sites import Site
 from quantlab.network.taps import ModuleOutput, Scores, tapped
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sketch import Sketch
+from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Batch
 from quantlab.trial.planning import make_plan, plan_of_weights
 
@@ -118,7 +119,7 @@ def as_run(through: str, batches: list[Batch]) -> dict[str, Sketch]:
     """What a trial with this ``through`` calibrates with, of a tiny BERT."""
     model, settings = tiny_model(), MinMax(through=through)
     config = settings_of(method=METHOD, bits=BITS, calibration=settings)
-    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
+    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches, observed=Memo())
     return plan_of_weights(config, material, sites_of(model), {})[1]  # type: ignore[arg-type, return-value]
 
 
@@ -182,7 +183,7 @@ def test_the_number_of_threads_changes_no_bit(through: str) -> None:
     threads."""
     model, batches = tiny_model(), [padded((length,), seed=length) for length in (9, 9, 5, 9, 9)]
     config = settings_of(method=METHOD, bits=BITS, calibration=RunningMinMax(through=through))
-    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
+    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches, observed=Memo())
     sites, before, found = sites_of(model), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 4):

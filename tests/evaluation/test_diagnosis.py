@@ -20,6 +20,7 @@ from quantlab.methods.peg import Peg
 from quantlab.methods.uniform import Fp32, Uniform
 from quantlab.plan.plan import QuantPlan
 from quantlab.quant.sqnr import energy, ratio_db, sqnr_db
+from quantlab.storage.memo import Memo
 from quantlab.trial.planning import diagnose, make_plan
 
 BATCHES = [padded(), padded((3, 7, 5), seed=1)]
@@ -184,7 +185,7 @@ def test_sites_are_looked_at_in_the_network_that_their_ranges_were_seen_in(case:
     method, through, name = NETWORKS[case]
     model, bits, calibration = tiny_model(), Bits(weights=4, activations=4), MinMax(through=through)
     settings = settings_of(method=method, bits=bits, calibration=calibration)
-    material = SimpleNamespace(model=model, calibration_batches=lambda _: BATCHES)
+    material = SimpleNamespace(model=model, calibration_batches=lambda _: BATCHES, observed=Memo())
     sites = sites_of(model)
     plan, sketches = make_plan(settings, material, sites, observe(model, sites, BATCHES))  # type: ignore[arg-type]
     table = diagnose(settings, material, sites, plan, sketches).set_index("name")  # type: ignore[arg-type]

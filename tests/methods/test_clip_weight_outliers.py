@@ -20,6 +20,7 @@ from quantlab.methods.method import plan_weights
 from quantlab.methods.per_site import PerSite
 from quantlab.methods.uniform import Uniform
 from quantlab.plan.plan import QuantPlan
+from quantlab.storage.memo import Memo
 from quantlab.trial.planning import make_plan
 
 PLANTED = {
@@ -121,7 +122,7 @@ def test_activations_are_calibrated_in_the_clipped_network(through: str) -> None
     settings = settings_of(
         method=ClipWeightOutliers(sigmas=6), bits=Bits(), calibration=MinMax(through=through)
     )
-    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches)
+    material = SimpleNamespace(model=model, calibration_batches=lambda _: batches, observed=Memo())
     _, sketches = make_plan(settings, material, sites, observe(model, sites, batches))  # type: ignore[arg-type]
     plan = QuantPlan(edits=settings.method.edits(model, settings.bits))
     if through != "fp32":
