@@ -1,5 +1,6 @@
 """``quantlab list methods``: each choice of a slot with a sentence and its file; sweeps; a model's sites."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,8 +41,8 @@ def sentence(path: Path) -> str:
             break
         comment.append(line.removeprefix("#").strip())
     text = " ".join(comment)
-    ends = [text.find(f"{mark} ") for mark in ".?" if f"{mark} " in text]
-    return text[: min(ends) + 1] if ends else text
+    end = re.search(r"(?<!\bal)[.?](?= )", text)  # "et al." ends no sentence
+    return text[: end.end()] if end else text
 
 
 def _slots() -> list[str]:

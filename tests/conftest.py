@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -28,6 +29,10 @@ from transformers import (
 from quantlab.engines.kernel_choice import arithmetic
 from quantlab.network.checkpoint import quiet
 from quantlab.profiling import timing
+
+# A slow machine is no failure, and what one run drew does not change the next.
+settings.register_profile("any machine", deadline=None, database=None)
+settings.load_profile("any machine")
 
 pytest_plugins = ["servers", "searches", "processes"]
 

@@ -18,6 +18,7 @@ from quantlab.network.compatibility import check_fit, check_head, processor_tags
 from quantlab.network.labels import label_columns
 from quantlab.network.processors import Processor, read_processor
 from quantlab.storage.files import cache_dir, digest
+from quantlab.tasks.heads import TOKENS
 from quantlab.tasks.task import Splits, Task
 
 if TYPE_CHECKING:
@@ -213,7 +214,12 @@ class FineTuned(ModelSpec):
 
     def target(self, task: Task, splits: Splits, base: Path) -> Path:
         """Its folder in the cache, named by all that decides its weights; ``base`` is the encoder's
-        folder."""
+        folder. Raises ValueError for a task of next tokens, which nothing here learns."""
+        if task.head == TOKENS:
+            raise ValueError(
+                f"task {task.name} asks for next tokens: a decoder answers it as it is, with model=hf or "
+                "smollm2"
+            )
         content = (checkpoint_files.fingerprint(base), splits.train.fingerprint, *task.classes(splits))
         settings = (repr(sorted(asdict(self.recipe).items())), str(task.max_length))
         return cache_dir() / "finetuned" / f"{self.name}-{task.name}-{digest([*content, *settings])[:16]}"

@@ -31,7 +31,10 @@ class TopChannels(OperandSplit):
         freeze(self)
         one_of("split.bits", self.bits, (8, 16))
         if (self.k is None) == (self.share is None):
-            raise ValueError(f"split.k or split.share says how many: got k={self.k} and share={self.share}")
+            raise ValueError(
+                f"split.k or split.share says how many, and the other is null: got k={self.k} and "
+                f"share={self.share}"
+            )
         if self.k is not None:
             whole("split.k", self.k, 0)
         else:

@@ -23,8 +23,8 @@ from quantlab.network.compatibility import check_fit, check_token_types
 from quantlab.network.models import FineTuned, ModelSpec
 from quantlab.network.processors import Processor, read_processor
 from quantlab.storage.files import whole_folder
-from quantlab.tasks.batching import Tokenized, by_length
-from quantlab.tasks.heads import CLASSES, TOKENS, has_head
+from quantlab.tasks.batching import Encoded, Tokenized, by_length
+from quantlab.tasks.heads import CLASSES, has_head
 from quantlab.tasks.scores import compute, mean_loss
 from quantlab.tasks.task import Splits, Task
 from quantlab.training.recipe import train
@@ -69,6 +69,7 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
     processor, skeleton = read_processor(base, task.head), skeleton_of(config, task.head)
     check_fit(skeleton, processor, task, base)
     rows = data.train.encode(processor, task.max_length)
+    answered = data.evaluation.encode(processor, task.max_length)  # unreadable rows end it here
     if isinstance(rows, Tokenized):
         check_token_types(rows, skeleton, base)
     with torch.random.fork_rng(
@@ -80,7 +81,7 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
             model.config.pad_token_id = processor.pad_token_id
         model.to(device)  # type: ignore[arg-type]
         train(model, processor, rows, spec.recipe)
-    logits = evaluation_logits(model, processor, task, data)
+    logits = evaluation_logits(model, processor, answered, len(task.classes(data)) or 1)
     require_learnt(task.classes(data), logits, data.evaluation.labels)
     with checkpoint.quiet():
         model.save_pretrained(folder)
@@ -106,21 +107,19 @@ def with_head(base: Path, task: Task, data: Splits) -> PreTrainedModel:
 
 
 def require_trainable(config: PretrainedConfig, task: Task, base: Path) -> None:
-    """Raises ValueError if a task has no classes to learn, or the architecture no head for them."""
-    if task.head == TOKENS:
-        raise ValueError(
-            f"task {task.name} asks for next tokens: a decoder answers it as it is, with model=hf or smollm2"
-        )
+    """Raises ValueError if the architecture has no head for what the task asks for."""
     if not has_head(config, task.head):
         raise ValueError(
             f"{base}: {config.model_type} cannot learn {task.head}, which task {task.name} asks for"
         )
 
 
-def evaluation_logits(model: PreTrainedModel, processor: Processor, task: Task, data: Splits) -> np.ndarray:
-    """Logits of shape (N, classes) for the evaluation split, in FP32."""
-    batches = by_length(data.evaluation.encode(processor, task.max_length), processor, EVALUATION_BATCH)
-    return predict(model, batches, range(len(task.classes(data)) or 1), "evaluating").logits
+def evaluation_logits(
+    model: PreTrainedModel, processor: Processor, rows: Encoded, columns: int
+) -> np.ndarray:
+    """Logits of shape (N, columns) for the rows, in FP32."""
+    batches = by_length(rows, processor, EVALUATION_BATCH)
+    return predict(model, batches, range(columns), "evaluating").logits
 
 
 def require_learnt(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> None:

@@ -252,7 +252,11 @@ def test_onnx_has_none_of_them(split: SplitMethod, method: Method, message: str)
 @pytest.mark.parametrize(
     "kind, fields, message",
     [
-        (TopChannels, {}, "split.k or split.share says how many: got k=None and share=None"),
+        (
+            TopChannels,
+            {},
+            "split.k or split.share says how many, and the other is null: got k=None and share=None",
+        ),
         (TopChannels, {"k": 1, "share": 0.1}, "got k=1 and share=0.1"),
         (TopChannels, {"k": -1}, "split.k must be a whole number of at least 0, got -1"),
         (TopChannels, {"k": 1, "bits": 4}, "split.bits must be one of 8, 16; got 4"),
