@@ -22,6 +22,7 @@ from quantlab.tasks.images import ImageClassification
 from quantlab.tasks.perplexity import Perplexity
 from quantlab.tasks.task import Task
 from quantlab.tasks.text import TextClassification
+from quantlab.training import finetuning
 from quantlab.training.finetuning import FineTuning
 
 RECIPE = Recipe(epochs=4, batch_size=8, learning_rate=1e-2, bf16=False)
@@ -85,6 +86,14 @@ def test_what_is_trained_is_read_back_and_answers_as_it_did(
     assert loaded.tags["label_order"] == "matched" and (answers == rows.labels).all()
     if family == "gpt2":
         assert isinstance(loaded.model.transformer.h[0].mlp.c_fc, nn.Linear)
+
+
+def test_a_broken_picture_is_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = pictures(tmp_path / "data")
+    (tmp_path / "data" / "test" / "dark" / "0.png").write_bytes(b"no picture")
+    monkeypatch.setattr(finetuning, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="the picture cannot be read"):
+        FineTuning(model=spec_of(vit_folder(tmp_path / "base", 2)), task=task).run(Console(quiet=True))
 
 
 def test_next_tokens_are_not_trained(tmp_path: Path) -> None:

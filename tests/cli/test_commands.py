@@ -89,6 +89,7 @@ def test_bash_completes(
 def test_everything_to_choose_is_listed_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for path in [*Path(CONF).glob("*/*.yaml"), *sweep_files("sweep"), *sweep_files("search")]:
         assert list.sentence(path) or path.stem == "base", path
+        assert not list.sentence(path).endswith("al."), path  # "et al." ends no sentence
     assert list.main(["methods"]) == 0
     assert "Per-embedding-group quantization" in capsys.readouterr().out
     assert list.main(["metods"]) == 1
