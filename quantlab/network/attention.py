@@ -89,15 +89,9 @@ def attention(
     are asked for without a mask, and for arguments that would change attention and are not implemented, as
     sinks.
     """
-    unknown = [name for name, value in others.items() if name not in NO_ATTENTION and not _is_off(value)]
-    if attention_mask is None and query.shape[2] > 1:
-        asked = {"sliding_window": sliding_window, "is_causal": is_causal}
-        unknown += [f"{name} without a mask" for name, value in asked.items() if not _is_off(value)]
-    if unknown:
-        raise ValueError(
-            f"{type(module).__name__} passes {', '.join(sorted(unknown))} to its attention, which quantlab's "
-            "attention does not implement: the network's answers would be wrong"
-        )
+    asked = {"sliding_window": sliding_window, "is_causal": is_causal}
+    unmasked = asked if attention_mask is None and query.shape[2] > 1 else {}
+    _refuse_unknown(module, others, unmasked)
     taps: Mapping[str, TensorFunction] = getattr(module, TAPS, {})
     query, key, value = (
         _by_token(taps[at], x) if at in taps else x
@@ -122,6 +116,18 @@ def attention(
         probs = taps["probs"](probs)
     dropped = nn.functional.dropout(probs, p=dropout, training=module.training)
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probs
+
+
+def _refuse_unknown(module: nn.Module, others: Mapping[str, Any], unmasked: Mapping[str, Any]) -> None:
+    """Raises ValueError for arguments that are not implemented; ``unmasked`` are so where no mask bears
+    them."""
+    unknown = [name for name, value in others.items() if name not in NO_ATTENTION and not _is_off(value)]
+    unknown += [f"{name} without a mask" for name, value in unmasked.items() if not _is_off(value)]
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} passes {', '.join(sorted(unknown))} to its attention, which quantlab's "
+            "attention does not implement: the network's answers would be wrong"
+        )
 
 
 def _is_off(value: Any) -> bool:

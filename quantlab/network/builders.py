@@ -128,19 +128,18 @@ def post_norm(
         layers=layers,
         embed=embed,
         layer=layer,
-        heads=tuple(
-            {
-                "head.in": Taps(read_at=ModuleInput(dense)),
-                "head.mid": one_tap(ModuleInput(name)),
-                "head.out": Taps(made_at=ModuleOutput(name)),
-            }
-            if dense
-            else _head(name, None, pooled=True)
-            for name in heads
-        ),
+        heads=tuple(_dense_head(dense, name) if dense else _head(name, None, pooled=True) for name in heads),
         feed_forward=FeedForward(up, activation, down) if activation else None,
         unreachable=unreachable or {},
     )
+
+
+def _dense_head(dense: str, name: str) -> dict[str, Taps]:
+    return {
+        "head.in": Taps(read_at=ModuleInput(dense)),
+        "head.mid": one_tap(ModuleInput(name)),
+        "head.out": Taps(made_at=ModuleOutput(name)),
+    }
 
 
 def embeddings(norm: str) -> Mapping[str, Taps]:

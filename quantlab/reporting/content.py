@@ -12,9 +12,10 @@ from quantlab.evaluation.significance import verdict
 from quantlab.reporting import anchors
 from quantlab.reporting.causes import errors
 from quantlab.reporting.comparing import ComparedTrial, PairMatrix, compared_trials, pair_matrix, repeats
-from quantlab.reporting.figures import against_axes, pareto
+from quantlab.reporting.figures import against_axes
 from quantlab.reporting.outlier_analysis import Analysis
 from quantlab.reporting.outlying import outliers
+from quantlab.reporting.pareto import pareto
 from quantlab.reporting.recommendation import recommend
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot

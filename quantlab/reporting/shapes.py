@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from quantlab.results.plots import COLOURS
+from quantlab.results.scale import Scale
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 Trace = dict[str, Any]
@@ -118,3 +119,8 @@ def heat(table: pd.DataFrame, title: str, hover: str, symmetric: bool = False) -
         "hovertemplate": f"{hover}<extra></extra>",
         **(scale if symmetric else {"colorscale": "Cividis"}),
     }
+
+
+def score_hover(scale: Scale) -> str:
+    """What a point says of itself: its trial, its score and the interval."""
+    return f"<b>%{{text}}</b><br>%{{y:.2f}}{scale.unit} (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})"

@@ -16,7 +16,8 @@ from quantlab.reporting.content import page_content
 from quantlab.reporting.options import MAX_DROP
 from quantlab.reporting.outlier_analysis import Analysis, analysis_of
 from quantlab.reporting.page import render
-from quantlab.reporting.plain_content import is_search, search_content, side_by_side_content
+from quantlab.reporting.plain_content import side_by_side_content
+from quantlab.reporting.search_content import is_search, search_content
 from quantlab.reporting.sources import studies_from_folders
 from quantlab.reporting.trial_table import columns, frame
 from quantlab.results.reading import Study

@@ -14,9 +14,9 @@ from scipy import stats
 from quantlab.report import main
 from quantlab.reporting.comparing import compared_trials, pair_matrix, repeats
 from quantlab.reporting.content import page_content
-from quantlab.reporting.figures import front, pareto
 from quantlab.reporting.outlier_analysis import analysis_of
 from quantlab.reporting.page import render
+from quantlab.reporting.pareto import front, pareto
 from quantlab.reporting.plain_content import side_by_side_content
 from quantlab.reporting.recommendation import recommend
 from quantlab.reporting.sources import from_folders, studies_from_folders
