@@ -58,8 +58,7 @@ class KernelCheck:
 
 
 def product_of(weight: IntegerWeight) -> Product:
-    """A weight prepared for the chosen kernel. Raises ValueError with :func:`why_no_kernel` if there is
-    none."""
+    """A weight prepared for the chosen kernel. Raises ValueError that says why if there is none."""
     kind = chosen_kernel(_is_symmetric(weight), weight.scale.device)
     if kind is None:
         raise ValueError(why_no_kernel(weight))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
-from quantlab.evaluation.clustered import ClusteredMean, t_of
+from quantlab.evaluation.clustered import ClusteredMean, ratio_of_sums, t_of
 from quantlab.tasks.scores import SCORES
 
 ALPHA, POWER = 0.05, 0.8
@@ -53,13 +53,20 @@ def one_hot(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return rows
 
 
-def estimate_right(before: np.ndarray, after: np.ndarray, detectable: float) -> Estimate:
-    """Estimates the difference in the share of right units, of paired booleans, (N,).
+def estimate_right(
+    before: np.ndarray, after: np.ndarray, detectable: float, clusters: np.ndarray | None = None
+) -> Estimate:
+    """Estimates the difference in the share of right units, of paired booleans, (N,); over clusters (N,) if
+    there are some.
 
-    Its ``sd`` is at least that of a model that loses a share of ``detectable`` of the answers and wins none.
+    Without clusters its ``sd`` is at least that of a model that loses a share of ``detectable`` of the answers
+    and wins none.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
+    if clusters is not None:
+        mean = ratio_of_sums(after.astype(float) - before, np.ones(len(after)), clusters)
+        return estimate_over_clusters(mean, len(after))
     table = [
         [np.sum(before & after), np.sum(before & ~after)],
         [np.sum(~before & after), np.sum(~before & ~after)],

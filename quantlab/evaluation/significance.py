@@ -109,11 +109,8 @@ def compare(
         estimate = estimate_over_clusters(log_ratio(metric, other, logits, clusters), len(labels))
     elif right is None or other_right is None:
         estimate = estimate_by_resampling(metric, other, logits, labels, resamples)
-    elif clusters is None:
-        estimate = estimate_right(other_right, right, detectable)
     else:
-        mean = ratio_of_sums(right.astype(float) - other_right, np.ones(len(right)), clusters)
-        estimate = estimate_over_clusters(mean, len(labels))
+        estimate = estimate_right(other_right, right, detectable, clusters)
     p, low, high = _corrected(estimate, tests)
     if score.relative:  # of the logarithm of the ratio, where more is worse
         low, high = -math.expm1(high), -math.expm1(low)

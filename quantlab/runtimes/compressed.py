@@ -22,7 +22,7 @@ from quantlab.network.sites import Site
 from quantlab.plan.fit import check_fits
 from quantlab.plan.plan import QuantPlan
 from quantlab.plan.quantizers import ActivationQuant, WeightQuant
-from quantlab.quant.grid import BYTE_BITS
+from quantlab.quant.grid import BYTE_BITS, Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -203,11 +203,11 @@ def packed(integers: Tensor, bits: int) -> Tensor:
     return torch.where(words >= 1 << WORD - 1, words - (1 << WORD), words).to(torch.int32)
 
 
-def _half(grid: Any) -> int:
+def _half(grid: Grid) -> int:
     return 1 << grid.bits - 1 if grid.unsigned else 0
 
 
-def _arguments(grid: Any, strategy: str, dynamic: bool, group: int | None) -> dict[str, Any]:
+def _arguments(grid: Grid, strategy: str, dynamic: bool, group: int | None) -> dict[str, Any]:
     return {
         "num_bits": grid.bits,
         "type": "int",
