@@ -59,8 +59,8 @@ def estimate_right(
     """Estimates the difference in the share of right units, of paired booleans, (N,); over clusters (N,) if
     there are some.
 
-    Without clusters its ``sd`` is at least that of a model that loses a share of ``detectable`` of the answers
-    and wins none.
+    Without clusters its ``sd`` is at least that of a model that loses a share of ``detectable`` of the
+    answers and wins none.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
