@@ -122,7 +122,7 @@ def export(
     runtime.check()
     memo, plan = Memo(), other or trial.plan
     checkpoint = _checkpoint(trial, config, memo)
-    material = load_material(config.model, config.task, config.evaluation, memo)
+    material = load_material(config.trained, config.task, config.evaluation, memo)
     notes = _notes(trial, plan, checkpoint)
     with whole_folder(target) as scratch:
         scratch.chmod(READABLE)
@@ -156,7 +156,7 @@ def export_compressed(
     checkpoint = _checkpoint(trial, config, memo)
     if checkpoint.head != TOKENS:
         raise ValueError(f"{COMPRESSED} is for decoders: the trial's checkpoint answers {checkpoint.head}")
-    material = load_material(config.model, config.task, config.evaluation, memo)
+    material = load_material(config.trained, config.task, config.evaluation, memo)
     with whole_folder(target) as scratch:
         scratch.chmod(READABLE)
         schemes = write_compressed(material.model, plan, scratch)
@@ -184,7 +184,7 @@ def _check_free(target: Path) -> None:
 
 def _checkpoint(trial: SavedTrial, config: TrialConfig, memo: Memo) -> ResolvedCheckpoint:
     """The checkpoint that the trial ran on. Raises ValueError if it is another one by now."""
-    checkpoint = resolve_checkpoint(config.model, config.task, memo)
+    checkpoint = resolve_checkpoint(config.trained, config.task, memo)
     if checkpoint.fingerprint != trial.tags["checkpoint_fingerprint"]:
         raise ValueError(
             f"{checkpoint.tags['checkpoint']} is not the checkpoint that the trial ran on: its fingerprint "

@@ -62,10 +62,10 @@ def analyse_outliers(config: OutliersConfig, root: Path, command: str, memo: Mem
     check_basis(config)
     checked_space(config, memo)
     check_clipping(config, memo)
-    rows = select_rows(config.model, config.task, config.evaluation, memo)
+    rows = select_rows(config.trained, config.task, config.evaluation, memo)
     check_rows(config, len(rows.train))
     fingerprints = {
-        "checkpoint_fingerprint": resolve_checkpoint(config.model, config.task, memo).fingerprint,
+        "checkpoint_fingerprint": resolve_checkpoint(config.trained, config.task, memo).fingerprint,
         "data_fingerprint": rows.fingerprint,
     }
     asked = digest(
@@ -126,7 +126,7 @@ def check_rows(config: OutliersConfig, train: int) -> None:
 def _tables(config: OutliersConfig, memo: Memo) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields each table with its name as soon as it is computed."""
     material = _material(config, memo)
-    key = (config.model, config.task, config.evaluation, *config.calibration.observation_key)
+    key = (config.trained, config.task, config.evaluation, *config.calibration.observation_key)
     sketches = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))
     batches, calibration = material.calibration_batches(config.calibration), config.calibration
     tokens, stability = token_table(material, batches, sketches)
@@ -173,7 +173,7 @@ def _params(config: OutliersConfig) -> dict[str, Any]:
 
 
 def _material(config: OutliersConfig, memo: Memo) -> Material:
-    return load_material(config.model, config.task, config.evaluation, memo)
+    return load_material(config.trained, config.task, config.evaluation, memo)
 
 
 def _column(config: OutliersConfig) -> str:

@@ -87,7 +87,7 @@ def fibonacci(most: int) -> Iterator[int]:
 
 def check_clipping(config: OutliersConfig, memo: Memo) -> None:
     """Raises ValueError if no weight matrix has a grid, whose range is what clips. Reads no weights."""
-    skeleton = resolve_checkpoint(config.model, config.task, memo).skeleton
+    skeleton = resolve_checkpoint(config.trained, config.task, memo).skeleton
     linears = {
         name: module for name, module in weighted_modules(skeleton).items() if isinstance(module, nn.Linear)
     }
@@ -136,7 +136,7 @@ def _fp32_clipped(
     config: OutliersConfig, method: ClipWeightOutliers, memo: Memo, result: TrialResult
 ) -> tuple[float, int]:
     """The clipped network's metric in FP32, and the number of weights in its Linears."""
-    material = load_material(config.model, config.task, config.evaluation, memo)
+    material = load_material(config.trained, config.task, config.evaluation, memo)
     edits = method.edits(material.model, config.bits)
     with edited_weights(material.model, QuantPlan(edits=edits)):
         logits = material.predict("FP32, clipped").logits

@@ -33,6 +33,7 @@ OTHER_WEIGHTS = (  # suffixes that are not read, for the error message
 DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"  # transformers prefers these to all others
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 NAMED = 5  # at most so many names in a message
+LEARNED = "quantlab_plan"  # a folder: the plan that the checkpoint was trained through
 ORIGIN = "origin.json"  # beside a converted checkpoint: {"weights": what they were made from}
 VOCABULARIES = (
     "tokenizer.json",
@@ -108,8 +109,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all files that are read: config, weights and processor."""
+    """SHA-256 over the names and bytes of all files that are read: config, weights, processor, learned
+    plan."""
     files = [folder / CONFIG, *weight_files(folder), *files_matching(folder, (*TOKENIZER, PREPROCESSOR))]
+    files += sorted((folder / LEARNED).glob("*"))
     return digest(part for path in files for part in (path.name, file_digest(path)))
 
 

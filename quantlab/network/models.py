@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from quantlab.config.checks import at_least, folder_name, one_of, whole
@@ -18,6 +19,7 @@ from quantlab.network.compatibility import check_fit, check_head, processor_tags
 from quantlab.network.labels import label_columns
 from quantlab.network.processors import Processor, read_processor
 from quantlab.storage.files import cache_dir, digest
+from quantlab.tasks.examples import Examples
 from quantlab.tasks.heads import TOKENS
 from quantlab.tasks.task import Splits, Task
 
@@ -164,7 +166,7 @@ class Embedded(ModelSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a classifier is trained: AdamW with linear warm-up, then linear decay to zero."""
+    """How a network is trained: AdamW with linear warm-up, then linear decay to zero."""
 
     epochs: int = 1
     learning_rate: float = 2e-4  # after warm-up
@@ -172,11 +174,16 @@ class Recipe:
     warmup_fraction: float = 0.1  # of all steps
     weight_decay: float = 0.01
     seed: int = 0
-    bf16: bool = True  # autocast if the hardware has it; weights and optimizer stay FP32
+    bf16: bool | str = "auto"  # autocast; auto: if the hardware has it. Weights and optimizer stay FP32
+    rows: int | None = None  # of the training split, drawn with the seed; None: all
+    accumulation: int = 1  # batches whose mean gradient makes a step
+    dropout: bool = True  # as the checkpoint's config has it
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulation"):
             whole(name, getattr(self, name), 1)
+        if self.rows is not None:
+            whole("rows", self.rows, 1)
         whole("seed", self.seed, 0)
         for name in ("learning_rate", "warmup_fraction", "weight_decay"):
             at_least(name, getattr(self, name), 0)
@@ -184,7 +191,16 @@ class Recipe:
             raise ValueError("learning_rate must be above 0, got 0")
         if self.warmup_fraction > 1:
             raise ValueError(f"warmup_fraction must be at most 1, got {self.warmup_fraction}")
-        one_of("bf16", self.bf16, (True, False))
+        one_of("bf16", self.bf16, ("auto", True, False))
+        one_of("dropout", self.dropout, (True, False))
+
+    def examples(self, train: Examples) -> Examples:
+        """The rows that are trained on. Raises ValueError if there are fewer than ``rows``."""
+        if self.rows is None:
+            return train
+        if self.rows > len(train):
+            raise ValueError(f"recipe.rows is {self.rows:,}, but the training split has {len(train):,} rows")
+        return train.take(np.random.default_rng(self.seed).permutation(len(train))[: self.rows])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ class ResidualSum(Tap):
     def attach(self, model: PreTrainedModel, function: TensorFunction) -> AbstractContextManager[None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0]
-            y = function(x)
+            y = function(x.clone() if torch.is_grad_enabled() else x)  # the gradient of y may need x
             if y is not x:
                 x.copy_(y)
 

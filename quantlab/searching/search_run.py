@@ -91,11 +91,11 @@ def open_checked_study(config: SearchConfig, folder: Path, memo: Memo) -> Study:
     """
     _require_two_databases(config, folder)
     _, space = checked_space(config, memo)
-    rows = select_rows(config.model, config.task, config.evaluation, memo)
+    rows = select_rows(config.trained, config.task, config.evaluation, memo)
     held_out = config.evaluation.held_out(rows.evaluation.labels, rows.evaluation.clusters)
     choosing = int((~held_out).sum())
     Budget.of(config.search, space, len(rows.evaluation), choosing, len(rows.train)).check()
-    fingerprint = resolve_checkpoint(config.model, config.task, memo).fingerprint
+    fingerprint = resolve_checkpoint(config.trained, config.task, memo).fingerprint
     shared = (fingerprint, digest([rows.fingerprint, held_out.tobytes().hex()]))
     return open_study(config.search, space, folder, _identity(config, space, *shared))
 
@@ -104,7 +104,7 @@ def _identity(config: SearchConfig, space: Space, checkpoint: str, data: str) ->
     """What the study's numbers depend on; processor and profile too with ``search.cost=latency``."""
     parts = [deciding_settings(plain_config(config.of(slots))) for slots in space.alternatives]
     trial = json.dumps(parts if space.decides_slots else parts[0], sort_keys=True, default=str)
-    surroundings = deciding_environment(config.model.torch_device())
+    surroundings = deciding_environment(config.trained.torch_device())
     timing = trial_timing_key(config) if config.search.cost == "latency" else ""
     return {
         **identity_of(config.search, space, checkpoint, data, code_digest(), trial),

@@ -211,7 +211,7 @@ def checked_space(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
 def prepared_model(config: SearchConfig, memo: Memo) -> Iterator[PreparedModel]:
     """Loads the model, quantizes its weights until the exit, and prepares all activation quantizers."""
     sites, space = checked_space(config, memo)
-    shared = (config.model, config.task, config.evaluation)
+    shared = (config.trained, config.task, config.evaluation)
     material = load_material(*shared, memo)
     key = (*shared, *config.calibration.observation_key)
     of_fp32 = memo.get("sketches", key, lambda: fp32_sketches(material, config.calibration))

@@ -86,11 +86,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file by renaming a finished one over it: a reader sees the older content or all of the new
-    one, after a power failure too."""
+    """Writes a file as :func:`whole_file` does."""
+    with whole_file(path) as scratch:
+        scratch.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A fresh path to write a file at, which is renamed over ``path`` when the block ends well: a reader sees
+    the older content or all of the new one, after a power failure too."""
     scratch = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        scratch.write_bytes(content if isinstance(content, bytes) else content.encode())
+        yield scratch
         settle([scratch])
         scratch.replace(path)
     finally:

@@ -16,6 +16,7 @@ SLOTS = {
     "split": "none",
     "rounding": "nearest",
 }  # and these, if another choice
+NAMED_SLOTS = {"training": "none", **SLOTS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,10 @@ def trial_run_name(choices: Mapping[str, str | None], overrides: Iterable[str]) 
     changed = [
         item.split(".", 1)
         for item in overrides
-        if item.split(".", 1)[0] in (*NAMING, *SLOTS) and "." in item.split("=")[0]
+        if item.split(".", 1)[0] in (*NAMING, *NAMED_SLOTS) and "." in item.split("=")[0]
     ]
-    slots = [choice for group, plain in SLOTS.items() if (choice := str(choices.get(group, plain))) != plain]
+    chosen = {group: str(choices.get(group, plain)) for group, plain in NAMED_SLOTS.items()}
+    slots = [choice for group, choice in chosen.items() if choice != NAMED_SLOTS[group]]
     return " ".join(
         [*(str(choices[group]) for group in NAMING), *slots, *(setting for _, setting in changed)]
     )

@@ -27,6 +27,7 @@ from quantlab.tasks.batching import Encoded, Tokenized, by_length
 from quantlab.tasks.heads import CLASSES, has_head
 from quantlab.tasks.scores import compute, mean_loss
 from quantlab.tasks.task import Splits, Task
+from quantlab.training.losses import loss_for
 from quantlab.training.recipe import train
 
 EVALUATION_BATCH = 64
@@ -54,21 +55,25 @@ class FineTuning:
         with whole_folder(
             target
         ) as scratch:  # made first, so that a read-only cache fails before hours of training
-            scores = finetune(self.model, self.task, data, base, scratch)
+            state = target.parent / f".{target.name}.state"
+            scores = finetune(self.model, self.task, data, base, scratch, state)
+        state.unlink(missing_ok=True)
         console.print(", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         console.print(f"stored in {target}")
         return target
 
 
-def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path) -> dict[str, float]:
+def finetune(
+    spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path, state: Path
+) -> dict[str, float]:
     """Trains ``base``, writes model, processor and recipe.json into ``folder``, returns the evaluation's
-    metrics."""
-    device = spec.torch_device()
+    metrics. A run that is killed goes on from the file ``state``."""
+    device, classes = spec.torch_device(), len(task.classes(data)) or 1
     config = checkpoint.read_config(base)
     require_trainable(config, task, base)
     processor, skeleton = read_processor(base, task.head), skeleton_of(config, task.head)
     check_fit(skeleton, processor, task, base)
-    rows = data.train.encode(processor, task.max_length)
+    rows = spec.recipe.examples(data.train).encode(processor, task.max_length)
     answered = data.evaluation.encode(processor, task.max_length)  # unreadable rows end it here
     if isinstance(rows, Tokenized):
         check_token_types(rows, skeleton, base)
@@ -80,8 +85,9 @@ def finetune(spec: FineTuned, task: Task, data: Splits, base: Path, folder: Path
         if task.head == CLASSES:  # a decoder answers at the last token that is no padding
             model.config.pad_token_id = processor.pad_token_id
         model.to(device)  # type: ignore[arg-type]
-        train(model, processor, rows, spec.recipe)
-    logits = evaluation_logits(model, processor, answered, len(task.classes(data)) or 1)
+        loss = loss_for(task.head, range(classes))
+        train(model, processor, rows, spec.recipe, loss, state=state)
+    logits = evaluation_logits(model, processor, answered, classes)
     require_learnt(task.classes(data), logits, data.evaluation.labels)
     with checkpoint.quiet():
         model.save_pretrained(folder)

@@ -1,62 +1,194 @@
-"""The training loop: AdamW, linear warm-up and decay, batches of like length, BF16 where that is fast."""
+"""The training loop: AdamW, linear warm-up and decay, batches of like length, BF16 where that is fast.
 
+A run that is killed goes on from its last saved step, and ends with the weights of one that was not.
+"""
+
+import logging
 import math
-from collections.abc import Iterator
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
+from quantlab.evaluation.answering import CONSTANT_SHARE
 from quantlab.network.models import Recipe
+from quantlab.storage.files import whole_file
 from quantlab.tasks.batching import Batch, Encoded, by_length, on_device
+from quantlab.training.losses import Loss
+from quantlab.training.training import Course
 
 POOL = 50  # batches whose rows are sorted by length together: many for little padding, few to stay random
 MAX_GRAD_NORM = 1.0
+SAVE_SECONDS = 120.0  # between two saved states
+WATCHED = 256  # answers to training rows: a classifier that gave all of these one class does not learn
+
+History = list[dict[str, float]]  # a step's loss, penalty and learning rate
+log = logging.getLogger(__name__)
 
 
-def train(model: PreTrainedModel, processor: Any, rows: Encoded, recipe: Recipe) -> None:
-    """Trains the model in place. Raises FloatingPointError if the loss becomes NaN or infinite."""
-    steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True
-    )
-    warmup = round(recipe.warmup_fraction * steps)
-    schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)  # type: ignore[no-untyped-call]
-    model.train()
+def train(
+    model: PreTrainedModel,
+    processor: Any,
+    rows: Encoded,
+    recipe: Recipe,
+    loss: Loss,
+    course: Course | None = None,
+    state: Path | None = None,
+) -> History:
+    """Trains the model in place, and returns the history of the steps.
+
+    ``state`` is the file that a run is saved in, and goes on from if it is there. Raises FloatingPointError
+    if the loss becomes NaN or infinite: the model, and the state, are those before that step. Raises
+    ValueError for BF16 where the hardware has none.
+    """
+    run = _Run(model, processor, rows, recipe, loss, course or Course(), state)
+    model.train(recipe.dropout)
     with training_progress() as bar:
-        shown = bar.add_task("fine-tuning", total=steps, loss=float("nan"), rate=recipe.learning_rate)
-        for epoch in range(recipe.epochs):
-            for batch, labels in shuffled_batches(rows, processor, recipe, epoch):
-                loss = step(model, batch, labels, recipe.bf16)
-                optimizer.step()
-                schedule.step()
-                bar.update(shown, advance=1, loss=loss, rate=schedule.get_last_lr()[0])
+        shown = bar.add_task("training", total=run.steps, loss=math.nan, rate=recipe.learning_rate)
+        for done in run:
+            last = run.history[-1]
+            bar.update(shown, completed=done, loss=last["loss"], rate=last["learning_rate"])
     model.eval()  # type: ignore[no-untyped-call]
+    return run.history
 
 
-def step(model: PreTrainedModel, batch: Batch, labels: np.ndarray, bf16: bool) -> float:
-    """Computes the batch's gradients into the model, clipped to ``MAX_GRAD_NORM``, and returns the loss."""
-    wanted = torch.from_numpy(labels).to(model.device)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and bf16_is_fast(model.device)):
-        logits = model(**on_device(batch, model.device)).logits
-    loss = loss_of(logits.float(), wanted)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss became {loss.item()}: lower the learning rate")
-    model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-    return loss.item()
+class _Run:
+    """A training under way: iterating over it yields the number of steps that are done after each one."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        rows: Encoded,
+        recipe: Recipe,
+        loss: Loss,
+        course: Course,
+        state: Path | None,
+    ) -> None:
+        self.model, self.processor, self.rows = model, processor, rows
+        self.recipe, self.loss, self.course, self.state = recipe, loss, course, state
+        self.bf16 = _bf16(recipe, model.device)
+        groups = [*parameter_groups(model, recipe.weight_decay), *course.groups]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+        self.batches = recipe.epochs * math.ceil(len(rows) / rows.most_rows(recipe.batch_size))
+        self.steps = math.ceil(self.batches / recipe.accumulation)
+        warmup = round(recipe.warmup_fraction * self.steps)
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, warmup, self.steps)  # type: ignore[no-untyped-call]
+        self.history: History = []
+        self.watched: deque[tuple[int, int]] = deque(maxlen=WATCHED)  # answer and label of the last rows
+        self.saved = time.monotonic()
+
+    def __iter__(self) -> Iterator[int]:
+        if self.state is not None and self.state.is_file():
+            self._restore(self.state)
+        done = len(self.history)
+        batches = chain.from_iterable(
+            shuffled_batches(self.rows, self.processor, self.recipe, epoch)
+            for epoch in range(self.recipe.epochs)
+        )
+        rest = islice(batches, done * self.recipe.accumulation, None)
+        warned = False
+        while some := list(islice(rest, self.recipe.accumulation)):
+            self._step(some)
+            if not warned and (answer := constant_answer(self.watched)) is not None:
+                warned = True
+                log.warning(
+                    "after %d of %d steps the last %d training rows all got class %d: a lower learning rate "
+                    "may help",
+                    len(self.history),
+                    self.steps,
+                    len(self.watched),
+                    answer,
+                )
+            if self.state is not None and time.monotonic() - self.saved > SAVE_SECONDS:
+                self.save(self.state)
+            yield len(self.history)
+
+    def _step(self, batches: Sequence[tuple[Batch, np.ndarray]]) -> None:
+        self.optimizer.zero_grad()
+        losses, penalties = zip(*(self._gradients(*each, len(batches)) for each in batches), strict=True)
+        mean = float(np.mean(losses)) + float(np.mean(penalties))
+        if not math.isfinite(mean):
+            if self.state is not None:
+                self.save(self.state)
+            raise FloatingPointError(
+                f"the loss became {mean} at step {len(self.history) + 1} of {self.steps}: lower the learning "
+                "rate"
+            )
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        if self.course.after_step:
+            with torch.no_grad():
+                self.course.after_step()
+        self.history.append(
+            {"loss": float(np.mean(losses)), "penalty": float(np.mean(penalties)), "learning_rate": rate}
+        )
+
+    def _gradients(self, batch: Batch, labels: np.ndarray, of: int) -> tuple[float, float]:
+        """Adds the gradients of one batch of ``of``; returns its loss and penalty."""
+        device = self.model.device
+        forward: Callable[..., Any] = self.course.forward or self.model
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            logits = forward(**on_device(batch, device)).logits
+        logits = logits.float()
+        loss = self.loss(logits, batch, labels)
+        penalty = self.course.penalty() if self.course.penalty else torch.zeros((), device=device)
+        if torch.isfinite(loss + penalty):
+            ((loss + penalty) / of).backward()  # type: ignore[no-untyped-call]
+        if logits.ndim == 2 and labels.dtype.kind == "i":
+            self.watched.extend(zip(logits.argmax(-1).tolist(), labels.tolist(), strict=True))
+        return loss.item(), penalty.item()
+
+    def save(self, file: Path) -> None:
+        """Writes all that the rest of the run depends on."""
+        state = {
+            "model": self.model.state_dict(),
+            "groups": [group["params"] for group in self.course.groups],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.history,
+            "watched": list(self.watched),
+            "random": torch.random.get_rng_state(),
+        }
+        if self.model.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.model.device)
+        with whole_file(file) as scratch:
+            torch.save(state, scratch)
+        self.saved = time.monotonic()
+
+    def _restore(self, file: Path) -> None:
+        state = torch.load(file, map_location=self.model.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        with torch.no_grad():
+            for group, values in zip(self.course.groups, state["groups"], strict=True):
+                for parameter, value in zip(group["params"], values, strict=True):  # type: ignore[call-overload]
+                    parameter.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.history[:] = state["history"]
+        self.watched.extend(tuple(each) for each in state["watched"])
+        torch.random.set_rng_state(state["random"].cpu())
+        if "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.model.device)
+        log.warning("training goes on after step %d of %d", len(self.history), self.steps)
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of logits (N, C) for class indices (N,); mean squared error of (N, 1) for scores."""
-    if labels.is_floating_point():
-        return functional.mse_loss(logits[:, 0], labels)
-    return functional.cross_entropy(logits, labels)
+def constant_answer(watched: Sequence[tuple[int, int]]) -> int | None:
+    """The class that nearly all of the last ``WATCHED`` answers are, where their labels are not all it."""
+    if len(watched) < WATCHED:
+        return None
+    answers, labels = (Counter(each) for each in zip(*watched, strict=True))
+    (answer, times), (_, most) = answers.most_common(1)[0], labels.most_common(1)[0]
+    return answer if times >= CONSTANT_SHARE * WATCHED > most else None
 
 
 def shuffled_batches(
@@ -64,10 +196,10 @@ def shuffled_batches(
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Yields an epoch's batches in random order, each of rows of like length, with their labels (rows,)."""
     generator = np.random.default_rng([recipe.seed, epoch])
-    order = generator.permutation(len(rows))
-    for pool in np.split(order, range(POOL * recipe.batch_size, len(order), POOL * recipe.batch_size)):
+    order, size = generator.permutation(len(rows)), rows.most_rows(recipe.batch_size)
+    for pool in np.split(order, range(POOL * size, len(order), POOL * size)):
         part = rows.take(pool)
-        batches = by_length(part, processor, recipe.batch_size)
+        batches = by_length(part, processor, size)
         for chosen in generator.permutation(len(batches)):
             yield batches[chosen], part.labels[batches[chosen].indices]
 
@@ -79,6 +211,13 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
         {"params": [each for each in parameters if each.ndim > 1], "weight_decay": weight_decay},
         {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _bf16(recipe: Recipe, device: torch.device) -> bool:
+    fast = bf16_is_fast(device)
+    if recipe.bf16 is True and not fast:
+        raise ValueError("recipe.bf16=true, but this hardware does not multiply in BF16: take auto or false")
+    return bool(recipe.bf16) and fast
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from quantlab.calibration.estimators import Calibration
 from quantlab.network.models import Recipe
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan
+from quantlab.rounding.rounding import Rounding
+from quantlab.splits.split import SplitMethod
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +30,7 @@ class Course:
     quantized by; None: whatever a trial asks for.
     """
 
-    forward: Callable[..., Tensor] | None = None
+    forward: Callable[..., Any] | None = None
     penalty: Callable[[], Tensor] | None = None
     groups: Sequence[dict[str, object]] = field(default=())
     after_step: Callable[[], None] | None = None
@@ -43,6 +46,9 @@ class Training:
 
     def check(self, skeleton: PreTrainedModel, sites: Sequence[Site]) -> None:
         """Raises ValueError if this network, with all these sites, cannot be trained so. Reads no weights."""
+
+    def check_slots(self, calibration: Calibration, split: SplitMethod, rounding: Rounding) -> None:
+        """Raises ValueError if it cannot train through a quantization with these choices."""
 
 
 @dataclass(frozen=True, kw_only=True)

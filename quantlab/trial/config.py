@@ -20,9 +20,11 @@ from quantlab.splits.split import SplitMethod
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Tokenized
 from quantlab.tasks.task import Task
+from quantlab.training.training import Training
 from quantlab.transforms.transform import Transform
 from quantlab.trial.material import encoded_rows, resolve_checkpoint, select_rows
 from quantlab.trial.result import plain_data
+from quantlab.trial.trained import trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,16 @@ class TrialConfig:
     transform: Transform = field(default_factory=Transform)
     split: SplitMethod = field(default_factory=SplitMethod)
     rounding: Rounding = field(default_factory=Rounding)
+    training: Training = field(default_factory=Training)  # makes another checkpoint of the model before
     runtime: Runtime = field(default_factory=TorchOnly)  # also answers and is timed, unless it is TorchOnly
 
     def __post_init__(self) -> None:
         one_of("engine", self.engine, ENGINES)
+
+    @property
+    def trained(self) -> ModelSpec:
+        """The model that is quantized: what the training makes of ``model``, or that itself."""
+        return trained(self.model, self.training, self)
 
 
 def plain_config(config: TrialConfig) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     """Checks that the trial can run. Returns its sites. Reads files; loads no weight.
 
     Raises ValueError or OSError if a name, glob, group count, device or folder of the config is wrong, or if
-    checkpoint, tokenizer and rows do not fit each other.
+    checkpoint, tokenizer and rows do not fit each other. A training is checked, and not begun.
     """
     config.runtime.check()
     checkpoint = resolve_checkpoint(config.model, config.task, memo)
@@ -69,6 +77,8 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
         if isinstance(rows, Tokenized):
             check_token_types(rows, skeleton, checkpoint.folder)
     sites = config.placement.select(all_sites(skeleton), family_of(skeleton).unreachable)
+    config.training.check(skeleton, all_sites(skeleton))
+    config.training.check_slots(config.calibration, config.split, config.rounding)
     config.method.check(sites)
     config.transform.check(sites)
     specs = {site.name: config.method.site_spec(site, config.bits) for site in sites}

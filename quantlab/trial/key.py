@@ -36,13 +36,13 @@ def trial_key(config: TrialConfig, memo: Memo) -> str:
     """Returns the key of a trial without running it. Reads files; loads no weight."""
     runtime = config.runtime
     packages = ("onnx", "onnxscript", runtime.package) if isinstance(runtime, FileRuntime) else ()
-    checkpoint = resolve_checkpoint(config.model, config.task, memo)
+    checkpoint = resolve_checkpoint(config.trained, config.task, memo)
     table = foreign_table(checkpoint.skeleton.config)
     return key_of(
         plain_config(config),
         checkpoint.fingerprint,
-        select_rows(config.model, config.task, config.evaluation, memo).fingerprint,
-        config.model.torch_device(),
+        select_rows(config.trained, config.task, config.evaluation, memo).fingerprint,
+        config.trained.torch_device(),
         {f"version.{package}": version(package) for package in packages}
         | ({} if table is None else {"site_table": file_digest(table)}),
     )
@@ -59,7 +59,7 @@ def trial_timing_key(config: TrialConfig) -> str:
     return digest(
         [
             repr(plain_data(config.profile)),
-            device_name(config.model.torch_device()),
+            device_name(config.trained.torch_device()),
             str(processors()),
             str(torch.get_num_threads()),
             os.environ.get("OMP_WAIT_POLICY", ""),
@@ -99,7 +99,7 @@ def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(fields, Mapping)
         else fields
         for part, fields in settings.items()
-        if part != "profile"
+        if part not in ("profile", "training")  # the checkpoint's fingerprint covers what was trained
     }
     if str(kept.get("model", {}).get("_target_", "")).startswith(OWN):
         del kept["model"]["_target_"]

@@ -22,6 +22,7 @@ from quantlab.quant.sketch import Sketch
 from quantlab.rounding.rounding import Rounding
 from quantlab.splits.split import SplitMethod
 from quantlab.transforms.transform import Transform
+from quantlab.trial.learned_plan import learned_plan
 from quantlab.trial.material import Material
 
 Sketches = Mapping[str, Sketch]
@@ -51,8 +52,12 @@ def make_plan(
 ) -> tuple[QuantPlan, Sketches]:
     """Returns the plan, and the sites' sketches that its ranges come from.
 
-    ``fp32`` are the sketches of the FP32 network, by site.
+    ``fp32`` are the sketches of the FP32 network, by site. A checkpoint that was trained through the plan of
+    these settings brings it along.
     """
+    if (learned := learned_plan(material.loaded.folder, settings, sites)) is not None:
+        based = [site for site in sites if site.name in learned.site_bases]
+        return learned, {**fp32, **_sketches_again(settings, material, based, learned, NO_SPLITS, "fp32")}
     plan, sketches, splits = plan_of_weights(settings, material, sites, fp32)
     activations = settings.method.activations(sites, sketches, settings.bits, settings.calibration, splits)
     return replace(plan, activations=activations), sketches

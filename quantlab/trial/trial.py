@@ -43,7 +43,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
     Raises ValueError or OSError if the trial cannot run, before anything is loaded where that is possible.
     """
     sites = check_trial(config, memo)
-    shared = (config.model, config.task, config.evaluation)
+    shared = (config.trained, config.task, config.evaluation)
     material = load_material(*shared, memo)
     reference = memo.get("reference", shared, lambda: fp32_predictions(material))
     seconds: dict[str, float] = {}
