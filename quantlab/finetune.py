@@ -1,4 +1,4 @@
-"""``quantlab finetune model=minilm task=docmatch``: trains a classifier once, for every later trial."""
+"""``quantlab finetune model=minilm task=docmatch training=qat``: trains once, for every later trial."""
 
 from omegaconf import DictConfig
 
@@ -15,11 +15,11 @@ def main(settings: DictConfig) -> None:
 
     from quantlab.cli.console import plain_console
     from quantlab.machine.allocator import keep_freed_memory
-    from quantlab.training.finetuning import FineTuning
+    from quantlab.sweeping.training_run import TrainingConfig
 
     keep_freed_memory()
     with compact_errors():
-        config: FineTuning = instantiate(settings)
+        config: TrainingConfig = instantiate(settings)
         config.run(plain_console())
 
 

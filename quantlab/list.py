@@ -79,7 +79,7 @@ def _sites(settings: list[str], own: Path | None) -> list[str]:
     search_path = [f"hydra.searchpath=[file://{own.absolute()}]"] if own else []
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
-            composed = compose("finetune", [*settings, *search_path])
+            composed = compose("finetune", ["tracking=off", *settings, *search_path])
         require_values(composed)
         with compact_errors():
             config = instantiate(composed)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from quantlab.cli.catalogue import register
 from quantlab.cli.conf_dir import CONF
 from quantlab.sweeping.run_config import RunConfig
-from quantlab.training.finetuning import FineTuning
+from quantlab.sweeping.training_run import TrainingConfig
 
 register()
 
@@ -99,8 +99,8 @@ def test_keys_are_written_once(group: str, option: str) -> None:
 @pytest.mark.parametrize("option", GROUPS["recipe"])
 @pytest.mark.parametrize("model", ["minilm", "bert_base"])
 def test_recipes(model: str, option: str) -> None:
-    config = composed(f"model={model}", f"recipe@model.recipe={option}", name="finetune")
-    assert isinstance(instantiate(config), FineTuning)
+    config = composed(f"model={model}", f"recipe@model.recipe={option}", "tracking=off", name="finetune")
+    assert isinstance(instantiate(config), TrainingConfig)
     assert config.model.recipe == OmegaConf.load(Path(CONF) / "recipe" / f"{option}.yaml")
 
 

@@ -3,7 +3,9 @@
 import platform
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from quantlab.results.store import finished_summary, key_in, locked_folder
@@ -11,10 +13,14 @@ from quantlab.storage.memo import Memo
 from quantlab.sweeping.run_config import RunConfig
 from quantlab.sweeping.sweep import Member
 from quantlab.sweeping.tracked_trial import trial_outcome
+from quantlab.sweeping.training_run import training_tags
 from quantlab.tracking.tracker import Run, RunEntry
+from quantlab.trial.config import check_trial
 from quantlab.trial.key import trial_key, trial_timing_key
 from quantlab.trial.result import RESULT, TrialResult, check_writable
 from quantlab.trial.trial import run_trial
+
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
 def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> tuple[TrialResult, tuple[str, ...]]:
@@ -26,9 +32,10 @@ def run_single(config: RunConfig, name: str, folder: Path, memo: Memo) -> tuple[
         raise ValueError(
             f"{config.sweep.name} is a sweep: it needs -m, as in python -m quantlab.run -m +sweeps=..."
         )
+    check_trial(config, memo)
     trial_key(config, memo)  # raises where checkpoint or data are wrong, before anything is recorded
-    entry = RunEntry(identity=uuid.uuid4().hex, name=name, params=config.params())
-    result, run = _recorded(config, entry, folder, memo)
+    own = RunEntry(identity=uuid.uuid4().hex, name=name, params=config.params())
+    result, run = _recorded(config, own, folder, memo)
     if run.problem:
         raise ConnectionError(
             f"the trial is done and in {folder / RESULT}, but was not recorded: {run.problem}; "
@@ -55,24 +62,26 @@ def run_member(config: RunConfig, member: Member, folder: Path, memo: Memo) -> d
             result, _ = _recorded(config, entry(member, config.params()), folder, memo)
             summary = result.summary()
         else:
-            config.tracking.replay(entry(member, config.params()), folder, trial_outcome(folder, summary))
+            known = entry(member, config.params(), training_tags(config, config.tracking, memo))
+            config.tracking.replay(known, folder, trial_outcome(folder, summary))
         return summary
 
 
-def entry(member: Member, params: Mapping[str, str]) -> RunEntry:
+def entry(member: Member, params: Mapping[str, str], tags: Mapping[str, str] = NO_TAGS) -> RunEntry:
     """What a tracker records of a sweep's trial before it runs: one run for each trial of each sweep."""
     return RunEntry(
         identity=f"{member.sweep}/{member.key}",
         name=member.name,
         params=dict(item.split("=", 1) for item in member.swept) | dict(params),
-        tags={"sweep": member.sweep, "trial": f"{member.number} of {member.total}"},
+        tags={"sweep": member.sweep, "trial": f"{member.number} of {member.total}", **tags},
         parent=member.parent,
     )
 
 
 def _recorded(config: RunConfig, entry: RunEntry, folder: Path, memo: Memo) -> tuple[TrialResult, Run]:
     check_writable(folder)
-    with config.tracking.start(entry, folder) as run:
+    tags = training_tags(config, config.tracking, memo)
+    with config.tracking.start(replace(entry, tags={**entry.tags, **tags}), folder) as run:
         result = run_trial(config, memo)
         result.save(folder)
         run.log(trial_outcome(folder, result.summary()))

@@ -68,7 +68,8 @@ class PreparedSweep:
 
 
 def prepare_sweep(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> PreparedSweep:
-    """Composes and checks every trial: names, globs, files and folders. No weight is loaded yet.
+    """Composes and checks every trial: names, globs, files and folders. Then trains what ``training=`` asks
+    for and is not there; no other weight is loaded yet.
 
     Raises ValueError or OSError where one of them cannot run, and Hydra's own errors where one does not
     compose.
@@ -83,9 +84,8 @@ def prepare_sweep(loader: ConfigLoader, master: DictConfig, arguments: Sequence[
         base = compose(fixed.values())  # what it lacks, the rows may set
         sweep: Sweep = instantiate(base.sweep, _convert_="all")
         found = sweep_rows(sweep, _axes(overrides), partial(_layers, compose, fixed, memo))
-        trials = with_timing_names(
-            [_checked(row, _lines(fixed, row.overrides), compose, memo) for row in found]
-        )
+        checked = [_checked(row, _lines(fixed, row.overrides), compose, memo) for row in found]
+        trials = with_timing_names([_prepared(trial, memo) for trial in checked])
         tracking: Tracker = instantiate(base.tracking, _convert_="all")
     return PreparedSweep(sweep=sweep, tracking=tracking, store=store, trials=trials)
 
@@ -107,20 +107,35 @@ def _sweep_dir(master: DictConfig) -> Path:
     return Path(master.hydra.sweep.dir)
 
 
-def _checked(row: SweepRow, overrides: list[str], compose: Compose, memo: Memo) -> PreparedTrial:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Checked:
+    row: SweepRow
+    overrides: Sequence[str]
+    config: RunConfig
+    params: Mapping[str, str]
+
+
+def _checked(row: SweepRow, overrides: list[str], compose: Compose, memo: Memo) -> _Checked:
     try:
         config: RunConfig = instantiate(compose(overrides))
         check_trial(config, memo)
     except (ValueError, OSError) as error:
         raise ValueError(f"trial {row.name!r}: {error}") from error
-    key, timing = trial_key(config, memo), trial_timing_key(config)
+    return _Checked(row=row, overrides=overrides, config=config, params=config.params())
+
+
+def _prepared(trial: _Checked, memo: Memo) -> PreparedTrial:
+    try:
+        key, timing = trial_key(trial.config, memo), trial_timing_key(trial.config)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise ValueError(f"trial {trial.row.name!r}: {error}") from error
     return PreparedTrial(
-        row=row,
+        row=trial.row,
         key=key,
         timing=timing,
-        overrides=overrides,
-        params=config.params(),
-        evaluation=config.evaluation,
+        overrides=trial.overrides,
+        params=trial.params,
+        evaluation=trial.config.evaluation,
     )
 
 

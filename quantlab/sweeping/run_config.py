@@ -32,8 +32,14 @@ class RunConfig(TrialConfig):
         A group's own name has the choice that Hydra composed (``peg``); outside Hydra, the class (``Peg``).
         """
         settings = plain_config(self)
-        leaves = {name: _typed(value) for name, value in _flat(settings, "")}
-        return leaves | {group: choice for group, choice in chosen_groups().items() if group in settings}
+        return flat_settings(settings) | {
+            group: choice for group, choice in chosen_groups().items() if group in settings
+        }
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings as flat names and texts; a component's own name has its class."""
+    return {name: _typed(value) for name, value in _flat(settings, "")}
 
 
 def chosen_groups() -> dict[str, str]:

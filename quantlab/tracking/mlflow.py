@@ -89,6 +89,10 @@ class MLflow(Tracker):
             done = replace(record.ended(FINISHED), outcome=run.outcome)
             _, run.problem = attempt(deliver, done, folder, self.uri)
 
+    def run_id(self, entry: RunEntry, folder: Path) -> str | None:
+        record = records.earlier_record(self._record(entry), folder)
+        return record.run_id if record else None
+
     def run_page(self, run_id: str | None) -> tuple[str, ...]:
         if run_id is None:
             return ()

@@ -76,6 +76,10 @@ class Tracker(ABC):
         one."""
 
     @abstractmethod
+    def run_id(self, entry: RunEntry, folder: Path) -> str | None:
+        """The id of a run that was recorded from ``folder``; None where nothing is recorded."""
+
+    @abstractmethod
     def run_page(self, run_id: str | None) -> tuple[str, ...]:
         """The lines that lead to a run's web page: a command that serves it, where one is needed, and a URL.
         Empty where nothing is recorded."""
@@ -109,6 +113,9 @@ class NoTracking(Tracker):
         yield UnrecordedRun()
 
     def replay(self, entry: RunEntry, folder: Path, outcome: RunOutcome) -> str | None:
+        return None
+
+    def run_id(self, entry: RunEntry, folder: Path) -> str | None:
         return None
 
     def run_page(self, run_id: str | None) -> tuple[str, ...]:

@@ -4,17 +4,19 @@ The result lies in the cache folder under a key of all that decides its weights:
 train split, the labels, the recipe. The same seed on the same machine gives the same weights.
 """
 
+from __future__ import annotations
+
 import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import PretrainedConfig, PreTrainedModel
 
 from quantlab.evaluation.answering import CONSTANT_SHARE, largest_share, predict
 from quantlab.network import checkpoint
@@ -29,6 +31,9 @@ from quantlab.tasks.scores import compute, mean_loss
 from quantlab.tasks.task import Splits, Task
 from quantlab.training.losses import loss_for
 from quantlab.training.recipe import train
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 EVALUATION_BATCH = 64
 

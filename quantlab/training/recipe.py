@@ -3,6 +3,8 @@
 A run that is killed goes on from its last saved step, and ends with the weights of one that was not.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import time
@@ -10,12 +12,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from quantlab.evaluation.answering import CONSTANT_SHARE
 from quantlab.network.models import Recipe
@@ -23,6 +24,9 @@ from quantlab.storage.files import whole_file
 from quantlab.tasks.batching import Batch, Encoded, by_length, on_device
 from quantlab.training.losses import Loss
 from quantlab.training.training import Course
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 POOL = 50  # batches whose rows are sorted by length together: many for little padding, few to stay random
 MAX_GRAD_NORM = 1.0
@@ -79,6 +83,9 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
         self.batches = recipe.epochs * math.ceil(len(rows) / rows.most_rows(recipe.batch_size))
         self.steps = math.ceil(self.batches / recipe.accumulation)
+        # Imported here, so that errors of the command line do not wait for it.
+        from transformers import get_linear_schedule_with_warmup
+
         warmup = round(recipe.warmup_fraction * self.steps)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, warmup, self.steps)  # type: ignore[no-untyped-call]
         self.history: History = []
@@ -161,8 +168,8 @@ class _Run:
         }
         if self.model.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.model.device)
-        with whole_file(file) as scratch:
-            torch.save(state, scratch)
+        with whole_file(file) as scratch, scratch.open("wb") as out:
+            torch.save(state, out)
         self.saved = time.monotonic()
 
     def _restore(self, file: Path) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantlab.network.checkpoint_files import LEARNED
 from quantlab.network.sites import Site
 from quantlab.plan.plan import JSON, QuantPlan, read_plan
 from quantlab.trial.result import plain_data
-
-if TYPE_CHECKING:
-    from quantlab.trial.planning import PlanSettings
+from quantlab.trial.slots import PlanSettings
 
 SETTINGS = "settings.json"
 

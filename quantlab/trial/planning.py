@@ -4,47 +4,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import pandas as pd
 
-from quantlab.calibration.estimators import Calibration
 from quantlab.calibration.probe import Probe, Requantize, narrow_view, observe
 from quantlab.engines.insert import edited_weights, quantized_weights, quantizer
 from quantlab.evaluation.diagnosis import site_sqnr_db, site_table
-from quantlab.methods.bits import Bits
-from quantlab.methods.method import NO_SPLITS, Method, Splits, plan_site, plan_weights, weight_planners
+from quantlab.methods.method import NO_SPLITS, Splits, plan_site, plan_weights, weight_planners
 from quantlab.network.attention import TensorFunction
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan
 from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.sketch import Sketch
-from quantlab.rounding.rounding import Rounding
 from quantlab.splits.split import SplitMethod
-from quantlab.transforms.transform import Transform
 from quantlab.trial.learned_plan import learned_plan
 from quantlab.trial.material import Material
+from quantlab.trial.slots import PlanSettings
 
 Sketches = Mapping[str, Sketch]
 
 DIAGNOSED_BATCHES = 32  # at most so many of the calibration batches are diagnosed
-
-
-class PlanSettings(Protocol):
-    """The settings that decide a plan. A trial's config has them."""
-
-    @property
-    def method(self) -> Method: ...
-    @property
-    def bits(self) -> Bits: ...
-    @property
-    def calibration(self) -> Calibration: ...
-    @property
-    def transform(self) -> Transform: ...
-    @property
-    def split(self) -> SplitMethod: ...
-    @property
-    def rounding(self) -> Rounding: ...
 
 
 def make_plan(

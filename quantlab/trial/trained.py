@@ -8,34 +8,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
 
 import pandas as pd
 import torch
 from filelock import FileLock
 
-from quantlab.calibration.estimators import Calibration
 from quantlab.evaluation.answering import Evaluation
-from quantlab.methods.bits import Bits
-from quantlab.methods.method import Method
 from quantlab.network import checkpoint
 from quantlab.network.architecture import all_sites, family_of
 from quantlab.network.models import ModelSpec, ResolvedCheckpoint
-from quantlab.network.sites import Placement, Site
+from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan
-from quantlab.rounding.rounding import Rounding
-from quantlab.splits.split import SplitMethod
 from quantlab.storage.files import cache_dir, digest, whole_folder
 from quantlab.storage.memo import Memo
 from quantlab.tasks.task import Splits, Task
 from quantlab.training.losses import loss_for
 from quantlab.training.recipe import train
 from quantlab.training.training import Plain, Training
-from quantlab.transforms.transform import Transform
 from quantlab.trial.learned_plan import save_learned_plan
 from quantlab.trial.material import fp32_sketches, load_material
-from quantlab.trial.planning import PlanSettings, make_plan
+from quantlab.trial.planning import make_plan
 from quantlab.trial.result import plain_data
+from quantlab.trial.slots import Slots, SlotSettings
 
 CARD, HISTORY = "training.json", "training.csv"
 ONE_ROW = Evaluation(limit=1, order="file", holdout=0.0)
@@ -43,27 +37,7 @@ ONE_ROW = Evaluation(limit=1, order="file", holdout=0.0)
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slots:
-    """The settings that decide a plan."""
-
-    placement: Placement
-    calibration: Calibration
-    bits: Bits
-    method: Method
-    transform: Transform
-    split: SplitMethod
-    rounding: Rounding
-
-
-class TrainedSettings(PlanSettings, Protocol):
-    """The settings that a training may depend on. A trial's config has them."""
-
-    @property
-    def placement(self) -> Placement: ...
-
-
-def trained(start: ModelSpec, training: Training, settings: TrainedSettings) -> ModelSpec:
+def trained(start: ModelSpec, training: Training, settings: SlotSettings) -> ModelSpec:
     """What a training makes of a model; the model itself where it trains nothing."""
     if not isinstance(training, Plain):
         return start

@@ -26,7 +26,7 @@ def test_forward_is_the_grids_own_to_the_bit(grid: AffineGrid) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_gradients_are_finite_differences_of_the_soft_surrogate(grid: AffineGrid) -> None:
-    """With every rounding's error and side held constant, quantization is piecewise smooth: its slope is LSQ+'s."""
+    """With every rounding's error and side held constant, quantization is smooth: its slope is LSQ+'s."""
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     scale, zero_point = (each.double() for each in ranges(grid, 3))
     zero_point = zero_point + (0.0 if grid.symmetric else 0.3)
