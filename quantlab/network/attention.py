@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +12,9 @@ from torch import Tensor, nn
 from quantlab.kernels.attend import attend
 from quantlab.kernels.snapper import Snapper
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 NAME = "quantlab"  # of the attention function in transformers
 TAPS = "_quantlab_taps"  # attribute of an attention module: its functions by the kind of tap
+CLIP = "_quantlab_clip"  # attribute of an attention module: what its probabilities pass after the softmax
 # Arguments that transformers passes to every attention function, and that do not change what it computes.
 NO_ATTENTION = frozenset(
     {
@@ -84,6 +80,8 @@ def attention(
     integer grids alone, a fused kernel runs: it is equal up to the order of sums and returns None for the
     probabilities.
 
+    A module's function :data:`CLIP` changes the probabilities before they are tapped; no kernel fuses it.
+
     Scores are tapped before the mask is added, because the mask's huge numbers would ruin any range. The mask
     that transformers makes for this function bears causality and sliding windows. Raises ValueError if they
     are asked for without a mask, and for arguments that would change attention and are not implemented, as
@@ -98,7 +96,8 @@ def attention(
         for at, x in (("query", query), ("key", key), ("value", value))
     )
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
-    if not module.training and softcap is None:
+    clip: TensorFunction | None = getattr(module, CLIP, None)
+    if not module.training and softcap is None and clip is None:
         context = _on_grids(query, key, value, attention_mask, scaling, taps)
         if context is not None:
             return context, None
@@ -112,6 +111,8 @@ def attention(
     if attention_mask is not None:
         scores = scores + attention_mask
     probs = nn.functional.softmax(scores, dim=-1)
+    if clip is not None:
+        probs = clip(probs)
     if "probs" in taps:
         probs = taps["probs"](probs)
     dropped = nn.functional.dropout(probs, p=dropout, training=module.training)
@@ -165,86 +166,3 @@ def _on_grids(
         for tap in counted.values():
             tap.count()
     return context
-
-
-def _mpnet_forward(
-    module: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    position_bias: Tensor | None = None,
-    output_attentions: bool = False,
-    **_: Any,
-) -> tuple[Tensor | None, ...]:
-    """``MPNetSelfAttention.forward`` through :func:`attention`; the mask bears the position bias."""
-    by_head = (*hidden_states.shape[:-1], -1, module.attention_head_size)
-    query, key, value = (
-        linear(hidden_states).view(by_head).transpose(1, 2) for linear in (module.q, module.k, module.v)
-    )
-    if position_bias is not None:
-        attention_mask = position_bias if attention_mask is None else position_bias + attention_mask
-    context, probs = attention(module, query, key, value, attention_mask, dropout=module.dropout.p)
-    out = module.o(context.flatten(2))
-    return (out, probs) if output_attentions else (out,)
-
-
-# Attention modules, by their class, that compute attention themselves and not by a registered function.
-OWN_ATTENTION: Mapping[str, Callable[..., Any]] = {"MPNetSelfAttention": _mpnet_forward}
-
-
-@cache
-def _register() -> None:
-    """Registers :func:`attention` with transformers."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
-    AttentionInterface.register(NAME, attention)
-    # Without a mask function of the same name, transformers silently passes attention_mask=None to layers.
-    AttentionMaskInterface.register(NAME, eager_mask)
-
-
-@contextmanager
-def attention_tap(model: PreTrainedModel, path: str, at: str, function: TensorFunction) -> Iterator[None]:
-    """Passes a tensor of an attention module's function through ``function`` until the exit.
-
-    ``at`` is "query", "key" or "value", (batch, tokens, heads * width), or "scores" or "probs", (batch,
-    heads, tokens, tokens). The model's attention meanwhile runs through :func:`attention`. Raises ValueError
-    if the model's attention cannot.
-    """
-    module = model.get_submodule(path)
-    with _rerouted(model, module):
-        before: Mapping[str, TensorFunction] | None = vars(module).get(TAPS)
-        inner = (before or {}).get(at)
-        vars(module)[TAPS] = {**(before or {}), at: function if inner is None else _both(inner, function)}
-        try:
-            yield
-        finally:
-            del vars(module)[TAPS]
-            if before is not None:
-                vars(module)[TAPS] = before
-
-
-def _both(first: TensorFunction, second: TensorFunction) -> TensorFunction:
-    return lambda x: second(first(x))
-
-
-@contextmanager
-def _rerouted(model: PreTrainedModel, module: nn.Module) -> Iterator[None]:
-    """Runs a module's attention through :func:`attention` until the exit, if it does not already."""
-    forward, before = OWN_ATTENTION.get(type(module).__name__), model.config._attn_implementation
-    if forward is not None and "forward" not in vars(module):
-        vars(module)["forward"] = partial(forward, module)
-        try:
-            yield
-        finally:
-            del vars(module)["forward"]
-    elif forward is not None or before == NAME:
-        yield
-    elif not model._can_set_attn_implementation():
-        raise ValueError(f"{type(module).__name__} computes attention by itself: no tap reaches inside")
-    else:
-        _register()
-        model.set_attn_implementation(NAME)
-        try:
-            yield
-        finally:
-            model.set_attn_implementation(before)

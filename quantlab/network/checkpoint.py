@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 from transformers.utils import logging
 
 from quantlab.config.checks import refuse_pointer
+from quantlab.network.changed_attention import KEY, change_from
 from quantlab.network.checkpoint_files import (
     ADAPTERS,
     CONFIG,
-    INDEX,
     NAMED,
     clear_errors,
     weight_files,
 )
 from quantlab.network.conversion import conv1d_to_linear
+from quantlab.network.stored import stored_shapes
+from quantlab.network.stored_attention import change_as_stored, checked_gates
 from quantlab.tasks.heads import CLASSES, auto_class
 
 if TYPE_CHECKING:
@@ -72,10 +72,14 @@ def read_config(folder: Path) -> PretrainedConfig:
 def missing_tensors(folder: Path, skeleton: PreTrainedModel) -> set[str]:
     """Names of the model's tensors that the weight files lack. Reads names and shapes, no weights.
 
-    Raises ValueError on unreadable files, on tensors of another shape, and on tensors that no module takes.
+    Raises ValueError on unreadable files, on tensors of another shape, on tensors that no module takes, and
+    if the model cannot have the attention that its config asks for, or its gates are not whole.
     """
     files, network = weight_files(folder), cast("Any", type(skeleton))
-    blanks = {name: torch.empty(()).expand(shape) for name, shape in _shapes(files)}
+    shapes = dict(stored_shapes(files))
+    with clear_errors(folder / CONFIG):
+        gates = checked_gates(skeleton, shapes)
+    blanks = {name: torch.empty(()).expand(shape) for name, shape in shapes.items() if name not in gates}
     with quiet(), clear_errors(files[0]), torch.random.fork_rng([]):
         model, info = network.from_pretrained(
             None,
@@ -109,6 +113,8 @@ def read_model(folder: Path, head: str = CLASSES) -> tuple[PreTrainedModel, set[
 def read_network(folder: Path, head: str = CLASSES, **config: Any) -> tuple[PreTrainedModel, set[str]]:
     """A network in FP32 as transformers builds it, and the names of the tensors that its weight files lack.
 
+    Its attention is changed as its config.json says (:mod:`quantlab.network.changed_attention`).
+
     ``config`` overrides keys of its config; a head that thereby gets another size begins anew. Raises
     ValueError on unreadable files, on tensors of another shape or that no module takes, on NaN and infinity,
     and on pickled code (torch's weights-only loader refuses it).
@@ -131,6 +137,7 @@ def read_network(folder: Path, head: str = CLASSES, **config: Any) -> tuple[PreT
             info["mismatched_keys"] = [
                 each for each in info["mismatched_keys"] if each[0].startswith(encoder)
             ]
+        info["unexpected_keys"] -= change_as_stored(model, files)
         _require_fitting(model, info)
         _require_finite(model, info["missing_keys"])
     return model, info["missing_keys"]
@@ -150,24 +157,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _shapes(files: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The name and shape of every tensor in the weight files, without reading the weights."""
-    for path in files:
-        if path.name.endswith(INDEX):
-            continue
-        with clear_errors(path):
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as file:
-                    yield from [(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
-            else:
-                tensors = torch.load(path, map_location="meta", weights_only=True)
-                if not isinstance(tensors, dict) or not all(
-                    isinstance(each, Tensor) for each in tensors.values()
-                ):
-                    raise ValueError("expected tensors by name")
-                yield from [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
-
-
 def _require_supported(content: Mapping[str, Any]) -> None:
     """Raises ValueError if transformers would build another network than config.json describes."""
     if "quantization_config" in content:
@@ -184,6 +173,7 @@ def _require_supported(content: Mapping[str, Any]) -> None:
         raise ValueError(
             f"pruned_heads lists heads of layers {', '.join(pruned)}: transformers loads whole layers only"
         )
+    change_from(content.get(KEY))
 
 
 def _require_fitting(model: PreTrainedModel, info: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 from quantlab.config.checks import at_least, folder_name, one_of, whole
 from quantlab.network import checkpoint, checkpoint_files
 from quantlab.network.architecture import site_tags, skeleton_of
+from quantlab.network.changed_attention import attention_tags
 from quantlab.network.checkpoint_sources import CheckpointSource, Pretrained, origin_tags
 from quantlab.network.compatibility import check_fit, check_head, processor_tags, require_whole
 from quantlab.network.labels import label_columns
@@ -46,7 +47,7 @@ class ResolvedCheckpoint:
 class LoadedModel:
     """A model with its weights, ready to run, and what identifies it."""
 
-    model: PreTrainedModel  # FP32, eval mode, eager attention, on its device, no gradients
+    model: PreTrainedModel  # FP32, eval mode, eager attention or a changed one, on its device, no gradients
     folder: Path  # of the checkpoint
     head: str  # one of quantlab.tasks.heads
     processor: Processor  # turns the task's texts or images into the network's inputs
@@ -106,6 +107,7 @@ class ModelSpec(ABC):
                 **({"label_order": order} if order else {}),
                 "checkpoint": self.title(folder),
                 **origin_tags(folder),
+                **attention_tags(config),
                 **site_tags(skeleton),
                 **processor_tags(skeleton, processor),
             },

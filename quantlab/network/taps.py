@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.config.checks import nearest
-from quantlab.network.attention import TensorFunction, attention_tap
+from quantlab.network.attention import TensorFunction
+from quantlab.network.rerouting import attention_tap
 from quantlab.network.widths import head_width, key_heads, width
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from quantlab.network.architecture import all_sites
+from quantlab.network.changed_attention import check_installed
 from quantlab.network.taps import Tap
 from quantlab.plan.plan import QuantPlan
 from quantlab.plan.quantizers import ActivationQuant, Ranges, WeightQuant
@@ -58,7 +59,9 @@ def check_activations_fit(model: PreTrainedModel, activations: Iterable[Activati
 
 
 def check_weights_fit(model: PreTrainedModel, plan: QuantPlan) -> None:
-    """The weights', transforms' and edits' part of :func:`check_fits`."""
+    """The weights', transforms' and edits' part of :func:`check_fits`; and whether the model computes the
+    attention that its config asks for."""
+    check_installed(model)
     shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     named = [*(edit.parameter for edit in plan.edits), *plan.weight_bases]
     strange = [name for name in named if name not in shapes]

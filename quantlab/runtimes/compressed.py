@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.engines.insert import quantized_weights
+from quantlab.network.changed_attention import change_of
 from quantlab.network.readers import readers
 from quantlab.network.sites import Site
 from quantlab.plan.fit import check_fits
@@ -114,6 +115,10 @@ def write_compressed(model: PreTrainedModel, plan: QuantPlan, folder: Path) -> d
 def schemes_of(model: PreTrainedModel, plan: QuantPlan) -> dict[str, Scheme]:
     """Every quantized Linear's scheme, by path. Raises ValueError for what the format cannot say."""
     check_sayable(plan)
+    if (change := change_of(model.config)) is not None:
+        raise ValueError(
+            f"{FORMAT} is read by programs that compute plain attention: this network's is {change.kind}"
+        )
     check_fits(model, plan)
     if _has_conv1d(model):
         raise ValueError(f"{FORMAT} has Linears only: {type(model).__name__} has Conv1D")
