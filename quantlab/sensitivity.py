@@ -1,7 +1,7 @@
 """``quantlab sensitivity``: how much each site's quantization matters, by four scores.
 
 Noise (dB), the first-order effect on the loss and the divergence of the answers come from
-``search.sensitivity_rows`` calibration rows, the loss of accuracy from all evaluation rows: each of one
+``search.sensitivity_rows`` calibration rows, the loss of the metric from all evaluation rows: each of one
 variable alone, the rest in 16 bits. Takes the settings of ``quantlab search``; writes scores.csv, scores.png
 and correlations.csv.
 """
@@ -37,7 +37,6 @@ def main(settings: DictConfig) -> None:
     from quantlab.machine.allocator import keep_freed_memory
     from quantlab.searching.search_config import SearchConfig
     from quantlab.searching.search_run import measure_sensitivity
-    from quantlab.searching.site_scores import MEASURED, MEASURED_ERROR
 
     keep_freed_memory()
     console = plain_console()
@@ -48,14 +47,14 @@ def main(settings: DictConfig) -> None:
     worst = scores.table.sort_values("kl", ascending=False).head(SHOWN)
     console.print(worst.to_string(index=False, float_format="{:.4g}".format))
     console.print(scores.correlations().to_string(index=False, float_format="{:.3g}".format))
-    losses, errors = (scores.table[name].to_numpy() for name in (MEASURED, MEASURED_ERROR))
-    console.print(caution(losses, errors, rows=scores.rows[MEASURED] // (len(scores.table) + 1)))
+    losses, errors = (scores.table[name].to_numpy() for name in (scores.measured, scores.measured_error))
+    console.print(caution(losses, errors, rows=scores.rows[scores.measured] // (len(scores.table) + 1)))
     console.print(str(folder))
 
 
 def caution(losses: np.ndarray, errors: np.ndarray, rows: int) -> str:
-    """What the correlations are worth: the share of chance in how the measured losses, (N,) in points,
-    differ.
+    """What the correlations are worth: the share of chance in how the measured losses, (N,) in points
+    or percent, differ.
 
     ``errors`` (N,) are their standard errors on so many ``rows``; NaN where they are not known.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from quantlab.config.checks import freeze
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, SiteSpec
-from quantlab.network.sites import Site, matching
+from quantlab.network.sites import Site, matching_sites
 from quantlab.network.taps import Pixels
 from quantlab.quant.dynamic import DynamicGrid
 from quantlab.quant.grid import AffineGrid
@@ -27,7 +27,7 @@ class Dynamic(Method):
         freeze(self)
 
     def check(self, sites: Sequence[Site]) -> None:
-        matching(self.sites, [site.name for site in sites], "method.sites")
+        matching_sites(self.sites, sites, "method.sites")
 
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
         spec = super().site_spec(site, bits)

@@ -7,7 +7,7 @@ from typing import Any
 from quantlab.config.checks import freeze, one_of, whole
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, SiteSpec
-from quantlab.network.sites import Site, matching
+from quantlab.network.sites import Site, matching_sites
 from quantlab.quant.granularity import Granularity, PerGroup
 from quantlab.quant.grouping import KMeansGroups, OptimalGroups
 
@@ -54,12 +54,10 @@ class Grouped(Method):
         whole("method.seed", self.seed, 0)
 
     def check(self, sites: Sequence[Site]) -> None:
-        names = [site.name for site in sites]
-        for rule in self.rules:
-            matching([rule.match], names, "method.rules")
+        matching_sites([rule.match for rule in self.rules], sites, "method.rules")
         if self.sites is None:
             return
-        grouped = matching(self.sites, names, "method.sites")
+        grouped = matching_sites(self.sites, sites, "method.sites")
         for site in sites:
             if site.name in grouped and self.groups(site) > site.channels:
                 raise ValueError(

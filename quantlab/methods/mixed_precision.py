@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from quantlab.config.checks import freeze, one_of
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, SiteSpec
-from quantlab.network.sites import Site, matching
+from quantlab.network.sites import Site, matching_sites
 from quantlab.quant.grid import grid_of
 
 
@@ -22,7 +22,7 @@ class MixedPrecision(Method):
         one_of("method.format", self.format, ("fp16", "bf16", "int16", "fp32"))
 
     def check(self, sites: Sequence[Site]) -> None:
-        matching(self.keep, [site.name for site in sites], "method.keep")
+        matching_sites(self.keep, sites, "method.keep")
 
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
         if not site.matches(self.keep):

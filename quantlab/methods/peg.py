@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from quantlab.config.checks import freeze
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, SiteSpec
-from quantlab.network.sites import Site, matching
+from quantlab.network.sites import Site, matching_sites
 from quantlab.quant.granularity import PerGroup
 
 
@@ -32,7 +32,7 @@ class Peg(Method):
         return PerGroup(k=self.k, permute=self.permute)
 
     def check(self, sites: Sequence[Site]) -> None:
-        names = matching(self.sites, [site.name for site in sites], "method.sites")
+        names = matching_sites(self.sites, sites, "method.sites")
         for site in sites:
             if site.name in names and self.k > site.channels:
                 raise ValueError(

@@ -10,7 +10,7 @@ from torch import nn
 
 from quantlab.methods.bits import Bits
 from quantlab.methods.method import Method, SiteSpec
-from quantlab.network.sites import Site, matching
+from quantlab.network.sites import Site, matching_sites
 from quantlab.plan.edits import Edit
 from quantlab.quant.grid import Grid
 
@@ -34,7 +34,7 @@ class PerSite(Method):
 
     def check(self, sites: Sequence[Site]) -> None:
         self.base.check(sites)
-        matching([rule.match for rule in self.rules], [site.name for site in sites], "method.rules")
+        matching_sites([rule.match for rule in self.rules], sites, "method.rules")
 
     def site_spec(self, site: Site, bits: Bits) -> SiteSpec | None:
         return self.base.site_spec(site, replace(bits, rules=(*bits.rules, *self.rules)))

@@ -10,6 +10,7 @@ from quantlab.config.checks import freeze, nearest, one_of
 from quantlab.network.taps import Tap
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
+SHOWN = 3  # sites that an error names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,14 @@ class Site:
         return any(fnmatch.fnmatchcase(self.name, pattern) for pattern in patterns)
 
 
+class Selection(list[Site]):
+    """The sites that a placement picks, in the network's order, and the names of those that it leaves out."""
+
+    def __init__(self, picked: Iterable[Site], left_out: Sequence[str]):
+        super().__init__(picked)
+        self.left_out = left_out
+
+
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Which sites are quantized: those that match ``sites`` and not ``exclude`` (globs of names).
@@ -56,13 +65,14 @@ class Placement:
         freeze(self)
         one_of("placement.at", self.at, ("tensor", "operand"))
 
-    def select(self, sites: Iterable[Site], unreachable: Mapping[str, str] = NOTHING) -> list[Site]:
+    def select(self, sites: Iterable[Site], unreachable: Mapping[str, str] = NOTHING) -> Selection:
         """The picked sites in the network's order, each with the one tap that ``at`` names. Sites without
         that tap are left out.
 
         Raises ValueError if a glob matches nothing; with the reason, if it asks for a role that the
         architecture has ``unreachable``.
         """
+        sites = list(sites)
         if self.at == "tensor":
             reachable = [replace(site, read_at=None) for site in sites if site.made_at is not None]
         else:
@@ -70,7 +80,27 @@ class Placement:
         names = [site.name for site in reachable]
         picked = matching(self.sites, names, "placement.sites", unreachable)
         picked -= matching(self.exclude, names, "placement.exclude", unreachable)
-        return [site for site in reachable if site.name in picked]
+        left_out = [site.name for site in sites if site.name not in picked]
+        return Selection((site for site in reachable if site.name in picked), left_out)
+
+
+def matching_sites(patterns: Sequence[str], sites: Sequence[Site], field: str) -> set[str]:
+    """The names of the sites that any of the globs matches.
+
+    Raises ValueError for a glob that matches none: with those that it matches in the network where the sites
+    are a placement's :class:`Selection`, else with the nearest names.
+    """
+    left_out = sites.left_out if isinstance(sites, Selection) else ()
+    names = [site.name for site in sites]
+    for pattern in () if isinstance(patterns, str) else patterns:
+        outside = fnmatch.filter(left_out, pattern)
+        if outside and not fnmatch.filter(names, pattern):
+            shown = ", ".join(outside[:SHOWN]) + (", ..." if len(outside) > SHOWN else "")
+            raise ValueError(
+                f"{field}: {pattern!r} matches nothing that the placement picks; the network has {shown}, "
+                "but the placement leaves that out"
+            )
+    return matching(patterns, names, field)
 
 
 def matching(

@@ -23,11 +23,16 @@ def hadamard(size: int) -> Tensor:
     return torch.kron(left, right)
 
 
+def has_size(size: int) -> bool:
+    """Whether a Hadamard matrix of this size is known here."""
+    return _core(size) is not None
+
+
 def check_size(size: int) -> None:
     """Raises ValueError where no Hadamard matrix of this size is known here, with the nearest sizes."""
-    if _core(size) is None:
-        below = next((n for n in range(size, 0, -1) if _core(n)), None)
-        above = next(n for n in count(max(size, 1)) if _core(n))
+    if not has_size(size):
+        below = next((n for n in range(size, 0, -1) if has_size(n)), None)
+        above = next(n for n in count(max(size, 1)) if has_size(n))
         near = f"{above}" if below is None else f"{below} and {above}"
         raise ValueError(
             f"there is no Hadamard matrix of size {size} here; the nearest sizes are {near}"

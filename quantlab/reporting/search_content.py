@@ -77,8 +77,8 @@ def _held_out_sentence(scale: Scale, answer: Mapping[str, Any] | None) -> str:
 
 
 def _drop_words(scale: Scale, measured: Mapping[str, Any]) -> str:
-    drop = measured["drop_points"]
-    low, high = measured.get("drop_ci95_low"), measured.get("drop_ci95_high")
+    names = scale.score.loss_names
+    drop, low, high = measured[names.value], measured.get(names.low), measured.get(names.high)
     ends = sorted(end if drop > 0 else -end for end in (low, high) if end is not None)
     interval = f" (95 % interval {ends[0]:+.2f} to {ends[1]:+.2f})" if len(ends) == 2 else ""
     lost = scale.lost(drop / 100)
@@ -148,7 +148,7 @@ def _candidates(scale: Scale, id: str, title: str, table: pd.DataFrame) -> Table
             "candidate": ordered["number"].astype(str),
             "cost": [f"{cost:g}" for cost in ordered["cost"]],
             _metric(scale): [number(scale.factor * value, ".2f") for value in ordered["metric"]],
-            f"drop ({scale.loss_unit})": [number(value, "+z.2f") for value in ordered["drop_points"]],
+            scale.loss_title: [number(value, "+z.2f") for value in ordered[scale.score.loss_names.value]],
             "rows": ordered["rows"].astype(str),
             "within the limit": ["yes" if feasible else "no" for feasible in ordered["feasible"]],
             "proposed by": ordered["origin"],

@@ -72,6 +72,11 @@ class Scale:
         """The unit of 100 times a loss: ``points``, or ``%``."""
         return self.score.loss_unit
 
+    @property
+    def loss_title(self) -> str:
+        """The title of a column of 100 times losses: ``drop (points)``, ``loss (%)``."""
+        return f"{'loss' if self.score.relative else 'drop'} ({self.loss_unit})"
+
     def ends(self, fp32: float, low: float, high: float) -> tuple[float, float]:
         """The score's interval from the ends of the loss's, ``fp32`` being exact. No share is above 1."""
         if self.score.relative:

@@ -60,7 +60,7 @@ class AnswerSummary:
             "cost_unit": self.cost.unit,
             "score": self.scale.score.name,
             "met": self.met(history),
-            "answer": None if answer is None else row_of(answer) | more,
+            "answer": None if answer is None else self.row(answer) | more,
             "candidates": len(history.evaluated),
             "rows": history.rows,
             "evaluations": history.rows / self.whole,
@@ -185,7 +185,7 @@ class AnswerSummary:
         numbers = {
             "best_cost": answer.cost,
             "best_metric": measured.metric,
-            "best_drop_points": measured.drop,
+            f"best_{self.scale.score.loss_names.value}": measured.drop,
         }
         held_out = {
             f"held_out_{name}": value for name, value in self._held_out(history).items() if value is not None
@@ -195,20 +195,24 @@ class AnswerSummary:
     def _held_out(self, history: History) -> dict[str, float | None]:
         """The answer on the rows that did not choose it; empty if that is not measured."""
         measured = None if history.answer is None else history.held_out.get(history.answer.number)
-        return {} if measured is None else {"rows": measured.rows, **_measured_columns(measured)}
+        return {} if measured is None else {"rows": measured.rows, **self._measured_columns(measured)}
 
+    def row(self, candidate: EvaluatedCandidate) -> dict[str, Any]:
+        """A candidate's columns in the tables; None where there is no number."""
+        return {
+            "number": candidate.number,
+            "cost": candidate.cost,
+            **self._measured_columns(candidate.measured),
+            "rows": candidate.measured.rows,
+            "complete": candidate.complete,
+            "feasible": candidate.feasible,
+            "origin": candidate.origin,
+        }
 
-def row_of(candidate: EvaluatedCandidate) -> dict[str, Any]:
-    """A candidate's columns in the tables; None where there is no number."""
-    return {
-        "number": candidate.number,
-        "cost": candidate.cost,
-        **_measured_columns(candidate.measured),
-        "rows": candidate.measured.rows,
-        "complete": candidate.complete,
-        "feasible": candidate.feasible,
-        "origin": candidate.origin,
-    }
+    def _measured_columns(self, measured: Measurement) -> dict[str, float | None]:
+        losses = (measured.drop, measured.low, measured.high, measured.upper95)
+        names = self.scale.score.loss_names
+        return _without_nan({"metric": measured.metric, **dict(zip(names, losses, strict=True))})
 
 
 def wrapped(line: str) -> list[str]:
@@ -217,17 +221,6 @@ def wrapped(line: str) -> list[str]:
     return textwrap.wrap(
         line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
-
-
-def _measured_columns(measured: Measurement) -> dict[str, float | None]:
-    numbers = {
-        "metric": measured.metric,
-        "drop_points": measured.drop,
-        "drop_ci95_low": measured.low,
-        "drop_ci95_high": measured.high,
-        "drop_upper95": measured.upper95,
-    }
-    return _without_nan(numbers)
 
 
 def _without_nan(numbers: Mapping[str, float]) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ from quantlab.searching.judge import Measurement
 from quantlab.searching.search_config import Search
 from quantlab.searching.space import Choices, Space
 from quantlab.searching.study import CANDIDATE, candidate_params, distributions_of
+from quantlab.tasks.scores import Score
 
 TOLERANCE = 1e-9  # points: drops are differences of means
 DASHBOARD = "constraints"  # where optuna-dashboard reads constraints; Optuna itself reads them by their names
@@ -29,7 +30,7 @@ class Objective:
     search: Search
     space: Space
     cost: Cost
-    relative: bool = False  # whether the metric is one whose ratios count, the less the better
+    score: Score  # which the study decides by
 
     def candidate(
         self, chosen: Choices, measured: Measurement, number: int, origin: str, right: str, complete: bool
@@ -54,7 +55,7 @@ class Objective:
 
     def record(self, study: Study, trial: Trial, candidate: EvaluatedCandidate) -> list[float]:
         """Writes attributes and constraints into a running trial; returns its objective values."""
-        for name, value in _attributes(candidate).items():
+        for name, value in self._attributes(candidate).items():
             trial.set_user_attr(name, value)
         excess = self._excess(candidate)
         for name, value in excess.items():
@@ -71,7 +72,7 @@ class Objective:
             params=candidate_params(self.space, candidate.chosen),
             distributions=distributions_of(self.space),
             values=self._values(candidate, excess),
-            user_attrs={**_attributes(candidate), "rows": 0},
+            user_attrs={**self._attributes(candidate), "rows": 0},
             system_attrs={DASHBOARD: list(excess.values())} if excess else {},
             constraints=excess,
         )
@@ -96,11 +97,11 @@ class Objective:
     def _quality(self, candidate: EvaluatedCandidate) -> float:
         """The metric, the more the better: minus the logarithm of a relative one."""
         metric = candidate.measured.metric
-        return max(-math.log(metric), WORST_LOG) if self.relative else metric
+        return max(-math.log(metric), WORST_LOG) if self.score.relative else metric
 
     @property
     def _worst(self) -> float:
-        return WORST_LOG if self.relative else WORST
+        return WORST_LOG if self.score.relative else WORST
 
     def _excess(self, candidate: EvaluatedCandidate) -> dict[str, float]:
         """Optuna's constraints by name: how far a candidate exceeds a limit; at most 0 within it."""
@@ -114,17 +115,18 @@ class Objective:
             return {"cost beyond max_cost": within, "given up": float(not candidate.complete)}
         return {}
 
-
-def _attributes(candidate: EvaluatedCandidate) -> dict[str, Any]:
-    """A trial's user attributes: ``candidate`` for a :class:`History`, the others for people who look at the
-    study."""
-    record = {name: value for name, value in asdict(candidate).items() if name not in ("number", "chosen")}
-    shown = {name: record[name] for name in ("origin", "cost", "feasible", "complete")}
-    measured = candidate.measured
-    return {
-        **shown,
-        "metric": measured.metric,
-        "rows": measured.rows,
-        "drop_points": measured.drop,
-        CANDIDATE: json.dumps(record),
-    }
+    def _attributes(self, candidate: EvaluatedCandidate) -> dict[str, Any]:
+        """A trial's user attributes: ``candidate`` for a :class:`History`, the others for people who look at
+        the study."""
+        record = {
+            name: value for name, value in asdict(candidate).items() if name not in ("number", "chosen")
+        }
+        shown = {name: record[name] for name in ("origin", "cost", "feasible", "complete")}
+        measured = candidate.measured
+        return {
+            **shown,
+            "metric": measured.metric,
+            "rows": measured.rows,
+            self.score.loss_names.value: measured.drop,
+            CANDIDATE: json.dumps(record),
+        }

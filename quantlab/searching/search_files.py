@@ -12,7 +12,7 @@ import yaml
 from quantlab.cli.conf_dir import FOUND_METHODS
 from quantlab.cli.secrets import without_password
 from quantlab.searching.alternatives import overrides_of
-from quantlab.searching.answer_summary import AnswerSummary, row_of, wrapped
+from quantlab.searching.answer_summary import AnswerSummary, wrapped
 from quantlab.searching.history import EvaluatedCandidate, History
 from quantlab.searching.search_pictures import best_cost_over_time, draw_precisions, draw_progress
 from quantlab.searching.study import storage_url
@@ -120,6 +120,6 @@ class SearchFiles:
         """One row a candidate: its measurement, then each variable's choice, and the alternative's name where
         there are several."""
         names = list(self.summary.space.decided)
-        columns = list(row_of(candidates[0])) if candidates else ["number"]
-        rows = [row_of(one) | dict(zip(names, one.chosen, strict=True)) for one in candidates]
+        columns = list(self.summary.row(candidates[0])) if candidates else ["number"]
+        rows = [self.summary.row(one) | dict(zip(names, one.chosen, strict=True)) for one in candidates]
         return pd.DataFrame(rows, columns=[*columns, *names])

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from quantlab.methods.bits import Precision
 from quantlab.results.plots import COLOURS
 from quantlab.searching.history import History
-from quantlab.searching.site_scores import MEASURED, SCORES, Scores
+from quantlab.searching.site_scores import SCORES, Scores
 from quantlab.searching.space import SLOTS, Space
 
 SHADES = ("#DCE9F5", "#56B4E9", "#0072B2", "#D55E00")  # from narrow to wide
@@ -73,21 +73,21 @@ def draw_precisions(space: Space, precisions: Mapping[str, Precision], title: st
 def draw_scores(scores: Scores) -> Figure:
     """Each score against the measured loss, one dot a variable; without measured losses, against its rank."""
     figure = Figure(figsize=(4 * len(SCORES), 3.8), layout="constrained")
-    has_measured = MEASURED in scores.table
+    measured = scores.measured
     names = [name for name in (SLOTS, "variable") if name in scores.table]
     for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES, strict=True):
         values = scores.table[score].sort_values(ascending=False)
-        if has_measured:
-            axes.plot(values, scores.table[MEASURED].loc[values.index], "o", markersize=4, color=COLOURS[0])
-            axes.set(xlabel=score, ylabel="measured loss in max_drop's unit")
+        if measured:
+            axes.plot(values, scores.table[measured].loc[values.index], "o", markersize=4, color=COLOURS[0])
+            axes.set(xlabel=score, ylabel=measured.replace("_", " "))
         else:
             axes.plot(np.arange(len(values)), values, "o", markersize=4, color=COLOURS[0])
             axes.set(xlabel="rank", ylabel=score)
         if score != "noise_db" and (values > 0).all():
-            (axes.set_xscale if has_measured else axes.set_yscale)("log")
+            (axes.set_xscale if measured else axes.set_yscale)("log")
         for index in values.index[:NAMED]:
-            x = values[index] if has_measured else list(values.index).index(index)
-            y = scores.table[MEASURED][index] if has_measured else values[index]
+            x = values[index] if measured else list(values.index).index(index)
+            y = scores.table[measured][index] if measured else values[index]
             axes.annotate(
                 " ".join(scores.table.loc[index, names]),
                 (x, y),

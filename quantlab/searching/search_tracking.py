@@ -101,7 +101,7 @@ def record_candidate(
     metrics = {
         "cost": candidate.cost,
         "metric": measured.metric,
-        "drop_points": measured.drop,
+        summary.scale.score.loss_names.value: measured.drop,
         "rows": float(measured.rows),
         "complete": float(candidate.complete),
         **summary.metrics(history),

@@ -3,7 +3,7 @@ expensive."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,6 @@ from quantlab.searching.space import SLOTS, Choices, Space
 from quantlab.tasks.batching import Batch, total_rows
 
 SCORES = ("noise_db", "first_order", "kl")  # of each, more is worse
-MEASURED = "accuracy_drop_points"
-MEASURED_ERROR = "accuracy_drop_error_points"  # its standard error, paired over rows
 DIVERGED = 1e3  # nats: the divergence of answers that are NaN
 
 
@@ -31,11 +29,17 @@ DIVERGED = 1e3  # nats: the divergence of answers that are NaN
 class Scores:
     """Scores of each variable at each choice but the widest, and what they cost."""
 
-    # Columns variable, choice, SCORES, and with_measured_loss adds MEASURED and its error. The first one is
-    # slots where there are several alternatives.
+    # Columns variable, choice, SCORES, and with_measured_loss adds two. The first one is slots where there
+    # are several alternatives.
     table: pd.DataFrame
     rows: dict[str, int]  # answered for each score; a backward pass counts as two
     seconds: dict[str, float]
+    measured: str = ""  # the column of the measured loss, accuracy_drop_points; "" where there is none
+
+    @property
+    def measured_error(self) -> str:
+        """The column of the measured loss's standard error, paired over rows."""
+        return f"{self.measured}_error"
 
     def of(self, score: str, slots: str | None = None) -> dict[tuple[str, Precision], float]:
         """One score by variable and choice, of the alternative ``slots``. The widest choice has none: it is
@@ -52,7 +56,7 @@ class Scores:
         """
         rows = []
         for score in SCORES:
-            rho, low, high = spearman_ci95(self.table[score].to_numpy(), self.table[MEASURED].to_numpy())
+            rho, low, high = spearman_ci95(self.table[score].to_numpy(), self.table[self.measured].to_numpy())
             rows.append(
                 {
                     "score": score,
@@ -143,9 +147,9 @@ def single_narrowings(space: Space, slots: str = OWN) -> list[Choices]:
 def with_measured_loss(
     scores: Scores, space: Space, runner: Runner, columns: Sequence[int], judge: Judge
 ) -> Scores:
-    """Adds the measured drop of each narrowing against everything at its widest, on all of the runner's
+    """Adds the measured loss of each narrowing against everything at its widest, on all of the runner's
     rows."""
-    start = time.perf_counter()
+    start, name = time.perf_counter(), f"{judge.score.name}_{judge.score.loss_names.value}"
     wide = evaluate_candidate(runner, space.wide, columns, None)
     runner.keep(space.wide)
     base = judge.drop(wide)
@@ -156,11 +160,13 @@ def with_measured_loss(
         100 * accuracy_drop_error(right, judge.right(outcomes)) if judge.counts_right else np.nan
         for outcomes in narrowed
     ]
-    return Scores(
-        table=scores.table.assign(**{MEASURED: drops, MEASURED_ERROR: errors}),
-        rows={**scores.rows, MEASURED: wide.rows * (len(drops) + 1)},
-        seconds={**scores.seconds, MEASURED: time.perf_counter() - start},
+    measured = replace(
+        scores,
+        measured=name,
+        rows={**scores.rows, name: wide.rows * (len(drops) + 1)},
+        seconds={**scores.seconds, name: time.perf_counter() - start},
     )
+    return replace(measured, table=scores.table.assign(**{name: drops, measured.measured_error: errors}))
 
 
 def noise_of(

@@ -115,7 +115,7 @@ class SearchWorker:
             search=self.search,
             space=self.space,
             cost=self.cost,
-            relative=self.judge.score.relative,
+            score=self.judge.score,
         )
 
     def _others_hold_the_rest(self, history: History) -> bool:

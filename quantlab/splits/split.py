@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from quantlab.calibration.probe import Probe
-from quantlab.network.sites import Site, matching
+from quantlab.network.sites import Site, matching_sites
 from quantlab.plan.quantizers import ActivationQuant
 from quantlab.quant.grid import Grid
 from quantlab.quant.sketch import Sketch
@@ -46,7 +46,7 @@ class OperandSplit(SplitMethod):
     def check(self, sites: Sequence[Site], grids: Mapping[str, Grid | None]) -> None:
         if self.sites is None:
             return
-        names = matching(self.sites, [site.name for site in sites], "split.sites")
+        names = matching_sites(self.sites, sites, "split.sites")
         for site in sites:
             if site.name in names and not is_narrow(grids[site.name]):
                 raise ValueError(

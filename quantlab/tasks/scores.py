@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -31,6 +32,16 @@ class Kind(StrEnum):
         if self is Kind.WINDOWS:
             return "nll", "tokens", "words"
         return ("nll", "right") if self is Kind.WORDS else tuple(f"logit_{i}" for i in range(count))
+
+
+class LossNames(NamedTuple):
+    """What columns and metrics call 100 times a loss, the ends of its 95 % interval, and its one-sided 95 %
+    upper bound."""
+
+    value: str
+    low: str
+    high: str
+    upper95: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,12 @@ class Score:
     def loss_unit(self) -> str:
         """The unit of 100 times a loss: points of 100, or % of the reference."""
         return "%" if self.relative else "points"
+
+    @property
+    def loss_names(self) -> LossNames:
+        """``drop_points``, or of a relative score ``loss_percent``, and the names that go with it."""
+        word, unit = ("loss", "percent") if self.relative else ("drop", "points")
+        return LossNames(f"{word}_{unit}", f"{word}_ci95_low", f"{word}_ci95_high", f"{word}_upper95")
 
 
 def loss_of(metrics: Mapping[str, object]) -> tuple[str, float, float, float]:

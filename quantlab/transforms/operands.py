@@ -13,7 +13,7 @@ from torch import Tensor
 from quantlab.calibration.probe import Probe
 from quantlab.config.checks import freeze, one_of, whole
 from quantlab.machine.parallel import side_by_side
-from quantlab.network.sites import Site, matching
+from quantlab.network.sites import Site, matching_sites
 from quantlab.plan.plan import SiteTransform
 from quantlab.quant.basis import Basis, Diagonal
 from quantlab.quant.frozen_tensor import FrozenTensor
@@ -41,14 +41,14 @@ class OperandTransform(Transform):
         one_of("transform.norm_outputs", self.norm_outputs, (True, False))
 
     def check(self, sites: Sequence[Site]) -> None:
-        matching(self.sites, [site.name for site in sites], "transform.sites")
+        matching_sites(self.sites, sites, "transform.sites")
 
     def bases(self, probe: Probe) -> tuple[SiteTransform, ...]:
         """Raises ValueError for a glob that matches only sites that no weight reads."""
         able = [site for site in probe.sites if self.takes(probe, site)]
         names = [site.name for site in able]
         for pattern in self.sites:
-            asked = matching([pattern], [site.name for site in probe.sites], "transform.sites")
+            asked = matching_sites([pattern], probe.sites, "transform.sites")
             if not asked & set(names):
                 raise ValueError(f"transform.sites: {self.refusal(pattern, sorted(asked))}")
         chosen = [site for site in able if site.matches(self.sites)]

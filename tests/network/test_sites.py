@@ -14,7 +14,7 @@ from transformers import AlbertConfig, BartConfig, BeitConfig, PretrainedConfig,
 from quantlab.cli.conf_dir import CONF
 from quantlab.network.architecture import all_sites, family_of, site_tags, skeleton_of
 from quantlab.network.family import Family, Taps, one_tap
-from quantlab.network.sites import Placement, Site
+from quantlab.network.sites import Placement, Site, matching_sites
 from quantlab.network.taps import ModuleInput, ModuleOutput, tapped
 from quantlab.tasks.heads import IMAGES
 
@@ -206,6 +206,29 @@ def test_globs(sites: list[str], exclude: list[str], names: list[str]) -> None:
 def test_unmatched_globs(fields: dict[str, Iterable[str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sites_of(skeleton_of(tiny_config(layers=3)), Placement(at="tensor", **fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "at, sites, pattern, message",
+    [
+        (
+            "operand",
+            "*",
+            "*.ffn.sum",
+            "nothing that the placement picks; the network has 0.ffn.sum, 1.ffn.sum",
+        ),
+        ("tensor", "*", "1.attn.in", "nothing .* has 1.attn.in, but the placement leaves that out"),
+        ("tensor", "0.*", "[12].ffn.sum", "nothing .* has 1.ffn.sum, 2.ffn.sum, but"),
+        ("operand", "*", "*.ffn.summ", r"nothing \(did you mean '\*.ffn"),
+    ],
+)
+def test_sites_that_the_placement_leaves_out_are_named(
+    at: str, sites: str, pattern: str, message: str
+) -> None:
+    picked = sites_of(skeleton_of(tiny_config(layers=3)), Placement(at=at, sites=(sites,)))
+    with pytest.raises(ValueError, match=f"method.keep: .* matches {message}"):
+        matching_sites([pattern], picked, "method.keep")
+    assert matching_sites(["*"], picked, "method.keep") == {site.name for site in picked}
 
 
 @pytest.mark.parametrize(

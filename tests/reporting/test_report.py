@@ -19,10 +19,12 @@ from quantlab.reporting.page import render
 from quantlab.reporting.pareto import front, pareto
 from quantlab.reporting.plain_content import side_by_side_content
 from quantlab.reporting.recommendation import recommend
+from quantlab.reporting.search_content import search_content
 from quantlab.reporting.sources import from_folders, studies_from_folders
 from quantlab.reporting.writing import write_report, write_sweep
 from quantlab.results.reading import MixedTrialsError
 from quantlab.tasks.sampling import held_out
+from quantlab.tasks.scores import SCORES
 
 MB_8 = 8 * 2**20
 
@@ -309,16 +311,17 @@ def test_other_checkpoints_stand_side_by_side(tmp_path: Path) -> None:
     html5lib.HTMLParser(strict=True).parse(render(content))
 
 
-def searched(folder: Path) -> Path:
+def searched(folder: Path, score: str = "accuracy") -> Path:
     folder.mkdir()
-    row = {"number": 1, "cost": 5.0, "metric": 0.8, "drop_points": 2.0, "rows": 200, "complete": True}
-    row |= {"feasible": True, "origin": "first_order", "drop_ci95_low": 1.0, "drop_ci95_high": 3.0}
+    loss = SCORES[score].loss_names
+    row = {"number": 1, "cost": 5.0, "metric": 0.8, loss.value: 2.0, "rows": 200, "complete": True}
+    row |= {"feasible": True, "origin": "first_order", loss.low: 1.0, loss.high: 3.0}
     for name in ("candidates", "front"):
         pd.DataFrame([row]).to_csv(folder / f"{name}.csv", index=False)
-    held_out = {"rows": 100, "drop_points": -1.0, "drop_ci95_low": -2.0, "drop_ci95_high": 0.5}
+    held_out = {"rows": 100, loss.value: -1.0, loss.low: -2.0, loss.high: 0.5}
     best = {"answer": row | {"held_out": held_out, "sites": {"0.ffn.in": "int8"}}, "hand_made": {"x": 9.0}}
     best |= {"goal": "least sites", "met": True, "candidates": 1, "evaluations": 2.0}
-    best |= {"cost_unit": "16-bit sites"}
+    best |= {"cost_unit": "16-bit sites", "score": score}
     pd.DataFrame({"evaluations": [1, 2], "best_cost": [None, 5.0]}).to_csv(
         folder / "progress.csv", index=False
     )
@@ -335,6 +338,12 @@ def test_a_search_has_a_report_in_its_folder(tmp_path: Path, capsys: pytest.Capt
     html5lib.HTMLParser(strict=True).parse(page)
     assert "The best plan costs 5 16-bit sites and loses 2.00 points (95 % interval +1.00 to +3.00)" in page
     assert "On 100 rows that did not choose it, it gains 1.00 points (95 % interval −0.50 to +2.00)" in page
+
+
+def test_a_search_of_a_perplexity_has_percent_in_its_report(tmp_path: Path) -> None:
+    page = render(search_content(searched(tmp_path / "mine", "perplexity")))
+    assert "costs 5 16-bit sites and has 2.00 % more perplexity (95 % interval +1.00 to +3.00)" in page
+    assert "loss (%)" in page and "points" not in page.split("</style>")[1].split("<script")[0]
 
 
 def test_an_output_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,12 @@ def test_a_limit_is_of_points_or_of_more_perplexity() -> None:
     assert SHARE.tolerance(0.5) == 0.005 and PERPLEXITY.tolerance(50) == pytest.approx(np.log(1.5))
 
 
+def test_names_of_losses_have_the_units() -> None:
+    assert SHARE.score.loss_names == ("drop_points", "drop_ci95_low", "drop_ci95_high", "drop_upper95")
+    assert PERPLEXITY.score.loss_names == ("loss_percent", "loss_ci95_low", "loss_ci95_high", "loss_upper95")
+    assert (SHARE.loss_title, PERPLEXITY.loss_title) == ("drop (points)", "loss (%)")
+
+
 def test_names_of_columns_have_the_units() -> None:
     names = ["level", "mean", "effect", "effect_ci95_low", "range", "gain", "reached"]
     table = pd.DataFrame([[0] * 7], columns=names)

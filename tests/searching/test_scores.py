@@ -20,7 +20,6 @@ from quantlab.plan.plan import QuantPlan
 from quantlab.searching.evaluate import evaluate_candidate
 from quantlab.searching.setup import PreparedModel
 from quantlab.searching.site_scores import (
-    MEASURED,
     SCORES,
     Scores,
     score_sites,
@@ -31,6 +30,7 @@ from quantlab.searching.space import activation_table, space_of
 from quantlab.tasks.batching import Batch, total_rows
 
 SAMPLES = 16
+MEASURED = "accuracy_drop_points"
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +179,12 @@ def test_correlations_are_rank_correlations_with_the_measured_loss() -> None:
             "noise_db": [4.0, 3, 2, 1],
             "first_order": [1e-9, 1, 2, 3],
             "kl": [1.0, 1, 1, 1],
-            MEASURED: [0.0, 1, 2, 3],
+            "perplexity_loss_percent": [0.0, 1, 2, 3],
         }
     )
-    costs = dict.fromkeys((*SCORES, MEASURED), 5)
-    found = Scores(table=table, rows=costs, seconds=costs).correlations().set_index("score")  # type: ignore[arg-type]
+    costs, measured = dict.fromkeys(SCORES, 5), "perplexity_loss_percent"
+    scores = Scores(table=table, rows=costs, seconds=costs, measured=measured)  # type: ignore[arg-type]
+    found = scores.correlations().set_index("score")
     assert found["spearman"]["noise_db"] == pytest.approx(-1) and found["spearman"][
         "first_order"
     ] == pytest.approx(1)

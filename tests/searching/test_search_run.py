@@ -18,7 +18,7 @@ from quantlab.searching import worker as worker_module
 from quantlab.searching.evaluate import evaluate_candidate
 from quantlab.searching.search_run import measure_sensitivity, run_search
 from quantlab.searching.setup import prepared_model
-from quantlab.searching.site_scores import MEASURED, MEASURED_ERROR, SCORES
+from quantlab.searching.site_scores import SCORES
 from quantlab.searching.space import Choices
 from quantlab.storage.memo import Memo
 
@@ -320,10 +320,10 @@ def test_sensitivity_writes_its_tables_and_its_picture(
         path.name for path in (tmp_path / "out").iterdir()
     }
     table = pd.read_csv(tmp_path / "out" / "scores.csv")
-    assert list(table.columns) == ["variable", "choice", *SCORES, MEASURED, MEASURED_ERROR] and len(
-        table
-    ) == len(scores.table)
-    assert table.set_index("variable")[MEASURED].idxmax() == "1.ffn.*"
+    measured = ["accuracy_drop_points", "accuracy_drop_points_error"]
+    assert list(table.columns) == ["variable", "choice", *SCORES, *measured]
+    assert len(table) == len(scores.table) and scores.measured == measured[0]
+    assert table.set_index("variable")[measured[0]].idxmax() == "1.ffn.*"
     correlations = pd.read_csv(tmp_path / "out" / "correlations.csv").set_index("score")
     assert list(correlations.index) == list(SCORES)
     assert correlations["rows"].to_dict() == {name: scores.rows[name] for name in SCORES}

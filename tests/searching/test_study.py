@@ -6,6 +6,7 @@ import platform
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -15,10 +16,13 @@ from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 from searches import MakeLab, SearchLab, evaluated_candidate, search_of, site_costs, space_named
 
+from quantlab.analysis.remedies import _reference
 from quantlab.searching.alternatives import OWN
+from quantlab.searching.answer_summary import AnswerSummary
 from quantlab.searching.evaluate import CandidateOutcomes
 from quantlab.searching.history import EvaluatedCandidate, History, pack_rows
-from quantlab.searching.judge import Measurement
+from quantlab.searching.judge import Judge, Measurement
+from quantlab.searching.objective import Objective
 from quantlab.searching.search_config import MODES
 from quantlab.searching.search_run import make_worker, open_checked_study
 from quantlab.searching.setup import prepared_model
@@ -324,6 +328,24 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Choices]:
 
     monkeypatch.setattr("quantlab.searching.worker.evaluate_candidate", evaluate)
     return seen
+
+
+@pytest.mark.parametrize("name, column", [("accuracy", "drop_points"), ("perplexity", "loss_percent")])
+def test_tables_runs_and_trials_call_a_loss_by_its_unit(name: str, column: str) -> None:
+    one = evaluated_candidate(SPACE.wide, 1.0, feasible=True, drop=5.0)
+    task = SimpleNamespace(metrics=(name,))
+    judge = Judge(task=task, labels=np.zeros(2, int), reference=np.ones((2, 3)))  # type: ignore[arg-type]
+    objective = Objective(search=search_of(), space=SPACE, cost=COST, score=judge.score)
+    trials = (objective.finished_trial(one),)
+    held_out = {trials[0].number: one.measured}
+    history = History(space=SPACE, mode="cost", trials=trials, setup_rows=0, held_out=held_out)
+    config = SimpleNamespace(task=task)
+    summary = AnswerSummary(config=config, space=SPACE, cost=COST, sites=(), whole=8, choosing=8)  # type: ignore[arg-type]
+    row, metrics, attributes = summary.row(one), summary.metrics(history), trials[0].user_attrs
+    assert row[column] == metrics[f"best_{column}"] == metrics[f"held_out_{column}"] == 5
+    assert attributes[column] == 5 and _reference(judge, 3)[column] == 0
+    names = [*row, *metrics, *attributes, *_reference(judge, 3)]
+    assert any("points" in each for each in names) == (name == "accuracy")
 
 
 def test_of_two_workers_with_one_candidate_the_first_has_it(tmp_path: Path, evaluated: list[Choices]) -> None:

@@ -242,7 +242,7 @@ def test_a_bad_setting_is_refused(choice: str, settings: dict[str, object], mess
         ("smoothquant", {"sites": "*"}, "must be a list of globs"),
         ("hadamard", {"sites": ["*.attn.probs"]}, r"no weight of its own reads what '\*.attn.probs' matches"),
         ("outlier_suppression", {"sites": ["*.ffn.mid"]}, r"no norm makes, .* what '\*.ffn.mid' matches"),
-        ("hadamard", {"block": 12}, "site 0.attn.in: a Hadamard block of 12 does not divide 32 channels"),
+        ("hadamard", {"block": 12}, "site 0.attn.in: its 32 channels are no multiple"),
     ],
 )
 def test_a_site_without_a_basis_is_refused(choice: str, settings: dict[str, object], message: str) -> None:
@@ -251,3 +251,31 @@ def test_a_site_without_a_basis_is_refused(choice: str, settings: dict[str, obje
     with pytest.raises(ValueError, match=message):
         transform.check(probe.sites)
         transform.bases(probe)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("bert", {"block": 12}, r"its 32 channels .* transform.block=12; all .* can have 1, 2, 4, 8, 16$"),
+        ("bert", {"block": 32}, r"site 0.ffn.mid: its 48 channels .* transform.block=32"),
+        ("bert", {"block": 12, "sites": ["*.ffn.mid"]}, None),
+        ("bert", {"block": 32, "norm_outputs": True}, None),
+        ("bert", {"block": 12, "norm_outputs": True}, r"its 32 channels"),
+        ("bert", {}, None),
+        ("llama", {"block": 16}, None),
+        ("vit", {"block": 16}, None),
+    ],
+)
+@pytest.mark.parametrize("at", ["operand", "tensor"])
+def test_a_rotation_that_does_not_fit_is_refused_before_weights_are_read(
+    family: str, settings: dict[str, object], message: str | None, at: str
+) -> None:
+    head = next(head for name, head in CASES if name == family)
+    model, placement = model_of(family, head), Placement(at=at)
+    sites, transform = sites_of(model, placement), build(CHOICES["hadamard"], **settings)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            transform.check(sites)
+    else:
+        transform.check(sites)
+        assert transform.bases(probe_of(model, head, placement))
