@@ -6,6 +6,7 @@ from importlib.metadata import version
 from runpy import run_module
 
 from quantlab.cli.commands import COMMANDS, overview
+from quantlab.cli.signals import printed
 from quantlab.config.checks import nearest
 
 
@@ -13,7 +14,8 @@ def main() -> None:
     """Reads ``sys.argv``. Ends with status 2 and one line where the command does not exist."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(overview())
+        if status := printed(overview()):
+            sys.exit(status)
     elif name == "--version":
         print(version("quantlab"))
     elif name in ("-sc", "--shell-completion"):

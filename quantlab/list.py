@@ -7,11 +7,13 @@ from pathlib import Path
 
 from quantlab.cli.commands import COMMANDS, choices, columns, parser, sweep_files
 from quantlab.cli.conf_dir import CONF, FOUND_METHODS
+from quantlab.cli.signals import printed
 from quantlab.config.checks import nearest
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 1 where there is nothing of that name, or no such model."""
+    """Returns the exit status: 1 where there is nothing of that name, or no such model; else that of
+    :func:`printed`."""
     options = parser(COMMANDS["list"])
     options.add_argument("what", help=f"{', '.join(_slots())}, sweeps, searches, or sites")
     options.add_argument("settings", nargs="*", help="of the model, for sites: model=hf model.path=<folder>")
@@ -27,8 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(lines))
-    return 0
+    return printed("\n".join(lines))
 
 
 def sentence(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def _as_module(words: list[str]) -> list[str]:
 
 PLAIN = {module.__name__: module.main for module in (export, report, sync)}
 HYDRA = [f"quantlab.{name}" for name in ("run", "search", "sensitivity", "finetune", "outliers")]
+
+
+def test_every_extra_is_named() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    section = PAGES[0].read_text().split("## Install and try")[1].split("\n## ")[0]
+    assert not [extra for extra in project["optional-dependencies"] if f"`{extra}`" not in section]
 
 
 def test_every_command_is_looked_at() -> None:

@@ -1,4 +1,5 @@
-"""Ending a process in the middle of its work so that what it holds open is closed."""
+"""Ending a process in the middle of its work: by a signal, so that what it holds open is closed, or by a
+reader that has gone."""
 
 import os
 import shlex
@@ -22,6 +23,17 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _leave)
     sys.unraisablehook = _send_again
     sys.excepthook = _interrupted
+
+
+def printed(text: str) -> int:
+    """Prints to standard output. Returns the exit status: 0, or 141 where nobody reads on (``... | head``),
+    as a shell has it of a program that SIGPIPE ends."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        return 128 + signal.SIGPIPE
+    return 0
 
 
 def _leave(number: int, _: FrameType | None) -> None:

@@ -12,9 +12,15 @@ from torch import Tensor, nn
 
 from quantlab.analysis.propagation import propagate
 from quantlab.analysis.propagation_findings import propagation_sentences
-from quantlab.analysis.propagation_table import ALL, propagation_tables, source_table
+from quantlab.analysis.propagation_table import (
+    ALL,
+    propagation_tables,
+    recursion_table,
+    source_table,
+)
 from quantlab.analysis.tangents import Source
 from quantlab.network.architecture import all_sites
+from quantlab.network.sites import Site
 from quantlab.network.taps import ModuleOutput
 from quantlab.tasks.batching import Batch
 from quantlab.tasks.heads import TOKENS
@@ -91,6 +97,21 @@ def test_an_error_made_twice_superposes_to_2() -> None:
     assert found.superposition == pytest.approx(2, abs=1e-4)
     assert found.together.ratio == pytest.approx(1, abs=1e-4)
     assert "as coherent errors do" in list(propagation_sentences(source_table(found), "accuracy"))[-1]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["each part alone", "one role"])
+def test_what_a_roles_later_layers_make_counts_as_carried(together: bool) -> None:
+    """Of one source in every part nothing is born behind the first; its parts' errors add up."""
+    net = Net(linear(1), linear(2), linear(3))
+    apart = sources([rounded] * 3)
+    role = Source(name="role", snaps={tap: snap for one in apart for tap, snap in one.snaps.items()})
+    taps = [ModuleOutput(f"parts.{number}") for number in range(3)]
+    stream = [Site(name=f"{i}.layer.out", channels=CHANNELS, made_at=tap) for i, tap in enumerate(taps)]
+    watched = {site.name: site.tap for site in stream}
+    found = propagate(net, [role] if together else apart, watched, batches())
+    table = recursion_table(found, stream, stream)
+    assert (table["born"][1:] == 0).all() == together
+    assert table["error"][2] == pytest.approx(np.sqrt(3) * table["error"][0], rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,49 @@ def test_the_gradient_of_a_clipped_weight_is_that_of_its_end() -> None:
         assert hi.grad is not None and float(hi.grad) == pytest.approx(step / 3, abs=1e-6)
 
 
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_the_gradient_is_that_of_the_outputs_error_with_roundings_held(grid: AffineGrid) -> None:
+    """OmniQuant's equation 2 with straight-through roundings: ``round(x)`` is x plus what it adds at the
+    start, and what is clipped at the start stays so. Central differences of the loss in both strengths of
+    every row, float64."""
+    weight, inputs = (x.double() for x in weight_and_inputs())
+    lo, hi = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+
+    def ends(strengths: Tensor) -> tuple[Tensor, Tensor]:
+        below, above = torch.sigmoid(strengths)
+        return below * lo, above * hi
+
+    def steps(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:  # the scale, and -lo / scale
+        if grid.symmetric:
+            return torch.maximum(-low, high) / grid.q_max, torch.zeros_like(low)
+        return (high - low) / (2**grid.bits - 1), -low * (2**grid.bits - 1) / (high - low)
+
+    def adds(x: Tensor) -> Tensor:
+        return x.round() - x
+
+    start = torch.linspace(-1, 2, 2 * OUTPUTS, dtype=torch.float64).reshape(2, OUTPUTS, 1)
+    scale, shift = steps(*ends(start))
+    added, moved = adds(weight / scale), adds(shift)
+    unclipped = (weight / scale).round() + shift.round()
+    clipped = unclipped.clamp(grid.q_min, grid.q_max)
+
+    def held(strengths: Tensor) -> Tensor:
+        scale, shift = steps(*ends(strengths))
+        zero_point = shift + moved
+        integers = torch.where(clipped == unclipped, weight / scale + added + zero_point, clipped)
+        return (((integers - zero_point) * scale - weight) @ inputs.T).square().mean()
+
+    strengths = start.clone().requires_grad_()
+    loss = ((snapped(weight, *ends(strengths), grid) - weight) @ inputs.T).square().mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    step = 1e-6
+    directions = step * torch.eye(start.numel(), dtype=torch.float64).reshape(-1, *start.shape)
+    slopes = torch.stack([(held(start + d) - held(start - d)) / (2 * step) for d in directions])
+    assert strengths.grad is not None and bool((strengths.grad != 0).any(0).all())
+    assert loss.item() == pytest.approx(held(start).item())
+    torch.testing.assert_close(strengths.grad, slopes.reshape(start.shape), rtol=1e-4, atol=1e-5)
+
+
 def planned(calibration: Calibration, **settings: object) -> QuantPlan:
     """A plan in W3A8 of a tiny model with the same rows for all of them."""
     model, batches = tiny_model(), [padded(), padded(seed=1)]

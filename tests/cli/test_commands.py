@@ -1,6 +1,8 @@
 """``quantlab``: its commands, their help, and what the command line says of a mistake."""
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,21 @@ def test_bash_completes(
     monkeypatch.setattr(signals, "end_on_sigterm", lambda: None)
     __main__.main()
     assert answer in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [lambda: list.main(["methods"]), __main__.main], ids=["list", "help"])
+def test_a_reader_that_has_gone_ends_a_list_quietly(
+    monkeypatch: pytest.MonkeyPatch, command: Callable[[], int]
+) -> None:
+    """As ``quantlab list methods | head -1`` may."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:  # whose exit flushes, as a program's does
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "argv", ["quantlab", "--help"])
+        with pytest.raises(SystemExit, match="141"):
+            sys.exit(command())
+        monkeypatch.undo()
 
 
 def test_everything_to_choose_is_listed_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
