@@ -50,7 +50,8 @@ def train(
 
     ``state`` is the file that a run is saved in, and goes on from if it is there. Raises FloatingPointError
     if the loss becomes NaN or infinite: the model, and the state, are those before that step. Raises
-    ValueError for BF16 where the hardware has none.
+    ValueError for BF16 where the hardware has none, and where a classifier gives all rows one class in the
+    end; it warns as soon as it does.
     """
     run = _Run(model, processor, rows, recipe, loss, course or Course(), state)
     model.train(recipe.dropout)
@@ -60,6 +61,11 @@ def train(
             last = run.history[-1]
             bar.update(shown, completed=done, loss=last["loss"], rate=last["learning_rate"])
     model.eval()  # type: ignore[no-untyped-call]
+    if (answer := constant_answer(run.watched)) is not None:
+        raise ValueError(
+            f"training did not work: the last {WATCHED} training rows all got class {answer}, so nothing is "
+            "stored; try a lower learning rate, more epochs or another seed"
+        )
     return run.history
 
 
