@@ -1,0 +1,64 @@
+"""Clips the few weights that make a network's outliers, then trains it further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from quantlab.config.checks import at_least, one_of, whole
+from quantlab.methods.bits import weight_of, weighted_modules
+from quantlab.methods.clip_weight_outliers import limits
+from quantlab.network.sites import Site
+from quantlab.plan.plan import QuantPlan
+from quantlab.training.training import Course, Plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LIMITS = "_quantlab_limits"  # attribute of a model: the largest magnitude of each weight that was clipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightClipping(Plain):
+    """Clips the Linears' weights as ``method=clip_weight_outliers`` does, then trains on the task's loss.
+
+    The ``count`` largest weights beyond ``sigmas`` standard deviations of their matrix are clipped (None: all
+    of them). ``held``: they are clipped again after each step, so that none of their matrices grows beyond
+    the limit. A matrix that an embedding shares is left out.
+    """
+
+    sigmas: float
+    count: int | None
+    held: bool
+
+    def __post_init__(self) -> None:
+        at_least("training.sigmas", self.sigmas, 0)
+        one_of("training.held", self.held, (True, False))
+        if self.count is not None:
+            whole("training.count", self.count, 0)
+
+    def start(self, model: PreTrainedModel) -> None:
+        linears = {name: m for name, m in weighted_modules(model).items() if isinstance(m, nn.Linear)}
+        weights = {name: weight_of(linear) for name, linear in linears.items()}
+        found = limits(weights, self.sigmas, self.count)
+        clip(model, found)
+        vars(model)[LIMITS] = found
+
+    @contextmanager
+    def course(self, model: PreTrainedModel, sites: Sequence[Site], plan: QuantPlan) -> Iterator[Course]:
+        """Raises KeyError for a model that :meth:`start` has not clipped."""
+        found: Mapping[str, float] = vars(model)[LIMITS]
+        yield Course(after_step=partial(clip, model, found) if self.held else None)
+
+
+@torch.no_grad()
+def clip(model: PreTrainedModel, limits: Mapping[str, float]) -> None:
+    """Clamps each of the named parameters to its limit, in place."""
+    for name, limit in limits.items():
+        model.get_parameter(name).clamp_(-limit, limit)
