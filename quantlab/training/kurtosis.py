@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlab.config.checks import at_least, freeze
-from quantlab.methods.bits import weighted_modules
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan
-from quantlab.training.penalties import chosen_sites, mean_over_sites, wide
+from quantlab.training.penalties import chosen_sites, matrices, mean_over_sites, wide
 from quantlab.training.training import Course, Plain
 
 if TYPE_CHECKING:
@@ -67,14 +66,15 @@ class Kurtosis(Plain):
 
 def weight_penalty(model: PreTrainedModel, target: float) -> Tensor:
     """The mean over the Linears' matrices of ``(Kurt(W) - target)^2``, differentiable."""
-    matrices = [module.weight for module in weighted_modules(model).values() if isinstance(module, nn.Linear)]
-    return torch.stack([(kurtosis(wide(matrix)) - target).square() for matrix in matrices]).mean()
+    far = [kurtosis(wide(matrix)) - target for matrix in matrices(model).values()]
+    return torch.stack(far).square().mean()
 
 
 def kurtosis(x: Tensor) -> Tensor:
-    """Pearson's kurtosis of all elements, differentiable; 0, with gradients of 0, where they are equal.
+    """Pearson's kurtosis of all elements, differentiable.
 
-    Rounding is no spread: the variance has a floor at the precision of the mean.
+    The variance has a floor at the precision of the mean: where all elements are equal, the kurtosis is less
+    than 1, which no distribution has, and gradients are finite.
     """
     mean = x.mean()
     away = x - mean

@@ -1,4 +1,4 @@
-"""What penalties on activations share: the sites that they look at, and statistics of each forward pass."""
+"""What trainings against outliers share: the matrices and the sites of a network, and sites' statistics."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ def chosen_sites(
             "(quantlab list sites shows them)"
         )
     return chosen
+
+
+def matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The weights of the Linears (GPT-2's ``Conv1D`` among them), by name, without those of embeddings."""
+    from transformers.pytorch_utils import Conv1D
+
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {
+        f"{path}.weight": module.weight
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in embedded
+    }
 
 
 @contextmanager

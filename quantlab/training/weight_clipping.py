@@ -9,13 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from quantlab.config.checks import at_least, one_of, whole
-from quantlab.methods.bits import weight_of, weighted_modules
 from quantlab.methods.clip_weight_outliers import limits
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan
+from quantlab.training.penalties import matrices
 from quantlab.training.training import Course, Plain
 
 if TYPE_CHECKING:
@@ -44,8 +43,7 @@ class WeightClipping(Plain):
             whole("training.count", self.count, 0)
 
     def start(self, model: PreTrainedModel) -> None:
-        linears = {name: m for name, m in weighted_modules(model).items() if isinstance(m, nn.Linear)}
-        weights = {name: weight_of(linear) for name, linear in linears.items()}
+        weights = {name: matrix.detach() for name, matrix in matrices(model).items()}
         found = limits(weights, self.sigmas, self.count)
         clip(model, found)
         vars(model)[LIMITS] = found

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import CASES, batch_of, model_of
+from families import CASES, CONFIGS, batch_of, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantlab.network.architecture import all_sites, skeleton_of
+from quantlab.network.conversion import conv1d_to_linear
 from quantlab.network.models import Recipe
 from quantlab.network.taps import ModuleOutput, tapped
 from quantlab.plan.plan import QuantPlan
 from quantlab.tasks.batching import Batch
-from quantlab.tasks.heads import TOKENS
+from quantlab.tasks.heads import TOKENS, auto_class
 from quantlab.training.kurtosis import Kurtosis, kurtosis, weight_penalty
-from quantlab.training.penalties import mean_over_sites
+from quantlab.training.penalties import matrices, mean_over_sites
 from quantlab.training.quanttune import QuantTune, deviation
 from quantlab.training.training import Plain
 
 PLANTED = "bert.encoder.layer.0.output.dense"  # 0.ffn.out
 BATCH = padded()
+GPT2_LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 LABELS = torch.arange(len(BATCH)) % 2
 
 
@@ -79,6 +81,16 @@ def test_weight_penalty_is_over_the_matrices_of_linears() -> None:
     assert len(found) == 14
     assert float(weight_penalty(model, 1.9)) == pytest.approx(np.mean(found), rel=1e-5)
     assert float(losses(of_weights(0.5, 1.9), model)[1]) == pytest.approx(0.5 * np.mean(found), rel=1e-5)
+
+
+def test_gpt2_has_matrices_too() -> None:
+    """As transformers builds it, before its Conv1D become Linears; the head's is the embedding's."""
+    kind, settings, _ = CONFIGS["gpt2"]
+    model = auto_class(TOKENS).from_config(kind(**settings))
+    wanted = [f"transformer.h.{i}.{name}.weight" for i in (0, 1) for name in GPT2_LINEARS]
+    assert list(matrices(model)) == wanted
+    before = weight_penalty(model, 1.8)
+    assert float(weight_penalty(conv1d_to_linear(model), 1.8)) == pytest.approx(float(before), rel=1e-5)
 
 
 def test_penalties_are_means_over_the_sites() -> None:
