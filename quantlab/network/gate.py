@@ -19,7 +19,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's input, (..., heads * width), to (..., heads)."""
-        logits = (x.unflatten(-1, self.weight.shape) * self.weight).sum(-1) + self.bias
+        logits = (x.reshape(*x.shape[:-1], *self.weight.shape) * self.weight).sum(-1) + self.bias
         return self.scale * torch.sigmoid(logits)
 
     def read(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -30,6 +30,6 @@ class Gate(nn.Module):
         """Hook before the output projection: multiplies the heads by the gates that were kept."""
         context: Tensor = inputs[0]
         opened: Tensor = vars(self).pop("opened")
-        heads = context.unflatten(-1, (len(self.bias), -1))
+        heads = context.reshape(*context.shape[:-1], len(self.bias), -1)
         opened = opened.reshape(*heads.shape[:-1], 1).to(context.dtype)
         return (heads * opened).flatten(-2), *inputs[1:]

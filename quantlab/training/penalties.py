@@ -41,7 +41,7 @@ def chosen_sites(
     return chosen
 
 
-def matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+def matrices(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of the Linears (GPT-2's ``Conv1D`` among them), by name, without those of embeddings."""
     from transformers.pytorch_utils import Conv1D
 
