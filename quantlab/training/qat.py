@@ -45,7 +45,7 @@ class Qat(Plain):
     trial with the same settings runs it as it is.
     """
 
-    range_learning_rate: float = 1e-2  # of ranges, in shares of them; 0: they stay where calibration put them
+    range_learning_rate: float = 3e-2  # of ranges, in shares of them; 0: they stay where calibration put them
     factor: bool = True  # LSQ's 1 / sqrt(N Q) on the gradients of ranges
 
     simulates: ClassVar[bool] = True
