@@ -1,8 +1,9 @@
 """Do outliers appear while a small decoder learns, and do clipped softmax and gates keep them away?
 
-``python tests/benchmarks/outliers_by_step.py train.txt test.txt out/``: trains a Llama of 2 million parameters
-from random weights, once for each kind of attention, and writes ``steps.csv`` and ``steps.png``: the largest
-activation, the largest kurtosis of a site, and the perplexity in FP32 and in W8A8, at a few steps.
+``python tests/benchmarks/outliers_by_step.py train.txt test.txt out/``: trains a Llama of 2 million
+parameters from random weights, once for each kind of attention, and writes ``steps.csv`` and ``steps.png``:
+the largest activation, the largest kurtosis of a site, and the perplexity in FP32 and in W8A8, at a few
+steps.
 """
 
 from __future__ import annotations
