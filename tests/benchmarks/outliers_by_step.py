@@ -82,7 +82,7 @@ def windows(text: Path, tokenizer: PreTrainedTokenizerFast) -> Tokenized:
 
 def learned(
     training: Plain, tokenizer: PreTrainedTokenizerFast, rows: Tokenized, test: Tokenized, steps: int
-) -> list[dict[str, object]]:
+) -> list[dict[str, float]]:
     """What is measured at a few steps of one training."""
     torch.manual_seed(0)
     config = LlamaConfig(
