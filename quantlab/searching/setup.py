@@ -27,7 +27,7 @@ from quantlab.tasks.batching import Batch, by_length
 from quantlab.tasks.scores import SCORES, Kind
 from quantlab.trial.config import check_trial
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
-from quantlab.trial.planning import make_plan
+from quantlab.trial.planning import trial_plan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +82,7 @@ class PreparedModel:
             return self.plan(chosen)
         self.weights.release()
         trial = replace(config, method=self.space.method(config.method, chosen))
-        return make_plan(trial, self.material, self.sites, self.sketches)[0]
+        return trial_plan(trial, self.material, self.sites, self.sketches)[0]
 
     def insert(self, chosen: Choices) -> AbstractContextManager[object]:
         """Quantizes the model as a candidate says, until the exit."""

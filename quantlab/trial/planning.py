@@ -26,17 +26,25 @@ Sketches = Mapping[str, Sketch]
 DIAGNOSED_BATCHES = 32  # at most so many of the calibration batches are diagnosed
 
 
+def trial_plan(
+    settings: PlanSettings, material: Material, sites: Sequence[Site], fp32: Sketches
+) -> tuple[QuantPlan, Sketches]:
+    """:func:`make_plan`, unless the checkpoint was trained through the plan of these settings and sites, and
+    brings it along."""
+    learned = learned_plan(material.loaded.folder, settings, sites)
+    if learned is None:
+        return make_plan(settings, material, sites, fp32)
+    based = [site for site in sites if site.name in learned.site_bases]
+    return learned, {**fp32, **_sketches_again(settings, material, based, learned, NO_SPLITS, "fp32")}
+
+
 def make_plan(
     settings: PlanSettings, material: Material, sites: Sequence[Site], fp32: Sketches
 ) -> tuple[QuantPlan, Sketches]:
     """Returns the plan, and the sites' sketches that its ranges come from.
 
-    ``fp32`` are the sketches of the FP32 network, by site. A checkpoint that was trained through the plan of
-    these settings brings it along.
+    ``fp32`` are the sketches of the FP32 network, by site.
     """
-    if (learned := learned_plan(material.loaded.folder, settings, sites)) is not None:
-        based = [site for site in sites if site.name in learned.site_bases]
-        return learned, {**fp32, **_sketches_again(settings, material, based, learned, NO_SPLITS, "fp32")}
     plan, sketches, splits = plan_of_weights(settings, material, sites, fp32)
     activations = settings.method.activations(sites, sketches, settings.bits, settings.calibration, splits)
     return replace(plan, activations=activations), sketches

@@ -32,7 +32,7 @@ from quantlab.trial.deployed import measure_deployed
 from quantlab.trial.environment import deciding_environment
 from quantlab.trial.key import trial_key, trial_timing_key
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
-from quantlab.trial.planning import Sketches, diagnose, make_plan
+from quantlab.trial.planning import Sketches, diagnose, trial_plan
 from quantlab.trial.result import REFERENCE, Metric, TrialResult, finite_or_none
 
 
@@ -51,7 +51,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
     with timed("calibrate_s", seconds):
         seen_rows = (*shared, *config.calibration.observation_key)
         fp32 = memo.get("sketches", seen_rows, lambda: fp32_sketches(material, config.calibration))
-        plan, sketches = make_plan(config, material, sites, fp32)
+        plan, sketches = trial_plan(config, material, sites, fp32)
 
     with insert(material.model, plan, config.engine) as inserted:
         predictions = reference if plan == QuantPlan() else material.predict("evaluating")

@@ -176,7 +176,7 @@ def test_a_package_that_is_not_installed_names_its_extra() -> None:
         ({"learning_rate": -1.0}, "learning_rate.*got -1.0"),
         ({"learning_rate": 0}, "learning_rate must be above 0"),
         ({"warmup_fraction": 1.5}, "warmup_fraction must be at most 1, got 1.5"),
-        ({"bf16": "yes"}, "bf16 must be one of True, False; got 'yes'"),
+        ({"bf16": "yes"}, "bf16 must be one of auto, True, False; got 'yes'"),
     ],
 )
 def test_recipes_check_themselves(settings: dict, message: str) -> None:

@@ -1,6 +1,7 @@
 """Tiny models of several families with batches for them, and how far a file's answers are from others."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def made(family: str) -> PreTrainedModel:
     auto, config = MODELS[family]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = auto.from_config(config, attn_implementation="eager")
+        model = auto.from_config(deepcopy(config), attn_implementation="eager")
         for value in model.parameters():
             noise = torch.randn_like(value)
             value.data = noise * value.shape[-1] ** -0.5 if value.ndim > 1 else value.data + 0.1 * noise

@@ -228,11 +228,11 @@ def trained(training: Plain, measure: Callable[[PreTrainedModel], float]) -> tup
 
 
 def largest(model: PreTrainedModel) -> float:
-    return float(losses(quanttune(sites=("0.ffn.out",)), model)[1])
+    return float(losses(quanttune(sites=("0.ffn.out",)), model)[1].detach())
 
 
 def tails(model: PreTrainedModel) -> float:
-    return float(losses(of_activations(sites=("0.ffn.out",)), model)[1])
+    return float(losses(of_activations(sites=("0.ffn.out",)), model)[1].detach())
 
 
 def matrix_tails(model: PreTrainedModel) -> float:
