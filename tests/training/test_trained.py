@@ -8,10 +8,15 @@ import pandas as pd
 import pytest
 import torch
 from decoders import decoder_folder, text
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from labs import Lab
+from rich.console import Console
 from safetensors.torch import load_file
+from test_finetune import headless, learnable_glue  # noqa: F401
 from torch import Tensor
 
+from quantlab.cli.conf_dir import CONF
 from quantlab.plan.plan import read_plan
 from quantlab.storage.memo import Memo
 from quantlab.sweeping.training_run import training_tags
@@ -164,3 +169,19 @@ def test_the_key_of_a_trial_has_its_training(lab: Lab) -> None:
 def test_what_cannot_be_trained_is_refused(lab: Lab, settings: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lab.trial(*settings)
+
+
+def test_finetune_makes_the_head_and_then_trains_further(
+    headless: Path,  # noqa: F811
+    learnable_glue: Path,  # noqa: F811
+    empty_cache: Path,
+) -> None:
+    settings = ["model=bert_base", f"model.base.path={headless}", "recipe@model.recipe=quick", "task=qnli"]
+    settings += [f"task.data_dir={learnable_glue}", "task.max_length=32", "training=weight_clipping", *FAST]
+    settings += ["model.recipe.batch_size=8", "model.recipe.learning_rate=5e-3"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = instantiate(compose("finetune", [*settings, "tracking=off"]))
+    folder = config.run(Console(quiet=True))
+    lab = Lab((*settings, "profile=off", "tracking=off", "calibration.samples=8", "evaluation.limit=16"))
+    assert folder_of(lab) == folder
+    assert lab.trial().tags["checkpoint"].endswith(folder.name)
