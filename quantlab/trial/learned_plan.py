@@ -35,6 +35,14 @@ def learned_plan(folder: Path, settings: PlanSettings, sites: Sequence[Site]) ->
     return read_plan(folder / LEARNED / JSON)
 
 
+def learned_plan_tags(folder: Path, settings: PlanSettings, sites: Sequence[Site]) -> dict[str, str]:
+    """The tag ``learned_plan`` of a checkpoint that has one: whether a trial with these settings runs it."""
+    if not (folder / LEARNED).is_dir():
+        return {}
+    used = learned_plan(folder, settings, sites) is not None
+    return {"learned_plan": "used" if used else "left out: it is for other settings or sites"}
+
+
 def _asked(settings: PlanSettings, sites: Sequence[Site]) -> Any:
     slots = ("method", "bits", "calibration", "transform", "split", "rounding")
     asked = {name: plain_data(getattr(settings, name)) for name in slots}

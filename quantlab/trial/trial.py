@@ -31,6 +31,7 @@ from quantlab.trial.config import TrialConfig, check_trial, plain_config
 from quantlab.trial.deployed import measure_deployed
 from quantlab.trial.environment import deciding_environment
 from quantlab.trial.key import trial_key, trial_timing_key
+from quantlab.trial.learned_plan import learned_plan_tags
 from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
 from quantlab.trial.planning import Sketches, diagnose, trial_plan
 from quantlab.trial.result import REFERENCE, Metric, TrialResult, finite_or_none
@@ -150,6 +151,7 @@ def result_of(
         **deciding_environment(device),
         **measured_tags,
         **processor_tags(material),
+        **learned_plan_tags(material.loaded.folder, config, sites),
         "checkpoint_fingerprint": material.loaded.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": run.plan.fingerprint,

@@ -80,7 +80,7 @@ def test_without_training_the_model_is_the_checkpoint(lab: Lab) -> None:
     assert config.trained == config.model
 
 
-def test_a_learned_plan_is_the_trials_own_to_the_bit(lab: Lab) -> None:
+def test_a_learned_plan_is_the_trials_own(lab: Lab) -> None:
     settings = ("training=qat", *FAST, "bits=w4a8", "bits.symmetric=true", "engine=simulated")
     memo = Memo()
     result, folder = lab.trial(*settings, memo=memo), folder_of(lab, *settings, memo=memo)
@@ -103,8 +103,9 @@ def test_bits_of_another_trial_leave_the_learned_plan_alone(lab: Lab) -> None:
     own = Lab(tuple(each for each in lab.overrides if "model" not in each))
     at = ("model=hf", f"model.path={folder}")
     learned = read_plan(folder / "quantlab_plan" / "plan.json")
-    assert own.trial(*at).plan == learned
-    assert own.trial(*at, "bits=w4a8").plan != learned
+    same, other = own.trial(*at), own.trial(*at, "bits=w4a8")
+    assert same.plan == learned and same.tags["learned_plan"] == "used"
+    assert other.plan != learned and other.tags["learned_plan"].startswith("left out")
 
 
 def test_a_decoder_trains_on_the_next_tokens(tmp_path: Path, empty_cache: Path) -> None:
