@@ -5,14 +5,17 @@ import shlex
 import sqlite3
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import family_config, qnli_rows, tokenizer
 from processes import Python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ErnieConfig
 
+import quantlab
 from quantlab.network.checkpoint import quiet
 from quantlab.results.saved import SavedTrial, load_trial
+from quantlab.trial.trained import HISTORY
 
 ROOT = Path(__file__).parents[1]
 EXTENDING = ROOT / "docs" / "extending.md"
@@ -59,7 +62,7 @@ def database(path: Path) -> None:
     connection.close()
 
 
-def test_the_five_extensions_run_outside_the_repository(tmp_path: Path, python: Python) -> None:
+def test_the_extensions_run_outside_the_repository(tmp_path: Path, python: Python) -> None:
     """A method, a transform, an estimator, a task and an architecture of one's own, in the one trial that the
     page starts."""
     names = write_examples(tmp_path)
@@ -84,6 +87,28 @@ def test_the_five_extensions_run_outside_the_repository(tmp_path: Path, python: 
     table = tmp_path / "quantlab_families" / "ernie.py"
     table.write_text(table.read_text() + "\n# changed")
     assert ran(tmp_path, python, "second", *arguments).tags["key"] != trial.tags["key"]
+
+
+def test_a_training_of_ones_own(
+    tiny_bert: Path, tiny_glue: Path, tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_examples(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    quantlab.run_trial(
+        "training=flat",
+        "training.recipe.learning_rate=1e-3",
+        "model=hf",
+        f"model.path={tiny_bert}",
+        "task=qnli",
+        f"task.data_dir={tiny_glue}",
+        "task.max_length=32",
+        "calibration.samples=8",
+        "profile=off",
+        config_dir=tmp_path / "conf",
+    )
+    (history,) = empty_cache.rglob(HISTORY)
+    penalties = pd.read_csv(history)["penalty"]
+    assert (penalties > 0).all() and penalties.iloc[-1] < penalties.iloc[0]
 
 
 def ran(folder: Path, python: Python, name: str, *arguments: str) -> SavedTrial:

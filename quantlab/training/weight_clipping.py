@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from quantlab.training.training import Course, Plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 LIMITS = "_quantlab_limits"  # attribute of a model: the largest magnitude of each weight that was clipped
 
@@ -45,6 +48,14 @@ class WeightClipping(Plain):
     def start(self, model: PreTrainedModel) -> None:
         weights = {name: matrix.detach() for name, matrix in matrices(model).items()}
         found = limits(weights, self.sigmas, self.count)
+        if not found and self.count != 0:
+            largest = max(float(weight.abs().max() / weight.std()) for weight in weights.values())
+            log.warning(
+                "no weight lies beyond training.sigmas=%g standard deviations (the largest: %.1f), so "
+                "training=weight_clipping trains as training=plain does",
+                self.sigmas,
+                largest,
+            )
         clip(model, found)
         vars(model)[LIMITS] = found
 

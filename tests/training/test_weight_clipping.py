@@ -64,6 +64,14 @@ def test_clips_are_held_through_the_training(held: bool) -> None:
     assert (largest <= limits[name]) == held
 
 
+@pytest.mark.parametrize("sigmas, count, warns", [(50, None, True), (50, 0, False), (35, None, False)])
+def test_nothing_to_clip_is_said(
+    sigmas: float, count: int | None, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    clipping(sigmas=sigmas, count=count).start(planted())
+    assert ("no weight lies beyond training.sigmas=50" in caplog.text) == warns
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [
