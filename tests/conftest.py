@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the tests run side by side
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it then
 
-import multiprocessing
 import shutil
 import tempfile
 import warnings
@@ -28,7 +27,6 @@ from transformers import (
 
 from quantlab.engines.kernel_choice import arithmetic
 from quantlab.network.checkpoint import quiet
-from quantlab.profiling import timing
 
 # A slow machine is no failure, and what one run drew does not change the next.
 settings.register_profile("any machine", deadline=None, database=None)
@@ -88,15 +86,6 @@ def empty_cache(own_cache: Path) -> Path:
     for folder in own_cache.iterdir():
         shutil.rmtree(folder)
     return own_cache
-
-
-@pytest.fixture
-def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forks the processes of a profile from one that has imported quantlab, for tests that need no true
-    times."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["quantlab.profiling.timing", "transformers.models.bert.modeling_bert"])
-    monkeypatch.setattr(timing, "get_context", lambda _: context)
 
 
 @pytest.fixture(scope="session")

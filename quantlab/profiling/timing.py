@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -30,9 +30,12 @@ from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.files import cache_dir
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
     from transformers import PreTrainedModel
 
 ANSWER_TIMEOUT_S = 600  # a model may take this long to load
+IMPORTED = (__name__, "transformers.models.auto.modeling_auto")  # before a process that times is forked
 
 Inputs = Mapping[str, np.ndarray]
 Pipe: TypeAlias = "Connection[Any, Any]"
@@ -165,9 +168,10 @@ def timing_process(subject: Subject, inputs: Inputs, threads: int) -> Iterator[C
 
     Yields a function that waits until the subject is loaded; so several processes can load side by side.
     """
-    context = get_context("spawn")
+    context = _fresh_processes()
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, subject, dict(inputs), threads), daemon=True)
+    arguments = (there, dict(os.environ), subject, dict(inputs), threads)
+    process = context.Process(target=_serve, args=arguments, daemon=True)
     process.start()
     there.close()
     try:
@@ -184,6 +188,19 @@ def timing_process(subject: Subject, inputs: Inputs, threads: int) -> Iterator[C
             process.join()
 
 
+def _fresh_processes() -> ForkServerContext | SpawnContext:
+    """How processes start: forked from a server that has imported quantlab and done nothing else.
+
+    So each has its own memory, where chance puts it, and none waits for imports. Windows cannot fork: there
+    each imports what it needs.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    return context
+
+
 def _receive(pipe: Pipe) -> object:
     """Returns the process's answer. Raises it if it is an exception."""
     if not pipe.poll(ANSWER_TIMEOUT_S):
@@ -197,10 +214,13 @@ def _receive(pipe: Pipe) -> object:
     return answer
 
 
-def _serve(pipe: Pipe, subject: Subject, inputs: Inputs, threads: int) -> None:
+def _serve(
+    pipe: Pipe, environment: Mapping[str, str], subject: Subject, inputs: Inputs, threads: int
+) -> None:
     """Runs in the timing process: loads the subject, sends its memory, then answers requests."""
     with suppress(ConnectionError), ExitStack() as stack:  # the other side has closed the pipe
         try:
+            os.environ.update(environment)  # the server's is of its own start
             pin_threads(threads)
             before = resident_mb()
             run = subject.load(inputs, threads, stack)

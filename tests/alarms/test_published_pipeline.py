@@ -38,7 +38,7 @@ PEG = ("method=peg", "method.k=3", "method.permute=none", 'method.sites=["*.ffn.
 
 
 @pytest.fixture
-def run(forked_workers: None, tiny_bert: Path, tiny_glue: Path, tmp_path: Path) -> Run:
+def run(tiny_bert: Path, tiny_glue: Path, tmp_path: Path) -> Run:
     """Trials of a tiny model with one huge weight and two outlier channels, as trained networks have them."""
     for file in tiny_bert.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

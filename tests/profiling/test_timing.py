@@ -96,7 +96,7 @@ def test_memory_that_a_model_holds_and_that_its_runs_need() -> None:
         assert peak["peak_memory_mb"] > HELD_MB + peak["memory_working_mb"]
 
 
-def test_what_goes_wrong_in_a_process_is_raised_here(forked_workers: None) -> None:
+def test_what_goes_wrong_in_a_process_is_raised_here() -> None:
     children = set(multiprocessing.active_children())
     with timing_process(Odd("raises"), INPUTS, 1) as raising, timing_process(Odd("dies"), INPUTS, 1) as dying:
         with pytest.raises(EOFError, match="truncated; 1 = 1 threads"):
@@ -158,14 +158,14 @@ def test_a_process_that_nobody_waits_for_ends(
     here, there = ends
     here.send(timing.TimeRuns(1))
     here.close()
-    timing._serve(there, Odd(fails), {}, 1)
+    timing._serve(there, {}, Odd(fails), {}, 1)
 
 
 def test_a_failing_run_is_the_answer(ends: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "pin_threads", lambda _: None)
     here, there = ends
     here.send(timing.TimeRuns(1))
-    timing._serve(there, Odd("does not run"), {}, 1)
+    timing._serve(there, {}, Odd("does not run"), {}, 1)
     assert here.recv().keys() == {"memory_weights_mb"}
     assert isinstance(here.recv(), ArithmeticError)
 

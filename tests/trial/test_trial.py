@@ -236,7 +236,7 @@ def test_more_bits_are_closer_to_fp32(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("engine", ["integer", pytest.param("simulated", marks=pytest.mark.slow)])
-def test_a_profile_is_labelled_with_its_engine(forked_workers: None, lab: Lab, engine: str) -> None:
+def test_a_profile_is_labelled_with_its_engine(lab: Lab, engine: str) -> None:
     quick = [
         "profile=quick",
         "profile.iterations=2",
