@@ -150,7 +150,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     engines = dict.fromkeys(trial.tags.get("engine", "") for trial in study.finished)
     failed = len(study.trials) - len(study.finished)
     return [
-        ("Checkpoint", Path(first.tags.get("checkpoint", "?")).name),
+        ("Checkpoint", Path(first.tags.get("reference", "?")).name),
         ("Task", str(first.config["task"].get("name", "?"))),
         ("Examples", f"{len(answered.labels):,}" if answered else "?"),
         (f"FP32 {study.scale.words}", study.scale.with_unit(fp32)),

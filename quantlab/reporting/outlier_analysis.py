@@ -48,7 +48,7 @@ def analysis_of(study: Study, folder: Path | None) -> Analysis | None:
 
     Raises ValueError where ``folder`` holds no analysis, or one of another checkpoint.
     """
-    own = study.finished[0].tags.get(FINGERPRINT)
+    own = study.finished[0].tags.get("reference_fingerprint")
     if folder is not None:
         analysis = read_analysis(folder)
         if (theirs := analysis.summary["tags"].get(FINGERPRINT)) != own:

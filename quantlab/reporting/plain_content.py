@@ -45,7 +45,7 @@ class _Compared:
     @property
     def name(self) -> str:
         first = self.study.finished[0]
-        return f"{first.config['task'].get('name', '?')} on {Path(first.tags.get('checkpoint', '?')).name}"
+        return f"{first.config['task'].get('name', '?')} on {Path(first.tags.get('reference', '?')).name}"
 
     @property
     def recommendation(self) -> Recommendation:

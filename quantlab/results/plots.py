@@ -66,7 +66,10 @@ def curve_plot(lines: Mapping[str, pd.DataFrame], fp32: Iterable[float], xlabel:
 
 
 def dots_plot(names: Sequence[str], percent: pd.DataFrame, scale: Scale) -> Figure:
-    """For each name, from the top down, a dot at ``value`` with ``low`` to ``high``, or the word "failed"."""
+    """For each name, from the top down, a dot at ``value`` with ``low`` to ``high``, or the word "failed".
+
+    One checkpoint's FP32 is a line; where the rows have several checkpoints, each row has a mark of its own.
+    """
     height, width = min(1.2 + 0.19 * len(names), 18.0), 4 + 0.065 * min(LABEL, max(map(len, names)))
     figure = _figure(width, height)
     axes = figure.subplots()
@@ -83,10 +86,16 @@ def dots_plot(names: Sequence[str], percent: pd.DataFrame, scale: Scale) -> Figu
             va="center",
             transform=axes.get_yaxis_transform(),
         )
-    for value in percent["fp32"].dropna().unique():
-        axes.axvline(value, **REFERENCE)
+    references = percent["fp32"]
+    if references.nunique() == 1:
+        axes.axvline(references.max(), **REFERENCE)
         top = axes.get_xaxis_transform()
-        axes.text(value, 1, "FP32", color="gray", fontsize=8, ha="center", va="bottom", transform=top)
+        axes.text(
+            references.max(), 1, "FP32", color="gray", fontsize=8, ha="center", va="bottom", transform=top
+        )
+    elif references.nunique():
+        axes.plot(references, rows, "|", color="gray", markersize=9, label="FP32 of the row's checkpoint")
+        figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     axes.set_yticks(rows, labels=list(map(label_text, names)), fontsize=min(8.0, 60 * height / len(names)))
     axes.set(ylim=(len(names) - 0.4, -0.6))
     _score_axis(axes, "x", scale)

@@ -16,7 +16,7 @@ from quantlab.tasks.scores import loss_of
 from quantlab.trial.result import RESULT, is_reference
 
 ALIKE = {  # trials of one study share these: a name for messages, and the place in result.json
-    "checkpoint": ("tags", "checkpoint_fingerprint"),
+    "checkpoint": ("tags", "reference_fingerprint"),
     "task": ("config", "task", "name"),
     "data": ("tags", "data_fingerprint"),
 }
@@ -160,7 +160,7 @@ def _require_alike(what: str, place: tuple[str, ...], trials: Sequence[TrialReco
         values = [_value(trial.summary, place) for trial in (first, other)]
         if values[0] != values[1]:
             shown = " and ".join(
-                f"{_short(str(value))} ({trial.name}, {_short(trial.tags.get('checkpoint', '?'))})"
+                f"{_short(str(value))} ({trial.name}, {_short(trial.tags.get('reference', '?'))})"
                 for value, trial in zip(values, (first, other), strict=True)
             )
             raise MixedTrialsError(

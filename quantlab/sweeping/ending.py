@@ -24,7 +24,7 @@ from quantlab.sweeping.terminal_table import table_lines
 from quantlab.tasks.scores import loss_of
 from quantlab.trial.result import is_reference
 
-QUESTION = ("checkpoint_fingerprint", "data_fingerprint")  # tags that say what was asked of which model
+QUESTION = ("reference_fingerprint", "data_fingerprint")  # tags that say what was asked of which model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

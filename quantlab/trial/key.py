@@ -37,10 +37,11 @@ def trial_key(config: TrialConfig, memo: Memo) -> str:
     runtime = config.runtime
     packages = ("onnx", "onnxscript", runtime.package) if isinstance(runtime, FileRuntime) else ()
     checkpoint = resolve_checkpoint(config.trained, config.task, memo)
+    reference = resolve_checkpoint(config.model, config.task, memo).fingerprint
     table = foreign_table(checkpoint.skeleton.config)
     return key_of(
         plain_config(config),
-        checkpoint.fingerprint,
+        "/".join(dict.fromkeys((checkpoint.fingerprint, reference))),
         select_rows(config.trained, config.task, config.evaluation, memo).fingerprint,
         config.trained.torch_device(),
         {f"version.{package}": version(package) for package in packages}
@@ -76,7 +77,8 @@ def key_of(
 ) -> str:
     """Returns the SHA-256 of everything that decides a trial's numbers.
 
-    ``settings`` is the config as plain data; ``checkpoint`` and ``data`` are fingerprints of files and rows;
+    ``settings`` is the config as plain data; ``checkpoint`` and ``data`` are fingerprints of files and rows,
+    ``checkpoint`` of two where FP32's answers are another one's;
     ``versions`` are those of libraries that only this trial needs. The digest also covers quantlab's code,
     and the source file of every component from elsewhere.
     """

@@ -15,6 +15,7 @@ from quantlab.engines.insert import insert
 from quantlab.engines.integer import LinearExecution
 from quantlab.evaluation.answering import Predictions, score
 from quantlab.machine.provenance import machine_tags
+from quantlab.network.models import ModelSpec
 from quantlab.network.sites import Site
 from quantlab.plan.coverage import with_coverage
 from quantlab.plan.plan import QuantPlan
@@ -26,13 +27,19 @@ from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Tokenized
 from quantlab.tasks.heads import IMAGES
 from quantlab.tasks.image_files import processor_gaps
-from quantlab.tasks.scores import Kind
+from quantlab.tasks.scores import SCORES, Kind, compute
 from quantlab.trial.config import TrialConfig, check_trial, plain_config
 from quantlab.trial.deployed import measure_deployed
 from quantlab.trial.environment import deciding_environment
 from quantlab.trial.key import trial_key, trial_timing_key
 from quantlab.trial.learned_plan import learned_plan_tags
-from quantlab.trial.material import Material, fp32_predictions, fp32_sketches, load_material
+from quantlab.trial.material import (
+    Material,
+    fp32_predictions,
+    fp32_sketches,
+    load_material,
+    resolve_checkpoint,
+)
 from quantlab.trial.planning import Sketches, diagnose, trial_plan
 from quantlab.trial.result import REFERENCE, Metric, TrialResult, finite_or_none
 
@@ -44,9 +51,9 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
     Raises ValueError or OSError if the trial cannot run, before anything is loaded where that is possible.
     """
     sites = check_trial(config, memo)
+    reference = fp32_of(config.model, config, memo)
     shared = (config.trained, config.task, config.evaluation)
-    material = load_material(*shared, memo)
-    reference = memo.get("reference", shared, lambda: fp32_predictions(material))
+    material, own = load_material(*shared, memo), fp32_of(config.trained, config, memo)
     seconds: dict[str, float] = {}
 
     with timed("calibrate_s", seconds):
@@ -55,7 +62,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
         plan, sketches = trial_plan(config, material, sites, fp32)
 
     with insert(material.model, plan, config.engine) as inserted:
-        predictions = reference if plan == QuantPlan() else material.predict("evaluating")
+        predictions = own if plan == QuantPlan() else material.predict("evaluating")
     seconds["evaluate_s"] = predictions.seconds
 
     with timed("profile_s", seconds):
@@ -68,6 +75,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
         sketches=sketches,
         predictions=predictions,
         reference=reference,
+        own=own,
         linears=inserted.linears,
         measurements=Measurements(
             metrics=profile.metrics | deployed.metrics, tags=profile.tags | deployed.tags
@@ -75,6 +83,12 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
         seconds=seconds,
     )
     return result_of(config, memo, material, sites, run)
+
+
+def fp32_of(model: ModelSpec, config: TrialConfig, memo: Memo) -> Predictions:
+    """The FP32 model's answers to the trial's rows, once."""
+    shared = (model, config.task, config.evaluation)
+    return memo.get("reference", shared, lambda: fp32_predictions(load_material(*shared, memo)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +99,8 @@ class TrialRun:
     fp32_sketches: Sketches  # of every site of the FP32 network
     sketches: Sketches  # of the trial's sites, in the network that calibrated them
     predictions: Predictions
-    reference: Predictions  # the FP32 network's
+    reference: Predictions  # of the FP32 network that the trial names
+    own: Predictions  # of the FP32 network that is quantized: another one where a training made it
     linears: Mapping[str, LinearExecution]  # by path; empty unless the engine is integer
     measurements: Measurements  # of the profile, and of the deployed model
     seconds: Mapping[str, float]  # by step
@@ -144,6 +159,7 @@ def result_of(
         kind=config.task.kind,
     )
     alarms = raised_alarms(evidence)
+    reference = resolve_checkpoint(config.model, config.task, memo)
     tags = {
         **material.loaded.tags,
         **material.data_tags,
@@ -153,6 +169,8 @@ def result_of(
         **processor_tags(material),
         **learned_plan_tags(material.loaded.folder, config, sites),
         "checkpoint_fingerprint": material.loaded.fingerprint,
+        "reference": reference.tags["checkpoint"],
+        "reference_fingerprint": reference.fingerprint,
         "data_fingerprint": material.data_fingerprint,
         "plan_fingerprint": run.plan.fingerprint,
         "key": trial_key(config, memo),
@@ -206,6 +224,9 @@ def metrics_of(config: TrialConfig, material: Material, run: TrialRun) -> dict[s
     scores = score(
         config.task, material.rows.labels, run.predictions.logits, run.reference.logits, material.clusters
     )
+    if config.trained != config.model:
+        primary = SCORES[config.task.metrics[0]].name
+        scores[f"{primary}_trained_fp32"] = compute([primary], run.own.logits, material.rows.labels)[primary]
     if config.task.kind is Kind.WINDOWS and isinstance(material.rows, Tokenized):
         scores["unigram_perplexity"] = material.rows.unigram_perplexity()
     numbers = {

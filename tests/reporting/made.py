@@ -15,8 +15,8 @@ LABELS = np.arange(400) % 2
 FP32 = np.where(np.arange(400) % 10 == 0, 1 - LABELS, LABELS)  # 90 % right
 QNLI = {"_target_": "quantlab.tasks.glue.Glue", "name": "qnli"}
 TAGS = {
-    "checkpoint": "models/a",
-    "checkpoint_fingerprint": "c1",
+    "reference": "models/a",
+    "reference_fingerprint": "c1",
     "data_fingerprint": "d1",
     "engine": "integer",
 }

@@ -255,7 +255,7 @@ def test_nan_logits_are_told_and_not_recommended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "field, change",
     [
-        ("checkpoint (tags.checkpoint_fingerprint)", {"tags": {"checkpoint_fingerprint": "c2"}}),
+        ("checkpoint (tags.reference_fingerprint)", {"tags": {"reference_fingerprint": "c2"}}),
         ("data (tags.data_fingerprint)", {"tags": {"data_fingerprint": "d2"}}),
         ("task (config.task.name)", {"config": {"task": {"name": "rte"}}}),
     ],
@@ -301,7 +301,7 @@ def test_a_result_that_is_none(tmp_path: Path) -> None:
 
 
 def test_other_checkpoints_stand_side_by_side(tmp_path: Path) -> None:
-    other = {"tags": {"checkpoint": "models/b", "checkpoint_fingerprint": "c2"}}
+    other = {"tags": {"reference": "models/b", "reference_fingerprint": "c2"}}
     rows = [{"name": "PEG model=a", "wrong": 8}, {"name": "PEG model=b", "wrong": 40, **other}]
     studies = studies_from_folders([sweep(tmp_path, rows)])
     content = side_by_side_content(studies, 0.5)
@@ -371,7 +371,7 @@ def test_tables_for_a_paper(tmp_path: Path, format: str, start: bytes) -> None:
 
 
 def test_everything_is_escaped_and_the_html_conforms(tmp_path: Path) -> None:
-    tags = dict.fromkeys(("checkpoint", "engine", "runtime"), EVIL)
+    tags = dict.fromkeys(("reference", "engine", "runtime"), EVIL)
     evil = {"name": EVIL, "wrong": 3, "alarms": [EVIL], "settings": {"method.k": EVIL}, "tags": tags}
     page = write_sweep(sweep(tmp_path, [*ROWS, evil], f"name,message\n{EVIL},x\n", EVIL)).read_text()
     html5lib.HTMLParser(strict=True).parse(page)

@@ -80,6 +80,23 @@ def test_without_training_the_model_is_the_checkpoint(lab: Lab) -> None:
     assert config.trained == config.model
 
 
+def test_what_is_lost_counts_from_the_checkpoint_that_was_named(lab: Lab) -> None:
+    """One reference for all trainings, so that they are compared with each other and with none."""
+    memo, further = Memo(), ("training=plain", *FAST)
+    none, quantized, fp32 = (lab.trial(*each, memo=memo) for each in ((), further, (*further, "method=fp32")))
+    assert "accuracy_trained_fp32" not in none.metrics
+    for trained_one in (quantized, fp32):
+        np.testing.assert_array_equal(trained_one.reference, none.reference)
+        assert trained_one.tags["reference_fingerprint"] == none.tags["reference_fingerprint"]
+        assert trained_one.tags["checkpoint_fingerprint"] != none.tags["checkpoint_fingerprint"]
+        assert trained_one.metrics["accuracy_trained_fp32"] == fp32.metrics["accuracy"]
+    assert not np.array_equal(fp32.logits, fp32.reference)
+    at = tuple(each for each in lab.overrides if not each.startswith("model.path"))
+    own = Lab((*at, f"model.path={folder_of(lab, *further, memo=memo)}")).trial("method=fp32")
+    np.testing.assert_array_equal(own.logits, fp32.logits)
+    assert own.tags["key"] != fp32.tags["key"]  # its reference is itself
+
+
 def test_a_learned_plan_is_the_trials_own(lab: Lab) -> None:
     settings = ("training=qat", *FAST, "bits=w4a8", "bits.symmetric=true", "engine=simulated")
     memo = Memo()
