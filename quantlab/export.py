@@ -205,11 +205,13 @@ def summarized(
     trial: SavedTrial, plan: QuantPlan, material: Material, found: DeployedResult, runtime: FileRuntime
 ) -> dict[str, Any]:
     """What the runtime made of the file, beside the trial's own answers."""
-    task, labels, own = material.task, material.rows.labels, trial.answers.logits
+    task, own, answered = material.task, trial.answers.logits, trial.answers.rows
+    rows = slice(None) if answered is None else answered
+    labels, deployed = material.rows.labels[rows], found.logits[rows]
     primary = task.metrics[0]
     return {
         primary: deployed_scores(task, labels, own, own)[f"{primary}_deployed"],
-        **deployed_scores(task, labels, found.logits, own),
+        **deployed_scores(task, labels, deployed, own),
         "size_onnx_bytes": found.size_bytes,
         "runtime": runtime.describe(),
         "arithmetic": found.kind,

@@ -118,6 +118,8 @@ def too_few_examples(evidence: Evidence) -> Iterator[Alarm]:
     suffix, none = ("_ratio", 1.0) if relative else ("_drop", 0.0)
     found = [evidence.metrics.get(f"{primary}{suffix}{end}") for end in ("", "_ci95_low", "_ci95_high")]
     numbers = [value - none for value in found if value is not None]
+    if "verdict" in evidence.tags:  # the trial decided its own question, with as many as that took
+        return
     if evidence.plan == QuantPlan() or len(numbers) < 3 or not numbers[1] <= 0 <= numbers[2]:
         return
     drop, low, high = numbers

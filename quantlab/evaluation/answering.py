@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from quantlab.cli.progress import progress
-from quantlab.config.checks import one_of, share, whole
+from quantlab.config.checks import at_least, one_of, share, whole
 from quantlab.evaluation.significance import accuracy_drop_ci95, metric_drop_ci95, ratio_ci95
+from quantlab.evaluation.verdicts import SequentialTest, Verdict
 from quantlab.machine.parallel import side_by_side
 from quantlab.quant.sqnr import ratio_db
 from quantlab.tasks.batching import Batch, on_device
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ORDERS = ("random", "file")
+ALL, DECIDED = "all", "decided"
 CONSTANT_SHARE = 0.98  # a model with more of its answers in one class ignores its input
 
 
@@ -43,6 +45,8 @@ class Evaluation:
     seed: int = 0  # of the draw, and of the choice of held-out rows
     holdout: float = 0.5  # share of the answered rows that are held out
     batch_size: int = 16
+    until: str = ALL  # or decided: a trial stops answering when it is clear whether it loses over max_drop
+    max_drop: float | None = None  # points of the primary score, or percent more perplexity; for decided
 
     def __post_init__(self) -> None:
         whole("evaluation.batch_size", self.batch_size, 1)
@@ -51,6 +55,23 @@ class Evaluation:
         share("evaluation.holdout", self.holdout)
         if self.limit is not None:
             whole("evaluation.limit", self.limit, 1)
+        one_of("evaluation.until", self.until, (ALL, DECIDED))
+        if self.max_drop is not None:
+            at_least("evaluation.max_drop", self.max_drop, 0)
+        if (self.max_drop is None) == self.stops:
+            needed = "needs evaluation.max_drop, in points or % of perplexity"
+            unused = f"takes no evaluation.max_drop, got {self.max_drop!r}: set evaluation.until=decided"
+            raise ValueError(f"evaluation.until={self.until} {needed if self.stops else unused}")
+
+    @property
+    def stops(self) -> bool:
+        """Whether trials stop answering before the end."""
+        return self.until == DECIDED
+
+    def require_all_rows(self, what: str) -> None:
+        """Raises ValueError where trials stop before the end, which ``what`` cannot use."""
+        if self.stops:
+            raise ValueError(f"{what} needs the answers to all rows: set evaluation.until=all")
 
     def rows(self, examples: Examples) -> Examples:
         """Returns the examples that are answered, in the order of the file."""
@@ -59,6 +80,25 @@ class Evaluation:
         if self.order == "file":
             return examples.head(self.limit)
         return examples.take(drawn(examples.labels, self.limit, self.seed))
+
+    def test(
+        self, metric: str, labels: np.ndarray, reference: np.ndarray, clusters: np.ndarray | None
+    ) -> SequentialTest | None:
+        """Returns what decides when a trial has answered enough; None where it answers all rows.
+
+        ``metric`` is the primary one. ``labels``, FP32's outcomes ``reference`` and ``clusters`` are those of
+        all selected rows.
+        """
+        if self.max_drop is None:
+            return None
+        return SequentialTest(
+            metric=metric,
+            limit=self.max_drop / 100,
+            labels=labels,
+            reference=reference,
+            clusters=clusters,
+            seed=self.seed,
+        )
 
     def held_out(self, labels: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
         """Returns True for each answered row that is held out, bool (N,), given their labels and the clusters
@@ -72,6 +112,7 @@ class Predictions:
 
     logits: np.ndarray  # (N, classes), in the examples' and the task's order
     seconds: float  # that the model took
+    verdict: Verdict | None = None  # names the rows that were answered; None: all were
 
 
 def predict(
@@ -79,15 +120,46 @@ def predict(
 ) -> Predictions:
     """Answers all rows of the batches. ``columns`` puts the model's classes into the task's order."""
 
+    start = time.perf_counter()
+    with closing(side_by_side(_answers(model, columns), batches, model.device)) as answers:
+        rows = [next(answers) for _ in progress(batches, title)]
+    seconds = time.perf_counter() - start
+    return Predictions(logits=in_order(rows, batches), seconds=seconds)
+
+
+def predict_until_decided(
+    model: PreTrainedModel,
+    test: SequentialTest,
+    batched: Callable[[np.ndarray], Sequence[Batch]],
+    columns: Sequence[int],
+    title: str,
+) -> Predictions:
+    """Answers the test's chunks of rows one after another until it has its verdict.
+
+    ``batched`` makes the batches of a chunk, each batch knowing its rows. The logits are those of the
+    verdict's rows.
+    """
+    start, answer = time.perf_counter(), _answers(model, columns)
+    batches: list[Batch] = []
+    values: list[np.ndarray] = []
+    for chunk in progress(test.chunks(), title):
+        batches += (of_chunk := batched(chunk))
+        values += side_by_side(answer, of_chunk, model.device)
+        rows, logits = np.concatenate([batch.indices for batch in batches]), np.concatenate(values)
+        if verdict := test.verdict(rows, logits):
+            break
+    seconds = time.perf_counter() - start
+    return Predictions(logits=logits[np.argsort(rows)], seconds=seconds, verdict=verdict)
+
+
+def _answers(model: PreTrainedModel, columns: Sequence[int]) -> Callable[[Batch], np.ndarray]:
+    """What the model makes of a batch: outcomes (rows, C)."""
+
     @torch.inference_mode()
     def answer(batch: Batch) -> np.ndarray:
         return outcomes(model(**on_device(batch, model.device)).logits, batch, columns)
 
-    start = time.perf_counter()
-    with closing(side_by_side(answer, batches, model.device)) as answers:
-        rows = [next(answers) for _ in progress(batches, title)]
-    seconds = time.perf_counter() - start
-    return Predictions(logits=in_order(rows, batches), seconds=seconds)
+    return answer
 
 
 def score(

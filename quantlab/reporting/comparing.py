@@ -83,15 +83,16 @@ def _against_fp32(metric: str, trial: TrialRecord, tests: int) -> tuple[Comparis
     answers = trial.answers
     if answers is None:
         return _untested(trial), NO_FILE
-    comparison = answers.against_fp32(metric, tests)
+    comparison = _untested(trial) if trial.partial else answers.against_fp32(metric, tests)
     if answers.missing:
         what = "logits" if answers.classified or answers.labels.dtype.kind == "f" else "answers"
         return comparison, f"NaN or infinite {what} in {answers.missing:,} of {len(answers.labels):,} answers"
-    return comparison, ""
+    return comparison, trial.verdict
 
 
 def _untested(trial: TrialRecord) -> Comparison | None:
-    """The difference and interval of the trial's result, without a test."""
+    """The difference and interval of the trial's result, without a test: where a trial stopped before the end
+    its interval allows for that, and the tests here would not."""
     _, loss, low, high = loss_of(trial.metrics)
     return Comparison(n=0, difference=-loss, low=-high, high=-low, p=math.nan, needed=None)
 
@@ -159,12 +160,13 @@ class PairMatrix:
 
 
 def pair_matrix(study: Study, rows: Sequence[ComparedTrial]) -> PairMatrix | None:
-    """The best trials in pairs; None where the metric is no mean over examples or fewer than two have
-    answers."""
+    """The best of the trials that answered all rows, in pairs; None where the metric is no mean over examples
+    or fewer than two have answers."""
     score = study.scale.score
     if not (score.right_of or score.relative):
         return None
-    usable = [row for row in rows if row.trial.answers is not None and not row.trial.answers.missing]
+    whole = [row for row in rows if not row.trial.partial]
+    usable = [row for row in whole if row.trial.answers is not None and not row.trial.answers.missing]
     best = sorted(usable, key=lambda row: -study.scale.sign * row.value)[:PAIRS_OF]
     chosen = [row for row in rows if row in best]  # in the table's order
     if len(chosen) < 2:

@@ -116,6 +116,8 @@ def _sections(study: Study, rows: Sequence[ComparedTrial], analysis: Analysis | 
 
 def verdict_style(words: str) -> str:
     """The CSS class of a verdict: better, worse, failed or unclear."""
+    if words.startswith("loses"):
+        return "worse"
     return next((name for name in ("better", "worse", "failed") if words.startswith(name)), "unclear")
 
 
@@ -145,14 +147,13 @@ def marked(sentence: str, row: ComparedTrial | None) -> Markup:
 
 def _facts(study: Study) -> list[tuple[str, str]]:
     first = study.finished[0]
-    answered = next((trial.answers for trial in study.finished if trial.answers is not None), None)
     fp32 = first.number_of(f"{study.primary}_fp32")
     engines = dict.fromkeys(trial.tags.get("engine", "") for trial in study.finished)
     failed = len(study.trials) - len(study.finished)
     return [
         ("Checkpoint", Path(first.tags.get("reference", "?")).name),
         ("Task", str(first.config["task"].get("name", "?"))),
-        ("Examples", f"{len(answered.labels):,}" if answered else "?"),
+        ("Examples", study.examples),
         (f"FP32 {study.scale.words}", study.scale.with_unit(fp32)),
         ("Trials", f"{len(study.trials)}" + (f", {failed} failed" if failed else "")),
         ("Engine", ", ".join(filter(None, engines))),

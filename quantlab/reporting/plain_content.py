@@ -58,13 +58,12 @@ def _overview(compared: Sequence[_Compared]) -> Table:
     for one in compared:
         first, scale = one.study.finished[0], one.study.scale
         fp32 = first.number_of(f"{scale.score.name}_fp32")
-        answered = next((trial.answers for trial in one.study.finished if trial.answers is not None), None)
         best = one.recommendation
         records.append(
             {
                 "study": one.name,
                 "metric": one.study.scale.words,
-                "examples": f"{len(answered.labels):,}" if answered else "?",
+                "examples": one.study.examples,
                 title: number(scale.factor * fp32, ".2f") + ("" if percent else scale.unit),
                 "to deploy": best.chosen.trial.name if best.chosen and best.within else "none",
             }

@@ -60,7 +60,7 @@ class Candidate:
 
     def _compared(self, rows: np.ndarray | None) -> Comparison:
         answers = self.row.trial.answers
-        if answers is None:
+        if answers is None or self.row.trial.partial:
             assert self.row.comparison is not None
             return self.row.comparison
         return (answers if rows is None else answers.where(rows)).against_fp32(self.metric)

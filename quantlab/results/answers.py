@@ -23,6 +23,9 @@ class SavedAnswers:
     fp32: np.ndarray  # (N, columns): FP32's
     columns: tuple[str, ...] = ()  # names of the columns; empty: logits
     clusters: np.ndarray | None = None  # (N,): units of one number belong together; None: each stands alone
+    # (N,) ascending: where the units stand among the selected ones, of a trial that may have stopped before
+    # the end; None: they are all of these.
+    rows: np.ndarray | None = None
 
     @property
     def missing(self) -> int:
@@ -57,7 +60,16 @@ class SavedAnswers:
             logits=self.logits[rows],
             fp32=self.fp32[rows],
             clusters=None if self.clusters is None else self.clusters[rows],
+            rows=None if self.rows is None else self.rows[rows],
         )
+
+    def same_units(self, other: "SavedAnswers") -> bool:
+        """Whether both trials answered the same units."""
+        return np.array_equal(self.labels, other.labels) and np.array_equal(self._places, other._places)
+
+    @property
+    def _places(self) -> np.ndarray:
+        return np.arange(len(self.labels)) if self.rows is None else self.rows
 
     def value(self, metric: str) -> float:
         """The trial's metric; NaN where an answer is missing."""
@@ -81,6 +93,7 @@ def read_answers(folder: Path) -> SavedAnswers | None:
         fp32=table[[f"{FP32}{name}" for name in columns]].to_numpy(float),
         columns=columns,
         clusters=table["cluster"].to_numpy() if "cluster" in table else None,
+        rows=table["row"].to_numpy() if "row" in table else None,
     )
 
 
@@ -93,7 +106,7 @@ def measuring_rows(trials: Sequence[SavedAnswers | None], share: float, seed: in
     first = trials[0] if trials else None
     if first is None or len(trials) < 2:
         return None
-    if not all(other is not None and np.array_equal(other.labels, first.labels) for other in trials):
+    if not all(other is not None and other.same_units(first) for other in trials):
         return None
     mask = held_out(first.labels, share, seed, first.clusters)
     return mask if mask.any() else None

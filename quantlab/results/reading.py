@@ -72,6 +72,23 @@ class TrialRecord:
         """Whether this is the reference: the unquantized network, by the tag ``engine=fp32``."""
         return is_reference(self.tags)
 
+    @property
+    def partial(self) -> bool:
+        """Whether the trial stopped before it had answered all selected rows."""
+        return self.number_of("rows_answered") < self.number_of("rows_selected")
+
+    @property
+    def verdict(self) -> str:
+        """What the trial's answers decided: ``keeps within 1 points with 448 of 5,463 rows``; "" where it was
+        to answer all rows."""
+        if "rows_answered" not in self.metrics:
+            return ""
+        scale = scale_of(loss_of(self.metrics)[0])
+        word = "keeps within" if self.number_of("keeps") else "loses over"
+        answered, selected = (self.number_of(f"rows_{part}") for part in ("answered", "selected"))
+        limit = scale.limit(self.config["evaluation"]["max_drop"])
+        return f"{word} {limit} with {answered:,.0f} of {selected:,.0f} rows"
+
     @cached_property
     def answers(self) -> SavedAnswers | None:
         """The answers; None where their file is missing."""
@@ -111,6 +128,15 @@ class Study:
     def scale(self) -> Scale:
         """How the primary metric reads."""
         return scale_of(self.primary)
+
+    @property
+    def examples(self) -> str:
+        """How many rows the trials answered, in words; ``?`` where no answers are there."""
+        counts = [len(trial.answers.labels) for trial in self.finished if trial.answers is not None]
+        if any(trial.partial for trial in self.finished):
+            selected = max(trial.number_of("rows_selected") for trial in self.finished if trial.partial)
+            return f"{selected:,.0f}, answered until a trial's loss is decided"
+        return f"{counts[0]:,}" if counts else "?"
 
     @property
     def swept(self) -> list[str]:

@@ -112,6 +112,8 @@ def concise(results: Results) -> pd.DataFrame:
         **{short: table[name] for name, short in short_names(untold(results)).items()},
         results.axis: number_texts(shown_scores["value"], ".2f"),
         loss_title(scale): loss_texts(results),
+        "verdict": verdict_texts(results),
+        "rows": number_texts(results.metric("rows_answered"), ".0f"),
         "same as FP32 (%)": number_texts(100 * results.metric("agreement_fp32"), ".1f"),
         **time_columns(results, ""),
         f"{results.axis}, deployed": number_texts(
@@ -175,6 +177,11 @@ def loss_texts(results: Results) -> pd.Series:
     """:func:`loss_text` of every row; "" for FP32 itself."""
     texts = [loss_text(results.scale, *row) for row in results.losses().to_numpy()]
     return pd.Series(texts, results.table.index, dtype=object).mask(results.reference, "")
+
+
+def verdict_texts(results: Results) -> pd.Series:
+    """``keeps`` or ``loses`` of every row that was to decide it; "" of the others."""
+    return results.metric("keeps").map({1.0: "keeps", 0.0: "loses"}).astype(object).fillna("")
 
 
 def time_columns(results: Results, prefix: str) -> dict[str, pd.Series]:

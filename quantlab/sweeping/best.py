@@ -36,9 +36,13 @@ def best_of(
 ) -> Best | None:
     """The trial with the best primary metric on the rows that choose, of equal ones the smallest.
 
+    Of trials that stop when their loss is decided it is the smallest that keeps within the limit, of equal
+    ones that which loses least: they answered different rows, so that their scores choose none.
     ``answers`` are those of finished trials by key. FP32 is a candidate only where nothing else finished.
     None without candidates.
     """
+    if results.metric("rows_answered").notna().any():
+        return _smallest_that_keeps(results)
     primary, quantized = results.primary, ~results.failed & ~results.reference
     among = results.where(quantized if quantized.any() else ~results.failed)
     if among.table.empty:
@@ -68,6 +72,24 @@ def best_of(
         value=float(value),
         loss=(float(loss), float(low), float(high)),
         rows=_chosen_and_measured(primary, held_out, len(found.labels) if found else 0, len(given)),
+    )
+
+
+def _smallest_that_keeps(results: Results) -> Best | None:
+    kept = results.where(results.metric("keeps") == 1)
+    if kept.table.empty:
+        return None
+    lost = kept.losses()
+    row = kept.table.join(lost).sort_values(["size_bytes", "loss"], kind="stable").iloc[0]
+    answered, selected = row["rows_answered"], row["rows_selected"]
+    return Best(
+        name=str(row["name"]),
+        key=str(row["key"]),
+        metric=results.primary,
+        value=float(row[results.primary]),
+        loss=tuple(float(row[name]) for name in ("loss", "low", "high")),
+        rows=f"the smallest of {len(kept.table)} trials that keep, decided by {answered:,.0f} of "
+        f"{selected:,.0f} rows",
     )
 
 

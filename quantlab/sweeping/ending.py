@@ -131,12 +131,13 @@ def gather_results(sweeping: PreparedSweep, reused: Set[str], errors: Mapping[st
     ]
     primary = loss_of(finished[0]["metrics"])[0]
     answers = _answers(sweeping, [key for key, summary in summaries.items() if summary])
+    whole = not any(found and found.rows is not None for found in answers.values())
     units = [found.units(primary) if (found := answers.get(trial.key)) else None for trial in trials]
     return Results(
         table=pd.DataFrame(rows),
         primary=primary,
         swept=swept,
-        correct=_stacked(units),
+        correct=_stacked(units) if whole else None,
         title=sweeping.sweep.question or sweeping.sweep.name,
     )
 

@@ -85,6 +85,9 @@ def prepare_sweep(loader: ConfigLoader, master: DictConfig, arguments: Sequence[
         sweep: Sweep = instantiate(base.sweep, _convert_="all")
         found = sweep_rows(sweep, _axes(overrides), partial(_layers, compose, fixed, memo))
         checked = [_checked(row, _lines(fixed, row.overrides), compose, memo) for row in found]
+        for view in sweep.views:
+            for trial in checked if view.compares_rows else ():
+                trial.config.evaluation.require_all_rows(f"the sweep's view {type(view).__name__}")
         trials = with_timing_names([_prepared(trial, memo) for trial in checked])
         tracking: Tracker = instantiate(base.tracking, _convert_="all")
     return PreparedSweep(sweep=sweep, tracking=tracking, store=store, trials=trials)

@@ -28,7 +28,17 @@ def answer_line(metrics: Mapping[str, Metric]) -> str:
     value, fp32, lost, low, high = (
         f"{number:.4f}" if isinstance(number := metrics[name], float) else "none" for name in names
     )
-    return f"{primary} {value}, FP32 {fp32}, {kind} {lost} (95 % interval {low} to {high})"
+    said = f"{primary} {value}, FP32 {fp32}, {kind} {lost} (95 % interval {low} to {high})"
+    return f"{said}{_rows_answered(metrics)}"
+
+
+def _rows_answered(metrics: Mapping[str, Metric]) -> str:
+    """``, keeps: 448 of 5,463 rows answered``, of a trial that stops when its loss is decided; else ""."""
+    answered, selected = metrics.get("rows_answered"), metrics.get("rows_selected")
+    if not isinstance(answered, float) or not isinstance(selected, float):
+        return ""
+    word = "keeps" if metrics["keeps"] else "loses"
+    return f", {word}: {answered:,.0f} of {selected:,.0f} rows answered"
 
 
 def deployed_line(metrics: Mapping[str, Metric]) -> str:

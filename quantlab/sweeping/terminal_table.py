@@ -8,7 +8,7 @@ import pandas as pd
 
 from quantlab.cli.console import shortened
 from quantlab.results.scale import Scale
-from quantlab.results.table import Results, short_names, untold
+from quantlab.results.table import Results, short_names, untold, verdict_texts
 
 GAP = "  "
 LEAST_NAME = 16  # columns of a trial's name
@@ -45,6 +45,8 @@ def _numbers(results: Results) -> list[list[str]]:
             "" if reference else _loss(scale, *lost)
             for lost, reference in zip(results.losses().to_numpy(), results.reference, strict=True)
         ],
+        "verdict": list(verdict_texts(results)),
+        "rows": _texts(results.metric("rows_answered"), ".0f"),
         "speed-up": _texts(results.metric("speedup_vs_fp32"), ".2f"),
         "deployed %" if scale.percent else "deployed": _texts(
             scale.factor * results.metric(f"{results.primary}_deployed"), ".2f"

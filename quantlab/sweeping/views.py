@@ -4,7 +4,7 @@ import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,8 @@ Settings = (
 
 class View(ABC):
     """One way to look at a finished sweep."""
+
+    compares_rows: ClassVar[bool] = False  # whether it needs the answers of all trials to the same rows
 
     @abstractmethod
     def draw(self, results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -65,6 +67,8 @@ class Effects(View):
     block: str
     factors: tuple[str, ...]
 
+    compares_rows = True
+
     def __post_init__(self) -> None:
         freeze(self)
         if (
@@ -103,6 +107,8 @@ class Path(View):
     start: Settings
     end: Settings
     max_drop: float = 0.5  # points, or % of perplexity, that the end of the shortest path may lose
+
+    compares_rows = True
 
     def __post_init__(self) -> None:
         above("max_drop", self.max_drop, 0)

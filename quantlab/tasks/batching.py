@@ -133,12 +133,14 @@ def in_file_order(data: Encoded, processor: Any, size: int, full_length: bool) -
     return _batches(data, processor, np.arange(len(data)), size, full_length)
 
 
-def by_length(data: Encoded, processor: Any, size: int) -> list[Batch]:
+def by_length(data: Encoded, processor: Any, size: int, rows: np.ndarray | None = None) -> list[Batch]:
     """Batches of rows of like length, each padded to its own longest row, which leaves little padding.
 
-    The longest come first: if they do not fit in memory, the trial fails at once.
+    They are of all rows, or of those at ``rows`` (n,). The longest come first: if they do not fit in memory,
+    the trial fails at once.
     """
-    return _batches(data, processor, np.argsort(-data.lengths(), kind="stable"), size)
+    rows = np.arange(len(data)) if rows is None else rows
+    return _batches(data, processor, rows[np.argsort(-data.lengths()[rows], kind="stable")], size)
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ class Purpose(IntEnum):
     DRAW = 0
     HOLD_OUT = 1
     SPLIT = 2
+    ANSWER = 3
 
 
 def shuffled_rows(labels: np.ndarray, seed: int, purpose: Purpose) -> np.ndarray:

@@ -7,6 +7,7 @@ from quantlab.calibration.estimators import Calibration
 from quantlab.config.checks import one_of
 from quantlab.engines.insert import ENGINES
 from quantlab.evaluation.answering import Evaluation
+from quantlab.evaluation.verdicts import require_decidable
 from quantlab.methods.bits import Bits, tied_weights, weighted_modules
 from quantlab.methods.method import Method, check_weight_ranges
 from quantlab.network.architecture import all_sites, family_of
@@ -15,7 +16,7 @@ from quantlab.network.models import ModelSpec
 from quantlab.network.sites import Placement, Site
 from quantlab.profiling.profile import Profile
 from quantlab.rounding.rounding import Rounding
-from quantlab.runtimes.runtime import Runtime, TorchOnly
+from quantlab.runtimes.runtime import FileRuntime, Runtime, TorchOnly
 from quantlab.splits.split import SplitMethod
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Tokenized
@@ -67,6 +68,10 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     checkpoint, tokenizer and rows do not fit each other. A training is checked, and not begun.
     """
     config.runtime.check()
+    if config.evaluation.stops:
+        require_decidable(config.task.metrics[0])
+        if isinstance(config.runtime, FileRuntime):
+            config.evaluation.require_all_rows(f"runtime={config.runtime.package}")
     checkpoint = resolve_checkpoint(config.model, config.task, memo)
     skeleton, shared = checkpoint.skeleton, (config.model, config.task, config.evaluation)
     train = select_rows(*shared, memo).train

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from quantlab.evaluation.answering import DECIDED
 from quantlab.machine.provenance import device_name, processors
 from quantlab.network.architecture import foreign_table
 from quantlab.profiling.profile import NoProfile
@@ -97,7 +98,7 @@ def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     fingerprint names.
     """
     kept = {
-        part: {name: value for name, value in fields.items() if name not in NOT_DECIDING.get(part, ())}
+        part: {name: value for name, value in fields.items() if name not in _not_deciding(part, fields)}
         if isinstance(fields, Mapping)
         else fields
         for part, fields in settings.items()
@@ -106,6 +107,13 @@ def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if str(kept.get("model", {}).get("_target_", "")).startswith(OWN):
         del kept["model"]["_target_"]
     return kept
+
+
+def _not_deciding(part: str, fields: Mapping[str, Any]) -> Collection[str]:
+    names = NOT_DECIDING.get(part, ())
+    if part == "evaluation" and fields.get("until") == DECIDED:  # the seed orders the answers
+        return set(names) - {"seed"}
+    return names
 
 
 def _targets(tree: Any) -> Iterator[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantlab.calibration.estimators import Calibration
 from quantlab.calibration.probe import observe
-from quantlab.evaluation.answering import Evaluation, Predictions, predict
+from quantlab.evaluation.answering import Evaluation, Predictions, predict, predict_until_decided
+from quantlab.evaluation.verdicts import SequentialTest
 from quantlab.network.architecture import all_sites
 from quantlab.network.models import LoadedModel, ModelSpec, ResolvedCheckpoint
 from quantlab.network.sites import Site
@@ -46,6 +48,7 @@ class Material:
     train: Examples
     rows: Encoded  # the rows that are answered
     batches: list[Batch]  # of these rows
+    evaluation: Evaluation
     sites: list[Site]  # all of the model's
     clusters: np.ndarray | None  # (N,) of these rows: which belong together; None: each stands alone
     data_fingerprint: str  # of the rows that calibrate and the rows that are answered
@@ -60,6 +63,21 @@ class Material:
     def predict(self, title: str) -> Predictions:
         """Answers all evaluation rows with the model as it is, under a progress bar with this title."""
         return predict(self.model, self.batches, self.loaded.label_columns, title)
+
+    def answer(self, reference: Predictions, title: str) -> Predictions:
+        """Answers the evaluation rows with the model as it is: all, or until its loss against the FP32
+        model's answers ``reference`` is decided."""
+        if (test := self.test(reference)) is None:
+            return self.predict(title)
+        loaded, size = self.loaded, self.evaluation.batch_size
+        batched = partial(by_length, self.rows, loaded.processor, size)
+        return predict_until_decided(self.model, test, batched, loaded.label_columns, title)
+
+    def test(self, reference: Predictions) -> SequentialTest | None:
+        """Returns what decides when enough rows are answered, given the FP32 model's answers to all rows;
+        None where all rows must be answered."""
+        primary = self.task.metrics[0]
+        return self.evaluation.test(primary, self.rows.labels, reference.logits, self.clusters)
 
     def calibration_batches(self, calibration: Calibration) -> list[Batch]:
         """Returns the rows that calibrate, encoded and in batches."""
@@ -136,6 +154,7 @@ def load_material(model: ModelSpec, task: Task, evaluation: Evaluation, memo: Me
             task=task,
             train=selected.train,
             rows=rows,
+            evaluation=evaluation,
             batches=by_length(rows, loaded.processor, evaluation.batch_size),
             sites=all_sites(loaded.model),
             clusters=selected.evaluation.clusters,

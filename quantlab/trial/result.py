@@ -45,6 +45,7 @@ class TrialResult:
     reference: np.ndarray  # the FP32 network's, (N, C)
     kind: Kind = Kind.CLASSES
     clusters: np.ndarray | None = None  # (N,): which rows belong together; None: each stands alone
+    rows: np.ndarray | None = None  # (N,) ascending: where they stand among the selected rows; None: all are
 
     def summary(self) -> dict[str, Any]:
         """Returns what ``result.json`` holds."""
@@ -88,7 +89,8 @@ class TrialResult:
 
     def _answers(self) -> pd.DataFrame:
         names = self.kind.columns(self.logits.shape[1])
-        columns: dict[str, np.ndarray] = {"label": self.labels}
+        columns: dict[str, np.ndarray] = {} if self.rows is None else {"row": self.rows}
+        columns["label"] = self.labels
         columns |= {} if self.clusters is None else {"cluster": self.clusters}
         columns |= dict(zip(names, self.logits.T, strict=True))
         columns |= {f"fp32_{name}": column for name, column in zip(names, self.reference.T, strict=True)}

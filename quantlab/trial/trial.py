@@ -9,11 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from quantlab.alarms import Evidence, raised_alarms
 from quantlab.calibration.outlier_statistics import by_depth, by_site, hidden_states
 from quantlab.engines.insert import insert
 from quantlab.engines.integer import LinearExecution
 from quantlab.evaluation.answering import Predictions, score
+from quantlab.evaluation.verdicts import Verdict
 from quantlab.machine.provenance import machine_tags
 from quantlab.network.models import ModelSpec
 from quantlab.network.sites import Site
@@ -62,7 +65,7 @@ def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
         plan, sketches = trial_plan(config, material, sites, fp32)
 
     with insert(material.model, plan, config.engine) as inserted:
-        predictions = own if plan == QuantPlan() else material.predict("evaluating")
+        predictions = own if plan == QuantPlan() else material.answer(reference, "evaluating")
     seconds["evaluate_s"] = predictions.seconds
 
     with timed("profile_s", seconds):
@@ -98,12 +101,26 @@ class TrialRun:
     plan: QuantPlan
     fp32_sketches: Sketches  # of every site of the FP32 network
     sketches: Sketches  # of the trial's sites, in the network that calibrated them
-    predictions: Predictions
-    reference: Predictions  # of the FP32 network that the trial names
+    predictions: Predictions  # to all rows, or those of its verdict
+    reference: Predictions  # of the FP32 network that the trial names, to all rows
     own: Predictions  # of the FP32 network that is quantized: another one where a training made it
     linears: Mapping[str, LinearExecution]  # by path; empty unless the engine is integer
     measurements: Measurements  # of the profile, and of the deployed model
     seconds: Mapping[str, float]  # by step
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the answers decided; None where all rows were asked for."""
+        return self.predictions.verdict
+
+    @property
+    def reference_logits(self) -> np.ndarray:
+        """The FP32 network's outcomes for the rows that the trial answered."""
+        return self.answered(self.reference.logits)
+
+    def answered(self, values: np.ndarray) -> np.ndarray:
+        """Those of the selected rows' values, (N, ...), that are of rows which the trial answered."""
+        return values if self.verdict is None else values[self.verdict.rows]
 
 
 def profile_plan(config: TrialConfig, material: Material, plan: QuantPlan) -> Measurements:
@@ -143,8 +160,12 @@ def result_of(
     config: TrialConfig, memo: Memo, material: Material, sites: Sequence[Site], run: TrialRun
 ) -> TrialResult:
     """Adds scores, sizes, statistics, tags and alarms to what the steps computed."""
-    device = material.model.device
-    measured_tags = {**run.measurements.tags, **engine_tags(run.plan, run.linears)}
+    device, verdict = material.model.device, run.verdict
+    measured_tags = {
+        **run.measurements.tags,
+        **engine_tags(run.plan, run.linears),
+        **({} if verdict is None else {"verdict": verdict.word}),
+    }
     evidence = Evidence(
         config=plain_config(config),
         plan=run.plan,
@@ -154,8 +175,8 @@ def result_of(
         tags=material.loaded.tags | measured_tags | processor_tags(material),
         metrics=metrics_of(config, material, run),
         logits=run.predictions.logits,
-        reference=run.reference.logits,
-        labels=material.rows.labels,
+        reference=run.reference_logits,
+        labels=run.answered(material.rows.labels),
         kind=config.task.kind,
     )
     alarms = raised_alarms(evidence)
@@ -190,7 +211,8 @@ def result_of(
         logits=evidence.logits,
         reference=evidence.reference,
         kind=config.task.kind,
-        clusters=material.clusters,
+        clusters=None if material.clusters is None else run.answered(material.clusters),
+        rows=None if verdict is None else verdict.rows,
     )
 
 
@@ -221,9 +243,11 @@ def engine_tags(plan: QuantPlan, linears: Mapping[str, LinearExecution]) -> dict
 def metrics_of(config: TrialConfig, material: Material, run: TrialRun) -> dict[str, Metric]:
     """Returns every number of the trial, under the names that MLflow and ``result.json`` share."""
     layers = by_depth(run.fp32_sketches, hidden_states(material.sites))
-    scores = score(
-        config.task, material.rows.labels, run.predictions.logits, run.reference.logits, material.clusters
-    )
+    clusters = None if material.clusters is None else run.answered(material.clusters)
+    labels = run.answered(material.rows.labels)
+    scores = score(config.task, labels, run.predictions.logits, run.reference_logits, clusters)
+    if run.verdict is not None and (test := material.test(run.reference)) is not None:
+        scores |= test.estimates(run.verdict, scores)
     if config.trained != config.model:
         primary = SCORES[config.task.metrics[0]].name
         scores[f"{primary}_trained_fp32"] = compute([primary], run.own.logits, material.rows.labels)[primary]

@@ -190,6 +190,35 @@ def test_pairs_are_compared_once_each_and_signed(tmp_path: Path) -> None:
     assert pairs.comparisons[1, 2].difference == pytest.approx(39 / 400)  # good less poor
 
 
+def test_trials_that_stopped_keep_their_own_interval_and_meet_no_other(tmp_path: Path) -> None:
+    """No test for one look, no pairs and no held-out rows where trials answered different rows."""
+    evaluation = {"until": "decided", "max_drop": 1.0, "holdout": 0.5}
+    rows = [REFERENCE]
+    for name, wrong, keeps, answered in (("good", 1, 1, 200), ("bad", 160, 0, 64)):
+        numbers = {"rows_answered": answered, "rows_selected": 400, "keeps": keeps}
+        rows.append({"name": name, "wrong": wrong, "config": {"evaluation": evaluation}, **numbers})
+    folder = sweep(tmp_path, rows, evaluation=evaluation)
+    for number, answered in ((2, 200), (3, 64)):
+        file = tmp_path / "trials" / f"{number:064x}" / "answers.parquet"
+        table = pd.read_parquet(file)[:answered]
+        table.insert(0, "row", np.arange(answered))
+        table.to_parquet(file, index=False)
+
+    study = from_folders([folder])
+    reference, good, bad = compared_trials(study)
+    assert study.examples == "400, answered until a trial's loss is decided"
+    assert reference.verdict == "the reference"
+    assert good.verdict == "keeps within 1 points with 200 of 400 rows"
+    assert bad.verdict == "loses over 1 points with 64 of 400 rows"
+    assert good.comparison is not None
+    assert good.comparison.low == -good.trial.number_of("accuracy_drop_ci95_high")
+    assert pair_matrix(study, [reference, good, bad]) is None
+    advice = recommend(study, [reference, good, bad], 1.0)
+    assert advice.chosen is good and "on the 200 rows that chose it" in advice.deploy
+    html = render(page_content(study, None, 1.0))
+    assert "keeps within 1 points" in html and "200 of 400 rows" in html
+
+
 def test_seeds_are_repeats(tmp_path: Path) -> None:
     wrong = (4, 8, 12)
     folder = sweep(

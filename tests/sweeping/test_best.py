@@ -38,6 +38,28 @@ def test_best(
     assert (None if found is None else int(found.key, 16)) == expected
 
 
+DECIDED = {"rows_answered": [64.0, 448.0, 500.0], "rows_selected": [5463.0] * 3}
+
+
+@pytest.mark.parametrize(
+    "keeps, sizes, expected",
+    [
+        ([0.0, 1.0, 1.0], [1e6, 3e6, 2e6], 2),
+        ([0.0, 1.0, 1.0], [1e6, 1e6, 1e6], 1),
+        ([0.0, 0.0, 0.0], [1e6, 1e6, 1e6], None),
+    ],
+)
+def test_of_trials_that_stop_the_smallest_that_keeps(
+    keeps: list[object], sizes: list[object], expected: int | None
+) -> None:
+    results = faked(SETTINGS, answers([0.5, 0.9, 0.7]))
+    results = changed(results, keeps=keeps, size_bytes=sizes, **DECIDED)
+    found = best_of(results, {}, Evaluation(until="decided", max_drop=1))
+    assert (None if found is None else int(found.key, 16)) == expected
+    if found is not None and expected == 2:
+        assert str(found).endswith("the smallest of 2 trials that keep, decided by 500 of 5,463 rows")
+
+
 def luckiest(seed: int, evaluation: Evaluation, **more: object) -> tuple[Best, np.ndarray]:
     """The best of 20 trials that are equally good, as only chance tells them apart; with their right
     answers."""

@@ -126,6 +126,13 @@ def test_the_sweeps_folder_takes_the_time_once(prepared: Prepared) -> None:
     assert {each.hydra.sweep.dir for each in settings} != set() and sweeping.store.root.parent.name == "res"
 
 
+def test_a_view_that_compares_rows_refuses_trials_that_stop(prepared: Prepared) -> None:
+    view = "{_target_: quantlab.sweeping.views.Effects, block: a, factors: [bits.weights]}"
+    words = ("bits.weights=4,8", f"sweep.views=[{view}]", "evaluation.max_drop=1")
+    with pytest.raises(ValueError, match="the sweep's view Effects needs the answers to all rows"):
+        prepared(*words, "evaluation.until=decided")
+
+
 def test_axes_may_follow_each_other(prepared: Prepared) -> None:
     sweeping, settings = prepared("bits.activations=4,8", "bits.embeddings=${bits.activations}")
     assert [(each.bits.activations, each.bits.embeddings) for each in settings] == [(4, 4), (8, 8)]

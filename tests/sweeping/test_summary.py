@@ -23,6 +23,11 @@ def test_an_answer_in_one_line() -> None:
     assert answer_line(METRICS) == said
 
 
+def test_an_answer_before_the_end_says_how_many_rows_it_took() -> None:
+    metrics = METRICS | {"rows_answered": 64.0, "rows_selected": 5463.0, "keeps": 0.0}
+    assert answer_line(metrics).endswith("to 0.6000), loses: 64 of 5,463 rows answered")
+
+
 def test_a_correlation_that_does_not_exist_can_be_said() -> None:
     metrics = {
         "pearson": None,
