@@ -17,6 +17,7 @@ from quantlab.tasks.scores import SCORES, Score, compute
 
 FIRST, FIRST_WINDOWS = 64, 32  # units before the first look; fewer windows are too few for a normal limit
 GROWTH = 1.25  # of the answered units from look to look
+SLACK = 1e-9  # of differences in floating point
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,8 +106,11 @@ class SequentialTest:
         or of all rows."""
         ordered, selected = np.sort(rows), len(self.labels)
         if len(rows) == selected:
-            total = (compute([self.metric], *each)[self.metric] for each in self._pair(rows, values))
-            keeps = self.score.lost(*total) <= self.limit
+            value, fp32 = (
+                compute([self.metric], each, self.labels[rows])[self.metric]
+                for each in (values, self.reference[rows])
+            )
+            keeps = self.score.lost(value, fp32) <= self.limit + SLACK
             return Verdict(keeps=keeps, rows=ordered, selected=selected, low=math.nan, high=math.nan)
         low, high = self.interval(rows, values)
         if low <= self.limit < high:
@@ -139,7 +143,3 @@ class SequentialTest:
     def _by_unit(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Sums of the values of each answered unit, in the order of the answers."""
         return np.bincount(self.place[rows], weights=values)
-
-    def _pair(self, rows: np.ndarray, values: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        labels = self.labels[rows]
-        return (values, labels), (self.reference[rows], labels)
