@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear
 
 from quantlab.engines import kernel_choice
-from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, Product, isa
+from quantlab.kernels.isa import isa
+from quantlab.kernels.products import GeluProduct, IntegerTensor, IntegerWeight, Product
 from quantlab.kernels.snapper import Snapper
 from quantlab.quant.grid import AffineGrid
 
@@ -52,7 +53,7 @@ def compared(symmetric: bool, symmetric_weights: bool) -> dict[str, float]:
         if products[0] is None or products[1] is None:
             return linear(onto[1](gelu(linear(onto[0](x), weights[0]))), weights[1])
         source = on_grid(onto[0], x)
-        if isinstance(products[0], OneDnn) and kernel_choice.fuses_gelu(products[0], onto[1]):
+        if isinstance(products[0], GeluProduct) and kernel_choice.fuses_gelu(products[0], onto[1]):
             return products[1](products[0].gelu(source, None, onto[1]), None)
         return products[1](on_grid(onto[1], gelu(products[0](source, None))), None)
 

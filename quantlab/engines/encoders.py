@@ -18,7 +18,7 @@ from quantlab.engines.encodings import (
     channels_by_group,
 )
 from quantlab.engines.wide import note_wide
-from quantlab.kernels.products import IntegerTensor, OneDnn
+from quantlab.kernels.products import GeluProduct, IntegerTensor
 from quantlab.kernels.snapper import MIDDLE, Snapper
 from quantlab.quant.basis import Basis
 from quantlab.quant.dynamic import DynamicGrid
@@ -119,7 +119,7 @@ class EncodingQuantizer(Encoder):
             groups=self.groups,
         )
 
-    def gelu(self, multiply: OneDnn, x: IntegerTensor, bias: Tensor | None) -> Tensor:
+    def gelu(self, multiply: GeluProduct, x: IntegerTensor, bias: Tensor | None) -> Tensor:
         """GELU of a product, quantized by this quantizer. The result has integers only: its values are
         NaN."""
         onto = multiply.gelu(x, bias, self.snapper)

@@ -21,7 +21,7 @@ from quantlab.engines.encoders import ENCODING, Encoding, EncodingQuantizer
 from quantlab.engines.encodings import ByGroup, Groups, PreparedWeight, channels_by_group
 from quantlab.engines.kernel_choice import fuses_gelu, product_of, times_fp32, why_no_kernel
 from quantlab.engines.wide import FloatForward
-from quantlab.kernels.products import IntegerWeight, OneDnn, Product
+from quantlab.kernels.products import GeluProduct, IntegerWeight, Product
 from quantlab.kernels.snapper import MIDDLE
 from quantlab.network.architecture import feed_forwards
 from quantlab.network.attention import CountedQuantizer, TensorFunction
@@ -165,7 +165,7 @@ def _forward(
         onto: EncodingQuantizer | None = getattr(linear, GELU_ONTO, None)
         if onto is not None and isinstance(integers, ByGroup) and not groups:
             product = ready[groups].products[0]
-            if isinstance(product, OneDnn) and fuses_gelu(product, onto.snapper):
+            if isinstance(product, GeluProduct) and fuses_gelu(product, onto.snapper):
                 return onto.gelu(product, integers.parts[0], bias)
         return integers.multiply(ready[groups], bias)
 

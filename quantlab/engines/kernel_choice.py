@@ -1,4 +1,4 @@
-"""Chooses the integer kernel: the first that is exact here and not clearly slower than FP32.
+"""Chooses the integer kernel: the fastest that is exact here and not clearly slower than FP32.
 
 On a CPU each kernel is timed once against FP32 at the same shape. The cache folder keeps the times, so that
 all processes of a machine choose alike. Integer sums are exact, so the choice changes no number.
@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch.nn.functional import gelu, linear
 
-from quantlab.kernels import native
-from quantlab.kernels import products as integer
+from quantlab.kernels import native, products, wide_product
+from quantlab.kernels.isa import isa, isa_limit
 from quantlab.kernels.products import (
     BITS,
     INT_MM_ROWS,
+    GeluProduct,
     IntegerTensor,
     IntegerWeight,
     IntMm,
@@ -29,11 +30,12 @@ from quantlab.kernels.products import (
     Product,
 )
 from quantlab.kernels.snapper import Snapper
+from quantlab.kernels.wide_product import WideProduct
 from quantlab.machine.provenance import device_name
 from quantlab.quant.grid import AffineGrid
 from quantlab.storage.files import cache_dir, digest, file_digest, whole_folder, write_whole
 
-KINDS: tuple[type[Product], ...] = (OneDnn, OneDnnInHalves, IntMm)  # fastest first
+KINDS: tuple[type[Product], ...] = (OneDnn, WideProduct, OneDnnInHalves, IntMm)
 SLOW = 3.0  # the largest multiple of FP32's time. Kernels take 0.05 to 2, or over 10: noise does not decide
 ROWS, SIZE = 64, 384  # shape of the timed product: MiniLM's hidden size
 ROUNDS, PATIENCE_S = 9, 0.2  # at most so many timed rounds, and so many seconds
@@ -83,15 +85,15 @@ def why_no_kernel(weight: IntegerWeight) -> str:
 def chosen_kernel(symmetric: bool, device: torch.device) -> type[Product] | None:
     """The kernel for weights on a device, or None if FP32 has to do it; ``symmetric``: zero points are all
     0."""
-    return next(
-        (kind for kind in KINDS if kind.fits(symmetric, device) and check_kernel(kind, device).usable()), None
-    )
+    fitting = (kind for kind in KINDS if kind.fits(symmetric, device))
+    usable = [kind for kind in fitting if check_kernel(kind, device).usable()]
+    return min(usable, key=lambda kind: times_fp32(kind, device) or 0.0, default=None)
 
 
 def fuses_gelu(multiply: Product, onto: Snapper) -> bool:
     """Whether one kernel for product, GELU and quantization is exact and fast enough here."""
     what = GELU_SYMMETRIC if onto.q_min < 0 else GELU_ASYMMETRIC
-    return isinstance(multiply, OneDnn) and check_kernel(type(multiply), CPU).usable(what)
+    return isinstance(multiply, GeluProduct) and check_kernel(type(multiply), CPU).usable(what)
 
 
 def times_fp32(kind: type[Product], device: torch.device) -> float | None:
@@ -111,11 +113,11 @@ def arithmetic() -> str:
     fused = [
         what
         for what in (GELU_SYMMETRIC, GELU_ASYMMETRIC)
-        if (kind := kinds["symmetric"]) and issubclass(kind, OneDnn) and check_kernel(kind, CPU).usable(what)
+        if (kind := kinds["symmetric"])
+        and issubclass(kind, GeluProduct)
+        and check_kernel(kind, CPU).usable(what)
     ]
-    return "; ".join(
-        [integer.isa(), *weights, f"fused: {' and '.join(fused) or 'none'}", f"rest: {native.name()}"]
-    )
+    return "; ".join([isa(), *weights, f"fused: {' and '.join(fused) or 'none'}", f"rest: {native.name()}"])
 
 
 @cache
@@ -169,7 +171,7 @@ def time_ratios(kind: type[Product]) -> dict[str, float]:
     runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         PRODUCT: (lambda: multiply(x, bias), lambda: linear(values, weights, bias))
     }
-    if isinstance(multiply, OneDnn):
+    if isinstance(multiply, GeluProduct):
         fused = multiply.gelu
         for what, symmetric in ((GELU_SYMMETRIC, True), (GELU_ASYMMETRIC, False)):
             grid = AffineGrid(bits=BITS, symmetric=symmetric)
@@ -205,16 +207,15 @@ def _stored_time_ratios(kind: type[Product]) -> Mapping[str, float]:
     The first process to store its times decides for all. If the folder cannot be written, each process uses
     its own times.
     """
-    sources = [file_digest(Path(source)) for source in (__file__, integer.__file__)]
-    facts = [kind.__name__, torch.__version__, integer.isa(), integer.isa_limit(), device_name(CPU), *sources]
+    modules = (__file__, products.__file__, wide_product.__file__)
+    sources = [file_digest(Path(source)) for source in (*modules, native.SOURCE, *native.INCLUDED)]
+    facts = [kind.__name__, torch.__version__, isa(), isa_limit(), device_name(CPU), *sources]
     folder = cache_dir() / "kernels" / digest(facts)
     stored = _read_times(folder / "times.json")
     if stored is not None:
         return stored
     times = time_ratios(kind)
-    text = json.dumps(
-        {"kernel": kind.name, "isa": integer.isa(), "processor": device_name(CPU), "times": times}
-    )
+    text = json.dumps({"kernel": kind.name, "isa": isa(), "processor": device_name(CPU), "times": times})
     try:
         if folder.is_dir():  # its file could not be read
             write_whole(folder / "times.json", text)

@@ -21,6 +21,7 @@ from torch import Tensor
 from quantlab.storage.files import cache_dir, digest, whole_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
+INCLUDED = tuple(SOURCE.with_name(f"{name}.h") for name in ("grids", "attention", "products"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 _POINTER, _FLOAT, _COUNT, _INT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int
@@ -61,6 +62,13 @@ def name() -> str:
     return "torch" if library() is None else SOURCE.name
 
 
+def instructions() -> str:
+    """The instructions with which the loaded kernels multiply integers."""
+    loaded = library()
+    assert loaded is not None
+    return str(loaded.instructions().decode())
+
+
 @cache
 def _built() -> ctypes.CDLL | str:
     """The loaded kernels, or the reason why there are none. A failure warns."""
@@ -79,7 +87,8 @@ def _load() -> ctypes.CDLL:
     command = _compiler()
     version = subprocess.run([*command, "--version"], capture_output=True, check=False).stdout
     processor = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
-    parts: list[str | bytes] = [SOURCE.read_bytes(), repr(FLAGS), repr(command), version, repr(processor)]
+    sources = [path.read_bytes() for path in (SOURCE, *INCLUDED)]
+    parts: list[str | bytes] = [*sources, repr(FLAGS), repr(command), version, repr(processor)]
     home = cache_dir() / "native"
     folder = home / digest(parts)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,6 +146,8 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.snap_tokens.argtypes = [*[_POINTER] * 5, _COUNT, _COUNT, _FLOAT, _INT, *ends]
     sizes, grids = [_COUNT] * 6, [_POINTER] * 2
     loaded.attend.argtypes = [*[_POINTER] * 5, *sizes, _POINTER, _POINTER, _FLOAT, *grids, _INT]
-    for function in (loaded.snap, loaded.snap_channels, loaded.snap_tokens, loaded.attend):
+    loaded.multiply.argtypes = [*[_POINTER] * 6, *[_COUNT] * 3, ctypes.c_int32, _POINTER, *ends]
+    for function in (loaded.snap, loaded.snap_channels, loaded.snap_tokens, loaded.attend, loaded.multiply):
         function.restype = _INT
+    loaded.instructions.restype = ctypes.c_char_p
     return loaded

@@ -10,15 +10,14 @@ the result is nearer to the true one than FP32's sum.
 :mod:`quantlab.engines.kernel_choice` chooses which of these kernels runs.
 """
 
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from quantlab.kernels.isa import isa
 from quantlab.kernels.snapper import MIDDLE, Snapper
 
 BITS = 8  # the most that the kernels take
@@ -78,7 +77,15 @@ class Product(ABC):
         return f"{cls.name} {isa() if device.type == 'cpu' else device.type}"
 
 
-class OneDnn(Product):
+class GeluProduct(Product):
+    """A kernel that can quantize the GELU of its product, so that the product is never in memory."""
+
+    @abstractmethod
+    def gelu(self, x: IntegerTensor, bias: Tensor | None, onto: Snapper) -> IntegerTensor:
+        """GELU of the product, as bytes on the grid of ``onto``, which has up to 8 bits and one range."""
+
+
+class OneDnn(GeluProduct):
     """oneDNN's product of unsigned by signed bytes, for symmetric weights on a CPU."""
 
     name = "onednn"
@@ -96,8 +103,6 @@ class OneDnn(Product):
 
     def gelu(self, x: IntegerTensor, bias: Tensor | None, onto: Snapper) -> IntegerTensor:
         """GELU of the product, quantized to bytes on the grid of ``onto``, in one kernel.
-
-        ``onto`` has up to 8 bits and one range.
 
         oneDNN adds the zero point before it rounds. Around 128 the last bit of an FP32 number is worth
         1/65536 of a step, so that one element in a million is off by a step. Symmetric grids avoid this: they
@@ -211,35 +216,3 @@ class IntMm(Product):
             total -= (integers.sum(1, dtype=torch.int32, keepdim=True) - zero * self.inputs) * self.zero_point
         y = total.float().mul_(x.scale * self.scale)
         return (y if bias is None else y.add_(bias)).reshape(*x.integers.shape[:-1], self.outputs)
-
-
-ISAS = ("sse41", "avx", "avx2", "avx_vnni", "avx512", "avx512_vnni", "amx")  # from narrow to wide
-LIMITS = {
-    "SSE41": "sse41",
-    "AVX": "avx",
-    "AVX2": "avx2",
-    "AVX2_VNNI": "avx_vnni",
-    "AVX2_VNNI_2": "avx_vnni",
-    "AVX512_CORE": "avx512",
-    "AVX512_CORE_VNNI": "avx512_vnni",
-    "AVX512_CORE_BF16": "avx512_vnni",
-    "AVX512_CORE_FP16": "avx512_vnni",
-    "AVX10_1_512": "avx512_vnni",
-}
-
-
-def isa_limit() -> str:
-    """``$ONEDNN_MAX_CPU_ISA`` in capitals, which oneDNN reads before its first operator; empty if not set."""
-    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-
-
-@cache
-def isa() -> str:
-    """The widest instruction set for integer products that the processor has and oneDNN may use."""
-    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    named = (("amx_int8", "amx"), ("avx512_vnni", "avx512_vnni"), ("avx_vnni", "avx_vnni"))
-    widest = next(
-        (shown for flag, shown in named if flags.get(flag)), torch.backends.cpu.get_cpu_capability().lower()
-    )
-    limit = LIMITS.get(isa_limit(), widest)
-    return min(widest, limit, key=ISAS.index) if {widest, limit} <= set(ISAS) else widest

@@ -26,8 +26,9 @@ from quantlab.engines.kernel_choice import (
     product_of,
     why_no_kernel,
 )
-from quantlab.kernels import products as integer
-from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, Product, isa
+from quantlab.kernels import isa as integer
+from quantlab.kernels.isa import isa
+from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnn, Product
 from quantlab.methods.uniform import Uniform
 from quantlab.quant.grid import AffineGrid
 

@@ -1,5 +1,11 @@
 """Integer products in the shapes that networks have, against float64."""
 
+import ctypes
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -7,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantlab.engines.kernel_choice import CPU, KINDS, is_exact
+from quantlab.kernels import native
 from quantlab.kernels.products import IntegerTensor, IntegerWeight, Product
+from quantlab.kernels.wide_product import MOST_INPUTS, WideProduct
 
 EXACT = [kind for kind in KINDS if is_exact(kind, CPU)]
 
@@ -55,3 +63,58 @@ def test_inputs_of_another_width_are_refused(kind: type[Product]) -> None:
     x = IntegerTensor(integers=torch.ones(4, 48, dtype=torch.uint8), scale=1.0, zero_point=0)
     with pytest.raises((RuntimeError, ValueError)):
         kind(weight)(x, None)
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+
+
+def small(inputs: int = 70, outputs: int = 50) -> tuple[IntegerTensor, IntegerWeight, Tensor]:
+    x = IntegerTensor(integers=integers(1, 0, 255, 45, inputs).to(torch.uint8), scale=0.01, zero_point=7)
+    w = integers(2, -128, 127, outputs, inputs).to(torch.int8)
+    zeros = integers(3, -128, 127, outputs).int()
+    return x, IntegerWeight(integers=w, scale=torch.rand(outputs), zero_point=zeros), torch.randn(outputs)
+
+
+@needs_compiler
+def test_threads_share_rows_and_change_no_bit() -> None:
+    x, weight, bias = small()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            found.append(WideProduct(weight)(x, bias))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(y, found[0]) for y in found)
+
+
+@needs_compiler
+def test_plain_c_gives_the_bits_of_this_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = small()
+    fast = WideProduct(weight)(x, bias)
+    monkeypatch.setattr(native, "FLAGS", ("-O1", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi"))
+    native._compile(native._compiler(), tmp_path / "kernels.so")
+    plain = native._declared(ctypes.CDLL(str(tmp_path / "kernels.so")))
+    monkeypatch.setattr(native, "library", lambda: plain)
+    assert torch.equal(WideProduct(weight)(x, bias), fast)
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="not an x86 processor")
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512", "icelake-server"])
+def test_kernels_compile_for_other_processors(processor: str) -> None:
+    flags = [flag for flag in native.FLAGS if not flag.startswith("-march")]
+    command = ["cc", *flags, f"-march={processor}", "-Wno-psabi", "-fsyntax-only", str(native.SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_compiler
+def test_more_inputs_than_32_bits_can_sum_are_refused() -> None:
+    weight = IntegerWeight(
+        integers=torch.zeros(1, MOST_INPUTS + 1, dtype=torch.int8),
+        scale=torch.ones(1),
+        zero_point=torch.zeros(1).int(),
+    )
+    with pytest.raises(ValueError, match="sums at most 33025 inputs in 32 bits, got 33026"):
+        WideProduct(weight)
