@@ -207,8 +207,8 @@ def _stored_time_ratios(kind: type[Product]) -> Mapping[str, float]:
     The first process to store its times decides for all. If the folder cannot be written, each process uses
     its own times.
     """
-    modules = (__file__, products.__file__, wide_product.__file__)
-    sources = [file_digest(Path(source)) for source in (*modules, native.SOURCE, *native.INCLUDED)]
+    modules = [Path(str(module.__file__)) for module in (products, wide_product)]
+    sources = [file_digest(path) for path in (Path(__file__), *modules, native.SOURCE, *native.INCLUDED)]
     facts = [kind.__name__, torch.__version__, isa(), isa_limit(), device_name(CPU), *sources]
     folder = cache_dir() / "kernels" / digest(facts)
     stored = _read_times(folder / "times.json")

@@ -8,7 +8,7 @@ from torch import Tensor
 from quantlab.kernels import native
 from quantlab.kernels.snapper import Snapper
 
-WIDTH_MULTIPLE = 16  # a head's width must be a multiple: the widest vector registers hold 16 floats
+WIDTH_MULTIPLE = 16  # a head's width must be a multiple: kernels.c makes so many columns together
 
 
 def attend(
@@ -26,7 +26,7 @@ def attend(
     ``probs_on``, or the identity for None. The query is (batch, heads, tokens, width), key and value are
     (batch, kv_heads, tokens, width): each of their heads serves ``heads / kv_heads`` heads of the query that
     follow one another. The mask is (batch, 1, queries, keys) and added to the scores. Keys that it closes to
-    eight queries in a row up to the last key, as a causal mask does, cost nothing.
+    some queries in a row up to the last key, as a causal mask does, cost nothing.
 
     Returns (batch, tokens, heads, width), equal to torch's operators up to the order of sums, or None if
     ``kernels.c`` does not take the tensors or grids. Raises MemoryError if there is no scratch memory.

@@ -52,17 +52,17 @@ static void to_probabilities(float *x, int64_t keys, float scaling, const Grid *
     }
 }
 
-#define ROWS 8 /* queries computed together: as many running sums as the registers hold */
-typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
-
-/* sums[r] = sum over i of factors[r][i] * rows[i * stride ..], LANES columns at a time. */
-static inline void multiply_add(Lanes sums[ROWS], const float *const factors[ROWS], const float *rows,
-                                int64_t stride, int64_t count) {
-    for (int r = 0; r < ROWS; r++) sums[r] = (Lanes){0};
-    for (int64_t i = 0; i < count; i++) {
-        const Lanes row = *(const Lanes *)(rows + i * stride);
-        for (int r = 0; r < ROWS; r++) sums[r] += factors[r][i] * row;
-    }
+/* sums[r][c] = sum over i of x[r * x_stride + i] * rows[i * stride + c], in the order of i. */
+static inline void tile_products(const float *x, int64_t x_stride, const float *rows, int64_t stride,
+                                 int64_t count, Lanes sums[TILE][PANEL / LANES]) {
+    Lanes running[TILE][PANEL / LANES] = {0};
+    for (int64_t i = 0; i < count; i++)
+#pragma GCC unroll 12
+        for (int r = 0; r < TILE; r++)
+#pragma GCC unroll 2
+            for (int c = 0; c < PANEL / LANES; c++)
+                running[r][c] += x[r * x_stride + i] * *(const Lanes *)(rows + i * stride + c * LANES);
+    memcpy(sums, running, sizeof running);
 }
 
 #define CLOSED -1e38f /* a mask at or below it closes a key: its probability is 0 if any key is open */
@@ -103,7 +103,7 @@ static int64_t keys_seen(const float *mask, int64_t rows, int64_t stride, int64_
 }
 
 /* Softmax attention. query (batch, queries, heads), key and value (batch, keys, kv_heads) lie in memory as
-   their strides say, each element `width` floats, a multiple of LANES; kv_heads divides heads. context is
+   their strides say, each element `width` floats, a multiple of PANEL; kv_heads divides heads. context is
    contiguous, (batch, queries, heads, width). mask is added to the scaled scores, or null; mask_strides are
    its elements per batch and per query. before and after are the grids of scores and probabilities, one per
    head, or null. Keys that a mask closes to a whole block of queries are not computed if that changes
@@ -112,53 +112,53 @@ int attend(const float *query, const float *key, const float *value, const float
            int64_t batch, int64_t heads, int64_t kv_heads, int64_t queries, int64_t keys, int64_t width,
            const Strides *strides, const int64_t *mask_strides, float scaling, const Grid *before,
            const Grid *after, int threads) {
-    const int64_t padded = (keys + LANES - 1) / LANES * LANES, blocks = (queries + ROWS - 1) / ROWS;
+    const int64_t padded = (keys + PANEL - 1) / PANEL * PANEL, blocks = (queries + TILE - 1) / TILE;
     const int may_skip = mask && width * fabsf(scaling) <= 1e4f;
     int64_t *seen = malloc(batch * blocks * sizeof(int64_t));
     if (!seen) return 1;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        float *transposed = calloc(padded * (2 * width + ROWS + 1), sizeof(float)); /* the keys */
-        float *values = transposed + padded * width;
-        float *scores = values + padded * width, *masked = scores + padded * ROWS;
-        failed |= !transposed;
-        for (int64_t j = keys; j < padded && transposed; j++) masked[j] = -INFINITY;
+        float *panels = calloc(padded * (2 * width + TILE + 1) + TILE * width, sizeof(float)); /* of keys */
+        float *values = panels + padded * width, *block = values + padded * width;
+        float *scores = block + TILE * width, *masked = scores + padded * TILE;
+        failed |= !panels;
+        for (int64_t j = keys; j < padded && panels; j++) masked[j] = -INFINITY;
 #pragma omp for
         for (int64_t n = 0; n < batch * blocks; n++) {
-            const int64_t b = n / blocks, i = n % blocks * ROWS;
+            const int64_t b = n / blocks, i = n % blocks * TILE;
             seen[n] = !may_skip ? keys
                                 : keys_seen(mask + b * mask_strides[0] + i * mask_strides[1],
-                                            queries - i < ROWS ? queries - i : ROWS, mask_strides[1], keys);
+                                            queries - i < TILE ? queries - i : TILE, mask_strides[1], keys);
         }
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t b = 0; b < batch; b++)
             for (int64_t head = 0; head < heads; head++) {
-                if (!transposed) continue;
+                if (!panels) continue;
                 const int64_t kv_head = head / (heads / kv_heads);
                 int tame = 1;
                 for (int64_t j = 0; j < keys; j++) {
                     const float *k = at(key, strides[1], b, kv_head, j);
                     const float *v = at(value, strides[2], b, kv_head, j);
-                    for (int64_t d = 0; d < width; d++) transposed[d * padded + j] = k[d];
+                    float *to = panels + j / PANEL * PANEL * width + j % PANEL;
+                    for (int64_t d = 0; d < width; d++) to[d * PANEL] = k[d];
                     memcpy(values + j * width, v, width * sizeof(float));
                     tame &= all_within(k, width, TAME) & all_within(v, width, 3e38f);
                 }
-                for (int64_t i = 0; i < queries; i += ROWS) {
-                    const int rows = queries - i < ROWS ? queries - i : ROWS;
-                    const float *q[ROWS], *p[ROWS];
-                    Lanes sums[ROWS];
+                for (int64_t i = 0; i < queries; i += TILE) {
+                    const int rows = queries - i < TILE ? queries - i : TILE;
+                    Lanes sums[TILE][PANEL / LANES];
                     int skips = tame;
-                    for (int r = 0; r < ROWS; r++) { /* rows beyond the last query repeat row i; dropped */
-                        q[r] = at(query, strides[0], b, head, i + (r < rows ? r : 0));
-                        p[r] = scores + r * padded;
-                        skips &= all_within(q[r], width, TAME);
+                    for (int r = 0; r < rows; r++) { /* rows beyond the last query keep others; dropped */
+                        const float *q = at(query, strides[0], b, head, i + r);
+                        memcpy(block + r * width, q, width * sizeof(float));
+                        skips &= all_within(q, width, TAME);
                     }
-                    const int64_t sees = skips ? seen[b * blocks + i / ROWS] : keys;
-                    const int64_t end = (sees + LANES - 1) / LANES * LANES, count = end < keys ? end : keys;
-                    for (int64_t j = 0; j < end; j += LANES) {
-                        multiply_add(sums, q, transposed + j, padded, width);
-                        for (int r = 0; r < ROWS; r++) *(Lanes *)(scores + r * padded + j) = sums[r];
+                    const int64_t sees = skips ? seen[b * blocks + i / TILE] : keys;
+                    const int64_t end = (sees + PANEL - 1) / PANEL * PANEL, count = end < keys ? end : keys;
+                    for (int64_t j = 0; j < end; j += PANEL) {
+                        tile_products(block, width, panels + j * width, PANEL, width, sums);
+                        for (int r = 0; r < TILE; r++) memcpy(scores + r * padded + j, sums[r], sizeof sums[r]);
                     }
                     for (int r = 0; r < rows; r++) {
                         if (mask) {
@@ -168,14 +168,14 @@ int attend(const float *query, const float *key, const float *value, const float
                         to_probabilities(scores + r * padded, end, scaling, before ? before + head : 0,
                                          masked, after ? after + head : 0);
                     }
-                    for (int64_t d = 0; d < width; d += LANES) {
-                        multiply_add(sums, p, values + d, width, count);
+                    for (int64_t d = 0; d < width; d += PANEL) {
+                        tile_products(scores, padded, values + d, width, count, sums);
                         float *to = context + ((b * queries + i) * heads + head) * width + d;
-                        for (int r = 0; r < rows; r++) *(Lanes *)(to + r * heads * width) = sums[r];
+                        for (int r = 0; r < rows; r++) memcpy(to + r * heads * width, sums[r], sizeof sums[r]);
                     }
                 }
             }
-        free(transposed);
+        free(panels);
     }
     free(seen);
     return failed;

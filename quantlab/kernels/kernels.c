@@ -14,6 +14,13 @@
 #define LANES 8
 #endif
 
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t Sums __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* A matrix product makes TILE rows and PANEL columns together: as many running sums as the registers hold. */
+#define TILE (6 * LANES / 8)
+#define PANEL 16
+
 #include "grids.h"
 #include "attention.h"
 #include "products.h"

@@ -1,10 +1,6 @@
 /* Products of quantized inputs and weights. The integers are widened to 16 bits and multiplied in pairs, and the
    pairs are summed in 32 bits: nothing saturates, on any processor. */
-#define PANEL 16 /* outputs computed together */
-#define TILE (6 * LANES / 8) /* rows computed together: as many running sums as the registers hold */
 #define CHUNK 48 /* rows that one thread widens at a time, a multiple of TILE; they stay in its L2 cache */
-
-typedef int32_t Sums __attribute__((vector_size(4 * LANES), aligned(4)));
 
 /* sums + a0 b0 + a1 b1, where each element of a and b is a pair of 16-bit integers. */
 static inline Sums add_products(Sums sums, Sums a, Sums b) {

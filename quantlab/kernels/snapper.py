@@ -61,7 +61,7 @@ class Snapper:
 
     def per_head(self, heads: int) -> Tensor:
         """1 / scale, lower bound, upper bound and scale for each head, shape (heads, 4), FP32."""
-        if self._per_head is None:
+        if self._per_head is None or len(self._per_head) != heads:
             self._per_head = torch.stack([term.float().flatten().expand(heads) for term in self.terms], dim=1)
         return self._per_head
 

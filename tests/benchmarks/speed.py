@@ -1,13 +1,14 @@
 """What quantization costs and gains here: ``python tests/benchmarks/speed.py [forward] [table] [deployed]
 [memory]``.
 
-``forward``   W8A8 on BERT-base shapes, every site quantized: integer engine, simulated engine and FP32, in
-turns ``table``     the paper's table on minilm-qnli, all 5,463 pairs, from start to end ``deployed``
-BERT-base INT8 on ONNX Runtime and OpenVINO against FP32 on both and in torch, in turns ``memory``    peak
-memory of a calibration pass with 32 and with 4,096 samples, all cut to the same length
+``forward``   W8A8: integer engine, simulated engine and FP32 in turns, on the shapes of BERT-base (8 texts of
+128 tokens), of SmolLM2-135M (512 tokens) and of a ViT-S/14 (8 images); --only and --rounds make it shorter
+``table``     the paper's table on minilm-qnli, all 5,463 pairs, from start to end
+``deployed``  BERT-base INT8 on ONNX Runtime and OpenVINO against FP32 on both and in torch, in turns
+``memory``    peak memory of a calibration pass with 32 and with 4,096 samples, all cut to the same length
 
-Weights of BERT-base are random: time does not depend on them. ``table`` and ``memory`` need ``--shared``, the
-folder of the fine-tuned checkpoint and of GLUE's data, and are skipped without it.
+Weights are random: time does not depend on them. ``table`` and ``memory`` need ``--shared``, the folder of
+the fine-tuned checkpoint and of GLUE's data, and are skipped without it.
 """
 
 import argparse
@@ -22,7 +23,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    Dinov2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from quantlab.calibration.estimators import MinMax
 from quantlab.calibration.probe import observe
@@ -44,7 +54,6 @@ from quantlab.tasks.batching import Batch
 from quantlab.tasks.heads import CLASSES
 
 ROWS, LENGTH, THREADS = 8, 128, torch.get_num_threads()
-ROUNDS = 15
 CUT = 48  # tokens: the longest batch of either number of samples is as long as the other's
 QNLI = ("model=hf", "task=qnli", "tracking=off", "profile=off")
 
@@ -76,6 +85,8 @@ def main() -> None:
     )
     parts = {"forward": forward, "table": table, "deployed": deployed, "memory": memory}
     parser.add_argument("parts", nargs="*", choices=[[], *parts], default=list(parts))
+    parser.add_argument("--only", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="of forward")
+    parser.add_argument("--rounds", type=int, default=15, help="of forward")
     parser.add_argument("--shared", type=Path, help="holds models/minilm-qnli and data/glue/qnli")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -83,11 +94,16 @@ def main() -> None:
         if name in ("table", "memory") and arguments.shared is None:
             print(f"{name}: skipped, it needs --shared")
         else:
-            parts[name](arguments.shared)
+            parts[name](arguments)
 
 
-def forward(_: Path | None) -> None:
-    model, batch = bert_base(), one_batch()
+def forward(arguments: argparse.Namespace) -> None:
+    for name in arguments.only:
+        forward_of(name, arguments.rounds)
+
+
+def forward_of(name: str, rounds: int) -> None:
+    model, batch = NETWORKS[name]()
     runs: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
@@ -103,14 +119,14 @@ def forward(_: Path | None) -> None:
         for run in runs.values():
             run()
         times: dict[str, list[Turns]] = {name: [] for name in runs}
-        for _ in range(ROUNDS):
-            for name, run in runs.items():
-                times[name].append([np.array([wall_ms(run)])])
-    show("forward", times, "FP32")
+        for _ in range(rounds):
+            for run_name, run in runs.items():
+                times[run_name].append([np.array([wall_ms(run)])])
+    show(f"forward of {name}", times, "FP32")
 
 
-def deployed(_: Path | None) -> None:
-    model, batch = bert_base(), one_batch()
+def deployed(_: argparse.Namespace) -> None:
+    model, batch = bert_base()
     with tempfile.TemporaryDirectory(prefix="quantlab-") as name:
         folder = Path(name)
         model.save_pretrained(folder / "model")
@@ -139,20 +155,27 @@ def deployed(_: Path | None) -> None:
         show("deployed", times, base)
 
 
-def table(shared: Path | None) -> None:
+def table(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="quantlab-") as folder:
         command = [sys.executable, "-m", "quantlab.run", "-m", "+sweeps=paper_table", "evaluation.limit=null"]
-        command += qnli(shared)
+        command += qnli(arguments.shared)
         start = time.perf_counter()
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         print(done.stdout[-3000:] if done.returncode == 0 else done.stderr[-3000:])
         print(f"table: {time.perf_counter() - start:.0f} s from start to end")
 
 
-def memory(shared: Path | None) -> None:
+def memory(arguments: argparse.Namespace) -> None:
     peaks = []
     for samples in (32, 4096):
-        command = [sys.executable, "-c", PEAK, str(samples), *qnli(shared), f"task.max_length={CUT}"]
+        command = [
+            sys.executable,
+            "-c",
+            PEAK,
+            str(samples),
+            *qnli(arguments.shared),
+            f"task.max_length={CUT}",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(float(done.stdout))
         print(f"memory: {samples} samples, {peaks[-1]:.1f} MB above what the process had before")
@@ -167,18 +190,45 @@ def qnli(shared: Path | None) -> list[str]:
     ]
 
 
-def bert_base() -> PreTrainedModel:
+def bert_base() -> tuple[PreTrainedModel, Batch]:
+    return random_weights(AutoModelForSequenceClassification, BertConfig(num_labels=2)), tokens(ROWS, LENGTH)
+
+
+def smollm2() -> tuple[PreTrainedModel, Batch]:
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return random_weights(AutoModelForCausalLM, config), tokens(1, 512)
+
+
+def vit() -> tuple[PreTrainedModel, Batch]:
+    config = Dinov2Config(
+        hidden_size=384, num_attention_heads=6, patch_size=14, image_size=224, num_labels=10
+    )
+    pixels = torch.randn(ROWS, 3, 224, 224)
+    model = random_weights(AutoModelForImageClassification, config)
+    return model, Batch(inputs={"pixel_values": pixels}, indices=np.arange(ROWS))
+
+
+NETWORKS = {"bert-base": bert_base, "smollm2": smollm2, "vit": vit}
+
+
+def random_weights(auto: type, config: PretrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = BertConfig(num_labels=2)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    model = auto.from_config(config, attn_implementation="eager")
     return model.eval().requires_grad_(False)
 
 
-def one_batch() -> Batch:
-    ids = torch.randint(1000, 30000, (ROWS, LENGTH))
-    kinds = torch.zeros_like(ids)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": kinds}
-    return Batch(inputs=inputs, indices=np.arange(ROWS))
+def tokens(rows: int, length: int) -> Batch:
+    ids = torch.randint(1000, 30000, (rows, length))
+    return Batch(inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids)}, indices=np.arange(rows))
 
 
 def w8a8(model: PreTrainedModel, batch: Batch, at: str, granularity: str = "tensor") -> QuantPlan:

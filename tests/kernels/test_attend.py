@@ -259,3 +259,9 @@ def test_what_it_does_not_take_is_left_to_torch(what: str) -> None:
     elif what == "gradient":
         value.requires_grad_(True)
     assert attend(query, key, value, mask, 1.0, None, None) is None
+
+
+def test_a_grid_serves_networks_with_more_heads_too() -> None:
+    grid = AffineGrid(bits=8, symmetric=True)
+    snapper = grid.snapper(*grid.parameters(torch.tensor([-1.0]), torch.tensor([1.0])))
+    assert [snapper.per_head(heads).shape for heads in (2, 6, 1)] == [(2, 4), (6, 4), (1, 4)]
