@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.zeros(heads, width))
         self.bias = nn.Parameter(torch.zeros(heads))
         self.scale = scale
+        self.opened: dict[int, Tensor] = {}  # by thread: batches are answered side by side
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's input, (..., heads * width), to (..., heads)."""
@@ -24,12 +26,11 @@ class Gate(nn.Module):
 
     def read(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Hook before attention: keeps the gates of its input."""
-        vars(self)["opened"] = self(inputs[0] if inputs else named["hidden_states"])
+        self.opened[get_ident()] = self(inputs[0] if inputs else named["hidden_states"])
 
     def multiply(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hook before the output projection: multiplies the heads by the gates that were kept."""
         context: Tensor = inputs[0]
-        opened: Tensor = vars(self).pop("opened")
         heads = context.reshape(*context.shape[:-1], len(self.bias), -1)
-        opened = opened.reshape(*heads.shape[:-1], 1).to(context.dtype)
+        opened = self.opened.pop(get_ident()).reshape(*heads.shape[:-1], 1).to(context.dtype)
         return (heads * opened).flatten(-2), *inputs[1:]

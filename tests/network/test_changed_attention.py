@@ -2,7 +2,9 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from families import CASES, CONFIGS, answers, batch_of, model_of
 from safetensors.torch import load_file, save_file
 from test_families import plan_of
 from tiny import ALL, GEMM, logits, padded, sites_of, tiny_model
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from quantlab.engines.insert import insert
@@ -20,6 +23,7 @@ from quantlab.network import attention as registered
 from quantlab.network import checkpoint
 from quantlab.network.architecture import all_sites
 from quantlab.network.changed_attention import GATES, KEY, ChangedAttention, Clipped, Gated
+from quantlab.network.gate import Gate
 from quantlab.network.taps import Probs, tapped
 from quantlab.plan.plan import QuantPlan
 from quantlab.tasks.heads import CLASSES, IMAGES, TOKENS, auto_class
@@ -34,6 +38,24 @@ cases = pytest.mark.parametrize("name, head", CASES, ids=[" ".join(case) for cas
 def refused(name: str, kind: str) -> bool:
     """DeBERTa's attention is no registered function."""
     return kind == "clipped" and name.startswith("deberta")
+
+
+def test_passes_side_by_side_keep_their_own_gates() -> None:
+    gate, both = Gate(heads=2, width=3, scale=1.0), Barrier(2)
+    torch.nn.init.normal_(gate.weight)
+    context, inputs = torch.ones(1, 4, 6), [torch.randn(1, 4, 6) for _ in range(2)]
+
+    @torch.no_grad()
+    def run(x: Tensor) -> Tensor:
+        gate.read(gate, (x,), {})
+        both.wait(timeout=60)
+        return gate.multiply(gate, (context,))[0]  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(run, inputs))
+    for x, output in zip(inputs, outputs, strict=True):
+        torch.testing.assert_close(output, gate(x).repeat_interleave(3, -1))
+    assert not gate.opened
 
 
 def disturb(model: PreTrainedModel) -> None:
