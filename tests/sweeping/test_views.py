@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from faked import answers, crossed, faked
+from faked import answers, changed, crossed, faked
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
@@ -179,6 +179,19 @@ def test_dots(figures: dict[str, Figure], tmp_path: Path) -> None:
     assert axes.yaxis_inverted()
     failed = [text for text in axes.texts if text.get_text() == "failed"]
     assert [text.get_position()[1] for text in failed] == [1, 4]
+
+
+@pytest.mark.parametrize("references", [[0.9, 0.9, 0.9], [0.9, 0.8, 0.9]])
+def test_dots_of_several_checkpoints_have_a_reference_each(
+    references: list[float], figures: dict[str, Figure], tmp_path: Path
+) -> None:
+    rows = faked([{"seed": str(i)} for i in range(3)], answers([0.5] * 3))
+    Dots().draw(changed(rows, accuracy_fp32=references), tmp_path)
+    axes = figures["dots.png"].axes[0]
+    alike = len(set(references)) == 1
+    assert [text.get_text() for text in axes.texts] == (["FP32"] if alike else [])
+    expected = [90, 90] if alike else [90, 80, 90]
+    np.testing.assert_allclose(axes.lines[-1].get_xdata(), expected)
 
 
 @pytest.mark.parametrize(("rows", "height", "font"), [(1, 1.39, 8), (80, 16.4, 8), (300, 18, 3.6)])
