@@ -28,8 +28,6 @@ from quantlab.profiling.timing import TorchSubject
 from quantlab.runtimes.runtime import FileRuntime
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Tokenized
-from quantlab.tasks.heads import IMAGES
-from quantlab.tasks.image_files import processor_gaps
 from quantlab.tasks.scores import SCORES, Kind, compute
 from quantlab.trial.config import TrialConfig, check_trial, plain_config
 from quantlab.trial.deployed import measure_deployed
@@ -44,7 +42,8 @@ from quantlab.trial.material import (
     resolve_checkpoint,
 )
 from quantlab.trial.planning import Sketches, diagnose, trial_plan
-from quantlab.trial.result import REFERENCE, Metric, TrialResult, finite_or_none
+from quantlab.trial.result import Metric, TrialResult, finite_or_none
+from quantlab.trial.tags import engine_tags, processor_tags
 
 
 def run_trial(config: TrialConfig, memo: Memo) -> TrialResult:
@@ -214,30 +213,6 @@ def result_of(
         clusters=None if material.clusters is None else run.answered(material.clusters),
         rows=None if verdict is None else verdict.rows,
     )
-
-
-def processor_tags(material: Material) -> dict[str, str]:
-    """Returns the tag ``processor_mismatch`` if an image processor leaves out a step."""
-    gaps = processor_gaps(material.loaded.processor) if material.task.head == IMAGES else ""
-    return {"processor_mismatch": gaps} if gaps else {}
-
-
-def engine_tags(plan: QuantPlan, linears: Mapping[str, LinearExecution]) -> dict[str, str]:
-    """Returns the tags that say what computed the answers.
-
-    ``engine`` is ``fp32`` if nothing is quantized, ``integer`` if at least one Linear ran in integers, else
-    ``simulated``.
-    """
-    if plan == QuantPlan():
-        return {"engine": REFERENCE}
-    kernels = [linear.on for linear in linears.values() if linear.in_integers]
-    if not kernels:
-        return {"engine": "simulated"}
-    return {
-        "engine": "integer",
-        "integer_linears": f"{len(kernels)} of {len(linears)}",
-        "integer_kernels": ", ".join(sorted(set(kernels))),
-    }
 
 
 def metrics_of(config: TrialConfig, material: Material, run: TrialRun) -> dict[str, Metric]:

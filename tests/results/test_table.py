@@ -20,6 +20,7 @@ from quantlab.results.table import (
     short_names,
     write_tables,
 )
+from quantlab.sweeping.terminal_table import table_lines
 
 SETTINGS = crossed(method_k=["1", "2", "16"])
 RIGHT = answers([0.5, 0.7, 0.9])
@@ -101,6 +102,15 @@ def test_concise_gives_the_settings_that_names_do_not_tell_apart() -> None:
     shown = concise(changed(results, name=["K=1", "K=1", "K=2", "K=2"]))
     assert shown["symmetric"].tolist() == ["true", "false"] * 2
     assert "k" not in shown
+
+
+def test_verdicts_and_the_rows_that_they_took_stand_in_the_table() -> None:
+    results = faked([{"k": "1"}, {"k": "2"}, {"k": "3"}], answers([0.5, 0.9, 1.0]), references={2})
+    assert "verdict" not in concise(results)
+    decided = changed(results, keeps=[0.0, 1.0, math.nan], rows_answered=[64.0, 448.0, math.nan])
+    assert list(concise(decided)["verdict"]) == ["loses", "keeps", ""]
+    assert list(concise(decided)["rows"]) == ["64", "448", ""]
+    assert "verdict  rows" in next(table_lines(decided, 100))
 
 
 def test_fp32_has_no_drop() -> None:
