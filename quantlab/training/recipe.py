@@ -62,6 +62,8 @@ def train(
             bar.update(shown, completed=done, loss=last["loss"], rate=last["learning_rate"])
     model.eval()  # type: ignore[no-untyped-call]
     if (answer := constant_answer(run.watched)) is not None:
+        if state is not None:  # going on from it would end here again
+            state.unlink(missing_ok=True)
         raise ValueError(
             f"training did not work: the last {WATCHED} training rows all got class {answer}, so nothing is "
             "stored; try a lower learning rate, more epochs or another seed"

@@ -101,12 +101,21 @@ def to_the_first_class(logits: Tensor, batch: Batch, labels: np.ndarray) -> Tens
 
 
 def test_a_constant_classifier_is_said_early(
-    tiny_bert: Path, tiny_glue: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_bert: Path,
+    tiny_glue: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(loop, "WATCHED", 16)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    state = tmp_path / "state"
     failure = pytest.raises(ValueError, match="training did not work: the last 16")
     with caplog.at_level(logging.WARNING), failure:
-        trained(tiny_bert, tiny_glue, replace(RECIPE, learning_rate=1e-2), loss=to_the_first_class)
+        trained(
+            tiny_bert, tiny_glue, replace(RECIPE, learning_rate=1e-2), state=state, loss=to_the_first_class
+        )
+    assert not state.exists()
     said = [record.getMessage() for record in caplog.records if "all got class" in record.getMessage()]
     assert len(said) == 1 and "lower learning rate" in said[0]
     assert loop.constant_answer([(0, 0)] * 16) is None  # the labels are all that class, too
