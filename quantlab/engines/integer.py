@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.engines.encoders import ENCODING, Encoding, EncodingQuantizer
-from quantlab.engines.encodings import ByGroup, Groups, PreparedWeight, channels_by_group
+from quantlab.engines.encodings import (
+    ByGroup,
+    Groups,
+    PreparedWeight,
+    WithWideColumns,
+    channels_by_group,
+)
 from quantlab.engines.kernel_choice import fuses_gelu, product_of, times_fp32, why_no_kernel
 from quantlab.engines.wide import FloatForward
 from quantlab.kernels.products import GeluProduct, IntegerWeight, Product
@@ -55,15 +61,13 @@ class LinearExecution:
 def integer_weights(model: PreTrainedModel, plan: QuantPlan) -> dict[str, IntegerWeight | LinearExecution]:
     """Every Linear's weight in integers, by path, or the reason why it runs in FP32.
 
-    The model has its FP32 weights.
+    The model has its FP32 weights. A weight that is tied to an embedding is planned under that one's name.
     """
-    planned = {weight.parameter: weight for weight in plan.weights}
-    linears = {
-        f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
+    planned = {model.get_parameter(weight.parameter): weight for weight in plan.weights}
     return {
-        name.removesuffix(".weight"): _integers(plan.in_basis(name, linear.weight.data), planned.get(name))
-        for name, linear in linears.items()
+        path: _integers(plan, linear.weight, planned.get(linear.weight))
+        for path, linear in model.named_modules()
+        if isinstance(linear, nn.Linear)
     }
 
 
@@ -153,6 +157,9 @@ def _forward(
         if encoding is None or integers is None:
             report(LinearExecution.fp32("its input is not on an integer grid"))
             return in_fp32(x)
+        if isinstance(integers, WithWideColumns) and original is None:
+            report(LinearExecution.fp32("its input has wide columns and its weight is tied"))
+            return in_fp32(x)
         groups, basis = integers.groups, encoding.encoder.basis
         if groups not in ready:
             ready[groups] = PreparedWeight(
@@ -195,9 +202,12 @@ def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor,
     return integers, scale.flatten(), (zero_point.flatten() - shift).to(torch.int8)
 
 
-def _integers(value: Tensor, weight: WeightQuant | None) -> IntegerWeight | LinearExecution:
+def _integers(
+    plan: QuantPlan, parameter: nn.Parameter, weight: WeightQuant | None
+) -> IntegerWeight | LinearExecution:
     if weight is None:
         return LinearExecution.fp32("its weight is not quantized")
+    value = plan.in_basis(weight.parameter, parameter.data)
     if not weight.grid.in_bytes:
         return LinearExecution.fp32(f"its weight is {weight.grid}")
     if weight.group is not None:

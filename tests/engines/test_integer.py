@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import ALL, FAMILIES, GEMM, logits, padded, planned, tiny_model
+from tiny import ALL, FAMILIES, GEMM, logits, padded, planned, tied_decoder, tiny_model
 from torch import Tensor, nn
 
 from quantlab.engines import kernel_choice
@@ -214,6 +214,17 @@ def test_what_stays_in_fp32_says_why(any_speed: None) -> None:
         "its weight is int16 symmetric"
     )
     assert inserted.linears[f"{layer}.1.attention.self.key"].in_integers
+
+
+def test_a_head_that_is_the_embedding_multiplies_integers(any_speed: None) -> None:
+    torch.manual_seed(0)
+    model, batch = tied_decoder(words=200).eval().requires_grad_(False), padded()
+    plan, found = planned(model, GEMM, Uniform(), symmetric=True), {}
+    for engine in ("simulated", "integer"):
+        with insert(model, plan, engine) as inserted:
+            found[engine] = logits(model, batch)
+    assert inserted.linears["lm_head"].in_integers
+    torch.testing.assert_close(found["integer"], found["simulated"], rtol=1e-4, atol=1e-6)
 
 
 def test_the_integers_of_a_tensor_are_made_once_for_all_who_read_them(
