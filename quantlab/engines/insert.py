@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quantlab.engines.encoders import Encoder, EncodingQuantizer, RestEncoder, TokenEncoder, WideEncoder
-from quantlab.engines.integer import LinearExecution, fused_gelus, integer_linears, integer_weights
+from quantlab.engines.integer import (
+    LinearExecution,
+    fused_gelus,
+    heads_on_grids,
+    integer_linears,
+    integer_weights,
+)
 from quantlab.engines.wide import float_forwards, note_wide, wide_linears
 from quantlab.kernels.products import IntegerWeight
 from quantlab.kernels.snapper import Snapper
@@ -87,7 +93,8 @@ def insert_weights(
             functions[item.tap] = CountedQuantizer(item.site, function, inserted.calls)
         by_batch = any(item.split is not None and item.split.by_batch for item in activations)
         forwards = floats if by_batch else {}
-        with tapped(model, functions), fused_gelus(model, functions), wide_linears(forwards):
+        heads, gelus = heads_on_grids(model, functions), fused_gelus(model, functions)
+        with tapped(model, functions), heads, gelus, wide_linears(forwards):
             yield inserted
 
     with quantized_weights(model, plan), integer_linears(model, integers, linears, floats):

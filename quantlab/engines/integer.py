@@ -29,7 +29,7 @@ from quantlab.engines.kernel_choice import fuses_gelu, product_of, times_fp32, w
 from quantlab.engines.wide import FloatForward
 from quantlab.kernels.products import GeluProduct, IntegerWeight, Product
 from quantlab.kernels.snapper import MIDDLE
-from quantlab.network.architecture import feed_forwards
+from quantlab.network.architecture import all_sites, feed_forwards
 from quantlab.network.attention import CountedQuantizer, TensorFunction
 from quantlab.network.taps import ModuleInput, ModuleOutput, Tap
 from quantlab.plan.plan import QuantPlan
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GELU_ONTO = "_quantlab_gelu_onto"
+READS = "_quantlab_reads"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,29 @@ def integer_linears(
     finally:
         for linear in linears.values():
             vars(linear).pop("forward", None)
+
+
+@contextmanager
+def heads_on_grids(model: PreTrainedModel, functions: Mapping[Tap, TensorFunction]) -> Iterator[None]:
+    """Until the exit, a Linear that reads a part of a site's tensor multiplies integers too.
+
+    A decoder's head reads some tokens of the last norm's output: a new tensor, without its encoding. All of
+    its values are on the site's grid, so quantizing them again gives their integers. ``functions`` are the
+    quantizers by tap.
+    """
+    heads = []
+    for site in all_sites(model):
+        tap, at = functions.get(site.made_at) if site.made_at else None, site.read_at
+        made_by = tap.function if isinstance(tap, CountedQuantizer) else None
+        if isinstance(made_by, EncodingQuantizer) and made_by.basis is None and isinstance(at, ModuleInput):
+            heads.append((model.get_submodule(at.module), made_by))
+    try:
+        for head, made_by in heads:
+            setattr(head, READS, made_by)
+        yield
+    finally:
+        for head, _ in heads:
+            vars(head).pop(READS, None)
 
 
 @contextmanager
@@ -153,6 +177,9 @@ def _forward(
             report(weight)
             return in_fp32(x)
         encoding: Encoding | None = getattr(x, ENCODING, None)
+        made_by: EncodingQuantizer | None = getattr(linear, READS, None)
+        if encoding is None and made_by is not None:
+            encoding = Encoding(made_by, made_by.quantize(x, values=False, integers=True)[1])
         integers = None if encoding is None else encoding.of(x)
         if encoding is None or integers is None:
             report(LinearExecution.fp32("its input is not on an integer grid"))

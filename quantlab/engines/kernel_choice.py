@@ -39,11 +39,8 @@ KINDS: tuple[type[Product], ...] = (OneDnn, WideProduct, OneDnnInHalves, IntMm)
 SLOW = 3.0  # the largest multiple of FP32's time. Kernels take 0.05 to 2, or over 10: noise does not decide
 ROWS, SIZE = 64, 384  # shape of the timed product: MiniLM's hidden size
 ROUNDS, PATIENCE_S = 9, 0.2  # at most so many timed rounds, and so many seconds
-PRODUCT, GELU_SYMMETRIC, GELU_ASYMMETRIC = (
-    "product",
-    "product and GELU, symmetric",
-    "product and GELU, asymmetric",
-)
+PRODUCT = "product"
+GELU_SYMMETRIC, GELU_ASYMMETRIC = "product and GELU, symmetric", "product and GELU, asymmetric"
 CPU = torch.device("cpu")
 
 
@@ -207,8 +204,8 @@ def _stored_time_ratios(kind: type[Product]) -> Mapping[str, float]:
     The first process to store its times decides for all. If the folder cannot be written, each process uses
     its own times.
     """
-    modules = [Path(str(module.__file__)) for module in (products, wide_product)]
-    sources = [file_digest(path) for path in (Path(__file__), *modules, native.SOURCE, *native.INCLUDED)]
+    code = (__file__, str(products.__file__), str(wide_product.__file__), native.SOURCE, *native.INCLUDED)
+    sources = [file_digest(Path(path)) for path in code]
     facts = [kind.__name__, torch.__version__, isa(), isa_limit(), device_name(CPU), *sources]
     folder = cache_dir() / "kernels" / digest(facts)
     stored = _read_times(folder / "times.json")

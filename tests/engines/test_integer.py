@@ -216,10 +216,11 @@ def test_what_stays_in_fp32_says_why(any_speed: None) -> None:
     assert inserted.linears[f"{layer}.1.attention.self.key"].in_integers
 
 
-def test_a_head_that_is_the_embedding_multiplies_integers(any_speed: None) -> None:
+@pytest.mark.parametrize("placement", [ALL, GEMM], ids=["all", "gemm"])
+def test_a_head_that_is_the_embedding_multiplies_integers(placement: Placement, any_speed: None) -> None:
     torch.manual_seed(0)
     model, batch = tied_decoder(words=200).eval().requires_grad_(False), padded()
-    plan, found = planned(model, GEMM, Uniform(), symmetric=True), {}
+    plan, found = planned(model, placement, Uniform(), symmetric=True), {}
     for engine in ("simulated", "integer"):
         with insert(model, plan, engine) as inserted:
             found[engine] = logits(model, batch)
