@@ -87,7 +87,7 @@ def _smallest_that_keeps(results: Results) -> Best | None:
         key=str(row["key"]),
         metric=results.primary,
         value=float(row[results.primary]),
-        loss=tuple(float(row[name]) for name in ("loss", "low", "high")),
+        loss=(float(row["loss"]), float(row["low"]), float(row["high"])),
         rows=f"the smallest of {len(kept.table)} trials that keep, decided by {answered:,.0f} of "
         f"{selected:,.0f} rows",
     )
