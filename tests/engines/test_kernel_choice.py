@@ -85,6 +85,11 @@ def test_what_is_slow_or_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     ) == kernel_choice.KernelCheck(exact=False, times={})
 
 
+def test_the_fastest_exact_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    told(monkeypatch, {Slow: {PRODUCT: 0.9}, Exact: {PRODUCT: 0.5}, Unsound: {PRODUCT: 0.6}})
+    assert chosen_kernel(True, CPU) is Exact and chosen_kernel(False, CPU) is None
+
+
 def test_a_linear_whose_kernels_are_all_slow_runs_in_fp32_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
