@@ -4,6 +4,7 @@ import ctypes
 import platform
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from quantlab.engines.kernel_choice import CPU, KINDS, is_exact
 from quantlab.kernels import native
-from quantlab.kernels.products import IntegerTensor, IntegerWeight, Product
+from quantlab.kernels.isa import isa
+from quantlab.kernels.products import IntegerTensor, IntegerWeight, OneDnnInHalves, Product
 from quantlab.kernels.wide_product import MOST_INPUTS, WideProduct
 
 EXACT = [kind for kind in KINDS if is_exact(kind, CPU)]
@@ -86,6 +88,16 @@ def test_threads_share_rows_and_change_no_bit() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(y, found[0]) for y in found)
+
+
+@needs_compiler
+@pytest.mark.skipif(isa() != "avx2", reason="oneDNN has other kernels on other processors")
+@pytest.mark.parametrize("biased", [True, False])
+def test_c_gives_the_bits_of_onednn(biased: bool) -> None:
+    x, weight, bias = small()
+    symmetric = replace(weight, zero_point=torch.zeros_like(weight.zero_point))
+    in_c, in_halves = (kind(symmetric)(x, bias if biased else None) for kind in (WideProduct, OneDnnInHalves))
+    assert torch.equal(in_c, in_halves)
 
 
 @needs_compiler
