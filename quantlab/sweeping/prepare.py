@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
@@ -51,7 +51,7 @@ class PreparedSweep:
     store: TrialStore
     trials: Sequence[PreparedTrial]
 
-    @property
+    @cached_property
     def unique(self) -> dict[str, PreparedTrial]:
         """The trials by key, each once: two rows may ask for the same one."""
         found: dict[str, PreparedTrial] = {}
@@ -59,7 +59,7 @@ class PreparedSweep:
             found.setdefault(trial.key, trial)
         return found
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The sweep's own files, named by what it asks of which trials: another checkpoint or code, another
         folder."""

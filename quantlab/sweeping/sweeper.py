@@ -25,6 +25,7 @@ from quantlab.results.store import locked_folder
 from quantlab.results.table import Results
 from quantlab.storage.files import write_whole
 from quantlab.sweeping.clusters import join
+from quantlab.sweeping.composing import TrialsLoader
 from quantlab.sweeping.ending import FinishedSweep, print_sweep, write_sweep_files
 from quantlab.sweeping.member import entry
 from quantlab.sweeping.prepare import PreparedSweep, PreparedTrial, prepare_sweep
@@ -45,6 +46,7 @@ def run_sweep(
     """Everything between ``-m`` and the table. Raises where a trial cannot run, failed, or was not
     recorded."""
     console = plain_console()
+    context = HydraContext(callbacks=context.callbacks, config_loader=TrialsLoader(context.config_loader))
     with compact_errors():
         sweeping = prepare_sweep(context.config_loader, master, arguments)
         launcher = Plugins.instance().instantiate_launcher(

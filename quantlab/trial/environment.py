@@ -1,6 +1,7 @@
 """The environment that decides a trial's numbers on a device: library versions and instruction set."""
 
 import os
+from functools import cache
 from importlib.metadata import version
 
 import torch
@@ -26,12 +27,18 @@ def deciding_environment(device: torch.device) -> dict[str, str]:
     """Returns everything outside quantlab that decides numbers on a device, by name. It becomes tags."""
     switches = {f"env.{name}": os.environ[name] for name in SWITCHES if name in os.environ}
     return {
-        **{f"version.{name}": version(name) for name in LIBRARIES},
+        **_versions(),
         "version.torch": torch.__version__,  # with its build: 2.13.0+cpu
         "matmul_precision": torch.get_float32_matmul_precision(),
         **(_gpu(device) if device.type == "cuda" else _cpu()),
         **switches,
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Returns the libraries' versions, which are read from files."""
+    return {f"version.{name}": version(name) for name in LIBRARIES}
 
 
 def _cpu() -> dict[str, str]:
