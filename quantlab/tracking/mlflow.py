@@ -208,12 +208,30 @@ def resume(store: MlflowStore, record: Record, folder: Path) -> Record:
 def confirm(store: MlflowStore, record: Record, folder: Path) -> Record:
     """Whether the store still has a run that was sent: it may be another store by now, or somebody's
     deletion."""
-    run = restored(store, record)
+    run = known(store, record) or restored(store, record)
     return (
         record
         if run is not None and run.info.status == record.status
         else replace(record, run_id=None, sent=False)
     )
+
+
+def known(store: MlflowStore, record: Record) -> "MlflowEntity | None":
+    """The run by its id, without a search through all runs; None where it has to be looked for: it is another
+    store's, deleted, or not under its parent."""
+    from mlflow.exceptions import MlflowException
+
+    if record.run_id is None:
+        return None
+    try:
+        run = store.client.get_run(record.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    tags, parent = run.data.tags, record.entry.parent
+    own = tags.get("identity") == record.entry.identity and (not parent or tags.get(PARENT) == parent)
+    return run if own and run.info.lifecycle_stage != DELETED else None
 
 
 def restored(store: MlflowStore, record: Record) -> "MlflowEntity | None":

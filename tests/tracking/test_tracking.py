@@ -537,6 +537,20 @@ def test_a_trial_costs_few_requests(tmp_path: Path) -> None:
             assert 3 <= len(server.asked) <= 5, server.asked
 
 
+def test_a_run_that_was_sent_is_confirmed_without_a_search(tmp_path: Path) -> None:
+    """A search goes through all runs of the experiment, so that as many would be quadratic."""
+    with faked_mlflow(tmp_path / "server") as server:
+        tracker = MLflow(uri=server.uri, experiment="tests")
+        outcome = RunOutcome(metrics={"accuracy": 0.5}, tags={}, files=())
+        for number in range(5):
+            tracker.replay(entry(f"{number}", "parent"), tmp_path / str(number), outcome)
+        server.asked.clear()
+        for number in range(5):
+            assert tracker.replay(entry(f"{number}", "parent"), tmp_path / str(number), outcome) is None
+        assert len(server.asked) == 5 and not [path for path in server.asked if "search" in path]
+        assert len(server.runs) == 5
+
+
 def start_at_once(tracker: MLflow, tmp_path: Path) -> None:
     """Processes that find neither tables nor experiment."""
     children = []
