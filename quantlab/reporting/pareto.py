@@ -112,9 +112,14 @@ def front(costs: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
     A row beats another that is nowhere lower and somewhere higher. Returns bool (N,).
     """
-    no_worse = (costs[None] <= costs[:, None]).all(axis=2)
-    better = (costs[None] < costs[:, None]).any(axis=2)
-    return np.asarray(counted & ~(no_worse & better & counted[None]).any(axis=1))
+    kept: list[int] = []
+    for index in np.lexsort(costs.T[::-1]):  # what beats a row comes before it
+        if counted[index]:
+            before = costs[kept]
+            no_worse, better = (before <= costs[index]).all(axis=1), (before < costs[index]).any(axis=1)
+            if not (no_worse & better).any():
+                kept.append(int(index))
+    return np.isin(np.arange(len(costs)), kept)
 
 
 def _points(scale: Scale, table: pd.DataFrame, x: str, name: str, colour: str, symbol: str) -> Trace:

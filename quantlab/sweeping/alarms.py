@@ -28,27 +28,27 @@ def flat_axes(results: Results) -> tuple[Alarm, ...]:
 
 
 def _flat(results: Results, axis: str) -> Iterator[Alarm]:
-    groups = _groups(results, axis)
-    if groups and all(_same(results.where(group)) for group in groups):
-        rows = results.table[np.logical_or.reduce(groups)]
+    groups, losses = _groups(results, axis), results.metric("loss").to_numpy(np.float64)
+    right = results.correct
+    if groups and all(_same(None if right is None else right[rows], losses[rows]) for rows in groups):
+        rows = results.table.iloc[np.sort(np.concatenate(groups))]
         levels = ", ".join(setting(axis, level) for level in ordered(rows[axis]))
         yield Alarm(
             "flat_axis", f"{levels}: the same answers in all {len(rows)} trials that differ only in this"
         )
 
 
-def _groups(results: Results, axis: str) -> list[pd.Series]:
-    """Masks of the rows that differ only in the axis, at least two of its levels each."""
+def _groups(results: Results, axis: str) -> list[np.ndarray]:
+    """Places of the rows that differ only in the axis, at least two of its levels each."""
     others = [name for name in results.swept if name != axis]
     keys = results.table[others].agg("\0".join, axis=1) if others else pd.Series("", results.table.index)
-    masks = [keys == key for key in keys.unique()]
-    return [mask for mask in masks if results.table[axis][mask].nunique() > 1]
+    levels = results.table[axis].to_numpy()
+    groups = results.table.groupby(keys, sort=False).indices.values()
+    return [rows for rows in groups if len(set(levels[rows])) > 1]
 
 
-def _same(results: Results) -> bool:
+def _same(right: np.ndarray | None, losses: np.ndarray) -> bool:
     """Whether all rows answer every unit alike, right or wrong, or have one loss."""
-    right = results.correct
     if right is not None and (right == right[0]).all():
         return True
-    losses = results.metric("loss").to_numpy(np.float64)
     return bool(np.allclose(losses, losses[0], rtol=10.0**-DIGITS, atol=0))  # NaN equals nothing
