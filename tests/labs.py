@@ -1,6 +1,7 @@
 """Runs trials on tiny models in this process, with settings composed as the command line composes them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -25,3 +26,20 @@ class Lab:
 
     def trial(self, *more: str, memo: Memo | None = None) -> TrialResult:
         return run_trial(self.config(*more), memo or Memo())
+
+
+def gpu_lab(model: Path, data: Path) -> Lab:
+    """Trials of 16 rows, without profile and tracker."""
+    return Lab(
+        (
+            "model=hf",
+            f"model.path={model}",
+            "task=qnli",
+            f"task.data_dir={data}",
+            "task.max_length=32",
+            "evaluation.limit=16",
+            "calibration.samples=8",
+            "profile=off",
+            "tracking=off",
+        )
+    )

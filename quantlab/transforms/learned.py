@@ -71,8 +71,8 @@ def learned_basis(
 
     What is learned are the logarithm of the scale, and the shift where ``start`` has one.
     """
-    log_scale = start.scale.tensor.log().requires_grad_()
-    shift = None if start.shift is None else start.shift.tensor.clone().requires_grad_()
+    log_scale = start.scale.tensor.to(rows.device).log().requires_grad_()
+    shift = None if start.shift is None else start.shift.tensor.to(rows.device, copy=True).requires_grad_()
     optimizer = torch.optim.Adam([log_scale, *([] if shift is None else [shift])], lr=learning_rate)
     original = readers.outputs(rows)
     for _ in range(iterations):

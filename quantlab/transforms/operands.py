@@ -138,8 +138,9 @@ class Readers:
 
     @property
     def largest(self) -> Tensor:
-        """The largest magnitude of the weights that read each channel, shape (channels,)."""
-        return torch.stack([weight.abs().amax(0) for weight in self.weights]).amax(0)
+        """The largest magnitude of the weights that read each channel, (channels,), on the CPU as sketches
+        are."""
+        return torch.stack([weight.abs().amax(0) for weight in self.weights]).amax(0).cpu()
 
     def outputs(self, rows: Tensor) -> Tensor:
         """What the Linears make of rows (rows, channels), without bias: (rows, all outputs)."""
@@ -194,7 +195,7 @@ def site_quantizer(probe: Probe, site: Site, rows: Tensor, basis: Basis) -> Func
     Its range is that of the rows, and of each channel's extremes in calibration.
     """
     sketch, seen = probe.sketches[site.name], Sketch(channels=site.channels)
-    seen.update(basis.forward(torch.cat([rows, sketch.min[None], sketch.max[None]])))
+    seen.update(basis.forward(torch.cat([rows, sketch.min[None].to(rows), sketch.max[None].to(rows)])))
     item = probe.plan_site(site, seen)
     return item.function(rows.device) if item else torch.clone
 
