@@ -68,7 +68,7 @@ def test_trials_of_two_methods_are_composed_twice_however_many_there_are(
             settings = loader.load_sweep_config(
                 master[1], [f"method={method}", f"calibration.seed={number}", f"hydra.sweep.subdir={number}"]
             )
-            assert (settings.calibration.seed, settings.hydra.sweep.subdir) == (number, number)
+            assert (settings.calibration.seed, settings.hydra.sweep.subdir) == (number, str(number))
     assert len(composed) == 2
 
 
