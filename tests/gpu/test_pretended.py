@@ -30,11 +30,13 @@ SEEN = (  # the others have not run here since what they found was mended: a set
     "method=dynamic",
     "method=fp32",
     "method=fq_vit",
+    "method=gptq",
     "method=grouped",
     "method=log2_probs",
     "method=mixed_precision",
     "method=orq",
     "method=peg",
+    "method=smoothquant",
     "method=uniform",
 )
 ON_CPU, ON_GPU = Memo(), Memo()  # trials share the model and FP32's answers
