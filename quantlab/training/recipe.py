@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from quantlab.evaluation.answering import CONSTANT_SHARE
 from quantlab.network.models import Recipe
@@ -49,7 +50,7 @@ def train(
     """Trains the model in place, and returns the history of the steps.
 
     ``state`` is the file that a run is saved in, and goes on from if it is there. Raises FloatingPointError
-    if the loss becomes NaN or infinite: the model, and the state, are those before that step. Raises
+    if loss or gradient become NaN or infinite: the model, and the state, are those before that step. Raises
     ValueError for BF16 where the hardware has none, and where a classifier gives all rows one class in the
     end; it warns as soon as it does.
     """
@@ -129,15 +130,10 @@ class _Run:
     def _step(self, batches: Sequence[tuple[Batch, np.ndarray]]) -> None:
         self.optimizer.zero_grad()
         losses, penalties = zip(*(self._gradients(*each, len(batches)) for each in batches), strict=True)
-        mean = float(np.mean(losses)) + float(np.mean(penalties))
-        if not math.isfinite(mean):
-            if self.state is not None:
-                self.save(self.state)
-            raise FloatingPointError(
-                f"the loss became {mean} at step {len(self.history) + 1} of {self.steps}: lower the learning "
-                "rate"
-            )
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self._require_finite("loss", float(np.mean(losses)) + float(np.mean(penalties)))
+        others = [each.grad for each in self._others() if each.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self._require_finite("gradient", float(norm + torch.nn.utils.get_total_norm(others)))
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
@@ -146,6 +142,21 @@ class _Run:
                 self.course.after_step()
         self.history.append(
             {"loss": float(np.mean(losses)), "penalty": float(np.mean(penalties)), "learning_rate": rate}
+        )
+
+    def _others(self) -> Iterator[nn.Parameter]:
+        """What learns besides the network's parameters."""
+        return (each for group in self.course.groups for each in group["params"])  # type: ignore[attr-defined]
+
+    def _require_finite(self, what: str, value: float) -> None:
+        """Ends the training before a step that would ruin the weights, and keeps what it has."""
+        if math.isfinite(value):
+            return
+        if self.state is not None:
+            self.save(self.state)
+        raise FloatingPointError(
+            f"the {what} became {value} at step {len(self.history) + 1} of {self.steps}: lower the learning "
+            "rate, or quantize less"
         )
 
     def _gradients(self, batch: Batch, labels: np.ndarray, of: int) -> tuple[float, float]:

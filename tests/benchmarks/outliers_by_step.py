@@ -163,7 +163,7 @@ def draw(steps: pd.DataFrame, file: Path) -> None:
             title=title,
             xlabel="steps",
             xscale="symlog",
-            yscale="symlog" if column == "loss_percent" else "log",
+            yscale="linear" if column == "loss_percent" else "log",
         )
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)

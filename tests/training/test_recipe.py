@@ -96,6 +96,22 @@ def test_bf16_is_refused_where_the_hardware_has_none(
     trained(tiny_bert, tiny_glue, replace(RECIPE, bf16="auto"))
 
 
+def with_endless_gradients(logits: Tensor, batch: Batch, labels: np.ndarray) -> Tensor:
+    return (logits * 0).sum().sqrt()  # 0, with an infinite slope
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_before_its_step(
+    tiny_bert: Path, tiny_glue: Path, tmp_path: Path
+) -> None:
+    """The loss is finite, so nothing else would say that the next weights are NaN."""
+    state = tmp_path / "state"
+    with pytest.raises(FloatingPointError, match="the gradient became nan at step 1 of"):
+        trained(tiny_bert, tiny_glue, state=state, loss=with_endless_gradients)
+    kept = torch.load(state, weights_only=True)["model"]
+    model, _ = checkpoint.read_network(tiny_bert)
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
 def to_the_first_class(logits: Tensor, batch: Batch, labels: np.ndarray) -> Tensor:
     return (logits[:, 1] - logits[:, 0]).mean()
 
