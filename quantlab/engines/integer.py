@@ -64,9 +64,9 @@ def integer_weights(model: PreTrainedModel, plan: QuantPlan) -> dict[str, Intege
 
     The model has its FP32 weights. A weight that is tied to an embedding is planned under that one's name.
     """
-    planned = {model.get_parameter(weight.parameter): weight for weight in plan.weights}
+    planned = {id(model.get_parameter(weight.parameter)): weight for weight in plan.weights}
     return {
-        path: _integers(plan, linear.weight, planned.get(linear.weight))
+        path: _integers(plan, linear.weight, planned.get(id(linear.weight)))
         for path, linear in model.named_modules()
         if isinstance(linear, nn.Linear)
     }
@@ -230,7 +230,7 @@ def signed_integers(value: Tensor, weight: WeightQuant) -> tuple[Tensor, Tensor,
 
 
 def _integers(
-    plan: QuantPlan, parameter: nn.Parameter, weight: WeightQuant | None
+    plan: QuantPlan, parameter: Tensor, weight: WeightQuant | None
 ) -> IntegerWeight | LinearExecution:
     if weight is None:
         return LinearExecution.fp32("its weight is not quantized")

@@ -204,8 +204,8 @@ def _stored_time_ratios(kind: type[Product]) -> Mapping[str, float]:
     The first process to store its times decides for all. If the folder cannot be written, each process uses
     its own times.
     """
-    code = (__file__, str(products.__file__), str(wide_product.__file__), native.SOURCE, *native.INCLUDED)
-    sources = [file_digest(Path(path)) for path in code]
+    modules = map(Path, (__file__, str(products.__file__), str(wide_product.__file__)))
+    sources = [file_digest(path) for path in (*modules, native.SOURCE, *native.INCLUDED)]
     facts = [kind.__name__, torch.__version__, isa(), isa_limit(), device_name(CPU), *sources]
     folder = cache_dir() / "kernels" / digest(facts)
     stored = _read_times(folder / "times.json")

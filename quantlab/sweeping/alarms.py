@@ -43,7 +43,7 @@ def _groups(results: Results, axis: str) -> list[np.ndarray]:
     others = [name for name in results.swept if name != axis]
     keys = results.table[others].agg("\0".join, axis=1) if others else pd.Series("", results.table.index)
     levels = results.table[axis].to_numpy()
-    groups = results.table.groupby(keys, sort=False).indices.values()
+    groups = map(np.asarray, results.table.groupby(keys, sort=False).indices.values())
     return [rows for rows in groups if len(set(levels[rows])) > 1]
 
 

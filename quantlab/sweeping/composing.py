@@ -27,9 +27,8 @@ class TrialsLoader(ConfigLoaderImpl):
         """The settings of one trial. Raises Hydra's own errors."""
         parsed = OverridesParser.create().parse_overrides(sweep_overrides)
         values = [item for item in parsed if self._is_value(item)]
-        lines = [item.input_line for item in parsed]
-        shared = tuple(line for line, item in zip(lines, parsed, strict=True) if item not in values)
-        if not values or None in lines:
+        shared = tuple(str(item.input_line) for item in parsed if item not in values)
+        if not values or any(item.input_line is None for item in parsed):
             return super().load_sweep_config(master_config, sweep_overrides)
         if shared not in self._composed:
             composed = super().load_sweep_config(master_config, list(shared))
