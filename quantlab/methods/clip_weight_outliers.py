@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from quantlab.config.checks import at_least, whole
+from quantlab.config.checks import above, at_least, whole
 from quantlab.machine.parallel import side_by_side
 from quantlab.methods.bits import Bits, weight_of, weighted_modules
 from quantlab.methods.method import Method
@@ -35,7 +35,7 @@ class ClipWeightOutliers(Method):
     count: int | None = None
 
     def __post_init__(self) -> None:
-        at_least("method.sigmas", self.sigmas, 0)
+        (above if self.count is None else at_least)("method.sigmas", self.sigmas, 0)  # 0 clips all to zero
         if self.count is not None:
             whole("method.count", self.count, 0)
 

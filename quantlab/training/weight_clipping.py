@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from quantlab.config.checks import at_least, one_of, whole
+from quantlab.config.checks import above, at_least, one_of, whole
 from quantlab.methods.clip_weight_outliers import limits
 from quantlab.network.sites import Site
 from quantlab.plan.plan import QuantPlan
@@ -40,7 +40,7 @@ class WeightClipping(Plain):
     held: bool
 
     def __post_init__(self) -> None:
-        at_least("training.sigmas", self.sigmas, 0)
+        (above if self.count is None else at_least)("training.sigmas", self.sigmas, 0)  # 0 clips all to zero
         one_of("training.held", self.held, (True, False))
         if self.count is not None:
             whole("training.count", self.count, 0)
