@@ -9,6 +9,7 @@ from conftest import SPECIAL, WORDS
 from transformers import BertTokenizerFast, PreTrainedModel
 
 from quantlab.calibration.estimators import MinMax
+from quantlab.evaluation.answering import Evaluation
 from quantlab.network.architecture import all_sites
 from quantlab.network.models import LoadedModel
 from quantlab.quant.sketch import Sketch
@@ -69,6 +70,7 @@ def material_of(model: PreTrainedModel) -> Material:
         train=texts(ROWS),
         rows=rows,
         batches=by_length(rows, tokenizer, 8),
+        evaluation=Evaluation(batch_size=8),
         sites=all_sites(model),
         clusters=None,
         data_fingerprint="",

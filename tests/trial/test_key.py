@@ -114,6 +114,7 @@ CHANGES = {
 def test_another_environment_is_another_trial(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if change in environment.LIBRARIES:
         monkeypatch.setattr(environment, "version", lambda name: "1.0")
+        monkeypatch.setattr(environment, "_versions", environment._versions.__wrapped__)  # read anew
     before, key = environment.deciding_environment(CPU), identity.key_of({}, "checkpoint", "data", CPU, {})
     CHANGES[change](monkeypatch)
     assert environment.deciding_environment(CPU) != before
