@@ -200,6 +200,7 @@ class IntMm(Product):
         self.inputs, self.extra_inputs = inputs, extra[1]
         self.weight = pad(weight.integers, extra).t()
         self.scale, self.zero_point = weight.scale, weight.zero_point
+        self.symmetric = not weight.zero_point.any()  # asked once: a GPU waits for each such answer
         self.sums = weight.integers.sum(1, dtype=torch.int32)
 
     @staticmethod
@@ -212,7 +213,7 @@ class IntMm(Product):
         rows = len(integers)
         padded = pad(integers, (0, self.extra_inputs, 0, max(0, INT_MM_ROWS - rows)))
         total = torch._int_mm(padded, self.weight)[:rows, : self.outputs] - zero * self.sums
-        if self.zero_point.any():
+        if not self.symmetric:
             total -= (integers.sum(1, dtype=torch.int32, keepdim=True) - zero * self.inputs) * self.zero_point
         y = total.float().mul_(x.scale * self.scale)
         return (y if bias is None else y.add_(bias)).reshape(*x.integers.shape[:-1], self.outputs)

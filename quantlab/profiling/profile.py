@@ -51,10 +51,17 @@ class Profile(ABC):
     ) -> Measurements:
         """Times the subject on one batch of ``data``, in turns with ``reference`` if there is one."""
 
+    @abstractmethod
+    def check_length(self, most: int) -> None:
+        """Raises ValueError if the texts that are timed have more than ``most`` tokens."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoProfile(Profile):
     """Measures nothing."""
+
+    def check_length(self, most: int) -> None:
+        """No text is timed."""
 
     def measure(
         self, subject: Subject, reference: Subject | None, data: Encoded, processor: Any
@@ -87,6 +94,10 @@ class TimedProfile(Profile):
             whole(f"profile.{field}", getattr(self, field), 1)
         if self.threads is not None:
             whole("profile.threads", self.threads, 1, os.cpu_count())
+
+    def check_length(self, most: int) -> None:
+        if self.length > most:
+            raise ValueError(f"profile.length={self.length}, but the model takes at most {most} tokens here")
 
     def measure(
         self, subject: Subject, reference: Subject | None, data: Encoded, processor: Any

@@ -11,7 +11,7 @@ from quantlab.evaluation.verdicts import require_decidable
 from quantlab.methods.bits import Bits, tied_weights, weighted_modules
 from quantlab.methods.method import Method, check_weight_ranges
 from quantlab.network.architecture import all_sites, family_of
-from quantlab.network.compatibility import check_token_types
+from quantlab.network.compatibility import check_token_types, token_limit
 from quantlab.network.models import ModelSpec
 from quantlab.network.sites import Placement, Site
 from quantlab.profiling.profile import Profile
@@ -20,6 +20,7 @@ from quantlab.runtimes.runtime import FileRuntime, Runtime, TorchOnly
 from quantlab.splits.split import SplitMethod
 from quantlab.storage.memo import Memo
 from quantlab.tasks.batching import Tokenized
+from quantlab.tasks.heads import TOKENS
 from quantlab.tasks.task import Task
 from quantlab.training.training import Training
 from quantlab.transforms.transform import Transform
@@ -81,6 +82,8 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     ):
         if isinstance(rows, Tokenized):
             check_token_types(rows, skeleton, checkpoint.folder)
+            one_more = config.task.head == TOKENS  # a decoder's next token is timed, too
+            config.profile.check_length(token_limit(skeleton) - one_more)
     sites = config.placement.select(all_sites(skeleton), family_of(skeleton).unreachable)
     config.training.check(skeleton, all_sites(skeleton))
     config.training.check_slots(config.calibration, config.split, config.rounding)

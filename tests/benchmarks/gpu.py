@@ -26,9 +26,9 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import growth
 import numpy as np
 import torch
+from random_bert import material
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
@@ -223,7 +223,7 @@ def sweep(device: torch.device, small: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="quantlab-") as name:
         folder = Path(name)
         layers, rows, width = (2, 16, 64) if small else (3, 512, 768)
-        model = growth.material(folder, layers, rows, width)
+        model = material(folder, layers, rows, width)
         command = [sys.executable, "-m", "quantlab.run", "-m", "+sweeps=paper_table", *model]
         command += ["task.max_length=128", f"evaluation.limit={rows}", f"model.device={device.type}"]
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}

@@ -57,7 +57,7 @@ def test_a_quantizer_gives_the_cpus_bits(ranges: int, symmetric: bool) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("placement", [ALL, GEMM], ids=["all", "gemm"])
-@pytest.mark.parametrize("method", [Uniform(), Peg(sites=("*",), k=4)], ids=["uniform", "peg"])
+@pytest.mark.parametrize("method", [Uniform(), Peg(sites=("*.ffn.*",), k=4)], ids=["uniform", "peg"])
 def test_an_engine_gives_the_cpus_answers(engine: str, placement: Placement, method: Uniform) -> None:
     model, batch = tiny_model(), padded()
     plan = planned(model, placement, method)
@@ -67,12 +67,12 @@ def test_an_engine_gives_the_cpus_answers(engine: str, placement: Placement, met
     with insert(model, plan, engine) as inserted, torch.inference_mode():
         found = model(**on_device(batch, GPU)).logits.cpu()
     if engine == "integer":
-        assert any(linear.on == "torch._int_mm cuda" for linear in inserted.linears.values())
+        assert any(linear.on.endswith("torch._int_mm cuda") for linear in inserted.linears.values())
     assert (found - expected).abs().max() < 0.1 * expected.std()
 
 
 def test_a_trial_is_timed_by_events(lab: Lab) -> None:
-    found = lab.trial("model.device=cuda", "profile=quick")
+    found = lab.trial("model.device=cuda", "profile=quick", "profile.length=32")
     assert found.tags["device"] == "cuda" and found.tags["engine"] == "integer" and found.tags["gpu"]
     for name in ("latency_p50_ms", "speedup_vs_fp32", "peak_vram_allocated_mb", "peak_vram_reserved_mb"):
         value = found.metrics[name]
