@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments_of.error(f"no such folder: {', '.join(map(str, missing))}")
 
     # Imported here, so that help and errors of the command line do not wait for torch.
-    from quantlab.tracking.mlflow import abandoned, attempt, deliver
+    from quantlab.tracking.mlflow_steps import abandoned, attempt, deliver
     from quantlab.tracking.record import unsent
 
     given = {without_password(uri): uri for uri in options.tracking_uri}

@@ -134,9 +134,9 @@ def test_modules_are_found() -> None:
     assert "quantlab.quant.ranges" in ours(
         "quantlab.calibration.estimators"
     )  # from quantlab.quant import ranges
-    assert "mlflow" in roots("quantlab.tracking.mlflow")
+    assert "mlflow" in roots("quantlab.tracking.mlflow_store")
     assert "mlflow" not in {
-        name.split(".")[0] for name in imported(MODULES["quantlab.tracking.mlflow"], False)
+        name.split(".")[0] for name in imported(MODULES["quantlab.tracking.mlflow_store"], False)
     }
 
 

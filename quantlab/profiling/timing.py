@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ANSWER_TIMEOUT_S = 600  # a model may take this long to load
-IMPORTED = (__name__, "transformers.models.auto.modeling_auto")  # before a process that times is forked
+# Before a process that times is forked. Two networks' modules import what nearly all networks need: seconds.
+IMPORTED = (
+    __name__,
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama",
+)
 
 Inputs = Mapping[str, np.ndarray]
 Pipe: TypeAlias = "Connection[Any, Any]"

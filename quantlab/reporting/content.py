@@ -8,43 +8,21 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from quantlab.evaluation.significance import verdict
 from quantlab.reporting import anchors
 from quantlab.reporting.causes import errors
-from quantlab.reporting.comparing import ComparedTrial, PairMatrix, compared_trials, pair_matrix, repeats
+from quantlab.reporting.comparing import ComparedTrial, compared_trials, pair_matrix, repeats
+from quantlab.reporting.definitions import DEFINITIONS
 from quantlab.reporting.figures import against_axes
+from quantlab.reporting.matrix import matrix_content, verdict_style
 from quantlab.reporting.outlier_analysis import Analysis
 from quantlab.reporting.outlying import outliers
 from quantlab.reporting.pareto import pareto
 from quantlab.reporting.recommendation import recommend
 from quantlab.reporting.sections import Section, Table, as_table
 from quantlab.reporting.shapes import Plot
-from quantlab.reporting.trial_table import Column, alarm_names, columns, interval, number, p_text
+from quantlab.reporting.trial_table import Column, alarm_names, columns, interval, number
 from quantlab.results.reading import Study
-from quantlab.results.scale import Scale
 
-DEFINITIONS = {
-    "Difference": "the metric less FP32's on the same examples, in points of a percent; a loss is negative. "
-    "Of a perplexity, the ratio to FP32's: above 1 is a loss",
-    "95 % interval": "paired over examples: Agresti and Min's for accuracy, of bootstrap errors for "
-    "other metrics, of t of the windows' log-likelihoods for perplexities. "
-    "Those of the table, and those of the matrix, hold all at once with 95 % probability (Bonferroni)",
-    "p (corrected)": "exact McNemar test for accuracy, a permutation test of paired swaps otherwise, "
-    "or that of the interval where it is larger; times the number of the page's trials, in the matrix of "
-    "its pairs (Bonferroni)",
-    "Verdict": "better or worse where the corrected p is below 5 %: there the interval beside "
-    "it leaves out 0; else the examples that would show half a point, of a perplexity half a percent, with "
-    "80 % power",
-    "Chosen and measured": "what to deploy and what failed worst are chosen on one part of the rows "
-    "and measured on the held-out part (evaluation.holdout), as the best of many looks better on the rows "
-    "that chose it than it is",
-    "Simulated": "FP32 arithmetic on quantized values: answers as of integers up to rounding, "
-    "its time is not",
-    "Kurtosis": "Pearson's m4 / m2² of all elements of a tensor, padding excluded; 3 for a Gaussian",
-    "Top 1 % of channels": "share of the sum of squares in the hundredth of channels that hold most",
-    "Top 1 % of elements": "the same of elements, the definition of arXiv 2603.04308",
-    "SQNR": "10 log10(sum x² / sum (x − x̂)²), in dB",
-}
 ENVIRONMENT = {
     "device_name": "Device",
     "cpu_capability": "CPU",
@@ -90,7 +68,7 @@ def page_content(study: Study, analysis: Analysis | None, max_drop: float) -> Co
         "columns": shown,
         "kinds": [verdict_style(row.verdict) for row in rows],
         "table_note": _table_note(study),
-        "matrix": _matrix(study.scale, pairs) if pairs else None,
+        "matrix": matrix_content(study.scale, pairs) if pairs else None,
         "sections": sections,
         "again": study.command,
         "commands": commands,
@@ -112,13 +90,6 @@ def _sections(study: Study, rows: Sequence[ComparedTrial], analysis: Analysis | 
         Section(id="alarms", title="Alarms", tables=_alarms(study)),
         Section(id="published", title="Published numbers", tables=anchors.published_tables(study, rows)),
     ]
-
-
-def verdict_style(words: str) -> str:
-    """The CSS class of a verdict: better, worse, failed or unclear."""
-    if words.startswith("loses"):
-        return "worse"
-    return next((name for name in ("better", "worse", "failed") if words.startswith(name)), "unclear")
 
 
 def numbers(study: Study, rows: Sequence[ComparedTrial], shown: Sequence[Column]) -> pd.DataFrame:
@@ -183,37 +154,6 @@ def _table_note(study: Study) -> str:
     note = "A simulated speed is that of FP32 arithmetic on quantized values, not of integers."
     timed = any("latency_p50_ms" in trial.metrics for trial in study.finished)
     return note if simulated and timed else ""
-
-
-def _matrix(scale: Scale, pairs: PairMatrix) -> dict[str, Any]:
-    size, against = len(pairs.rows), "less" if scale.percent else "over"
-    spec = "+z.1f" if scale.percent else scale.change_format
-    cells: list[list[Any]] = [[None] * size for _ in range(size)]
-    for (i, j), comparison in pairs.comparisons.items():
-        lost = [-comparison.difference, -comparison.low, -comparison.high]
-        for row, column, losses in ((i, j, lost), (j, i, list(map(scale.mirrored, lost)))):
-            difference, *ends = map(scale.change, losses)
-            low, high = sorted(ends)
-            same = verdict(comparison)
-            words = same if row == i else {"better": "worse", "worse": "better"}.get(same, same)
-            mark = {"better": "▲ ", "worse": "▼ "}.get(words, "")
-            title = f"{pairs.rows[row].trial.name} {against} {pairs.rows[column].trial.name}: {words}; "
-            title += f"95 % interval {interval(low, high, scale.change_format)}; p {p_text(comparison.p)}"
-            cells[row][column] = {
-                "text": f"{mark}{number(difference, spec)}",
-                "kind": verdict_style(words),
-                "title": title,
-            }
-    caption = (
-        "Each trial against each other on the same examples: ▲ better, ▼ worse, at 5 % after a correction "
-    )
-    caption += "for all pairs here; without a mark, the examples do not tell the two apart."
-    if pairs.left_out:
-        caption += f" These are the {size} with the {scale.best} {scale.words}; "
-        caption += f"{pairs.left_out} others are left out."
-    head = f"row {against} column, {'in points' if scale.percent else 'as a ratio'}"
-    names = [row.trial.name for row in pairs.rows]
-    return {"head": head, "names": names, "cells": cells, "caption": caption}
 
 
 def _repeats(study: Study, rows: Sequence[ComparedTrial]) -> list[Table]:

@@ -12,8 +12,8 @@ from quantlab.tasks.columns import class_indices, classes_of
 from quantlab.tasks.examples import Examples
 from quantlab.tasks.hub import load_hub
 from quantlab.tasks.sampling import evaluated
+from quantlab.tasks.table_formats import READERS
 from quantlab.tasks.tables import (
-    READERS,
     DataColumn,
     DataTable,
     listed,

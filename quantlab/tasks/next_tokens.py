@@ -13,7 +13,8 @@ from quantlab.tasks.columns import pair_texts
 from quantlab.tasks.examples import Examples, Texts
 from quantlab.tasks.heads import TOKENS
 from quantlab.tasks.hub import load_hub
-from quantlab.tasks.tables import READERS, DataTable, read_file, read_split
+from quantlab.tasks.table_formats import READERS
+from quantlab.tasks.tables import DataTable, read_file, read_split
 from quantlab.tasks.task import Splits, Task
 
 COLUMN = "text"  # what data sets of the hub call their texts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from quantlab.cli.secrets import signed_in, without_password
 from quantlab.tracking.address import sqlite_file, store_uri
 from quantlab.tracking.database import first_use
-from quantlab.tracking.mlflow import PARENT
+from quantlab.tracking.mlflow_steps import PARENT
 from quantlab.tracking.opening import first_request, set_mlflow_environment
 
 if TYPE_CHECKING:

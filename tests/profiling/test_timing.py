@@ -1,7 +1,9 @@
 """What is timed runs in a process of its own, as its plan says, and its clocks and memory are read right."""
 
+import importlib
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,6 +42,19 @@ from quantlab.tasks.heads import CLASSES
 
 INPUTS = {name: values.numpy() for name, values in padded().inputs.items()}
 HELD_MB, USED_MB = 64, 128
+
+
+@dataclass(frozen=True)
+class Importing(Subject):
+    """It raises the number of modules that other networks than the preloaded ones import besides."""
+
+    device: str = "cpu"
+
+    def load(self, inputs: Inputs, threads: int, stack: ExitStack) -> Run:
+        known = set(sys.modules)
+        for family in ("gpt2", "vit", "mpnet"):
+            importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+        raise EOFError(str(len(set(sys.modules) - known)))
 
 
 @dataclass(frozen=True)
@@ -399,3 +414,13 @@ def test_on_a_gpu(tiny_bert: Path) -> None:
         worker = loaded()
         measured = [*worker.times(3), *worker.memory.values(), *worker.peak_memory().values()]
     assert len(measured) == 3 + 1 + 2 and min(measured) > 0
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_a_process_waits_for_no_imports() -> None:
+    """1,400 modules take 4 s, for each of a trial's six processes."""
+    with (
+        pytest.raises(EOFError, match=r"^\d$|^[1-4]\d$"),
+        timing_process(Importing(), INPUTS, 1) as wait_until_loaded,
+    ):
+        wait_until_loaded()

@@ -27,7 +27,7 @@ from quantlab.searching.study import open_study, storage_url
 from quantlab.sweeping.run_config import RunConfig, trial_run_name
 from quantlab.sync import main as sync
 from quantlab.tracking import mlflow as tracking
-from quantlab.tracking import opening
+from quantlab.tracking import mlflow_steps, mlflow_store, opening
 from quantlab.tracking import record as records
 from quantlab.tracking.download import fetch
 from quantlab.tracking.liveness import Owner
@@ -51,7 +51,7 @@ def tracker(tmp_path: Path, mlflow_tables: Path) -> MLflow:
 @pytest.fixture(autouse=True)
 def fresh_connections() -> None:
     """A connection is kept for a process; here, every test is one."""
-    tracking.connection.cache_clear()
+    mlflow_store.connection.cache_clear()
 
 
 def runs(tracker: MLflow) -> list:
@@ -164,7 +164,7 @@ def test_a_run_that_is_ended_while_mlflow_makes_it(
         monkeypatch.setattr(tracking, "begin", begin)
         raise SystemExit(143)
 
-    begin = tracking.begin
+    begin = mlflow_steps.begin
     monkeypatch.setattr(tracking, "begin", ended)
     with pytest.raises(SystemExit), tracker.start(entry(), tmp_path):
         pytest.fail("it never began")
@@ -206,7 +206,7 @@ def killed(tracker: MLflow, identity: str, folder: Path, outcome: RunOutcome | N
     found."""
     record = tracker._record(entry(identity))
     with record.held(folder):
-        record, problem = tracking.attempt(tracking.begin, record, folder, tracker.uri)
+        record, problem = mlflow_steps.attempt(mlflow_steps.begin, record, folder, tracker.uri)
         assert problem is None
         if outcome is not None:
             replace(record.ended(FINISHED), outcome=outcome).save(folder)
@@ -257,7 +257,7 @@ def test_a_finished_run_is_replayed_once(tracker: MLflow, tmp_path: Path) -> Non
 
 def tree(tracker: MLflow, tmp_path: Path) -> str:
     """A sweep that starts again: its parent, and two trials that finished before."""
-    tracking.connection.cache_clear()
+    mlflow_store.connection.cache_clear()
     with tracker.start(RunEntry(identity="s", name="s"), tmp_path / "parent") as parent:
         for name in ("a", "b"):
             (tmp_path / name).mkdir(exist_ok=True)
@@ -268,7 +268,7 @@ def tree(tracker: MLflow, tmp_path: Path) -> str:
 
 
 def client_of(tracker: MLflow) -> Any:
-    return tracking.connection(tracker.uri, tracker.experiment).client
+    return mlflow_store.connection(tracker.uri, tracker.experiment).client
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_what_is_delivered_twice_is_there_once(tracker: MLflow, tmp_path: Path) 
     lost.save(tmp_path)
     assert sync([str(tmp_path)]) == 0 and sync([str(tmp_path)]) == 0
     (found,) = runs(tracker)
-    client = tracking.connection(tracker.uri, tracker.experiment).client
+    client = mlflow_store.connection(tracker.uri, tracker.experiment).client
     assert len(client.get_metric_history(found.info.run_id, "accuracy")) == 1
     assert found.info.status == "FINISHED"
 
@@ -468,7 +468,7 @@ def test_a_server_that_wants_a_login_says_so_and_sync_asks_for_it(
                 pass
             assert "\n" not in str(caught.value) and "wrong" not in str(caught.value)
         killed(MLflow(uri=server.uri, experiment="tests"), "one", tmp_path / "run")
-        tracking.connection.cache_clear()
+        mlflow_store.connection.cache_clear()
         assert sync([str(tmp_path)]) == 1
         assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in capsys.readouterr().err
         assert sync([str(tmp_path), "--tracking-uri", server.uri]) == 0
