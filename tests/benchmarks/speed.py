@@ -4,7 +4,8 @@
 ``forward``   W8A8: integer engine, simulated engine and FP32 in turns, on the shapes of BERT-base (8 texts of
 128 tokens), of SmolLM2-135M (512 tokens) and of a ViT-S/14 (8 images); --only and --rounds make it shorter
 ``table``     the paper's table on minilm-qnli, all 5,463 pairs, from start to end
-``deployed``  BERT-base INT8 on ONNX Runtime and OpenVINO against FP32 on both and in torch, in turns
+``deployed``  BERT-base INT8 on ONNX Runtime, OpenVINO and torch.compile against FP32 on all and in torch, in
+turns; torch.compile's INT8 needs torchao and is left out without it
 ``memory``    peak memory of a calibration pass with 32 and with 4,096 samples, all cut to the same length
 
 Weights are random: time does not depend on them. ``table`` and ``memory`` need ``--shared``, the folder of
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compiled import Compiled, has_int8
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -138,7 +140,10 @@ def deployed(_: argparse.Namespace) -> None:
             "torch integer": TorchSubject(
                 head=CLASSES, folder=folder / "model", plan=files["INT8"], engine="integer", device="cpu"
             ),
+            "torch.compile FP32": Compiled(folder=folder / "model", head=CLASSES, int8=False),
         }
+        if has_int8():
+            subjects["torch.compile INT8"] = Compiled(folder=folder / "model", head=CLASSES, int8=True)
         for precision, plan in files.items():
             for runtime in (OnnxRuntime(), OpenVino()):
                 path = folder / f"{runtime.package} {precision}.onnx"
