@@ -257,7 +257,8 @@ def path(module: str) -> list[str]:
 
 
 def test_only_the_tracker_knows_mlflow() -> None:
-    knowing = {f"quantlab.tracking.{name}" for name in ("mlflow", "mlflow_pages", "download", "opening")}
+    names = ("mlflow", "mlflow_pages", "mlflow_steps", "mlflow_store", "download", "opening")
+    knowing = {f"quantlab.tracking.{name}" for name in names}
     assert {module for module in MODULES if "mlflow" in roots(module)} == knowing
 
 

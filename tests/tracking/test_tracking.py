@@ -174,7 +174,7 @@ def test_a_run_that_is_ended_while_mlflow_makes_it(
 def test_a_terminated_process_leaves_a_killed_run(
     python: Python, tracker: MLflow, tiny_bert: Path, tiny_glue: Path, tmp_path: Path
 ) -> None:
-    arguments = quantlab_run(tiny_bert, tiny_glue, tmp_path, "profile.iterations=100000")
+    arguments = quantlab_run(tiny_bert, tiny_glue, tmp_path, "profile.iterations=100000", "profile.length=32")
     going = python.start(*arguments, cwd=tmp_path)
     wait_for(lambda: begun(tmp_path / "mlflow.db"))
     going.kill(signal.SIGTERM)
