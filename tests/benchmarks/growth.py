@@ -103,7 +103,10 @@ def one_by_one(axis: str, sizes: Sequence[int], folder: Path) -> Iterator[Point]
     """A whole trial at each size, the shorter of two if it is short, after one that loads what all need."""
     from labs import Lab
 
+    from quantlab.cli.catalogue import register
     from quantlab.trial.trial import run_trial
+
+    register()
 
     def overrides(size: int) -> list[str]:
         rows, layers = (size if axis == "rows" else 100), (size if axis == "layers" else 3)
