@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,21 @@ import torch
 
 from quantlab.config.checks import at_least, whole
 from quantlab.profiling.decoding import DecodingSubject
-from quantlab.profiling.timing import Inputs, Subject, TorchSubject, exclusive_timing, timing_process
+from quantlab.profiling.timing import (
+    Inputs,
+    Subject,
+    TimingProcess,
+    TorchSubject,
+    exclusive_timing,
+    timing_process,
+)
 from quantlab.tasks.batching import Encoded
 from quantlab.tasks.heads import TOKENS
 
 Turns = list[np.ndarray]  # one process's times in ms, an array for each turn
 
 TURN_S = 0.5  # a turn runs a model for about so long
-STABLE = 0.05  # the warm-up ends when the medians of two turns in a row differ by a smaller share
+FASTER = 0.05  # the warm-up ends with the first turn whose median is no faster than the last by this share
 MOST_WARM_UP_TURNS = 20
 PAIRS = 3  # pairs of processes; each takes an equal share of the runs and seconds
 
@@ -74,8 +81,8 @@ class TimedProfile(Profile):
     """Times at least ``iterations`` runs that take at least ``seconds``, in equal shares in each of
     :data:`PAIRS` processes.
 
-    Each process warms up: it runs at least ``warmup`` times and until its times are stable. A run is one
-    batch of ``batch_size`` rows of ``length`` tokens on ``threads`` threads (None: as many as torch uses).
+    Each process warms up: it runs at least ``warmup`` times and until it gets no faster. A run is one batch
+    of ``batch_size`` rows of ``length`` tokens on ``threads`` threads (None: as many as torch uses).
     Of decoders the same number of runs and seconds goes to one token more with these tokens in a cache.
     CUDA events time a GPU, the wall clock times a CPU.
     """
@@ -158,33 +165,42 @@ class TimedProfile(Profile):
 
         At any time one process of each subject lives. The memory is that of the first process.
         """
-        pairs = [self._time_pair(subjects, inputs, threads) for _ in range(PAIRS)]
-        turns_of_pairs = [turns for turns, _ in pairs]
-        by_subject = [list(processes) for processes in zip(*turns_of_pairs, strict=True)]
-        return by_subject, pairs[0][1]
+        taken: list[list[Turns]] = []
+        memory: dict[str, float] = {}
+        for _ in range(PAIRS):
+            with self._pair(subjects, inputs, threads) as processes:
+                taken.append(self._turns(processes))
+                memory = memory or {**processes[0].memory, **processes[0].peak_memory()}
+        return [list(turns) for turns in zip(*taken, strict=True)], memory
 
-    def _time_pair(
+    @contextmanager
+    def _pair(
         self, subjects: Sequence[Subject], inputs: Inputs, threads: int
-    ) -> tuple[list[Turns], dict[str, float]]:
-        """Starts one process for each subject. Returns each subject's turns, and the first one's memory."""
+    ) -> Iterator[list[TimingProcess]]:
+        """Starts a process for each subject, side by side, and ends all on exit."""
         with ExitStack() as stack:
             loading = [stack.enter_context(timing_process(one, inputs, threads)) for one in subjects]
-            processes = [wait_until_loaded() for wait_until_loaded in loading]
-            counts = [self._warm_up(process.times) for process in processes]
-            turns: list[Turns] = [[] for _ in processes]
-            while not all(map(self._has_share, turns)):
-                for process, count, own_turns in zip(processes, counts, turns, strict=True):
-                    own_turns.append(np.array(process.times(count)))
-            return turns, {**processes[0].memory, **processes[0].peak_memory()}
+            yield [wait_until_loaded() for wait_until_loaded in loading]
+
+    def _turns(self, processes: Sequence[TimingProcess]) -> list[Turns]:
+        """Warms the processes up, and returns the turns that each has taken in turn with the others."""
+        counts = [self._warm_up(process.times) for process in processes]
+        turns: list[Turns] = [[] for _ in processes]
+        while not all(map(self._has_share, turns)):
+            for process, count, own_turns in zip(processes, counts, turns, strict=True):
+                own_turns.append(np.array(process.times(count)))
+        return turns
 
     def _warm_up(self, times: Callable[[int], list[float]]) -> int:
-        """Runs until the medians of two turns are alike. Returns the number of runs that make a turn."""
-        first = times(max(1, self.warmup))
-        count = max(1, round(1000 * TURN_S / np.median(first)))
-        median = np.median(times(count))
+        """Runs until a turn is no faster than the one before. Returns the number of runs that make a turn.
+
+        A turn that is slower, or as fast, has met noise: what a process has to warm up makes it faster.
+        """
+        median = np.median(times(max(1, self.warmup)))
+        count = max(1, round(1000 * TURN_S / median))
         for _ in range(MOST_WARM_UP_TURNS):
             before, median = median, np.median(times(count))
-            if abs(median / before - 1) < STABLE:
+            if median > (1 - FASTER) * before:
                 break
         return count
 
