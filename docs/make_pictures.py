@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from playwright.sync_api import sync_playwright
 
 from quantlab.reporting.comparing import ComparedTrial, compared_trials
-from quantlab.reporting.recommendation import MAX_DROP
+from quantlab.reporting.options import MAX_DROP
 from quantlab.reporting.sources import from_folders
 from quantlab.reporting.trial_table import alarm_names
 from quantlab.reporting.writing import write_page

@@ -1,12 +1,15 @@
 """Imports point one way, between modules and between folders."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+import pytest
 
 from quantlab.storage.files import CODE, NO_NUMBERS
 
@@ -280,3 +283,16 @@ def test_a_wheel_has_every_folder() -> None:
         for file in top.rglob("*.py")
     }
     assert set(listed) == folders | {"quantlab.conf", "quantlab.sweeps"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted([*CODE.parent.glob("docs/*.py"), *CODE.parent.glob("tests/benchmarks/*.py")]),
+    ids=lambda script: script.stem,
+)
+def test_scripts_that_no_test_runs_import_names_that_exist(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "quantlab":
+            module = importlib.import_module(node.module)
+            missing = [name.name for name in node.names if not hasattr(module, name.name)]
+            assert not [name for name in missing if f"{node.module}.{name}" not in MODULES]

@@ -209,11 +209,11 @@ class IntMm(Product):
 
     def __call__(self, x: IntegerTensor, bias: Tensor | None) -> Tensor:
         integers = x.integers.reshape(-1, self.inputs).bitwise_xor(MIDDLE).view(torch.int8)  # subtracts 128
-        zero = x.zero_point - MIDDLE
-        rows = len(integers)
-        padded = pad(integers, (0, self.extra_inputs, 0, max(0, INT_MM_ROWS - rows)))
-        total = torch._int_mm(padded, self.weight)[:rows, : self.outputs] - zero * self.sums
+        zero, rows = x.zero_point - MIDDLE, len(integers)
+        extra = (0, self.extra_inputs, 0, max(0, INT_MM_ROWS - rows))
+        padded = pad(integers, extra) if any(extra) else integers  # pad copies also where it adds nothing
+        total = torch._int_mm(padded, self.weight)[:rows, : self.outputs].sub_(self.sums, alpha=zero)
         if not self.symmetric:
             total -= (integers.sum(1, dtype=torch.int32, keepdim=True) - zero * self.inputs) * self.zero_point
-        y = total.float().mul_(x.scale * self.scale)
+        y = total * (x.scale * self.scale)
         return (y if bias is None else y.add_(bias)).reshape(*x.integers.shape[:-1], self.outputs)
