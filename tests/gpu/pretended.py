@@ -76,6 +76,9 @@ class OnGpu(Tensor):
     def __index__(self) -> int:
         return int(self.held)
 
+    def nonzero(self) -> Tensor:  # type: ignore[override]
+        return aten.nonzero(self)
+
     def contiguous(self, **kwargs: Any) -> Tensor:
         return aten.contiguous(self, **kwargs)
 
