@@ -79,15 +79,16 @@ def _smallest_that_keeps(results: Results) -> Best | None:
     kept = results.where(results.metric("keeps") == 1)
     if kept.table.empty:
         return None
-    lost = kept.losses()
-    row = kept.table.join(lost).sort_values(["size_bytes", "loss"], kind="stable").iloc[0]
+    losses = kept.losses()
+    ranked = kept.table.assign(lost=losses["loss"]).sort_values(["size_bytes", "lost"], kind="stable")
+    row, lost = ranked.iloc[0], losses.loc[ranked.index[0]]
     answered, selected = row["rows_answered"], row["rows_selected"]
     return Best(
         name=str(row["name"]),
         key=str(row["key"]),
         metric=results.primary,
         value=float(row[results.primary]),
-        loss=(float(row["loss"]), float(row["low"]), float(row["high"])),
+        loss=(float(lost["loss"]), float(lost["low"]), float(lost["high"])),
         rows=f"the smallest of {len(kept.table)} trials that keep, decided by {answered:,.0f} of "
         f"{selected:,.0f} rows",
     )

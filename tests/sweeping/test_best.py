@@ -38,7 +38,11 @@ def test_best(
     assert (None if found is None else int(found.key, 16)) == expected
 
 
-DECIDED = {"rows_answered": [64.0, 448.0, 500.0], "rows_selected": [5463.0] * 3}
+DECIDED = {
+    "rows_answered": [64.0, 448.0, 500.0],
+    "rows_selected": [5463.0] * 3,
+    "loss": [0.6, 0.4, 0.5],  # the cross entropy, which all trials have
+}
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_a_regression_has_its_own_metrics(lab: Lab, make_model, tmp_path: Path) 
 BAD = [
     (["method=peg", "method.k=0"], "k must be a whole number of at least 1, got 0"),
     (["method=peg", "method.k=33"], "at most the 32 channels of 0.ffn.in, got 33"),
-    (["profile=quick"], "profile.length=128, but the model takes at most 64 tokens"),
+    (["profile=quick"], "profile.length=128, but the model takes at most 66 tokens here"),
     (
         ["method=peg", "method.permute=rang"],
         "permute must be one of none, range; got 'rang' .did you mean 'range'",
