@@ -58,6 +58,12 @@ class Candidate:
         answers = self.row.trial.answers
         return measured_where(self.held_out, len(answers.labels) if answers else 0, self.among)
 
+    def within(self, loss: float, limit: float) -> bool:
+        """Whether a loss of the trial's is within the limit. A trial that stopped when that was decided has
+        its own limit, and its verdict holds for all rows."""
+        trial = self.row.trial
+        return trial.number_of("keeps") == 1 if trial.verdict else loss <= limit + SLACK
+
     def _compared(self, rows: np.ndarray | None) -> Comparison:
         answers = self.row.trial.answers
         if answers is None or self.row.trial.partial:
@@ -69,7 +75,8 @@ class Candidate:
 def recommend(study: Study, rows: Sequence[ComparedTrial], limit: float) -> Recommendation:
     """Recommends the smallest quantized trial that loses at most ``limit``, else names the closest.
 
-    Of equal sizes the fastest wins, then the best. This trial and the one that failed worst are chosen on the
+    Where trials stopped when their loss was decided it is the smallest that keeps. Of equal sizes the fastest
+    wins, then the best. This trial and the one that failed worst are chosen on the
     rows that choose, and measured on the held-out rows.
     """
     metric = study.primary
@@ -77,7 +84,7 @@ def recommend(study: Study, rows: Sequence[ComparedTrial], limit: float) -> Reco
     mask = study_measuring_rows(study, quantized)
     candidates = [Candidate(row=row, metric=metric, held_out=mask, among=len(quantized)) for row in quantized]
     sound = [one for one in candidates if not _unsound(one.row)]
-    within = [one for one in sound if one.judged <= limit + SLACK]
+    within = [one for one in sound if one.within(one.judged, limit)]
     failed = max(candidates, key=lambda one: one.judged, default=None)
     failed = failed if failed is not None and failed.judged > 0 else None
     chosen: Candidate | None
@@ -89,7 +96,7 @@ def recommend(study: Study, rows: Sequence[ComparedTrial], limit: float) -> Reco
     else:
         chosen = min(sound, key=lambda one: one.judged, default=None)
         deploy = _closest(chosen, limit, any_quantized=bool(quantized))
-    borne_out = chosen is not None and _loss(chosen.measured) <= limit + SLACK
+    borne_out = chosen is not None and chosen.within(_loss(chosen.measured), limit)
     return Recommendation(
         chosen=None if chosen is None else chosen.row,
         within=bool(within) and borne_out,
@@ -140,7 +147,7 @@ def _change(one: Candidate) -> str:
 def _recommendation(one: Candidate, limit: float) -> str:
     """The trial to deploy; or, where the held-out rows put it beyond the limit, that it is not clear yet."""
     trial, comparison, allowed = one.row.trial, one.measured, one.row.scale.limit(limit)
-    if _loss(comparison) > limit + SLACK:
+    if not one.within(_loss(comparison), limit):
         return (
             f"Deploy none of these yet: {trial.name}, within the limit of {allowed} on the rows that "
             f"chose it, {_change(one)}; more rows would tell."
@@ -148,8 +155,12 @@ def _recommendation(one: Candidate, limit: float) -> str:
     size, whole = trial.number_of("size_bytes"), trial.number_of("size_fp32_bytes")
     sure = math.isfinite(comparison.low) and -100 * comparison.low <= limit + SLACK
     bound = "with its whole interval" if sure else "by its point estimate, though not with its whole interval"
-    words = f"Deploy {trial.name}: it {_change(one)}; that is within the limit of {allowed} {bound}. "
-    words += f"It takes {size / MB:.1f} MB, {whole / size:.1f} times less than FP32"
+    why = f"{_change(one)}; that is within the limit of {allowed} {bound}"
+    if trial.verdict:
+        why = f"{trial.verdict}; on these it {_change(one)}"
+    words = (
+        f"Deploy {trial.name}: it {why}. It takes {size / MB:.1f} MB, {whole / size:.1f} times less than FP32"
+    )
     return f"{words}{_speed_words(trial)}{_caveats(one.row)}."
 
 
@@ -172,6 +183,8 @@ def _closest(one: Candidate | None, limit: float, any_quantized: bool) -> str:
         return "Nothing to deploy: no quantized trial finished."
     if one is None:
         return "Deploy none of these: no quantized trial answers better than always naming one class."
+    if one.row.trial.verdict:
+        limit = float(one.row.trial.config["evaluation"]["max_drop"])
     return (
         f"Deploy none of these: no quantized trial stays within {one.row.scale.limit(limit)} of FP32; "
         f"the closest, {one.row.trial.name}, {_change(one)}."

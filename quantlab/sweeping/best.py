@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantlab.evaluation.answering import Evaluation
+from quantlab.reporting.recommendation import SAME_SIZE
 from quantlab.results.answers import SavedAnswers, measuring_rows
 from quantlab.results.scale import scale_of
 from quantlab.results.table import Results, loss_text
@@ -80,8 +81,9 @@ def _smallest_that_keeps(results: Results) -> Best | None:
     if kept.table.empty:
         return None
     losses = kept.losses()
-    ranked = kept.table.assign(lost=losses["loss"]).sort_values(["size_bytes", "lost"], kind="stable")
-    row, lost = ranked.iloc[0], losses.loc[ranked.index[0]]
+    small = kept.table["size_bytes"] <= SAME_SIZE * kept.table["size_bytes"].min()
+    first = losses["loss"][small].idxmin()
+    row, lost = kept.table.loc[first], losses.loc[first]
     answered, selected = row["rows_answered"], row["rows_selected"]
     return Best(
         name=str(row["name"]),

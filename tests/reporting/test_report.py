@@ -213,8 +213,12 @@ def test_trials_that_stopped_keep_their_own_interval_and_meet_no_other(tmp_path:
     assert good.comparison is not None
     assert good.comparison.low == -good.trial.number_of("accuracy_drop_ci95_high")
     assert pair_matrix(study, [reference, good, bad]) is None
-    advice = recommend(study, [reference, good, bad], 1.0)
-    assert advice.chosen is good and "on the 200 rows that chose it" in advice.deploy
+    for limit in (1.0, 1e-6):  # the trials' own limit counts, not the page's
+        advice = recommend(study, [reference, good, bad], limit)
+        assert advice.chosen is good and advice.within and "on the 200 rows that chose it" in advice.deploy
+        assert "Deploy good: it keeps within 1 points with 200 of 400 rows" in advice.deploy
+    none = recommend(study, [reference, bad], 100.0)
+    assert not none.within and "no quantized trial stays within 1 points of FP32" in none.deploy
     html = render(page_content(study, None, 1.0))
     assert "keeps within 1 points" in html and "200 of 400 rows" in html
 
