@@ -35,13 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ANSWER_TIMEOUT_S = 600  # a model may take this long to load
-# Before a process that times is forked. Two networks' modules import what nearly all networks need: seconds.
-IMPORTED = (
-    __name__,
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.llama.modeling_llama",
-)
+# Before a process that times is forked: two networks' modules import what nearly all networks need.
+MODELS = ("auto.modeling_auto", "bert.modeling_bert", "llama.modeling_llama")
+IMPORTED = (__name__, *(f"transformers.models.{name}" for name in MODELS))
 
 Inputs = Mapping[str, np.ndarray]
 Pipe: TypeAlias = "Connection[Any, Any]"
@@ -131,10 +127,8 @@ Request = TimeRuns | MeasureMemory
 
 
 class TimingProcess:
-    """This side of a process that has loaded one subject.
-
-    Both methods raise what went wrong in the process, and RuntimeError if it has ended or does not answer.
-    """
+    """This side of a process that has loaded one subject. Both methods raise what went wrong in the process,
+    and RuntimeError if it has ended or does not answer."""
 
     def __init__(self, pipe: Pipe, memory: dict[str, float]):
         self._pipe = pipe

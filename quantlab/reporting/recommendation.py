@@ -76,8 +76,8 @@ def recommend(study: Study, rows: Sequence[ComparedTrial], limit: float) -> Reco
     """Recommends the smallest quantized trial that loses at most ``limit``, else names the closest.
 
     Where trials stopped when their loss was decided it is the smallest that keeps. Of equal sizes the fastest
-    wins, then the best. This trial and the one that failed worst are chosen on the
-    rows that choose, and measured on the held-out rows.
+    wins, then the best. This trial and the one that failed worst are chosen on the rows that choose, and
+    measured on the held-out rows.
     """
     metric = study.primary
     quantized = [row for row in rows if not row.trial.reference and math.isfinite(row.difference)]
