@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Sequence
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -22,11 +23,13 @@ class TrialsLoader(ConfigLoaderImpl):
     def __init__(self, loader: ConfigLoader) -> None:
         super().__init__(loader.get_search_path())
         self._composed: dict[tuple[str, ...], bytes] = {}  # pickles: five times as fast to copy as objects
+        self._files: IConfigRepository | None = None
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """The settings of one trial. Raises Hydra's own errors."""
         parsed = OverridesParser.create().parse_overrides(sweep_overrides)
-        values = [item for item in parsed if self._is_value(item)]
+        files = self._files_of(master_config)
+        values = [item for item in parsed if _is_value(item, files)]
         shared = tuple(str(item.input_line) for item in parsed if item not in values)
         if not values or any(item.input_line is None for item in parsed):
             return super().load_sweep_config(master_config, sweep_overrides)
@@ -40,12 +43,20 @@ class TrialsLoader(ConfigLoaderImpl):
 
     def __getstate__(self) -> dict[str, object]:
         """What goes to another process, which composes for itself."""
-        return {**vars(self), "_composed": {}}
+        return {**vars(self), "_composed": {}, "_files": None}
 
-    def _is_value(self, item: Override) -> bool:
-        """Whether an override sets a value, and chooses no group or file."""
-        group = self.repository.group_exists(item.key_or_group) and not isinstance(item.value(), dict)
-        return not group and (not item.is_hydra_override() or item.key_or_group.startswith(TRIALS_OWN))
+    def _files_of(self, master: DictConfig) -> IConfigRepository:
+        """The groups and files that the sweep finds, those in its ``hydra.searchpath`` among them."""
+        if self._files is None:
+            name, typed = master.hydra.job.config_name, list(master.hydra.overrides.hydra)
+            _, self._files = self._parse_overrides_and_create_caching_repo(name, typed)
+        return self._files
+
+
+def _is_value(item: Override, files: IConfigRepository) -> bool:
+    """Whether an override sets a value, and chooses no group or file."""
+    group = files.group_exists(item.key_or_group) and not isinstance(item.value(), dict)
+    return not group and (not item.is_hydra_override() or item.key_or_group.startswith(TRIALS_OWN))
 
 
 def _name_overrides(settings: DictConfig, parsed: Sequence[Override]) -> None:

@@ -16,6 +16,8 @@ from quantlab.network.checkpoint import read_model
 from quantlab.profiling.clocks import Run
 from quantlab.profiling.timing import Inputs, Subject
 
+CHANNELS = 64  # of the product that shows whether sums saturate
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled(Subject):
@@ -56,6 +58,16 @@ class Logits(nn.Module):
 def has_int8() -> bool:
     """Whether torchao is there."""
     return find_spec("torchao") is not None
+
+
+def saturates() -> bool:
+    """Whether torch.compile's INT8 product of the largest bytes is not the sum that its graph stands for."""
+    linear = nn.Linear(CHANNELS, CHANNELS, bias=False).requires_grad_(False).eval()
+    linear.weight.fill_(1)
+    rows = torch.tensor([[0.0], [1.0]]).expand(2, CHANNELS).contiguous()
+    network = quantized(linear, (rows,))
+    with torch.inference_mode(), torch._inductor.config.patch(freezing=True):
+        return not torch.allclose(torch.compile(network)(rows), network(rows))
 
 
 def quantized(network: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:

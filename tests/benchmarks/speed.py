@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from compiled import Compiled, has_int8
+from compiled import saturates as compiled_saturates
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -52,6 +53,7 @@ from quantlab.profiling.timing import RuntimeSubject, Subject, TorchSubject
 from quantlab.runtimes.onnx_file import export_onnx
 from quantlab.runtimes.onnxruntime import OnnxRuntime
 from quantlab.runtimes.openvino import OpenVino
+from quantlab.runtimes.saturation import saturates
 from quantlab.tasks.batching import Batch
 from quantlab.tasks.heads import CLASSES
 
@@ -144,8 +146,12 @@ def deployed(_: argparse.Namespace) -> None:
         }
         if has_int8():
             subjects["torch.compile INT8"] = Compiled(folder=folder / "model", head=CLASSES, int8=True)
+            print(f"torch.compile INT8 saturates here: {compiled_saturates()}")
+        runtimes = (OnnxRuntime(), OpenVino())
+        for runtime in runtimes:
+            print(f"{runtime.describe()} INT8 saturates here: {saturates(runtime)}")
         for precision, plan in files.items():
-            for runtime in (OnnxRuntime(), OpenVino()):
+            for runtime in runtimes:
                 path = folder / f"{runtime.package} {precision}.onnx"
                 export_onnx(model, plan, batch.inputs, path, {}, runtime.signed)
                 subjects[f"{runtime.package} {precision}"] = RuntimeSubject(path=path, runtime=runtime)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
@@ -46,6 +47,23 @@ def test_settings_are_hydras_own(master: tuple[ConfigLoaderImpl, DictConfig], tr
     for loader in (ours, ours, pickle.loads(pickle.dumps(ours))):  # composed, copied, in another process
         found = loader.load_sweep_config(settings, given)
         assert plain(found) == expected and OmegaConf.is_struct(found)
+
+
+@pytest.mark.parametrize(
+    "trial", [("+case=mine", "method.k=2"), ("+case@_global_=mine", "calibration.seed=3")], ids=" ".join
+)
+def test_groups_of_ones_own_folder_are_found(tmp_path: Path, trial: tuple[str, ...]) -> None:
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "mine.yaml").write_text("# @package _global_\nbits: {symmetric: true}\n")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        hydras = GlobalHydra.instance().config_loader()
+        assert isinstance(hydras, ConfigLoaderImpl)
+        typed = [f"hydra.searchpath=[file://{tmp_path}]", "method=peg"]
+        settings = hydras.load_configuration("config", typed, run_mode=RunMode.MULTIRUN)
+        given = ["method=peg", *trial]
+        expected = hydras.load_sweep_config(settings, given)
+        found = TrialsLoader(hydras).load_sweep_config(settings, given)
+    assert plain(found) == plain(expected) and found.bits.symmetric is True
 
 
 def plain(settings: DictConfig) -> object:
