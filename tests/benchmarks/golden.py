@@ -105,7 +105,7 @@ def numbers(trial: Path, folder: Path) -> tuple[str, dict[str, object]]:
     own = [
         line[2:]
         for line in overrides.splitlines()
-        if not line.startswith(("- task", "- hydra", "- evaluation"))
+        if not line.startswith(("- task", "- hydra", "- evaluation", "- sweep.member"))
     ]
     linears = pd.read_csv(trial / "linears.csv") if (trial / "linears.csv").is_file() else pd.DataFrame()
     return f"{trial.parent.name} {' '.join(own)}", {
