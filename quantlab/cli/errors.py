@@ -121,7 +121,7 @@ def _not_built(error: InstantiationException) -> str:
         cause = cause.__cause__
     text = without_password(" ".join(str(cause).split()))
     if isinstance(cause, TypeError) and (unknown := UNKNOWN_FIELD.search(text)):
-        return f"there is no setting {place}.{unknown['name']}"
+        return f"there is no setting {f'{place}.' if place else ''}{unknown['name']}"
     if not isinstance(cause, ValueError | OSError | InstantiationException):
         text = f"{type(cause).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
     return text if not place or text.startswith(place) else f"{place}: {text}"

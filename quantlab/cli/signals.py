@@ -1,6 +1,7 @@
 """Ending a process in the middle of its work: by a signal, so that what it holds open is closed, or by a
 reader that has gone."""
 
+import multiprocessing
 import os
 import shlex
 import signal
@@ -9,13 +10,14 @@ import threading
 from types import FrameType, TracebackType
 
 AGAIN_AFTER_S = 0.1
+STDERR = 2  # the file descriptor: sys.stderr may be in the middle of a line when a signal comes
 
 
 def end_on_sigterm() -> None:
     """From here on SIGTERM and Ctrl-C end the program through its ``finally`` blocks, SIGTERM with status
     143.
 
-    Ctrl-C says in one line how to go on, with no traceback.
+    Both say in one line how to go on, with no traceback.
 
     Python drops an exception that is raised inside a weak reference's callback or a ``__del__``, where a
     signal may well find the program: SIGTERM and Ctrl-C are then sent again.
@@ -37,12 +39,18 @@ def printed(text: str) -> int:
 
 
 def _leave(number: int, _: FrameType | None) -> None:
+    if multiprocessing.parent_process() is None:  # one line, however many workers there are
+        os.write(STDERR, f"ended by SIGTERM; {_again()}\n".encode())
     sys.exit(128 + number)
+
+
+def _again() -> str:
+    return f"the same command goes on: {shlex.join(sys.orig_argv)}"
 
 
 def _interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        print(f"interrupted; the same command goes on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+        print(f"interrupted; {_again()}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -1,6 +1,7 @@
 """Checks of what users write: every message says what came, what is allowed, and the nearest valid name."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import fields
@@ -25,9 +26,16 @@ def one_of(field: str, value: Any, allowed: Iterable[Any]) -> None:
         raise ValueError(f"{field} must be one of {names}; got {value!r}{nearest(value, map(str, allowed))}")
 
 
+def finite(field: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a number (not a bool), and neither infinite nor NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{field} must be a finite number, got {value!r}")
+
+
 def at_least(field: str, value: Any, least: float) -> None:
-    """Raises ValueError unless ``value`` is a number (not a bool) of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+    """Raises ValueError unless ``value`` is a finite number of at least ``least``."""
+    finite(field, value)
+    if value < least:
         raise ValueError(f"{field} must be at least {least}, got {value!r}")
 
 
@@ -38,8 +46,9 @@ def part(field: str, value: Any) -> None:
 
 
 def above(field: str, value: Any, bound: float) -> None:
-    """Raises ValueError unless ``value`` is a number (not a bool) above ``bound``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > bound:
+    """Raises ValueError unless ``value`` is a finite number above ``bound``."""
+    finite(field, value)
+    if value <= bound:
         raise ValueError(f"{field} must be above {bound}, got {value!r}")
 
 

@@ -41,9 +41,12 @@ class Verdict:
         return "keeps" if self.keeps else "loses"
 
 
-def require_decidable(metric: str) -> None:
-    """Raises ValueError where no test of this score keeps its level while answers come in."""
+def require_decidable(metric: str, max_drop: float) -> None:
+    """Raises ValueError where no test of this score keeps its level while answers come in, and where a share
+    cannot lose ``max_drop`` points."""
     score = SCORES[metric]
+    if not score.relative and max_drop > 100:
+        raise ValueError(f"evaluation.max_drop is in points of {metric}, at most 100; got {max_drop!r}")
     if score.right_of is None and not score.relative:
         raise ValueError(
             f"evaluation.until=decided is for shares of right answers and for perplexities; {metric} is no "

@@ -78,7 +78,8 @@ def _levels(rows: Sequence[ComparedTrial]) -> list[Table]:
     return []
 
 
-ANALYSED = re.compile(r"[+~]*([\w/]+@)?(model|task|evaluation)\b[^=]*=")  # overrides that an analysis shares
+# Overrides that an analysis shares. It answers all rows, whatever decided the trials.
+ANALYSED = re.compile(r"[+~]*([\w/]+@)?(model|task|evaluation(?!\.(until|max_drop)\b))\b[^=]*=")
 
 
 def _command(study: Study) -> list[str]:

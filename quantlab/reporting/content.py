@@ -151,9 +151,16 @@ def _seed(summary: Mapping[str, Any] | None) -> Any:
 
 def _table_note(study: Study) -> str:
     simulated = any(trial.tags.get("engine") == "simulated" for trial in study.finished)
-    note = "A simulated speed is that of FP32 arithmetic on quantized values, not of integers."
     timed = any("latency_p50_ms" in trial.metrics for trial in study.finished)
-    return note if simulated and timed else ""
+    notes = []
+    if simulated and timed:
+        notes.append("A simulated speed is that of FP32 arithmetic on quantized values, not of integers.")
+    if any(trial.partial for trial in study.finished):
+        notes.append(
+            f"Of a trial that stopped early, {study.scale.words} is estimated: FP32's on all rows, changed "
+            "by what the answered rows lost."
+        )
+    return " ".join(notes)
 
 
 def _repeats(study: Study, rows: Sequence[ComparedTrial]) -> list[Table]:

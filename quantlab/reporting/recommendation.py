@@ -56,6 +56,8 @@ class Candidate:
     def rows(self) -> str:
         """Which rows chose and measured it, in words."""
         answers = self.row.trial.answers
+        if self.row.trial.partial:
+            return f"estimated from the {self.row.trial.number_of('rows_answered'):,.0f} rows that decided it"
         return measured_where(self.held_out, len(answers.labels) if answers else 0, self.among)
 
     def within(self, loss: float, limit: float) -> bool:

@@ -190,7 +190,7 @@ class PreparedModel:
 def checked_space(config: SearchConfig, memo: Memo) -> tuple[list[Site], Space]:
     """The sites and the space, without loading anything. Raises ValueError or OSError for settings that
     contradict each other."""
-    config.evaluation.require_all_rows("a search, and what is measured of all rows,")
+    config.evaluation.require_all_rows("what compares quantizations")
     sites = check_trial(config, memo)
     space = space_of(config.search, sites, config.method, config.bits)
     if config.calibration.through == "quantized":

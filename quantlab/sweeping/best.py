@@ -76,6 +76,16 @@ def best_of(
     )
 
 
+def best_in_words(best: Best | None, results: Results, evaluation: Evaluation) -> str:
+    """The best trial, or that none keeps within the limit; "" where there was nothing to choose."""
+    if best is not None:
+        return str(best)
+    undecided = results.metric("rows_answered").isna().all()
+    if evaluation.max_drop is None or undecided:
+        return ""
+    return f"no trial keeps within {results.scale.limit(evaluation.max_drop)}"
+
+
 def _smallest_that_keeps(results: Results) -> Best | None:
     kept = results.where(results.metric("keeps") == 1)
     if kept.table.empty:

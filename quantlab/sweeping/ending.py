@@ -16,7 +16,7 @@ from quantlab.reporting.writing import write_sweep
 from quantlab.results.answers import SavedAnswers, read_answers
 from quantlab.results.table import Results, write_tables, write_texts
 from quantlab.sweeping.alarms import flat_axes
-from quantlab.sweeping.best import best_of
+from quantlab.sweeping.best import best_in_words, best_of
 from quantlab.sweeping.prepare import PreparedSweep, PreparedTrial
 from quantlab.sweeping.summary import print_places
 from quantlab.sweeping.sweep import varying
@@ -59,11 +59,12 @@ def write_sweep_files(sweeping: PreparedSweep, reused: Set[str], errors: Mapping
     files: list[Path] = [sweeping.folder / "multirun.yaml"]
     undrawn = []
     alarms = flat_axes(results) if results else ()
-    chosen = None
+    chosen, best = None, ""
     if results is not None:
         if one_question(sweeping):
-            answers = _answers(sweeping, results.table["key"])
-            chosen = best_of(results, answers, sweeping.trials[0].evaluation)
+            answers, evaluation = _answers(sweeping, results.table["key"]), sweeping.trials[0].evaluation
+            chosen = best_of(results, answers, evaluation)
+            best = best_in_words(chosen, results, evaluation)
         files += write_tables(results, sweeping.folder)
         raised = pd.DataFrame([asdict(alarm) for alarm in alarms], columns=["name", "message"])
         files += write_texts(sweeping.folder, {"alarms.csv": raised.to_csv(index=False)})
@@ -86,7 +87,8 @@ def write_sweep_files(sweeping: PreparedSweep, reused: Set[str], errors: Mapping
         undrawn=tuple(undrawn),
         metrics={name: float(count) for name, count in counts.items()}
         | ({f"best_{chosen.metric}": chosen.value} if chosen else {}),
-        tags=({"best": str(chosen), "best_key": chosen.key} if chosen else {})
+        tags=({"best": best} if best else {})
+        | ({"best_key": chosen.key} if chosen else {})
         | {"alarms": ", ".join(dict.fromkeys(alarm.name for alarm in alarms))},
         alarms=alarms,
     )

@@ -75,9 +75,9 @@ def print_member(member: Member, summary: Mapping[str, Any]) -> None:
     """A sweep's trial in one line: its place, its name, its answer."""
     alarms = ", ".join(dict.fromkeys(alarm["name"] for alarm in summary["alarms"]))
     said = (
-        f"[{member.number}/{member.total}] {shortened(member.name, NAME)}: {answer_line(summary['metrics'])} "
+        f"[{member.number}/{member.total}] {shortened(member.name, NAME)}: {answer_line(summary['metrics'])}"
     )
-    plain_console().print(Text.assemble(said, (alarms, "bold red")))
+    plain_console().print(Text.assemble(said, (f" {alarms}" if alarms else "", "bold red")))
 
 
 def print_summary(result: TrialResult, folder: Path, page: Sequence[str] = ()) -> None:

@@ -69,8 +69,8 @@ def check_trial(config: TrialConfig, memo: Memo) -> list[Site]:
     checkpoint, tokenizer and rows do not fit each other. A training is checked, and not begun.
     """
     config.runtime.check()
-    if config.evaluation.stops:
-        require_decidable(config.task.metrics[0])
+    if config.evaluation.max_drop is not None:
+        require_decidable(config.task.metrics[0], config.evaluation.max_drop)
         if isinstance(config.runtime, FileRuntime):
             config.evaluation.require_all_rows(f"runtime={config.runtime.package}")
     checkpoint = resolve_checkpoint(config.model, config.task, memo)

@@ -28,6 +28,7 @@ MISTAKES = [
     ("--config-dri", "quantlab run has no option --config-dri (did you mean '--config-dir'?)"),
     ("bits.weights=1", "bits.weights: bits must be a whole number in 2..16, got 1"),
     ("+bits.nothing=1", "there is no setting bits.nothing"),
+    ("+clip=mine", "there is no setting clip"),
 ]
 
 

@@ -38,7 +38,8 @@ def test_a_signal_ends_the_program_through_its_finally_blocks(
     signalled = f"signal.raise_signal(signal.{name})"
     done = run("del thing" if in_callback else signalled, signalled)
     assert (done.returncode, done.stdout) == (status, "closed\n")
-    assert done.stderr.startswith("interrupted; the same command goes on: " if name == "SIGINT" else "")
+    said = "interrupted" if name == "SIGINT" else "ended by SIGTERM"
+    assert done.stderr.startswith(f"{said}; the same command goes on: ")
     assert "Traceback" not in done.stderr
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantlab.config.checks import at_least, fitting, folder_name, freeze, nearest, one_of, whole
+from quantlab.config.checks import above, at_least, fitting, folder_name, freeze, nearest, one_of, whole
 from quantlab.network.checkpoint_sources import Pretrained
 from quantlab.network.models import FineTuned, Recipe
 from quantlab.sweeping.sweep import Sweep
@@ -44,24 +44,21 @@ def test_one_of() -> None:
         one_of("field", 3, (1, 2))
 
 
-@pytest.mark.parametrize(
-    "value, least, fits",
-    [
-        (0, 0, True),
-        (0.5, 0, True),
-        (-1, 0, False),
-        (True, 0, False),
-        ("1", 0, False),
-        (None, 0, False),
-        (math.nan, 0, False),
-    ],
-)
-def test_at_least(value: Any, least: float, fits: bool) -> None:
-    if fits:
-        at_least("field", value, least)
-        return
-    with pytest.raises(ValueError, match=f"^field must be at least {least}, got {value!r}$"):
-        at_least("field", value, least)
+@pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("check", [at_least, above])
+def test_a_number_is_finite(check: Callable[[str, Any, float], None], value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^field must be a finite number, got {value!r}$"):
+        check("field", value, 0)
+
+
+def test_at_least_and_above() -> None:
+    for value in (0, 0.5):
+        at_least("field", value, 0)
+    above("field", 0.5, 0)
+    with pytest.raises(ValueError, match=r"^field must be at least 0, got -1$"):
+        at_least("field", -1, 0)
+    with pytest.raises(ValueError, match=r"^field must be above 0, got 0$"):
+        above("field", 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -207,4 +207,4 @@ def test_perplexity_is_decided_by_the_paired_ratio_of_windows(metric: str, perce
 @pytest.mark.parametrize("metric", ["f1", "matthews_correlation", "pearson"])
 def test_scores_that_are_no_means_are_refused(metric: str) -> None:
     with pytest.raises(ValueError, match=f"{metric} is no mean over rows.*evaluation.until=all"):
-        require_decidable(metric)
+        require_decidable(metric, 1.0)

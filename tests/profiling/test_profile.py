@@ -298,7 +298,7 @@ CPUS = os.cpu_count()
         ({"warmup": -1}, "profile.warmup must be a whole number of at least 0, got -1"),
         ({"iterations": 0}, "profile.iterations must be a whole number of at least 1, got 0"),
         ({"seconds": -0.5}, "profile.seconds must be at least 0, got -0.5"),
-        ({"seconds": "5"}, "profile.seconds must be at least 0, got '5'"),
+        ({"seconds": "5"}, "profile.seconds must be a finite number, got '5'"),
         ({"batch_size": 0}, "profile.batch_size must be a whole number of at least 1, got 0"),
         ({"batch_size": 2.5}, "profile.batch_size must be a whole number of at least 1, got 2.5"),
         ({"length": 0}, "profile.length must be a whole number of at least 1, got 0"),

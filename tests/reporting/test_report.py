@@ -2,12 +2,14 @@
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import html5lib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from made import EVIL, FP32, LABELS, REFERENCE, ROWS, logits, losing, sweep, trial
 from scipy import stats
 
@@ -215,12 +217,14 @@ def test_trials_that_stopped_keep_their_own_interval_and_meet_no_other(tmp_path:
     assert pair_matrix(study, [reference, good, bad]) is None
     for limit in (1.0, 1e-6):  # the trials' own limit counts, not the page's
         advice = recommend(study, [reference, good, bad], limit)
-        assert advice.chosen is good and advice.within and "on the 200 rows that chose it" in advice.deploy
+        assert advice.chosen is good and advice.within
+        assert "estimated from the 200 rows that decided it" in advice.deploy
         assert "Deploy good: it keeps within 1 points with 200 of 400 rows" in advice.deploy
     none = recommend(study, [reference, bad], 100.0)
     assert not none.within and "no quantized trial stays within 1 points of FP32" in none.deploy
     html = render(page_content(study, None, 1.0))
     assert "keeps within 1 points" in html and "200 of 400 rows" in html
+    assert "Of a trial that stopped early, accuracy is estimated: FP32's on all rows" in unescape(html)
 
 
 def test_seeds_are_repeats(tmp_path: Path) -> None:
@@ -436,6 +440,21 @@ def test_commands_leave_out_what_decides_nothing(tmp_path: Path) -> None:
     study = from_folders([sweep(tmp_path, ROWS)])
     assert study.trials[0].command == "python -m quantlab.run +sweeps=mine method=peg 'sweep.trials=[]'"
     assert study.command == "python -m quantlab.run -m +sweeps=mine 'a=b c'"
+
+
+def test_an_analysis_of_trials_that_stopped_answers_all_rows(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, ROWS)
+    words = [
+        "model=hf",
+        "task=qnli",
+        "evaluation.until=decided",
+        "evaluation.limit=9",
+        "+evaluation.max_drop=3",
+    ]
+    for file in tmp_path.rglob("overrides.yaml"):
+        file.write_text(yaml.safe_dump(words))
+    html = unescape(render(page_content(from_folders([folder]), None, 1.0)))
+    assert "python -m quantlab.outliers model=hf task=qnli evaluation.limit=9<" in html
 
 
 def analysed(root: Path, fingerprint: str = "c1", name: str = "o") -> Path:

@@ -6,7 +6,7 @@ from faked import answers, changed, faked
 
 from quantlab.evaluation.answering import Evaluation
 from quantlab.results.answers import SavedAnswers
-from quantlab.sweeping.best import Best, best_of
+from quantlab.sweeping.best import Best, best_in_words, best_of
 
 SETTINGS = [{"method.k": str(k)} for k in (1, 2, 16)]
 
@@ -59,10 +59,14 @@ def test_of_trials_that_stop_the_smallest_that_keeps(
 ) -> None:
     results = faked(SETTINGS, answers([0.5, 0.9, 0.7]))
     results = changed(results, keeps=keeps, size_bytes=sizes, **DECIDED)
-    found = best_of(results, {}, Evaluation(until="decided", max_drop=1))
+    evaluation = Evaluation(until="decided", max_drop=1)
+    found = best_of(results, {}, evaluation)
     assert (None if found is None else int(found.key, 16)) == expected
-    if found is not None and expected == 2:
-        assert str(found).endswith("the smallest of 2 trials that keep, decided by 500 of 5,463 rows")
+    said = best_in_words(found, results, evaluation)
+    if expected is None:
+        assert said == "no trial keeps within 1 points"
+    if expected == 2:
+        assert said.endswith("the smallest of 2 trials that keep, decided by 500 of 5,463 rows")
 
 
 def luckiest(seed: int, evaluation: Evaluation, **more: object) -> tuple[Best, np.ndarray]:

@@ -270,8 +270,8 @@ def test_a_penalty_is_given_once() -> None:
     "make, message",
     [
         (lambda: quanttune(-0.1), "training.weight must be at least 0, got -0.1"),
-        (lambda: quanttune(float("nan")), "training.weight must be at least 0, got nan"),
-        (lambda: quanttune("1"), "training.weight must be at least 0, got '1'"),  # type: ignore[arg-type]
+        (lambda: quanttune(float("nan")), "training.weight must be a finite number, got nan"),
+        (lambda: quanttune("1"), "training.weight must be a finite number, got '1'"),  # type: ignore[arg-type]
         (lambda: quanttune(quantile=1.0), "training.quantile must be between 0 and 1, got 1.0"),
         (lambda: of_activations(-1), "training.of_activations must be at least 0, got -1"),
         (lambda: of_weights(-1e-9), "training.of_weights must be at least 0, got -1e-09"),

@@ -77,7 +77,7 @@ def test_nothing_to_clip_is_said(
     [
         ({"sigmas": 0}, "training.sigmas must be above 0, got 0"),
         ({"sigmas": -1, "count": 3}, "training.sigmas must be at least 0, got -1"),
-        ({"sigmas": "6"}, "training.sigmas must be above 0, got '6'"),
+        ({"sigmas": "6"}, "training.sigmas must be a finite number, got '6'"),
         ({"count": -1}, "training.count must be a whole number of at least 0, got -1"),
         ({"count": 1.5}, "training.count must be a whole number of at least 0, got 1.5"),
         ({"held": "no"}, "training.held must be one of True, False; got 'no'"),

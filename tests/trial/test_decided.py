@@ -101,6 +101,10 @@ def test_all_rows_have_one_key_whatever_their_order(lab: Lab) -> None:
         (("evaluation.until=decided",), "until=decided needs evaluation.max_drop, in points or % of perpl"),
         (("evaluation.max_drop=1",), "until=all takes no evaluation.max_drop, got 1: set evaluation.until=d"),
         (("evaluation.until=decided", "evaluation.max_drop=-1"), "max_drop must be at least 0, got -1"),
+        (
+            ("evaluation.until=decided", "evaluation.max_drop=inf"),
+            "max_drop must be a finite number",
+        ),
         (("evaluation.until=decide",), "until must be one of all, decided; got 'decide' .did you mean"),
     ],
 )
@@ -113,6 +117,7 @@ def test_settings_that_contradict_each_other(lab: Lab, overrides: tuple[str, ...
     "overrides, message",
     [
         (("task.metrics=[f1]",), "f1 is no mean over rows"),
+        (("evaluation.max_drop=100.5",), "max_drop is in points of accuracy, at most 100; got 100.5"),
         (
             ("runtime=onnxruntime",),
             "runtime=onnxruntime needs the answers to all rows: set evaluation.until=",
