@@ -28,7 +28,8 @@ class LlmInt8(OperandSplit):
 
     def __post_init__(self) -> None:
         freeze(self)
-        above("split.threshold", self.threshold, 0)
+        if self.threshold != math.inf:
+            above("split.threshold", self.threshold, 0)
         one_of("split.columns", self.columns, ("batch", "calibration"))
 
     def splits(self, probe: Probe, sketches: Mapping[str, Sketch]) -> dict[str, Split]:

@@ -9,7 +9,7 @@ BAD = [
     ({"budget": 0}, "search.budget must be at least 2 evaluations .*got 0"),
     ({"budget": 1.5}, "search.budget must be at least 2 evaluations"),
     ({"budget": -3}, "search.budget must be at least 0, got -3"),
-    ({"budget": True}, "search.budget must be at least 0, got True"),
+    ({"budget": True}, "search.budget must be a finite number, got True"),
     ({"trials": 0}, "search.trials must be a whole number of at least 1, got 0"),
     (
         {"mode": "costs"},
