@@ -7,7 +7,10 @@ import shlex
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
+
+from quantlab.cli.secrets import without_password
 
 AGAIN_AFTER_S = 0.1
 STDERR = 2  # the file descriptor: sys.stderr may be in the middle of a line when a signal comes
@@ -40,12 +43,13 @@ def printed(text: str) -> int:
 
 def _leave(number: int, _: FrameType | None) -> None:
     if multiprocessing.parent_process() is None:  # one line, however many workers there are
-        os.write(STDERR, f"ended by SIGTERM; {_again()}\n".encode())
+        with suppress(OSError):  # nobody reads on
+            os.write(STDERR, f"ended by SIGTERM; {_again()}\n".encode())
     sys.exit(128 + number)
 
 
 def _again() -> str:
-    return f"the same command goes on: {shlex.join(sys.orig_argv)}"
+    return f"the same command goes on: {without_password(shlex.join(sys.orig_argv))}"
 
 
 def _interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -26,7 +26,11 @@ finally:
 def run(action: str, in_callback: str) -> "subprocess.CompletedProcess[str]":
     program = PROGRAM.format(action=action, in_callback=in_callback)
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-c", program, "tracking.uri=http://me:secret@host"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
     )
 
 
@@ -40,6 +44,7 @@ def test_a_signal_ends_the_program_through_its_finally_blocks(
     assert (done.returncode, done.stdout) == (status, "closed\n")
     said = "interrupted" if name == "SIGINT" else "ended by SIGTERM"
     assert done.stderr.startswith(f"{said}; the same command goes on: ")
+    assert "http://me@host" in done.stderr and "secret" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
