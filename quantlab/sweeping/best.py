@@ -80,8 +80,8 @@ def best_in_words(best: Best | None, results: Results, evaluation: Evaluation) -
     """The best trial, or that none keeps within the limit; "" where there was nothing to choose."""
     if best is not None:
         return str(best)
-    undecided = results.metric("rows_answered").isna().all()
-    if evaluation.max_drop is None or undecided:
+    no_verdict = results.metric("rows_answered").isna().all()
+    if evaluation.max_drop is None or no_verdict:
         return ""
     return f"no trial keeps within {results.scale.limit(evaluation.max_drop)}"
 
